@@ -1,0 +1,36 @@
+PYTHON ?= python3
+BIN := .venv/bin
+# Installed again only when a list of dependencies has changed.
+LISTS := setup.cfg pyproject.toml constraints.txt
+
+.PHONY: demo test check slow docs clean
+
+demo: .venv/.run           ## train, quantise, export and check three networks on digits
+	$(BIN)/qrobust run recipes/digits.toml
+
+test: check                ## style, types, tests
+	$(BIN)/pytest
+
+check: .venv/.dev
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+slow: .venv/.dev           ## the tests that take minutes
+	$(BIN)/pytest -m slow
+
+docs: .venv/.dev           ## write docs/cli.md and recipes/README.md anew
+	$(BIN)/python -m tests.generate
+
+clean:
+	rm -rf .venv runs build *.egg-info
+
+.venv/.run: $(LISTS)
+	test -x $(BIN)/python || $(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e .
+	touch $@
+
+.venv/.dev: $(LISTS)
+	test -x $(BIN)/python || $(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[dev]"
+	touch .venv/.run $@

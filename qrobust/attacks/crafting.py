@@ -1,0 +1,45 @@
+"""The state of a network while an attack works on it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from typing import Protocol, runtime_checkable
+
+from torch import nn
+from torch.nn.utils import parametrize
+
+
+@runtime_checkable
+class Holdable(Protocol):
+    """A module whose result depends on weights alone and can be kept while they do not change."""
+
+    def hold(self, on: bool) -> None:
+        """Keep the next result until switched off."""
+
+
+@contextmanager
+def crafting(model: nn.Module, *, training: bool = False) -> Iterator[None]:
+    """Inside: eval mode (or train mode), no gradients for parameters, each weight computed and quantised once.
+
+    Leaves every module's mode and every parameter's `requires_grad` as found, also after an error.
+    """
+    modes = [(module, module.training) for module in model.modules()]
+    asked = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    holders = [module for module in model.modules() if isinstance(module, Holdable)]
+    with ExitStack() as stack:
+        stack.callback(_restore, modes)
+        for parameter in asked:
+            parameter.requires_grad_(False)
+            stack.callback(parameter.requires_grad_, True)
+        for holder in holders:
+            holder.hold(True)
+            stack.callback(holder.hold, False)
+        model.train(training)
+        stack.enter_context(parametrize.cached())
+        yield
+
+
+def _restore(modes: list[tuple[nn.Module, bool]]) -> None:
+    for module, training in modes:
+        module.training = training

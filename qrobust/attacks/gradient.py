@@ -1,0 +1,82 @@
+"""Attacks that step along the gradient: one loop, and its named settings."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Generator, Tensor, nn
+from torch.nn import functional as F
+
+from ..objectives import margin
+from ..threat import Threat
+from .crafting import crafting
+
+Loss = Callable[[Tensor, Tensor], Tensor]
+LOSSES: dict[str, Loss] = {
+    "ce": lambda logits, y: F.cross_entropy(logits, y, reduction="sum"),
+    "margin": lambda logits, y: margin(logits, y).sum(),
+}
+
+
+def pgd(
+    model: nn.Module,
+    x: Tensor,
+    y: Tensor,
+    *,
+    threat: Threat,
+    steps: int = 20,
+    step_size: float = 2 / 255,
+    restarts: int = 1,
+    random_start: bool = True,
+    loss: str = "ce",
+    training: bool = False,
+    generator: Generator | None = None,
+) -> Tensor:
+    r"""Projected gradient descent (Madry et al. 2018, arXiv 1706.06083).
+
+        x_{t+1} = project(x_t + step_size · direction(∇_x loss(f(x_t), y)))
+
+    x: images (n, c, h, w) in [0,1]. y: labels (n,). step_size: in the units of `threat.eps`.
+    loss: "ce", or "margin" (CW-inf). training: batch-norm's mode while crafting. Images that a restart
+    broke leave the batch of the next. Returns x_adv (n, c, h, w), within the threat.
+
+    >>> from qrobust.threat import Threat
+    >>> x_adv = pgd(nn.Flatten(), torch.rand(2, 3, 1, 1), torch.tensor([0, 1]), threat=Threat("linf", 0.1))
+    """
+    x_adv = x.clone()
+    with crafting(model, training=training):
+        todo = torch.arange(len(x), device=x.device)
+        for restart in range(restarts):
+            start = threat.random_start(x[todo], generator) if random_start else x[todo]
+            x_adv[todo] = _ascend(model, x[todo], y[todo], start, threat, steps, step_size, LOSSES[loss])
+            if restart + 1 < restarts:
+                with torch.no_grad():
+                    todo = todo[model(x_adv[todo]).argmax(1) == y[todo]]
+            if not len(todo):
+                break
+    return x_adv
+
+
+def fgsm(model: nn.Module, x: Tensor, y: Tensor, *, threat: Threat) -> Tensor:
+    """One step of length eps from x (Goodfellow et al. 2015, arXiv 1412.6572); shapes as in `pgd`."""
+    return pgd(model, x, y, threat=threat, steps=1, step_size=threat.eps, random_start=False)
+
+
+def bim(
+    model: nn.Module, x: Tensor, y: Tensor, *, threat: Threat, steps: int = 20, step_size: float = 2 / 255
+) -> Tensor:
+    """PGD from x itself (Kurakin et al. 2017, arXiv 1611.01236); shapes as in `pgd`."""
+    return pgd(model, x, y, threat=threat, steps=steps, step_size=step_size, random_start=False)
+
+
+def _ascend(
+    model: nn.Module, x: Tensor, y: Tensor, start: Tensor, threat: Threat, steps: int, step_size: float, loss: Loss
+) -> Tensor:
+    x_adv = start
+    for _ in range(steps):
+        x_adv = x_adv.detach().requires_grad_(True)
+        (gradient,) = torch.autograd.grad(loss(model(x_adv), y), x_adv)
+        with torch.no_grad():
+            x_adv = threat.project(x_adv + step_size * threat.direction(gradient), x)
+    return x_adv.detach()

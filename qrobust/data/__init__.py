@@ -1,0 +1,24 @@
+"""Images and labels: where they come from, how they are split, and how they reach the network.
+
+    load(settings) ──▶ Dataset(train, validation, test) ──epoch_batches──▶ (x in [0,1], y) on the device
+
+Images rest as uint8 and become float32 in [0,1] on the device; normalisation belongs inside the model.
+"""
+
+from .batches import epoch_batches
+from .images import Dataset, Images, make_images, to_unit
+from .loading import load
+from .settings import DataSettings, Settings
+from .sources import SOURCES
+
+__all__ = [
+    "SOURCES",
+    "DataSettings",
+    "Dataset",
+    "Images",
+    "Settings",
+    "epoch_batches",
+    "load",
+    "make_images",
+    "to_unit",
+]

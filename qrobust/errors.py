@@ -1,0 +1,55 @@
+"""Every error that is a user's to mend.
+
+    QrobustError            exit code 2, printed as one line
+    ├── RecipeError         a recipe, a target or an override
+    ├── DataError           images or labels: missing, or not what was promised
+    ├── ModelError          a network that is unknown, or that cannot be handled
+    ├── CheckpointError     a checkpoint that is truncated, foreign or of another network
+    ├── RunError            a run folder that cannot be used as asked
+    └── ExportError         a graph or target that cannot be written
+
+An artifact that cannot be used raises `qrobust.runtime.ArtifactError`, which stands apart because
+`runtime.py` travels without this package; it too carries `exit_code = 2`.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+
+
+class QrobustError(Exception):
+    """Base of all errors that a user can mend; the message is one line: expected, got, what to do."""
+
+    exit_code = 2
+
+
+class RecipeError(QrobustError):
+    """A recipe, a target or an override is wrong."""
+
+
+class DataError(QrobustError):
+    """Images or labels are missing, or are not what was promised."""
+
+
+class ModelError(QrobustError):
+    """A network is unknown, or cannot be handled."""
+
+
+class CheckpointError(QrobustError):
+    """A checkpoint is truncated, foreign, or of another network."""
+
+
+class RunError(QrobustError):
+    """A run folder cannot be used as asked."""
+
+
+class ExportError(QrobustError):
+    """A graph or a target cannot be written."""
+
+
+def did_you_mean(name: str, known: Iterable[str]) -> str:
+    """`; did you mean 'x'?` for the known name closest to `name`, or all of them if none is close."""
+    known = sorted(known)
+    close = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
+    return f"; did you mean {close[0]!r}?" if close else f"; known: {', '.join(known)}"

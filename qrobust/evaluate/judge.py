@@ -1,0 +1,37 @@
+"""The only place where a perturbed image counts as right or wrong."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from ..errors import DataError, ModelError
+from ..threat import Threat
+
+ROUNDING = 1e-6  # float32 noise of a projection
+
+
+@torch.no_grad()
+def judge(model: nn.Module, x: Tensor, y: Tensor, x_adv: Tensor, threat: Threat | None) -> Tensor:
+    """Whether the network still gives label y to x_adv, a bool mask (n,).
+
+    x, x_adv: (n, c, h, w). threat: x_adv is projected onto it first, whatever an attack promised; None only
+    for perturbations without a bound (noise), which are clipped to [0,1]. Raises DataError for pixels that
+    are no numbers, ModelError for an output that is no logits (n, classes) or not finite.
+    """
+    if not torch.isfinite(x_adv).all():
+        raise DataError("expected perturbed images of finite pixels, got NaN or infinity; mend the attack")
+    x_adv = x_adv.clamp(0, 1) if threat is None else threat.project(x_adv, x)
+    return predict(model, x_adv) == y
+
+
+@torch.no_grad()
+def predict(model: nn.Module, x: Tensor) -> Tensor:
+    """Labels (n,) for images (n, c, h, w). Raises ModelError for an output that is no finite logits."""
+    logits = model(x)
+    if not isinstance(logits, Tensor) or logits.dim() != 2 or len(logits) != len(x):
+        got = tuple(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
+        raise ModelError(f"expected logits of shape ({len(x)}, classes), got {got}; return the logits alone")
+    if not torch.isfinite(logits).all():
+        raise ModelError("expected finite logits, got NaN or infinity; the network has diverged")
+    return logits.argmax(1)

@@ -1,0 +1,84 @@
+"""The regression suite that travels with an artifact: 8-bit images, as a camera hands them over."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor, nn
+
+from .. import machine
+from ..attacks import Attack
+from ..data import Images, to_unit
+from ..errors import ExportError
+from ..evaluate import predict
+from ..threat import Threat
+
+Arrays = dict[str, npt.NDArray[Any]]
+
+
+def make_suite(
+    model: nn.Module,
+    images: Images,
+    *,
+    attacks: Sequence[Attack],
+    threat: Threat,
+    seed: int,
+    batch_size: int = 250,
+) -> Arrays:
+    """Clean images and adversarial ones crafted on `model`, rounded to 8 bits, with what the model says of each.
+
+    Returns arrays: "y" int64 (n,), and for "clean" and every attack "x.NAME" uint8 (n, c, h, w) and
+    "label.NAME" int64 (n,); "logits.clean" float32 (n, classes). Rounding stays inside the threat, and labels
+    are those of the rounded images. Raises ExportError for an attack that the threat does not bound.
+    """
+    for unbounded in (attack for attack in attacks if not attack.bounded):
+        raise ExportError(f"expected attacks within the threat in export.suite_attacks, got {unbounded.name}")
+    model.eval()
+    parts: dict[str, list[Tensor]] = {}
+    for index, batch in enumerate(images.batches(batch_size)):
+        x = to_unit(batch.x, machine.device(), channels_last=True)
+        y = batch.y.to(x.device)
+        for attack in (None, *attacks):
+            name = "clean" if attack is None else attack.name
+            generator = machine.generator(seed, "suite", name, index)
+            x_adv = x if attack is None else attack.run(model, x, y, threat, generator)
+            pixels = to_pixels(x_adv, x, threat)
+            parts.setdefault(f"x.{name}", []).append(pixels)
+            parts.setdefault(f"label.{name}", []).append(predict(model, to_unit(pixels, x.device, True)))
+        with torch.no_grad():
+            parts.setdefault("logits.clean", []).append(model(x))
+    arrays: Arrays = {name: torch.cat(values).cpu().contiguous().numpy() for name, values in parts.items()}
+    return {"y": images.y.cpu().numpy(), **arrays}
+
+
+def to_pixels(x_adv: Tensor, x: Tensor, threat: Threat) -> Tensor:
+    """x_adv in [0,1] as uint8, rounded to the nearest value that keeps each pixel's change within that of x_adv.
+
+    x: the clean images, on the 8-bit grid. For l-inf, pixels stay within eps; for l2, a change never grows.
+    """
+    clean = (x * 255).round()
+    change = x_adv * 255 - clean
+    if threat.norm == "linf":
+        reach = int(threat.eps * 255 + 1e-4)  # whole steps of a pixel inside the ball
+        change = change.round().clamp(-reach, reach)
+    else:
+        change = change.trunc()
+    return (clean + change).clamp(0, 255).to(torch.uint8)
+
+
+def suite_bytes(arrays: Arrays) -> bytes:
+    """The arrays as a compressed .npz without pickles."""
+    buffer = io.BytesIO()
+    np.savez_compressed(buffer, **arrays)  # type: ignore[arg-type]
+    return buffer.getvalue()
+
+
+def suite_accuracy(arrays: Arrays) -> dict[str, float]:
+    """Accuracy of the torch network on each set of the suite."""
+    names = [name.removeprefix("label.") for name in arrays if name.startswith("label.")]
+    return {name: float((arrays[f"label.{name}"] == arrays["y"]).mean()) for name in names}

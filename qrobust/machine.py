@@ -1,0 +1,71 @@
+"""What the machine offers: device, memory format, versions. A recipe says nothing of these."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import platform
+from importlib import metadata
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    import torch
+    from torch import Generator, nn
+
+PACKAGES = ("qrobust", "torch", "brevitas", "onnx", "onnxruntime-gpu", "onnxruntime", "numpy")
+
+
+def device() -> torch.device:
+    """CUDA if there is one, else the CPU."""
+    import torch
+
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
+def placed(model: nn.Module) -> nn.Module:
+    """The network on the device, channels last (1.3 times faster for convolutions on a CPU, more on a GPU)."""
+    import torch
+
+    moved: nn.Module = model.to(device(), memory_format=torch.channels_last)  # type: ignore[call-overload]
+    return moved
+
+
+def generator(*parts: object) -> Generator:
+    """A CPU generator whose stream is fixed by a seed and what it is for: `generator(seed, "train", epoch)`.
+
+    No stream depends on how much of another was used, so a continued run draws what an uninterrupted one did.
+    """
+    import torch
+
+    text = "/".join(map(str, parts))
+    seed = int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "big") >> 1
+    return torch.Generator().manual_seed(seed)
+
+
+def versions() -> dict[str, str]:
+    """Versions of python and of the packages that a number depends on."""
+    found = {"python": platform.python_version()}
+    for package in PACKAGES:
+        try:
+            found[package] = metadata.version(package)
+        except metadata.PackageNotFoundError:
+            continue
+    return found
+
+
+def hardware() -> dict[str, Any]:
+    """Processor, cores, threads that torch uses, GPU."""
+    import torch
+
+    gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else None
+    return {"cpu": processor(), "cores": os.cpu_count(), "threads": torch.get_num_threads(), "gpu": gpu}
+
+
+def processor() -> str:
+    """The CPU's name."""
+    try:
+        with open("/proc/cpuinfo") as file:  # noqa: PTH123
+            names = [line.split(":", 1)[1].strip() for line in file if line.startswith("model name")]
+    except OSError:
+        names = []
+    return names[0] if names else platform.processor() or platform.machine()

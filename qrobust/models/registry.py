@@ -1,0 +1,36 @@
+"""The list of networks; one decorated function adds one."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable
+from typing import Any
+
+from torch import nn
+
+from ..errors import ModelError, did_you_mean
+
+Builder = Callable[..., nn.Module]
+_BUILDERS: dict[str, Builder] = {}
+
+
+def register(builder: Builder) -> Builder:
+    """Add a network under its function's name: `builder(*, in_channels, classes, **options) -> nn.Module`."""
+    _BUILDERS[builder.__name__] = builder
+    return builder
+
+
+def names() -> tuple[str, ...]:
+    """All networks known, sorted."""
+    return tuple(sorted(_BUILDERS))
+
+
+def build(name: str, *, in_channels: int, classes: int, **options: Any) -> nn.Module:
+    """A fresh network. Raises ModelError for an unknown name or option."""
+    if name not in _BUILDERS:
+        raise ModelError(f"expected a network, got {name!r}{did_you_mean(name, _BUILDERS)}")
+    known = set(inspect.signature(_BUILDERS[name]).parameters) - {"in_channels", "classes"}
+    for option in options:
+        if option not in known:
+            raise ModelError(f"{name} has no option {option!r}{did_you_mean(option, known)}")
+    return _BUILDERS[name](in_channels=in_channels, classes=classes, **options)

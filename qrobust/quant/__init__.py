@@ -1,0 +1,30 @@
+"""Quantisation-aware networks: learned-clip quantisers in Brevitas layers, FAT on their weights."""
+
+from .biases import round_biases
+from .convert import BITS, EDGE_LAYERS, calibrate, quantize, requantize
+from .layers import FAT, fold_fat, set_export_form
+from .qcdq import INPUT, OPSET, OUTPUT, write_qcdq
+from .quantizers import LearnedClip, Quantizer, best_clip, quantizers
+from .training import bits_per_layer, parameter_groups
+
+__all__ = [
+    "BITS",
+    "EDGE_LAYERS",
+    "FAT",
+    "INPUT",
+    "OPSET",
+    "OUTPUT",
+    "LearnedClip",
+    "Quantizer",
+    "best_clip",
+    "bits_per_layer",
+    "calibrate",
+    "fold_fat",
+    "parameter_groups",
+    "quantize",
+    "quantizers",
+    "requantize",
+    "round_biases",
+    "set_export_form",
+    "write_qcdq",
+]

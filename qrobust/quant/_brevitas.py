@@ -1,0 +1,26 @@
+"""All that comes from Brevitas. Nothing else imports it."""
+
+from __future__ import annotations
+
+import warnings
+
+with warnings.catch_warnings():
+    # It recommends a package for transformers that nothing here uses, and imports a module that it deprecates.
+    warnings.filterwarnings("ignore", message="fast_hadamard_transform")
+    warnings.filterwarnings("ignore", message="brevitas.fx is deprecated")
+    from brevitas.export import export_onnx_qcdq
+    from brevitas.inject import ExtendedInjector
+    from brevitas.inject.enum import FloatToIntImplType
+    from brevitas.nn import QuantConv2d, QuantIdentity, QuantLinear
+    from brevitas.proxy import ActQuantProxyFromInjector, WeightQuantProxyFromInjector
+
+__all__ = [
+    "ActQuantProxyFromInjector",
+    "ExtendedInjector",
+    "FloatToIntImplType",
+    "QuantConv2d",
+    "QuantIdentity",
+    "QuantLinear",
+    "WeightQuantProxyFromInjector",
+    "export_onnx_qcdq",
+]

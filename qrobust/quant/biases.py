@@ -1,0 +1,74 @@
+"""Biases on the grid of the integer accumulator.
+
+An integer convolution adds its bias to sums of s_x·s_w, so the bias is a whole number of those steps. At 8
+bits the rounding is far below one step of the output; at 2 bits it is a tenth of one. Doing it in torch,
+before a network is evaluated, lets the deployed integers equal what was evaluated.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, fx, nn
+
+from ._brevitas import QuantConv2d, QuantIdentity, QuantLinear
+from .convert import ON_GRID_FUNCTIONS, ON_GRID_MODULES
+from .quantizers import Quantizer
+
+
+@torch.no_grad()
+def round_biases(model: fx.GraphModule) -> float:
+    """Round, in place, the bias of every integer layer, batch-norm folded in thought, to the accumulator's grid.
+
+    With step = s_x·s_w·|γ|/σ per channel: β ← γμ/σ + step·round((β - γμ/σ) / step); without batch-norm the
+    bias itself is rounded. Returns the largest change in units of one step (at most 0.5).
+    """
+    largest = 0.0
+    modules = dict(model.named_modules())
+    for node in model.graph.nodes:
+        layer = modules.get(str(node.target)) if node.op == "call_module" else None
+        x_scale = _input_scale(node, modules) if isinstance(layer, (QuantConv2d, QuantLinear)) else None
+        if layer is None or x_scale is None:
+            continue
+        follower = modules.get(str(next(iter(node.users)).target)) if len(node.users) == 1 else None
+        norm = follower if isinstance(follower, nn.BatchNorm2d) else None
+        largest = max(largest, _round_one(layer, norm, x_scale))
+    return largest
+
+
+def _round_one(layer: Any, norm: nn.BatchNorm2d | None, x_scale: Tensor) -> float:
+    step = (x_scale.double() * _weight_scale(layer).double().flatten()).expand(layer.weight.shape[0])
+    if norm is None:
+        return 0.0 if layer.bias is None else _round_to(layer.bias, torch.zeros_like(step), step)
+    assert norm.running_mean is not None
+    assert norm.running_var is not None
+    factor = norm.weight.double() / (norm.running_var.double() + norm.eps).sqrt()
+    inner = norm.running_mean.double() - (0 if layer.bias is None else layer.bias.double())
+    return _round_to(norm.bias, factor * inner, step * factor.abs())
+
+
+def _round_to(bias: Tensor, offset: Tensor, step: Tensor) -> float:
+    """Make bias - offset a multiple of step (where step is not 0)."""
+    units = (bias.double() - offset) / step.clamp_min(1e-300)
+    rounded = torch.where(step > 0, offset + units.round() * step, bias.double())
+    bias.copy_(rounded.to(bias.dtype))
+    change = (units - units.round()).abs()[step > 0]
+    return float(change.max()) if len(change) else 0.0
+
+
+def _weight_scale(layer: Any) -> Tensor:
+    quantizer: Quantizer = layer.weight_quant.tensor_quant
+    return quantizer.scale()
+
+
+def _input_scale(node: fx.Node, modules: dict[str, nn.Module]) -> Tensor | None:
+    """Scale of the quantiser that made this layer's input, found upwards through reshapes."""
+    while node.all_input_nodes:
+        node = node.all_input_nodes[0]
+        module = modules.get(str(node.target))
+        if isinstance(module, QuantIdentity):
+            return next(m.scale() for m in module.modules() if isinstance(m, Quantizer))
+        if not isinstance(module, ON_GRID_MODULES) and node.target not in ON_GRID_FUNCTIONS:
+            return None
+    return None

@@ -1,0 +1,135 @@
+"""Brevitas layers around our quantisers."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.utils import parametrize
+
+from ..spectrum import fat_transform
+from ._brevitas import (
+    ActQuantProxyFromInjector,
+    ExtendedInjector,
+    FloatToIntImplType,
+    QuantConv2d,
+    QuantIdentity,
+    QuantLinear,
+    WeightQuantProxyFromInjector,
+)
+from .quantizers import Quantizer
+
+
+class FAT(nn.Module):
+    """Weight parametrisation: the frequency-aware transform with its learned channel mixing A (C_out, C_out).
+
+    rescale: give the standard deviation back, for a layer that no batch-norm follows.
+    """
+
+    def __init__(self, channels: int, form: str, *, rescale: bool = False) -> None:
+        super().__init__()
+        self.form, self.rescale = form, rescale
+        self.mixing = nn.Parameter(torch.full((channels, channels), 1 / channels))
+
+    def forward(self, weight: Tensor) -> Tensor:
+        """(C_out, C_in, kh, kw) → the same shape."""
+        transformed = fat_transform(weight, self.mixing, self.form)
+        return transformed * weight.std().detach() if self.rescale else transformed
+
+
+def quantized_conv(
+    conv: nn.Conv2d, bits: int, *, per_channel: bool, inner: bool, fat: FAT | None
+) -> nn.Module:
+    """A Brevitas convolution with this one's weights, behind FAT if given."""
+    layer: nn.Module = QuantConv2d(
+        conv.in_channels, conv.out_channels, conv.kernel_size, stride=conv.stride, padding=conv.padding,
+        dilation=conv.dilation, groups=conv.groups, padding_mode=conv.padding_mode, bias=conv.bias is not None,
+        weight_quant=_weight_quantizer(conv, bits, per_channel, inner),
+    )  # fmt: skip
+    _copy_parameters(conv, layer)
+    if fat is not None:
+        parametrize.register_parametrization(layer, "weight", fat)
+    return layer
+
+
+def quantized_linear(linear: nn.Linear, bits: int, *, per_channel: bool, inner: bool) -> nn.Module:
+    """A Brevitas linear layer with this one's weights."""
+    layer: nn.Module = QuantLinear(
+        linear.in_features, linear.out_features, bias=linear.bias is not None,
+        weight_quant=_weight_quantizer(linear, bits, per_channel, inner),
+    )  # fmt: skip
+    _copy_parameters(linear, layer)
+    return layer
+
+
+def quantized_activation(
+    bits: int, *, signed: bool, inner: bool = False, fixed: bool = False, ceiling: float = math.inf
+) -> nn.Module:
+    """A Brevitas identity that quantises what passes through it.
+
+    Unsigned it stands for relu; signed for hardtanh (inner: narrow range) or for what residual sums add.
+    ceiling: where the function that it stands for saturates.
+    """
+    narrow = signed and inner
+    quantizer = Quantizer(
+        bits, signed=signed, narrow=narrow, masked=True, fixed=fixed, inner=inner, ceiling=ceiling
+    )
+    layer: nn.Module = QuantIdentity(
+        act_quant=_injector(quantizer, ActQuantProxyFromInjector), return_quant_tensor=False
+    )
+    _settle(layer.act_quant)
+    return layer
+
+
+def set_export_form(model: nn.Module, enabled: bool) -> None:
+    """Let Brevitas' proxies carry scales with their tensors (its exporter reads them) or not (faster)."""
+    for module in model.modules():
+        if isinstance(module, (ActQuantProxyFromInjector, WeightQuantProxyFromInjector)):
+            module.skip_create_quant_tensor = not enabled
+
+
+def fold_fat(model: nn.Module) -> nn.Module:
+    """Replace every FAT parametrisation by the weight that it gives, in place; outputs stay bit-equal."""
+    for module in model.modules():
+        if parametrize.is_parametrized(module, "weight"):
+            weight = module.weight.detach().clone()
+            # Not remove_parametrizations: it changes the class, which a deep copy shares with its original.
+            module.__class__ = parametrize.type_before_parametrizations(module)
+            del module.parametrizations
+            module.weight = nn.Parameter(weight)
+    return model
+
+
+def _weight_quantizer(layer: nn.Conv2d | nn.Linear, bits: int, per_channel: bool, inner: bool) -> Any:
+    channels = layer.weight.shape[0] if per_channel else None
+    quantizer = Quantizer(
+        bits, signed=True, narrow=True, masked=False, channels=channels, dims=layer.weight.dim(), inner=inner
+    )
+    return _injector(quantizer, WeightQuantProxyFromInjector)
+
+
+def _injector(quantizer: Quantizer, proxy: type) -> Any:
+    return ExtendedInjector.let(
+        proxy_class=proxy,
+        tensor_quant=quantizer,
+        signed=quantizer.signed,
+        narrow_range=quantizer.narrow,
+        float_to_int_impl_type=FloatToIntImplType.ROUND,
+    )
+
+
+def _copy_parameters(source: nn.Module, layer: Any) -> None:
+    layer.load_state_dict(source.state_dict(), strict=False)
+    _settle(layer.weight_quant)
+
+
+def _settle(proxy: Any) -> None:
+    """Brevitas builds a quantiser anew whenever a weight is set or a state is loaded; ours holds what it learned."""
+    proxy.init_tensor_quant = _keep
+    proxy.skip_create_quant_tensor = True
+
+
+def _keep(*_: Any, **__: Any) -> None:
+    return None

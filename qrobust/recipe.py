@@ -1,0 +1,289 @@
+"""Recipes: how a network is trained, quantised, evaluated and exported. TOML, checked before anything runs."""
+
+from __future__ import annotations
+
+import tomllib
+from collections.abc import Iterable, Mapping
+from fractions import Fraction
+from pathlib import Path
+from typing import Annotated, Any, Literal, TypeVar, get_args
+
+import tomli_w
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
+
+from . import resources
+from .errors import RecipeError, did_you_mean
+
+Form = Literal["batch", "sample"]
+Distance = Literal["l1", "l2", "cosine"]
+TableT = TypeVar("TableT", bound=BaseModel)
+Bits = Literal[2, 3, 4, 5, 6, 7, 8, 32]
+
+
+def _fraction(value: Any) -> Any:
+    """'8/255' as a number."""
+    if isinstance(value, str):
+        try:
+            return float(Fraction(value.replace(" ", "")))
+        except (ValueError, ZeroDivisionError):
+            return value
+    return value
+
+
+def _radius(value: Any) -> Any:
+    value = _fraction(value)
+    if isinstance(value, (int, float)) and value > 1:
+        raise ValueError("expected a share of the pixel range [0, 1]; write '8/255', not 8")
+    return value
+
+
+def _start(value: Any) -> Any:
+    if value != "first-drop" and not (isinstance(value, int) and value >= 0):
+        raise ValueError("expected an epoch, counted from 0, or 'first-drop'")
+    return value
+
+
+Number = Annotated[float, BeforeValidator(_fraction)]
+Start = Annotated[int | Literal["first-drop"], BeforeValidator(_start)]
+Radius = Annotated[float, BeforeValidator(_radius), Field(ge=0, le=1)]
+
+
+class Table(BaseModel):
+    """A TOML table: unknown keys are errors, values do not change."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+
+class Data(Table):
+    """Which images, and how many of them."""
+
+    name: str
+    root: str | None = None
+    download: bool = False
+    train_size: Annotated[int, Field(gt=0)] | None = None
+    test_size: Annotated[int, Field(gt=0)] | None = None
+    validation: Annotated[float, Field(ge=0, le=0.5)] = 0.1
+    size: Annotated[int, Field(gt=0)] | None = None
+    crop: Annotated[int, Field(ge=0)] = 0  # padding of the random crop, pixels
+    flip: bool = False
+
+
+class Model(BaseModel):
+    """Which network; other keys are its options."""
+
+    model_config = ConfigDict(extra="allow", frozen=True)
+    name: str
+
+    @property
+    def options(self) -> dict[str, Any]:
+        """What the network's builder takes besides channels and classes."""
+        return dict(self.__pydantic_extra__ or {})
+
+
+class ThreatModel(Table):
+    """What the attacker may do: all images within eps (in units of [0,1]) in a norm."""
+
+    norm: Literal["linf", "l2"] = "linf"
+    eps: Radius
+
+
+class Craft(Table):
+    """PGD inside training."""
+
+    steps: Annotated[int, Field(gt=0)] = 7
+    step_size: Radius = 2 / 255
+    random_start: bool = True
+    mode: Literal["eval", "train"] = "eval"  # of batch-norm, while crafting
+
+
+class Sar(Table):
+    """Spectral alignment regularisation: its weight, form, and first epoch (or the first learning-rate drop)."""
+
+    weight: Annotated[float, Field(ge=0)] = 0.1
+    form: Form = "batch"
+    distance: Distance = "l1"
+    start: Start = "first-drop"
+
+
+class Validation(Table):
+    """PGD on the validation split after every `every`-th epoch and the last; the best epoch is kept."""
+
+    every: Annotated[int, Field(gt=0)] = 1
+    steps: Annotated[int, Field(gt=0)] = 20
+    step_size: Radius = 2 / 255
+
+
+class Schedule(Table):
+    """Epochs and SGD; `lr` is multiplied by `factors[i]` at epoch `milestones[i]`."""
+
+    epochs: Annotated[int, Field(gt=0)]
+    batch_size: Annotated[int, Field(gt=0)] = 128
+    lr: Annotated[float, Field(gt=0)] = 0.1
+    momentum: Annotated[float, Field(ge=0, lt=1)] = 0.9
+    weight_decay: Annotated[float, Field(ge=0)] = 5e-4
+    milestones: tuple[int, ...] = ()
+    factors: tuple[float, ...] | None = None
+    sar: Sar | None = None
+
+    @model_validator(mode="after")
+    def _drops(self) -> Schedule:
+        if self.factors is not None and len(self.factors) != len(self.milestones):
+            raise ValueError(f"expected one factor a milestone, got {len(self.factors)} for {len(self.milestones)}")
+        if list(self.milestones) != sorted(set(self.milestones)):
+            raise ValueError(f"expected rising milestones, got {list(self.milestones)}")
+        if self.sar is not None and self.sar.start == "first-drop" and not self.milestones:
+            raise ValueError("expected milestones, for sar.start = 'first-drop', got none; give sar.start an epoch")
+        return self
+
+
+class Training(Schedule):
+    """Training of the float network, and the attack that the quantised ones train against too."""
+
+    method: Literal["natural", "at"] = "at"
+    attack: Craft = Craft()
+    validation: Validation = Validation()
+
+
+class Quantisation(Schedule):
+    """Quantisation-aware training of each width, from the width before it."""
+
+    fat: Literal["paper", "normalised", "identity", "none"] = "normalised"
+    edge_layers: Literal["int8", "float"] = "int8"
+    per_channel: bool = True
+    calibration: Annotated[int, Field(gt=0)] = 512  # images
+
+
+class Evaluation(Table):
+    """Attacks by name, and how many test images (None: all)."""
+
+    attacks: tuple[str, ...] = ("gn", "fgsm", "pgd-20")
+    n: Annotated[int, Field(gt=0)] | None = None
+    batch_size: Annotated[int, Field(gt=0)] = 250
+
+
+class Export(Table):
+    """Where the artifact must run, and the frozen suite that travels with it."""
+
+    target: str = "ort-cpu"
+    suite_n: Annotated[int, Field(gt=0)] = 500
+    suite_attacks: tuple[str, ...] = ("pgd-20",)
+
+
+class Benchmark(Table):
+    """What is timed."""
+
+    batches: tuple[Annotated[int, Field(gt=0)], ...] = (1, 32)
+    threads: Annotated[int, Field(ge=0)] = 1  # 0: as many as the runtime likes
+    seconds: Annotated[float, Field(gt=0)] = 2.0
+
+
+class Recipe(Table):
+    """A whole recipe. `claim` holds numbers that a paper prints; nothing reads them but people."""
+
+    name: str
+    seed: int = 0
+    bits: tuple[Bits, ...] = (32, 4, 2)
+    data: Data
+    model: Model
+    threat: ThreatModel
+    train: Training
+    quant: Quantisation | None = None
+    evaluate: Evaluation = Evaluation()
+    export: Export = Export()
+    bench: Benchmark = Benchmark()
+    claim: dict[str, Any] = Field(default_factory=dict)
+
+    @model_validator(mode="after")
+    def _widths(self) -> Recipe:
+        if 32 not in self.bits or list(self.bits) != sorted(set(self.bits), reverse=True):
+            raise ValueError(f"expected bits to fall from 32, the float network, as [32, 4, 2], got {list(self.bits)}")
+        if len(self.bits) > 1 and self.quant is None:
+            raise ValueError("expected a table [quant] for widths below 32, got none")
+        return self
+
+
+def load(name: str, overrides: Iterable[str] = ()) -> Recipe:
+    """The recipe of a name or path, with what it extends and `key=value` overrides. Raises RecipeError."""
+    path = resources.find("recipes", name)
+    table = _extended(path, ())
+    table.setdefault("name", path.stem)
+    for override in overrides:
+        table = _merge(table, _override(override))
+    return parse(table, source=str(path))
+
+
+def parse(table: Mapping[str, Any], *, source: str) -> Recipe:
+    """A checked recipe. Raises RecipeError naming the first wrong key of `source`."""
+    return checked(Recipe, table, source=source)
+
+
+def checked(schema: type[TableT], table: Mapping[str, Any], *, source: str) -> TableT:
+    """A table as `schema`. Raises RecipeError: where, what was expected, what came."""
+    try:
+        return schema.model_validate(dict(table))
+    except ValidationError as error:
+        raise RecipeError(f"{source}: {_explain(schema, error)}") from error
+
+
+def dump(recipe: Recipe) -> str:
+    """The recipe as TOML, every default spelled out."""
+    return tomli_w.dumps(recipe.model_dump(mode="json", exclude_none=True))
+
+
+def _extended(path: Path, seen: tuple[Path, ...]) -> dict[str, Any]:
+    if path.resolve() in seen:
+        chain = " → ".join(p.stem for p in (*seen, path))
+        raise RecipeError(f"expected recipes that extend others, got a circle: {chain}; remove one `extends`")
+    table = resources.read_toml(path)
+    base = table.pop("extends", None)
+    if base is None:
+        return table
+    if not isinstance(base, str):
+        raise RecipeError(f"{path}: expected extends = 'NAME', got {base!r}")
+    beside = path.parent / f"{base.removesuffix('.toml')}.toml"
+    parent = beside if beside.is_file() else resources.find("recipes", base)
+    inherited = _extended(parent, (*seen, path.resolve()))
+    inherited.pop("name", None)
+    return _merge(inherited, table)
+
+
+def _merge(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
+    merged = dict(base)
+    for key, value in over.items():
+        both = isinstance(value, Mapping) and isinstance(merged.get(key), Mapping)
+        merged[key] = _merge(merged[key], value) if both else value
+    return merged
+
+
+def _override(text: str) -> dict[str, Any]:
+    key, equals, value = text.partition("=")
+    if not equals or not key.strip():
+        raise RecipeError(f"expected an override KEY=VALUE, got {text!r}; as in -o train.epochs=3")
+    try:
+        parsed = tomllib.loads(f"value = {value}")["value"]
+    except tomllib.TOMLDecodeError:
+        parsed = value
+    for part in reversed(key.strip().split(".")):
+        parsed = {part: parsed}
+    return dict(parsed)
+
+
+def _explain(schema: type[BaseModel], error: ValidationError) -> str:
+    first = error.errors()[0]
+    where = ".".join(str(part) for part in first["loc"]) or schema.__name__.lower()
+    if first["type"] == "extra_forbidden":
+        return f"unknown key {where!r}{did_you_mean(str(first['loc'][-1]), _fields(schema, first['loc'][:-1]))}"
+    if first["type"] == "missing":
+        return f"expected a value for {where!r}, got none; add it"
+    message = first["msg"].removeprefix("Value error, ").replace("Input should be ", "expected ")
+    got = "" if "got" in message else f", got {first['input']!r}"
+    return f"{where}: {message}{got}"
+
+
+def _fields(schema: type[BaseModel], location: tuple[Any, ...]) -> list[str]:
+    """Field names of the table at a location."""
+    for part in location:
+        annotation = schema.model_fields[part].annotation
+        options = (annotation, *get_args(annotation))
+        schema = next(t for t in options if isinstance(t, type) and issubclass(t, BaseModel))
+    return list(schema.model_fields)

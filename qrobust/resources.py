@@ -1,0 +1,57 @@
+"""Finding recipes and targets: a path wins, then the checkout's folder, then the installed share/qrobust."""
+
+from __future__ import annotations
+
+import os
+import sysconfig
+import tomllib
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from .errors import RecipeError, did_you_mean
+
+KINDS = ("recipes", "export")
+
+
+def find(kind: str, name: str) -> Path:
+    """The TOML file for a name (`digits`) or path (`my/recipe.toml`). Raises RecipeError if there is none.
+
+    kind: "recipes" or "export".
+    """
+    if name.endswith(".toml") or os.sep in name:
+        path = Path(name)
+        if path.is_file():
+            return path
+        name = path.name if kind == path.parent.name else name
+    known = dict(listing(kind))
+    stem = name.removesuffix(".toml")
+    if stem in known:
+        return known[stem]
+    raise RecipeError(f"expected a file or one of qrobust's {kind}, got {name!r}{did_you_mean(stem, known)}")
+
+
+def listing(kind: str) -> Iterator[tuple[str, Path]]:
+    """Name and path of every TOML of a kind; a checkout hides what is installed."""
+    for folder in folders(kind):
+        if folder.is_dir():
+            yield from ((path.stem, path) for path in sorted(folder.glob("*.toml")))
+            return
+
+
+def folders(kind: str) -> list[Path]:
+    """Where TOML files of a kind may lie, in order."""
+    user = sysconfig.get_preferred_scheme("user")
+    installed = [sysconfig.get_path("data"), sysconfig.get_path("data", user)]
+    checkout = Path(__file__).resolve().parent.parent / kind
+    return [checkout, *(Path(base) / "share" / "qrobust" / kind for base in installed)]
+
+
+def read_toml(path: Path) -> dict[str, Any]:
+    """The table in a TOML file. Raises RecipeError with line and column if it is none."""
+    try:
+        return tomllib.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise RecipeError(f"expected a TOML file at {path}: {error.strerror}") from error
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise RecipeError(f"{path}: expected TOML: {error}") from error

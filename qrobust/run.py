@@ -1,0 +1,286 @@
+"""The stages in order, each leaving its result in the run folder, none done twice.
+
+    RUN/recipe.toml                      resolved
+    RUN/qm-N/train.json                  ← train, or quantize below 32 bits (also checkpoint/, metrics.jsonl, events)
+    RUN/qm-N/model.safetensors
+    RUN/qm-N/eval.json, eval.npz         ← evaluate
+    RUN/qm-N/export.json, artifact/      ← export
+    RUN/bench.json                       ← bench
+    RUN/qm-N/check.json                  ← check
+    RUN/report.json
+
+A stage's file holds a key: the digest of all settings that decide it. A file with another key is made anew,
+but training is never thrown away: there another key is an error.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, fx, nn
+
+from . import data, machine, models, quant, recipe, runtime
+from .attacks import Attack, named
+from .bench import bench
+from .errors import RunError
+from .evaluate import evaluate
+from .export import Contents, Target, load_target, make_suite, optimised_ops, write_artifact
+from .progress import note
+from .recipe import Recipe
+from .storage import digest, read_json, write_json, write_text
+from .summary import report
+from .threat import Threat
+from .train import Job, fit, load_weights, save_weights
+
+FLOAT = 32
+
+
+class Run:
+    """A recipe at work in a folder."""
+
+    def __init__(self, settings: Recipe, folder: Path) -> None:
+        self.recipe, self.folder = settings, folder
+        self.threat = Threat(settings.threat.norm, settings.threat.eps)
+        self.target = load_target(settings.export.target)
+        self.attacks = self._named(settings.evaluate.attacks)
+        self.suite_attacks = self._named(settings.export.suite_attacks)
+        self._networks: dict[int, nn.Module] = {}
+
+    @classmethod
+    def open(cls, folder: Path) -> Run:
+        """The run of a folder. Raises RunError if it is none."""
+        path = folder / "recipe.toml"
+        if not path.is_file():
+            raise RunError(f"expected a run folder with recipe.toml, got {folder}; make one by qrobust run RECIPE")
+        return cls(recipe.load(str(path)), folder)
+
+    def all_stages(self) -> dict[str, Any]:
+        """Everything, in order; returns the report."""
+        self.train()
+        for bits in self.recipe.bits:
+            self.evaluate(bits)
+        for bits in self.recipe.bits:
+            self.export(bits)
+        self.bench()
+        for bits in self.recipe.bits:
+            self.check(bits)
+        result = report(self.recipe, self.folder)
+        write_json(self.folder / "report.json", result)
+        return result
+
+    def train(self) -> None:
+        """Train the float network, then quantise width by width."""
+        write_text(self.folder / "recipe.toml", recipe.dump(self.recipe))
+        for bits in self.recipe.bits:
+            self._stage(self._at(bits) / "train.json", self.train_key(bits), lambda b=bits: self._train(b))
+
+    def evaluate(self, bits: int) -> None:
+        """Attack the torch network."""
+        settings = self.recipe.evaluate
+        key = digest([self.train_key(bits), settings.model_dump(mode="json")])
+        path = self._at(bits) / "eval.json"
+        if self._done(path, key):
+            return
+        outcomes = evaluate(
+            self.network(bits),
+            self.dataset.test,
+            attacks=self.attacks,
+            threat=self.threat,
+            n=settings.n,
+            seed=self.recipe.seed,
+            batch_size=settings.batch_size,
+            label=f"evaluate qm-{bits}",
+        )
+        outcomes.save(path, key=key)
+        self._tell(path)
+
+    def export(self, bits: int, target: Target | None = None, folder: Path | None = None) -> Path:
+        """Write the artifact of a width; returns its folder."""
+        chosen = target or self.target
+        place = folder or self._at(bits) / "artifact"
+        before = {k: v for k, v in read_json(self._at(bits) / "eval.json").items() if k != "key"}
+        key = self._export_key(bits, chosen)
+        record = place.with_name(f"{place.name}.json") if folder else self._at(bits) / "export.json"
+        if place.is_dir() and self._done(record, key):
+            return place
+        images = self.dataset.test.take(slice(0, self.recipe.export.suite_n))
+        suite = make_suite(
+            self.network(bits), images, attacks=self.suite_attacks, threat=self.threat, seed=self.recipe.seed
+        )
+        contents = Contents(
+            name=f"{self.recipe.name}-qm-{bits}",
+            bits=bits,
+            seed=self.recipe.seed,
+            threat=self.threat,
+            recipe=self.recipe.model_dump(mode="json", exclude_none=True),
+            suite=suite,
+            before=before,
+        )
+        write_artifact(place, self.network(bits), self.dataset, chosen, contents)
+        ops = optimised_ops(place / "model.onnx", chosen)
+        write_json(record, {"key": key, "target": chosen.name, "optimised_ops": dict(ops)})
+        self._tell(record)
+        return place
+
+    def bench(self) -> None:
+        """Time all artifacts in one run."""
+        settings = self.recipe.bench
+        key = digest([settings.model_dump(mode="json"), [self._export_key(b, self.target) for b in self.recipe.bits]])
+        artifacts = [self._at(bits) / "artifact" for bits in self.recipe.bits]
+        self._stage(
+            self.folder / "bench.json",
+            key,
+            lambda: bench(
+                [runtime.Artifact.load(path) for path in artifacts],
+                batches=settings.batches,
+                threads=settings.threads,
+                seconds=settings.seconds,
+            ),
+        )
+
+    def check(self, bits: int) -> None:
+        """Check the artifact as a device would."""
+        artifact = self._at(bits) / "artifact"
+        key = digest(["check", self._export_key(bits, self.target)])
+        self._stage(
+            self._at(bits) / "check.json", key, lambda: runtime.check(runtime.Artifact.load(artifact)).to_dict()
+        )
+
+    @cached_property
+    def dataset(self) -> data.Dataset:
+        """The images, read once, when a stage needs them."""
+        table = self.recipe.data.model_dump(exclude={"crop", "flip"})
+        found = data.load(data.DataSettings(**table, seed=self.recipe.seed))
+        record = self._at(FLOAT) / "train.json"
+        if record.exists() and read_json(record)["data_fingerprint"] != found.fingerprint:
+            raise RunError(
+                f"expected the images that {self.folder} was trained on, got others (fingerprint "
+                f"{found.fingerprint[:12]}); give the same data, or another --out"
+            )
+        return found
+
+    def network(self, bits: int) -> nn.Module:
+        """The trained network of a width, on the device."""
+        if bits not in self._networks:
+            model = self._untrained(bits)
+            load_weights(self._at(bits) / "model.safetensors", model)
+            self._networks[bits] = machine.placed(model)
+        return self._networks[bits]
+
+    def train_key(self, bits: int) -> str:
+        """Digest of all that decides a width's weights."""
+        tables = self.recipe.model_dump(mode="json", include={"model", "threat", "train", "seed"})
+        images = self.recipe.data.model_dump(mode="json", exclude={"root", "download"})
+        key = digest([tables, images, self.recipe.model.options])
+        for width in self._widths_to(bits):
+            key = digest([key, width, self.recipe.model_dump(mode="json", include={"quant"})])
+        return key
+
+    def _train(self, bits: int) -> dict[str, Any]:
+        started = time.perf_counter()
+        model = machine.placed(self._start(bits))
+        schedule = self.recipe.train if bits == FLOAT else self.recipe.quant
+        assert schedule is not None
+        job = Job(
+            label=f"train qm-{bits}" if bits == FLOAT else f"quantize qm-{bits}",
+            key=self.train_key(bits),
+            folder=self._at(bits),
+            schedule=schedule,
+            training=self.recipe.train,
+            data=self.recipe.data,
+            threat=self.threat,
+            seed=self.recipe.seed,
+        )
+        state = fit(model, self.dataset, job)
+        if isinstance(model, fx.GraphModule):
+            quant.round_biases(model)
+        model.eval()
+        save_weights(self._at(bits) / "model.safetensors", model, {"key": job.key, "bits": bits})
+        self._networks[bits] = model
+        return {
+            "bits": bits,
+            "epochs": state.epoch,
+            "best": state.best,
+            "seconds": round(time.perf_counter() - started, 1),
+            "data_fingerprint": self.dataset.fingerprint,
+            "versions": machine.versions(),
+            "hardware": machine.hardware(),
+        }
+
+    def _start(self, bits: int) -> nn.Module:
+        """The network that training of a width starts from."""
+        if bits == FLOAT:
+            return self._untrained(FLOAT)
+        before = self.recipe.bits[self.recipe.bits.index(bits) - 1]
+        if before == FLOAT:
+            return self._quantized(self.network(FLOAT), bits, self._calibration())
+        return quant.requantize(self.network(before), bits, calibration=self._calibration())
+
+    def _untrained(self, bits: int) -> nn.Module:
+        channels = self.dataset.shape[0]
+        with torch.random.fork_rng():
+            torch.manual_seed(self.recipe.seed)
+            model = models.build(
+                self.recipe.model.name,
+                in_channels=channels,
+                classes=len(self.dataset.classes),
+                **self.recipe.model.options,
+            )
+        return model if bits == FLOAT else self._quantized(model, bits, ())
+
+    def _quantized(self, model: nn.Module, bits: int, calibration: tuple[Tensor, ...]) -> nn.Module:
+        settings = self.recipe.quant
+        assert settings is not None
+        return quant.quantize(
+            model,
+            bits,
+            fat=settings.fat,
+            edge_layers=settings.edge_layers,
+            per_channel=settings.per_channel,
+            calibration=calibration,
+        )
+
+    def _calibration(self) -> tuple[Tensor, ...]:
+        assert self.recipe.quant is not None
+        images = self.dataset.train.take(slice(0, self.recipe.quant.calibration))
+        return (data.to_unit(images.x, machine.device(), channels_last=True),)
+
+    def _stage(self, path: Path, key: str, work: Callable[[], dict[str, Any]]) -> None:
+        if not self._done(path, key):
+            write_json(path, {"key": key, **work()})
+            self._tell(path)
+
+    def _done(self, path: Path, key: str) -> bool:
+        """Whether a stage's file is there and of these settings."""
+        if not path.exists():
+            return False
+        if read_json(path).get("key") == key:
+            note(f"{path.relative_to(self.folder) if path.is_relative_to(self.folder) else path}: done before")
+            return True
+        if path.name == "train.json":
+            raise RunError(
+                f"expected a run of this recipe in {self.folder}, got one trained with other settings "
+                "(data, model, threat, train, quant or seed differ); give another --out or remove it"
+            )
+        return False
+
+    def _tell(self, path: Path) -> None:
+        note(f"{path.relative_to(self.folder) if path.is_relative_to(self.folder) else path}: written")
+
+    def _at(self, bits: int) -> Path:
+        return self.folder / f"qm-{bits}"
+
+    def _widths_to(self, bits: int) -> Iterator[int]:
+        return (width for width in self.recipe.bits if FLOAT > width >= bits)
+
+    def _export_key(self, bits: int, target: Target) -> str:
+        parts = [self.recipe.evaluate, self.recipe.export, target]
+        return digest([self.train_key(bits), [part.model_dump(mode="json") for part in parts]])
+
+    def _named(self, names: tuple[str, ...]) -> tuple[Attack, ...]:
+        return tuple(named(name, self.threat) for name in names)

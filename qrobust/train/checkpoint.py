@@ -1,0 +1,138 @@
+"""Weights and training state as safetensors: loading them runs no code."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import load, save
+from torch import Tensor, nn
+
+from ..errors import CheckpointError
+from ..storage import write_bytes
+
+FORMAT = "qrobust-1"
+
+
+@dataclass
+class State:
+    """Where training stands after an epoch: tensors by name, and numbers that JSON can hold.
+
+    key: digest of the settings. epoch: epochs done. history: one metrics record an epoch. best: the record
+    kept; its weights are the tensors under `best.`.
+    """
+
+    key: str
+    epoch: int = 0
+    history: list[dict[str, Any]] = field(default_factory=list)
+    best: dict[str, Any] | None = None
+    tensors: dict[str, Tensor] = field(default_factory=dict)
+
+
+def save_weights(path: Path, model: nn.Module, metadata: Mapping[str, Any]) -> None:
+    """A network's weights with what describes them (JSON), written whole or not at all."""
+    _write(path, dict(model.state_dict()), {**metadata, "kind": "weights"})
+
+
+def load_weights(path: Path, model: nn.Module) -> dict[str, Any]:
+    """Set a network's weights; returns what describes them. Raises CheckpointError if file and network differ."""
+    metadata, tensors = _read(path, "weights")
+    _fill(model, tensors, path)
+    return metadata
+
+
+def read_metadata(path: Path) -> dict[str, Any]:
+    """What describes a file's weights, without loading them. Raises CheckpointError."""
+    try:
+        with safe_open(str(path), "pt") as file:
+            return _metadata(path, file.metadata())
+    except (OSError, SafetensorError) as error:
+        raise _unreadable(path, error) from error
+
+
+def save_state(path: Path, state: State) -> None:
+    """Write training state whole or not at all."""
+    numbers = {"key": state.key, "epoch": state.epoch, "history": state.history, "best": state.best}
+    _write(path, state.tensors, {**numbers, "kind": "state"})
+
+
+def load_state(path: Path) -> State:
+    """Raises CheckpointError for what is not training state written by `save_state`."""
+    metadata, tensors = _read(path, "state")
+    try:
+        numbers = {name: metadata[name] for name in ("key", "epoch", "history", "best")}
+    except KeyError as error:
+        raise CheckpointError(f"expected training state in {path}, got none of {error}; remove it") from error
+    return State(**numbers, tensors=tensors)
+
+
+def capture(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
+    """Weights, buffers and momentum by name."""
+    tensors = {f"model.{name}": value for name, value in model.state_dict().items()}
+    for name, parameter in model.named_parameters():
+        momentum = optimizer.state.get(parameter, {}).get("momentum_buffer")
+        if momentum is not None:
+            tensors[f"momentum.{name}"] = momentum
+    return tensors
+
+
+def restore(state: State, model: nn.Module, optimizer: torch.optim.Optimizer, path: Path) -> None:
+    """Undo `capture`. Raises CheckpointError if the state is of another network."""
+    _fill(model, part(state.tensors, "model."), path)
+    momenta = part(state.tensors, "momentum.")
+    for name, parameter in model.named_parameters():
+        if name in momenta:
+            buffer = torch.empty_like(parameter)  # keeps the memory format, and so the order of summation
+            optimizer.state[parameter]["momentum_buffer"] = buffer.copy_(momenta[name])
+
+
+def part(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
+    """The tensors under a prefix, without it."""
+    return {name.removeprefix(prefix): value for name, value in tensors.items() if name.startswith(prefix)}
+
+
+def _write(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, Any]) -> None:
+    header = {"format": FORMAT, "json": json.dumps(metadata, sort_keys=True)}
+    dense = {name: value.detach().cpu().contiguous().clone() for name, value in sorted(tensors.items())}
+    write_bytes(path, save(dense, metadata=header))
+
+
+def _read(path: Path, kind: str) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    metadata = read_metadata(path)
+    if metadata.get("kind") != kind:
+        raise CheckpointError(f"expected {kind} in {path}, got {metadata.get('kind')}; remove it to train anew")
+    try:
+        return metadata, load(path.read_bytes())
+    except (OSError, SafetensorError) as error:
+        raise _unreadable(path, error) from error
+
+
+def _metadata(path: Path, header: Mapping[str, str] | None) -> dict[str, Any]:
+    found = (header or {}).get("format")
+    if header is None or found != FORMAT:
+        raise CheckpointError(
+            f"expected a checkpoint of format {FORMAT} at {path}, got {found or 'a foreign file'}; remove it to train anew"
+        )
+    content: dict[str, Any] = json.loads(header["json"])
+    return content
+
+
+def _fill(model: nn.Module, tensors: Mapping[str, Tensor], path: Path) -> None:
+    own = model.state_dict()
+    wrong = sorted(set(own) ^ set(tensors)) or [n for n in own if own[n].shape != tensors[n].shape]
+    if wrong:
+        raise CheckpointError(
+            f"expected weights of this network in {path}, got others (first difference: {wrong[0]}); "
+            "use the recipe it was trained with"
+        )
+    model.load_state_dict(dict(tensors))
+
+
+def _unreadable(path: Path, error: Exception) -> CheckpointError:
+    reason = str(error).splitlines()[0]
+    return CheckpointError(f"expected a whole checkpoint at {path}, got {reason}; remove it to train anew")

@@ -1,0 +1,29 @@
+"""Metrics of training: JSON lines for programs, TensorBoard events for eyes."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+from torch.utils.tensorboard import SummaryWriter
+
+
+def json_lines(records: Iterable[Mapping[str, Any]]) -> str:
+    """One JSON object a line."""
+    return "".join(json.dumps(record) + "\n" for record in records)
+
+
+class EventLog:
+    """TensorBoard events in a run's folder; a continued run hides what an interrupted one wrote beyond `epoch`."""
+
+    def __init__(self, folder: Path, epoch: int) -> None:
+        self._writer = SummaryWriter(str(folder), purge_step=epoch + 1)
+
+    def write(self, record: Mapping[str, Any]) -> None:
+        """All numbers of an epoch."""
+        for name, value in record.items():
+            if name != "epoch":
+                self._writer.add_scalar(name, value, record["epoch"])
+        self._writer.flush()
