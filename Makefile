@@ -20,7 +20,7 @@ slow: .venv/.dev           ## the tests that take minutes
 	$(BIN)/pytest -m slow
 
 docs: .venv/.dev           ## write docs/cli.md and recipes/README.md anew
-	$(BIN)/python -m tests.generate
+	$(BIN)/python docs/generate.py
 
 clean:
 	rm -rf .venv runs build *.egg-info

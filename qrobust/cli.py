@@ -10,6 +10,8 @@ import typer
 if TYPE_CHECKING:
     from .run import Run
 
+TABLE_WIDTH = 150  # columns, where output is no terminal
+
 app = typer.Typer(
     name="qrobust",
     help="From a recipe to a quantised ONNX network whose robustness to attack is known before and after export.\n\n"
@@ -20,12 +22,18 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 
-RecipeName = Annotated[str, typer.Argument(metavar="RECIPE", help="Name of a shipped recipe, or path of a TOML file.")]
+RecipeName = Annotated[
+    str, typer.Argument(metavar="RECIPE", help="Name of a shipped recipe, or path of a TOML file.")
+]
 Overrides = Annotated[
     Optional[list[str]],  # noqa: UP007, UP045
-    typer.Option("-o", "--override", metavar="KEY=VALUE", help="Override a value of the recipe; may be repeated."),
+    typer.Option(
+        "-o", "--override", metavar="KEY=VALUE", help="Override a value of the recipe; may be repeated."
+    ),
 ]
-Out = Annotated[Optional[Path], typer.Option("--out", metavar="DIR", help="Run folder (default: runs/RECIPE).")]  # noqa: UP007, UP045
+Out = Annotated[
+    Optional[Path], typer.Option("--out", metavar="DIR", help="Run folder (default: runs/RECIPE).")
+]  # noqa: UP007, UP045
 Artifacts = Annotated[list[Path], typer.Argument(metavar="ARTIFACT...", help="Artifact folders.")]
 Json = Annotated[Optional[Path], typer.Option("--json", metavar="F", help="Write the full result to F.")]  # noqa: UP007, UP045
 Seed = Annotated[int, typer.Option("--seed", metavar="N", help="Seed of the gradient-free attack.")]
@@ -41,7 +49,9 @@ def run(recipe: RecipeName, override: Overrides = None, out: Out = None, json: J
     started = _open(recipe, override, out)
     result = started.all_stages()
     _write(json, result)
-    Console().print(table(result))
+    console = Console()
+    console = console if console.is_terminal else Console(width=TABLE_WIDTH)
+    console.print(table(result))
     for width in result["widths"]:
         for verdict in width["broken"]:
             print(f"QM-{width['bits']} broke {verdict['name']}: {verdict['reason']}; {verdict['hint']}")
@@ -61,10 +71,12 @@ def train(recipe: RecipeName, override: Overrides = None, out: Out = None) -> in
 @app.command()
 def export(
     folder: Annotated[Path, typer.Argument(metavar="RUN", help="Run folder with evaluated networks.")],
-    target: Annotated[str, typer.Option("--target", metavar="NAME|PATH", help="Deployment target.")] = "ort-cpu",
-    out: Annotated[Path, typer.Option("--out", metavar="DIR", help="Folder for the artifacts, one a width.")] = Path(
-        "artifacts"
-    ),
+    target: Annotated[
+        str, typer.Option("--target", metavar="NAME|PATH", help="Deployment target.")
+    ] = "ort-cpu",
+    out: Annotated[
+        Path, typer.Option("--out", metavar="DIR", help="Folder for the artifacts, one a width.")
+    ] = Path("artifacts"),
 ) -> int:
     """Export every width of a run for a deployment target."""
     from .export import load_target
@@ -80,7 +92,9 @@ def export(
 def bench(
     artifacts: Artifacts,
     batch: Annotated[str, typer.Option("--batch", metavar="N,N", help="Batch sizes.")] = "1,32",
-    threads: Annotated[int, typer.Option("--threads", metavar="N", min=0, help="Threads a session; 0: all.")] = 1,
+    threads: Annotated[
+        int, typer.Option("--threads", metavar="N", min=0, help="Threads a session; 0: all.")
+    ] = 1,
     seconds: Annotated[float, typer.Option("--seconds", min=0.1, help="Least time a batch size.")] = 2.0,
     json: Json = None,
 ) -> int:
@@ -101,7 +115,9 @@ def bench(
 def check(
     artifact: Annotated[Path, typer.Argument(metavar="ARTIFACT", help="Artifact folder.")],
     json: Json = None,
-    queries: Annotated[Optional[int], typer.Option("--queries", metavar="N", help="Queries an image.")] = None,  # noqa: UP007, UP045
+    queries: Annotated[
+        Optional[int], typer.Option("--queries", metavar="N", help="Queries an image.")
+    ] = None,  # noqa: UP007, UP045
     seed: Seed = 0,
 ) -> int:
     """Check an artifact on its runtime: integrity, parity, replayed suite, gradient-free attack."""

@@ -6,7 +6,17 @@ import shutil
 from dataclasses import dataclass
 from importlib import metadata
 
-NEEDED = ("torch", "torchvision", "brevitas", "onnx", "onnxscript", "onnxoptimizer", "numpy", "safetensors", "pydantic")
+NEEDED = (
+    "torch",
+    "torchvision",
+    "brevitas",
+    "onnx",
+    "onnxscript",
+    "onnxoptimizer",
+    "numpy",
+    "safetensors",
+    "pydantic",
+)
 
 
 @dataclass(frozen=True)

@@ -20,7 +20,9 @@ def margin(logits: Tensor, y: Tensor) -> Tensor:
 
 
 def sar(clean: Tensor, adversarial: Tensor, *, form: str = "batch", distance: str = "l1") -> Tensor:
-    """Spectral alignment: the distance of the logits' Fourier transforms; both (n, classes), both with gradient.
+    """Spectral alignment: the distance of the logits' Fourier transforms.
+
+    clean, adversarial: (n, classes), both with gradient.
 
     Huang et al., "A Spectral Perspective towards Understanding and Improving Adversarial Robustness", eq. 3.
     """

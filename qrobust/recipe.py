@@ -1,4 +1,4 @@
-"""Recipes: how a network is trained, quantised, evaluated and exported. TOML, checked before anything runs."""
+"""Recipes: how a network is trained, quantised, evaluated and exported; checked before anything runs."""
 
 from __future__ import annotations
 
@@ -74,6 +74,12 @@ class Model(BaseModel):
     model_config = ConfigDict(extra="allow", frozen=True)
     name: str
 
+    @model_validator(mode="after")
+    def _own(self) -> Model:
+        if taken := sorted({"in_channels", "classes"} & self.options.keys()):
+            raise ValueError(f"expected no {taken[0]!r}, which follows from the data, got one; remove it")
+        return self
+
     @property
     def options(self) -> dict[str, Any]:
         """What the network's builder takes besides channels and classes."""
@@ -97,7 +103,7 @@ class Craft(Table):
 
 
 class Sar(Table):
-    """Spectral alignment regularisation: its weight, form, and first epoch (or the first learning-rate drop)."""
+    """Spectral alignment: its weight, form, and first epoch (or the first learning-rate drop)."""
 
     weight: Annotated[float, Field(ge=0)] = 0.1
     form: Form = "batch"
@@ -128,11 +134,15 @@ class Schedule(Table):
     @model_validator(mode="after")
     def _drops(self) -> Schedule:
         if self.factors is not None and len(self.factors) != len(self.milestones):
-            raise ValueError(f"expected one factor a milestone, got {len(self.factors)} for {len(self.milestones)}")
+            raise ValueError(
+                f"expected one factor a milestone, got {len(self.factors)} for {len(self.milestones)}"
+            )
         if list(self.milestones) != sorted(set(self.milestones)):
             raise ValueError(f"expected rising milestones, got {list(self.milestones)}")
         if self.sar is not None and self.sar.start == "first-drop" and not self.milestones:
-            raise ValueError("expected milestones, for sar.start = 'first-drop', got none; give sar.start an epoch")
+            raise ValueError(
+                "expected milestones, for sar.start = 'first-drop', got none; give sar.start an epoch"
+            )
         return self
 
 
@@ -165,7 +175,7 @@ class Export(Table):
     """Where the artifact must run, and the frozen suite that travels with it."""
 
     target: str = "ort-cpu"
-    suite_n: Annotated[int, Field(gt=0)] = 500
+    suite_n: Annotated[int, Field(gt=0)] | None = None  # None: as many as are evaluated
     suite_attacks: tuple[str, ...] = ("pgd-20",)
 
 
@@ -196,7 +206,9 @@ class Recipe(Table):
     @model_validator(mode="after")
     def _widths(self) -> Recipe:
         if 32 not in self.bits or list(self.bits) != sorted(set(self.bits), reverse=True):
-            raise ValueError(f"expected bits to fall from 32, the float network, as [32, 4, 2], got {list(self.bits)}")
+            raise ValueError(
+                f"expected bits to fall from 32, the float network, as [32, 4, 2], got {list(self.bits)}"
+            )
         if len(self.bits) > 1 and self.quant is None:
             raise ValueError("expected a table [quant] for widths below 32, got none")
         return self
@@ -241,10 +253,17 @@ def _extended(path: Path, seen: tuple[Path, ...]) -> dict[str, Any]:
     if not isinstance(base, str):
         raise RecipeError(f"{path}: expected extends = 'NAME', got {base!r}")
     beside = path.parent / f"{base.removesuffix('.toml')}.toml"
-    parent = beside if beside.is_file() else resources.find("recipes", base)
+    own = beside.resolve() == path.resolve() and path.resolve() != _shipped(base)
+    parent = beside if beside.is_file() and not own else resources.find("recipes", base)
     inherited = _extended(parent, (*seen, path.resolve()))
     inherited.pop("name", None)
     return _merge(inherited, table)
+
+
+def _shipped(name: str) -> Path | None:
+    """Where a recipe of this name is shipped: a recipe of one's own may extend the one it is named after."""
+    found = dict(resources.listing("recipes")).get(name)
+    return found.resolve() if found else None
 
 
 def _merge(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
@@ -272,7 +291,9 @@ def _explain(schema: type[BaseModel], error: ValidationError) -> str:
     first = error.errors()[0]
     where = ".".join(str(part) for part in first["loc"]) or schema.__name__.lower()
     if first["type"] == "extra_forbidden":
-        return f"unknown key {where!r}{did_you_mean(str(first['loc'][-1]), _fields(schema, first['loc'][:-1]))}"
+        return (
+            f"unknown key {where!r}{did_you_mean(str(first['loc'][-1]), _fields(schema, first['loc'][:-1]))}"
+        )
     if first["type"] == "missing":
         return f"expected a value for {where!r}, got none; add it"
     message = first["msg"].removeprefix("Value error, ").replace("Input should be ", "expected ")

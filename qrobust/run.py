@@ -17,7 +17,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
@@ -56,7 +56,9 @@ class Run:
         """The run of a folder. Raises RunError if it is none."""
         path = folder / "recipe.toml"
         if not path.is_file():
-            raise RunError(f"expected a run folder with recipe.toml, got {folder}; make one by qrobust run RECIPE")
+            raise RunError(
+                f"expected a run folder with recipe.toml, got {folder}; make one by qrobust run RECIPE"
+            )
         return cls(recipe.load(str(path)), folder)
 
     def all_stages(self) -> dict[str, Any]:
@@ -77,7 +79,7 @@ class Run:
         """Train the float network, then quantise width by width."""
         write_text(self.folder / "recipe.toml", recipe.dump(self.recipe))
         for bits in self.recipe.bits:
-            self._stage(self._at(bits) / "train.json", self.train_key(bits), lambda b=bits: self._train(b))
+            self._stage(self._at(bits) / "train.json", self.train_key(bits), partial(self._train, bits))
 
     def evaluate(self, bits: int) -> None:
         """Attack the torch network."""
@@ -108,7 +110,7 @@ class Run:
         record = place.with_name(f"{place.name}.json") if folder else self._at(bits) / "export.json"
         if place.is_dir() and self._done(record, key):
             return place
-        images = self.dataset.test.take(slice(0, self.recipe.export.suite_n))
+        images = self.dataset.test.take(slice(0, self.recipe.export.suite_n or self.recipe.evaluate.n))
         suite = make_suite(
             self.network(bits), images, attacks=self.suite_attacks, threat=self.threat, seed=self.recipe.seed
         )
@@ -130,7 +132,9 @@ class Run:
     def bench(self) -> None:
         """Time all artifacts in one run."""
         settings = self.recipe.bench
-        key = digest([settings.model_dump(mode="json"), [self._export_key(b, self.target) for b in self.recipe.bits]])
+        key = digest(
+            [settings.model_dump(mode="json"), [self._export_key(b, self.target) for b in self.recipe.bits]]
+        )
         artifacts = [self._at(bits) / "artifact" for bits in self.recipe.bits]
         self._stage(
             self.folder / "bench.json",
@@ -148,7 +152,9 @@ class Run:
         artifact = self._at(bits) / "artifact"
         key = digest(["check", self._export_key(bits, self.target)])
         self._stage(
-            self._at(bits) / "check.json", key, lambda: runtime.check(runtime.Artifact.load(artifact)).to_dict()
+            self._at(bits) / "check.json",
+            key,
+            lambda: runtime.check(runtime.Artifact.load(artifact)).to_dict(),
         )
 
     @cached_property
@@ -231,9 +237,9 @@ class Run:
                 classes=len(self.dataset.classes),
                 **self.recipe.model.options,
             )
-        return model if bits == FLOAT else self._quantized(model, bits, ())
+        return model if bits == FLOAT else self._quantized(model, bits, None)
 
-    def _quantized(self, model: nn.Module, bits: int, calibration: tuple[Tensor, ...]) -> nn.Module:
+    def _quantized(self, model: nn.Module, bits: int, calibration: tuple[Tensor, ...] | None) -> nn.Module:
         settings = self.recipe.quant
         assert settings is not None
         return quant.quantize(
@@ -260,7 +266,9 @@ class Run:
         if not path.exists():
             return False
         if read_json(path).get("key") == key:
-            note(f"{path.relative_to(self.folder) if path.is_relative_to(self.folder) else path}: done before")
+            note(
+                f"{path.relative_to(self.folder) if path.is_relative_to(self.folder) else path}: done before"
+            )
             return True
         if path.name == "train.json":
             raise RunError(

@@ -46,51 +46,44 @@ def _width(folder: Path, bits: int, timings: dict[str, Any]) -> dict[str, Any]:
 
 
 def table(result: dict[str, Any]) -> Table:
-    """The report for people: percent, with the sizes and times that a deployment asks for."""
+    """The report for people: percent, before → after export, with the sizes and times that a deployment asks for."""
     first = result["widths"][0]
-    strongest = _strongest(first)
-    drawn = Table(title=f"{result['recipe']}: {_threat(result['threat'])}", title_justify="left")
+    shown = [name for name in first["after"]["accuracy"] if name not in ("clean", "square")]
+    drawn = Table(
+        title=f"{result['recipe']}: {_threat(result['threat'])}; accuracy in torch → on the runtime"
+    )
     drawn.add_column("network")
-    for heading in ("size", "clean", strongest, "worst", "clean", strongest, "Square", "flips"):
+    for heading in ("size", "clean", *shown, "worst", "Square", "flips"):
         drawn.add_column(heading, justify="right")
     for batch in first["latency"]:
         drawn.add_column(f"batch {batch}", justify="right")
     drawn.add_column("verdict")
-    blank = [""] * len(first["latency"])
-    drawn.add_row("", "model.onnx", "[dim]in torch", "", "", "[dim]on the runtime", "", "", "", *blank, "", style="dim")
     for width in result["widths"]:
-        drawn.add_row(*_cells(width, strongest))
+        drawn.add_row(*_cells(width, shown))
     return drawn
 
 
-def _cells(width: dict[str, Any], strongest: str) -> list[str]:
-    before, after = width["before"], width["after"]["accuracy"]
-    replayed = after.get(strongest)
-    latency = [f"{row['p50_ms']:.2f} ms ({row['speedup']:.1f}×)" for row in width["latency"].values()]
+def _cells(width: dict[str, Any], shown: list[str]) -> list[str]:
+    before, after = width["before"], width["after"]
+    clean, attacks = before["clean"]["accuracy"], before["attacks"]
+    in_torch = [clean, *(attacks[name]["accuracy"] if name in attacks else None for name in shown)]
+    replayed = [after["accuracy"][name] for name in ("clean", *shown)]
+    latency = [f"{row['p50_ms']:.2f} ms {row['speedup']:.1f}×" for row in width["latency"].values()]
     colour = "green" if width["verdict"] == "held" else "red"
     return [
         f"QM-{width['bits']}",
         f"{width['size_bytes'] / 1000:.0f} kB",
-        _percent(before["clean"]["accuracy"]),
-        _percent(before["attacks"][strongest]["accuracy"]),
-        _percent(before["worst_case"]["accuracy"]),
-        _percent(after["clean"]),
-        "-" if replayed is None else _percent(replayed),
-        _percent(after["square"]),
-        _percent(width["label_flips"]),
+        *(f"{_percent(first)} → {_percent(then)}" for first, then in zip(in_torch, replayed, strict=True)),
+        f"{_percent(before['worst_case']['accuracy'])} → {_percent(after['worst_case'])}",
+        _percent(after["accuracy"]["square"]),
+        _percent(width["label_flips"], 2),
         *latency,
         f"[{colour}]{width['verdict']}[/]",
     ]
 
 
-def _strongest(width: dict[str, Any]) -> str:
-    """The bounded attack that hurts the first network most."""
-    attacks = {name: a["accuracy"] for name, a in width["before"]["attacks"].items() if a["bounded"]}
-    return min(attacks, key=lambda name: attacks[name])
-
-
-def _percent(share: float) -> str:
-    return f"{share:.1%}"
+def _percent(share: float | None, digits: int = 1) -> str:
+    return "-" if share is None else f"{100 * share:.{digits}f}"
 
 
 def _threat(threat: dict[str, Any]) -> str:

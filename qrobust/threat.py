@@ -40,7 +40,7 @@ class Threat:
         if self.norm not in NORMS:
             raise RecipeError(f"expected a norm, got {self.norm!r}{did_you_mean(self.norm, NORMS)}")
         width = self.bounds[1] - self.bounds[0]
-        if not 0 <= self.eps or (self.norm == "linf" and self.eps > width):
+        if not self.eps >= 0 or (self.norm == "linf" and self.eps > width):
             raise RecipeError(
                 f"expected eps in [0, {width:g}], the range of a pixel, got {self.eps:g}; write 8/255, not 8"
             )

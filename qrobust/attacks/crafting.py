@@ -20,7 +20,7 @@ class Holdable(Protocol):
 
 @contextmanager
 def crafting(model: nn.Module, *, training: bool = False) -> Iterator[None]:
-    """Inside: eval mode (or train mode), no gradients for parameters, each weight computed and quantised once.
+    """Inside: eval mode (or train mode), no gradients for parameters, each weight computed once.
 
     Leaves every module's mode and every parameter's `requires_grad` as found, also after an error.
     """

@@ -71,7 +71,14 @@ def bim(
 
 
 def _ascend(
-    model: nn.Module, x: Tensor, y: Tensor, start: Tensor, threat: Threat, steps: int, step_size: float, loss: Loss
+    model: nn.Module,
+    x: Tensor,
+    y: Tensor,
+    start: Tensor,
+    threat: Threat,
+    steps: int,
+    step_size: float,
+    loss: Loss,
 ) -> Tensor:
     x_adv = start
     for _ in range(steps):

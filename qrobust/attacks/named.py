@@ -1,4 +1,8 @@
-"""Attacks as recipes and the command line spell them: `gn`, `fgsm`, `pgd-20`, `pgd-20x5`, `bim-20`, `cw-inf-30`."""
+# ruff: noqa: ARG001 – all families are called alike, whatever they need
+"""Attacks as recipes and the command line spell them:
+
+`gn`, `fgsm`, `pgd-20`, `pgd-20x5`, `bim-20`, `cw-inf-30`.
+"""
 
 from __future__ import annotations
 
@@ -57,19 +61,27 @@ def named(name: str, threat: Threat) -> Attack:
     return Attack(name, match["family"], settings, family.bounded)
 
 
-def _noise(attack: Attack, model: nn.Module, x: Tensor, y: Tensor, threat: Threat, generator: Generator) -> Tensor:  # noqa: ARG001
+def _noise(
+    attack: Attack, model: nn.Module, x: Tensor, y: Tensor, threat: Threat, generator: Generator
+) -> Tensor:
     return gaussian_noise(x, **attack.settings, generator=generator)
 
 
-def _fgsm(attack: Attack, model: nn.Module, x: Tensor, y: Tensor, threat: Threat, generator: Generator) -> Tensor:  # noqa: ARG001
+def _fgsm(
+    attack: Attack, model: nn.Module, x: Tensor, y: Tensor, threat: Threat, generator: Generator
+) -> Tensor:
     return fgsm(model, x, y, threat=threat)
 
 
-def _bim(attack: Attack, model: nn.Module, x: Tensor, y: Tensor, threat: Threat, generator: Generator) -> Tensor:  # noqa: ARG001
+def _bim(
+    attack: Attack, model: nn.Module, x: Tensor, y: Tensor, threat: Threat, generator: Generator
+) -> Tensor:
     return bim(model, x, y, threat=threat, **attack.settings)
 
 
-def _pgd(attack: Attack, model: nn.Module, x: Tensor, y: Tensor, threat: Threat, generator: Generator) -> Tensor:
+def _pgd(
+    attack: Attack, model: nn.Module, x: Tensor, y: Tensor, threat: Threat, generator: Generator
+) -> Tensor:
     return pgd(model, x, y, threat=threat, generator=generator, **attack.settings)
 
 

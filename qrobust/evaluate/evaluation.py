@@ -69,7 +69,7 @@ class Outcomes:
         }
 
     def save(self, path: Path, **more: Any) -> None:
-        """`to_dict` and `more` as JSON, and the masks packed to bits beside it, in a .npz of the same stem."""
+        """`to_dict` and `more` as JSON, and the masks packed to bits in a .npz beside it."""
         buffer = io.BytesIO()
         packed = {name: np.packbits(mask) for name, mask in self.correct.items()}
         np.savez_compressed(buffer, n=np.int64(self.n), **packed)  # type: ignore[arg-type]
@@ -97,12 +97,16 @@ def evaluate(
     """Clean accuracy and accuracy under each attack on the first n images; the network ends in eval mode.
 
     images: uint8. n: None takes all. Every attack has a random stream of its own, fixed by seed and batch.
-    Raises RecipeError for an empty list of attacks, DataError for more images than there are.
+    Raises RecipeError for an empty list of attacks, DataError for no images, or more than there are.
     """
     if not attacks:
-        raise RecipeError("expected at least one attack, got none; a clean accuracy says nothing of robustness")
-    if n is not None and n > len(images):
-        raise DataError(f"expected n of at most {len(images)}, the test images there are, got {n}; lower it")
+        raise RecipeError(
+            "expected at least one attack, got none; a clean accuracy says nothing of robustness"
+        )
+    if n is not None and not 1 <= n <= len(images):
+        raise DataError(
+            f"expected n in [1, {len(images)}], as many test images as there are, got {n}; change it"
+        )
     images = images.take(slice(0, n))
     outcomes = Outcomes(threat, seed, tuple(attacks))
     model.eval()

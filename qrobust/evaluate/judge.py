@@ -19,6 +19,10 @@ def judge(model: nn.Module, x: Tensor, y: Tensor, x_adv: Tensor, threat: Threat 
     for perturbations without a bound (noise), which are clipped to [0,1]. Raises DataError for pixels that
     are no numbers, ModelError for an output that is no logits (n, classes) or not finite.
     """
+    if x_adv.shape != x.shape:
+        raise DataError(
+            f"expected perturbed images of shape {tuple(x.shape)}, got {tuple(x_adv.shape)}; mend the attack"
+        )
     if not torch.isfinite(x_adv).all():
         raise DataError("expected perturbed images of finite pixels, got NaN or infinity; mend the attack")
     x_adv = x_adv.clamp(0, 1) if threat is None else threat.project(x_adv, x)

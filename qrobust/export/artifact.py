@@ -37,8 +37,8 @@ LEVELS = {
 class Contents:
     """What goes into an artifact besides the graph.
 
-    name: of the artifact. bits: 32 or the width. recipe: resolved. suite: from `make_suite`. before: metrics of
-    the torch network, as its evaluation gives them.
+    name: of the artifact. bits: 32 or the width. recipe: resolved. suite: from `make_suite`. before: metrics
+    of the torch network, as its evaluation gives them.
     """
 
     name: str
@@ -135,7 +135,7 @@ def check_integer(path: Path, target: Target, model: nn.Module) -> None:
     ran = optimised_ops(path, target)["QLinearConv"]
     if ran < len(quantised):
         raise ExportError(
-            f"{target.name}: expected {len(quantised)} integer convolutions in the optimised graph, got {ran}; "
+            f"{target.name}: expected {len(quantised)} integer convolutions once optimised, got {ran}; "
             "choose a target without integer_convolutions, or export a network of supported layers"
         )
 

@@ -33,7 +33,7 @@ def export_model(
 
 
 def lower(model: nn.Module, example: Tensor, target: Target, metadata: dict[str, str] | None = None) -> bytes:
-    """The file of `export_model` as bytes; the same network gives the same bytes. metadata: put into the file."""
+    """The file of `export_model` as bytes, `metadata` in it; the same network gives the same bytes."""
     folded = fold_fat(copy.deepcopy(model)).cpu().eval()
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "model.onnx"

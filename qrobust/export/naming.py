@@ -33,7 +33,10 @@ def name_by_module(model: ir.Model, network: nn.Module) -> None:
 
 
 def _layer_paths(network: nn.Module) -> list[str]:
-    traced = network if isinstance(network, fx.GraphModule) else fx.symbolic_trace(network)
+    try:
+        traced = network if isinstance(network, fx.GraphModule) else fx.symbolic_trace(network)
+    except Exception:  # torch.fx raises many kinds; a float network is exported without its graph
+        return []
     modules = dict(traced.named_modules())
     called = [str(node.target) for node in traced.graph.nodes if node.op == "call_module"]
     return [path for path in called if isinstance(modules[path], (nn.Conv2d, nn.Linear))]

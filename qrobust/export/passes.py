@@ -117,7 +117,7 @@ def drop_zero_points(model: ir.Model) -> bool:
 
 
 def narrow_storage(model: ir.Model) -> bool:
-    """Requires: clips folded, zero points dropped. Ensures: integer weights lie at the smallest width that holds them.
+    """Requires: clips folded, zero points dropped. Ensures: integer weights lie at the least width that fits.
 
     A Cast to INT8 follows: onnxruntime folds it when it loads the file and then fuses integer convolutions,
     while sub-byte weights straight into DequantizeLinear run as float, slower than a float network.
@@ -198,7 +198,10 @@ def _initialiser(model: ir.Model, array: Array, dtype: ir.DataType | None = None
 
 
 def _replace(node: ir.Node, value: ir.Value) -> None:
-    ir.convenience.replace_all_uses_with(node.outputs[0], value, replace_graph_outputs=True)
+    old = node.outputs[0]
+    if old.is_graph_output():
+        value.name, value.type, value.shape = old.name, old.type, old.shape
+    ir.convenience.replace_all_uses_with(old, value, replace_graph_outputs=True)
     cast(ir.Graph, node.graph).remove(node, safe=True)
 
 
@@ -242,7 +245,7 @@ def _rescale_weight(model: ir.Model, weight: ir.Node, old: Array, new: Array) ->
 
 
 def _shift_to_unsigned(model: ir.Model, quantiser: ir.Node) -> None:
-    """int8 with zero point z → uint8 with z + 128, from a QuantizeLinear through its Clip to every DequantizeLinear."""
+    """int8 with zero point z → uint8 with z + 128, from a QuantizeLinear to all DequantizeLinear behind."""
     shifted = _initialiser(model, (_required(quantiser.inputs[2]).astype(np.int16) + 128).astype(np.uint8))
     quantiser.replace_input_with(2, shifted)
     readers = [quantiser]

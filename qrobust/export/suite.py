@@ -30,7 +30,7 @@ def make_suite(
     seed: int,
     batch_size: int = 250,
 ) -> Arrays:
-    """Clean images and adversarial ones crafted on `model`, rounded to 8 bits, with what the model says of each.
+    """Clean images and adversarial ones crafted on `model`, in 8 bits, with what the model says of each.
 
     Returns arrays: "y" int64 (n,), and for "clean" and every attack "x.NAME" uint8 (n, c, h, w) and
     "label.NAME" int64 (n,); "logits.clean" float32 (n, classes). Rounding stays inside the threat, and labels
@@ -57,7 +57,7 @@ def make_suite(
 
 
 def to_pixels(x_adv: Tensor, x: Tensor, threat: Threat) -> Tensor:
-    """x_adv in [0,1] as uint8, rounded to the nearest value that keeps each pixel's change within that of x_adv.
+    """x_adv in [0,1] as uint8, rounded so that the change of the image stays within the threat.
 
     x: the clean images, on the 8-bit grid. For l-inf, pixels stay within eps; for l2, a change never grows.
     """

@@ -5,7 +5,7 @@ from __future__ import annotations
 import warnings
 
 with warnings.catch_warnings():
-    # It recommends a package for transformers that nothing here uses, and imports a module that it deprecates.
+    # It recommends a package for transformers that nothing here uses, and imports a part it deprecates.
     warnings.filterwarnings("ignore", message="fast_hadamard_transform")
     warnings.filterwarnings("ignore", message="brevitas.fx is deprecated")
     from brevitas.export import export_onnx_qcdq

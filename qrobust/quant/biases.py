@@ -19,7 +19,7 @@ from .quantizers import Quantizer
 
 @torch.no_grad()
 def round_biases(model: fx.GraphModule) -> float:
-    """Round, in place, the bias of every integer layer, batch-norm folded in thought, to the accumulator's grid.
+    """Round, in place, every integer layer's bias, batch-norm folded in thought, to the accumulator's grid.
 
     With step = s_x·s_w·|γ|/σ per channel: β ← γμ/σ + step·round((β - γμ/σ) / step); without batch-norm the
     bias itself is rounded. Returns the largest change in units of one step (at most 0.5).

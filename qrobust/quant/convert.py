@@ -37,14 +37,15 @@ def quantize(
     fat: str = "normalised",
     edge_layers: str = "int8",
     per_channel: bool = True,
-    calibration: Iterable[Tensor],
+    calibration: Iterable[Tensor] | None,
 ) -> nn.Module:
     """QM-n: a copy of a trained network whose inner layers have n-bit weights and read n-bit inputs.
 
     bits: 2 to 8. fat: "paper", "normalised", "identity" (standardised weights without a mask) or "none".
     edge_layers: the first convolution and the classifier keep "int8" or "float" weights and inputs.
     per_channel: one weight clip per output channel. calibration: batches (n, c, h, w) in [0,1] that
-    place the clips and batch-norm's statistics; the network should then be trained on.
+    place the clips and batch-norm's statistics, the network should then be trained on; None leaves
+    them for weights that are loaded next.
 
     What residual sums add has 8 bits: they hold no product, and at n bits the sum would lose its small
     part. Raises ModelError for settings out of range or a module without a quantised form, by name.
@@ -53,12 +54,13 @@ def quantize(
     graph = _trace(model)
     _Conversion(graph, bits, fat, edge_layers, per_channel).run()
     graph.recompile()
-    calibrate(graph, calibration)
+    if calibration is not None:
+        calibrate(graph, calibration)
     return graph
 
 
 def requantize(model: nn.Module, bits: int, *, calibration: Iterable[Tensor]) -> nn.Module:
-    """QM-n from another QM-m: a copy with the same weights and masks, its inner width changed, its clips placed anew.
+    """QM-n from another QM-m: a copy with the same weights and masks, another inner width and new clips.
 
     model: from `quantize`. Other arguments and errors as there.
     """
@@ -145,7 +147,7 @@ def _unused(graph: fx.GraphModule, name: str) -> str:
 
 @dataclass
 class _Conversion:
-    """One walk over the graph. `grid` holds what is known of a node's output: on a quantiser's grid, signed?"""
+    """One walk over the graph. `grid`, `signed`: whether a node's output is on a quantiser's grid, signed."""
 
     graph: fx.GraphModule
     bits: int

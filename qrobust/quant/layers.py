@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -45,8 +45,8 @@ def quantized_conv(
     """A Brevitas convolution with this one's weights, behind FAT if given."""
     layer: nn.Module = QuantConv2d(
         conv.in_channels, conv.out_channels, conv.kernel_size, stride=conv.stride, padding=conv.padding,
-        dilation=conv.dilation, groups=conv.groups, padding_mode=conv.padding_mode, bias=conv.bias is not None,
-        weight_quant=_weight_quantizer(conv, bits, per_channel, inner),
+        dilation=conv.dilation, groups=conv.groups, padding_mode=conv.padding_mode,
+        bias=conv.bias is not None, weight_quant=_weight_quantizer(conv, bits, per_channel, inner),
     )  # fmt: skip
     _copy_parameters(conv, layer)
     if fat is not None:
@@ -74,7 +74,7 @@ def quantized_activation(
     """
     narrow = signed and inner
     quantizer = Quantizer(
-        bits, signed=signed, narrow=narrow, masked=True, fixed=fixed, inner=inner, ceiling=ceiling
+        bits, signed=signed, narrow=narrow, masked=not fixed, fixed=fixed, inner=inner, ceiling=ceiling
     )
     layer: nn.Module = QuantIdentity(
         act_quant=_injector(quantizer, ActQuantProxyFromInjector), return_quant_tensor=False
@@ -94,7 +94,7 @@ def fold_fat(model: nn.Module) -> nn.Module:
     """Replace every FAT parametrisation by the weight that it gives, in place; outputs stay bit-equal."""
     for module in model.modules():
         if parametrize.is_parametrized(module, "weight"):
-            weight = module.weight.detach().clone()
+            weight = cast(Tensor, module.weight).detach().clone()
             # Not remove_parametrizations: it changes the class, which a deep copy shares with its original.
             module.__class__ = parametrize.type_before_parametrizations(module)
             del module.parametrizations
@@ -126,7 +126,7 @@ def _copy_parameters(source: nn.Module, layer: Any) -> None:
 
 
 def _settle(proxy: Any) -> None:
-    """Brevitas builds a quantiser anew whenever a weight is set or a state is loaded; ours holds what it learned."""
+    """Brevitas builds a quantiser anew when a weight is set or a state loaded; ours keeps what it learned."""
     proxy.init_tensor_quant = _keep
     proxy.skip_create_quant_tensor = True
 

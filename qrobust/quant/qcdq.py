@@ -14,9 +14,9 @@ INPUT, OUTPUT = "x", "logits"
 
 
 def write_qcdq(model: nn.Module, example: Tensor, path: Path) -> None:
-    """Write a network in eval mode, FAT folded, as ONNX: QuantizeLinear → Clip → DequantizeLinear, dynamic batch.
+    """Write a network in eval mode, FAT folded, as ONNX: Quantize → Clip → Dequantize; any batch size.
 
-    example: images (n, c, h, w) to trace with. Input "x", output "logits". A float network is written as it is.
+    example: images (n, c, h, w) to trace with. Input "x", output "logits". A float network stays as it is.
     """
     set_export_form(model, True)
     try:

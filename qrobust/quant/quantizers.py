@@ -22,7 +22,7 @@ CLIP_CANDIDATES = 80
 class LearnedClip(torch.autograd.Function):
     r"""q(x) = s·clamp(round(x / s), low, high) with s = α / high; rounds half to even, as ONNX does.
 
-    With u = x/α and inside = low/high ≤ u ≤ 1:
+    With u = x/α and inside = low/high < u < 1 (no gradient at the bounds, as with relu at 0):
 
         dx = g                       weights (`masked` false): straight through
         dx = g·1[inside]             activations
@@ -42,11 +42,11 @@ class LearnedClip(torch.autograd.Function):
         (g,) = grads
         x, clip = ctx.saved_tensors
         low, high, masked = ctx.settings
-        u = x / clip
-        inside = (u >= low / high) & (u <= 1)
-        dx = g * inside if masked else g
+        dx = _inside(g, x, clip, low, high) if masked else g
         if not ctx.needs_input_grad[1]:
             return dx, None, None, None, None
+        u = x / clip
+        inside = (u > low / high) & (u < 1)
         error = fake_quantize(x, clip, low, high) / clip - u
         beyond = u.clamp(low / high, 1)
         dclip = (g * torch.where(inside, error, beyond)).sum_to_size(clip.shape)
@@ -56,7 +56,16 @@ class LearnedClip(torch.autograd.Function):
 def fake_quantize(x: Tensor, clip: Tensor, low: int, high: int) -> Tensor:
     """x on the grid {low..high}·clip/high; clip broadcasts over x."""
     scale = clip / high
-    return torch.clamp(torch.round(x / scale), low, high) * scale
+    return (x / scale).round_().clamp_(low, high).mul_(scale)  # in place: half the time of four new tensors
+
+
+def _inside(g: Tensor, x: Tensor, clip: Tensor, low: int, high: int) -> Tensor:
+    """g where x is inside the clip, else 0."""
+    if x.device.type == "cpu" and clip.numel() == 1:  # one kernel, ten times faster there than three
+        top = float(clip)
+        inner: Tensor = torch.ops.aten.hardtanh_backward(g, x, top * low / high, top)
+        return inner
+    return g * ((x > clip * (low / high)) & (x < clip))
 
 
 def integer_range(bits: int, *, signed: bool, narrow: bool) -> tuple[int, int]:
@@ -76,7 +85,7 @@ class Quantizer(nn.Module):
 
     signed: range −L..L (narrow) or −L−1..L; unsigned: 0..2^bits − 1, which also does relu's work.
     masked: stop the gradient outside the clip (activations) or not (weights).
-    channels: one clip per output channel of a (channels, …) weight of `dims` dimensions, or one in all (None).
+    channels: one clip per output channel of a (channels, …) weight of `dims` dimensions, or one (None).
     fixed: the clip stays at 1 (pixels), else it is learned. inner: whether the width is the network's n, and
     follows it in `set_bits`. ceiling: calibration sees values cut at ±ceiling (1 for hardtanh).
 
@@ -137,7 +146,7 @@ class Quantizer(nn.Module):
 
     def hold(self, on: bool) -> None:
         """Keep a weight's next result until switched off; activations are never kept."""
-        self.holding, self.held = on and not self.masked, None
+        self.holding, self.held = on and not (self.masked or self.fixed), None
 
     def effective_clip(self) -> Tensor:
         """α = unit · |clip|, of the clip's shape."""
@@ -161,7 +170,7 @@ class Quantizer(nn.Module):
 def best_clip(x: Tensor, low: int, high: int, *, per_channel: bool = False) -> Tensor:
     """The clip with the smallest squared quantisation error, of a grid up to max|x|.
 
-    A fixed clip of 3σ sets 87 % of normal weights to zero at 2 bits; this one about 40 %.
+    A fixed clip of 3σ sets 87 % of normal weights to zero at 2 bits; this one 46 %.
     x: any shape; per channel: along its first dimension. Returns (channels,) or ().
     """
     rows = x.flatten(1) if per_channel else x.flatten()[None]

@@ -33,7 +33,7 @@ def fat_mask(spectrum: Tensor, mixing: Tensor, form: str = "normalised") -> Tens
         return torch.ones_like(magnitude)
     if form == "paper":
         return torch.sigmoid(mixing @ magnitude)
-    return 2 * torch.sigmoid(mixing @ (magnitude / magnitude.mean().detach()) - 1)
+    return 2 * torch.sigmoid(mixing @ (magnitude / magnitude.mean().detach().clamp_min(1e-12)) - 1)
 
 
 def fat_transform(weight: Tensor, mixing: Tensor, form: str = "normalised") -> Tensor:

@@ -40,7 +40,7 @@ def save_weights(path: Path, model: nn.Module, metadata: Mapping[str, Any]) -> N
 
 
 def load_weights(path: Path, model: nn.Module) -> dict[str, Any]:
-    """Set a network's weights; returns what describes them. Raises CheckpointError if file and network differ."""
+    """Set a network's weights; returns what describes them. Raises CheckpointError if they do not fit."""
     metadata, tensors = _read(path, "weights")
     _fill(model, tensors, path)
     return metadata
@@ -97,7 +97,9 @@ def part(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
 
 
 def _write(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, Any]) -> None:
-    header = {"format": FORMAT, "json": json.dumps(metadata, sort_keys=True)}
+    header = {
+        FORMAT: json.dumps(metadata, sort_keys=True)
+    }  # one key: safetensors writes several in any order
     dense = {name: value.detach().cpu().contiguous().clone() for name, value in sorted(tensors.items())}
     write_bytes(path, save(dense, metadata=header))
 
@@ -105,7 +107,9 @@ def _write(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, Any
 def _read(path: Path, kind: str) -> tuple[dict[str, Any], dict[str, Tensor]]:
     metadata = read_metadata(path)
     if metadata.get("kind") != kind:
-        raise CheckpointError(f"expected {kind} in {path}, got {metadata.get('kind')}; remove it to train anew")
+        raise CheckpointError(
+            f"expected {kind} in {path}, got {metadata.get('kind')}; remove it to train anew"
+        )
     try:
         return metadata, load(path.read_bytes())
     except (OSError, SafetensorError) as error:
@@ -113,12 +117,16 @@ def _read(path: Path, kind: str) -> tuple[dict[str, Any], dict[str, Tensor]]:
 
 
 def _metadata(path: Path, header: Mapping[str, str] | None) -> dict[str, Any]:
-    found = (header or {}).get("format")
-    if header is None or found != FORMAT:
+    if FORMAT not in (header or {}):
+        found = ", ".join(header or {}) or "a foreign file"
         raise CheckpointError(
-            f"expected a checkpoint of format {FORMAT} at {path}, got {found or 'a foreign file'}; remove it to train anew"
+            f"expected a checkpoint of format {FORMAT} at {path}, got {found}; remove it to train anew"
         )
-    content: dict[str, Any] = json.loads(header["json"])
+    assert header is not None
+    try:
+        content: dict[str, Any] = json.loads(header[FORMAT])
+    except ValueError as error:
+        raise _unreadable(path, error) from error
     return content
 
 

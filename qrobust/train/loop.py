@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -46,10 +46,11 @@ class Job:
 
 
 def fit(model: nn.Module, dataset: Dataset, job: Job) -> State:
-    """Train in place, from the last checkpoint if there is one, and leave the best epoch's weights in the model.
+    """Train in place, from the last checkpoint if there is one; the model ends with the best epoch's weights.
 
     The best epoch has the highest accuracy under PGD on the validation split (ties: clean accuracy, then the
-    later); without a split, the last. Raises RunError on a loss that is not finite, naming epoch, batch and rate.
+    later); without a split, the last. Raises RunError on a loss or weights that are not finite, naming epoch,
+    batch and rate.
     """
     optimizer = torch.optim.SGD(
         parameter_groups(model, lr=job.schedule.lr, weight_decay=job.schedule.weight_decay),
@@ -58,9 +59,12 @@ def fit(model: nn.Module, dataset: Dataset, job: Job) -> State:
     rates = [group["lr"] / job.schedule.lr for group in optimizer.param_groups]
     state = _resume(model, optimizer, job)
     images = dataset.train.to(machine.device())
-    log = EventLog(job.folder, state.epoch)
     total = job.schedule.epochs * len(images)
-    with _interruptible(job), bar(job.label, total, "images") as moving:
+    with (
+        _interruptible(job),
+        closing(EventLog(job.folder, state.epoch)) as log,
+        bar(job.label, total, "images") as moving,
+    ):
         moving.advance(state.epoch * len(images))
         for epoch in range(state.epoch, job.schedule.epochs):
             for group, ratio in zip(optimizer.param_groups, rates, strict=True):
@@ -85,9 +89,11 @@ def _resume(model: nn.Module, optimizer: torch.optim.Optimizer, job: Job) -> Sta
     state = load_state(path)
     if state.key != job.key:
         raise RunError(
-            f"expected training state of this recipe in {path}, got another's; give another --out or remove {job.folder}"
+            f"expected training state of this recipe in {path}, got another's; "
+            f"give another --out or remove {job.folder}"
         )
     restore(state, model, optimizer, path)
+    _write_metrics(state, job)  # the run may have stopped between the two files
     if state.epoch < job.schedule.epochs:
         note(f"{job.label}: continuing after epoch {state.epoch} of {job.schedule.epochs}")
     return state
@@ -118,6 +124,11 @@ def _epoch(
         correct += int((logits.argmax(1) == y).sum())
         seen += len(y)
         moving.advance(len(y))
+    if not all(bool(value.isfinite().all()) for value in model.state_dict().values()):
+        raise RunError(  # the last step of an epoch is followed by no loss
+            f"{job.label}: expected finite weights, got NaN or infinity after epoch {epoch + 1}, "
+            f"lr {optimizer.param_groups[0]['lr']:g}; lower lr (the checkpoint before stands)"
+        )
     return {"loss": total / seen, "train_accuracy": correct / seen}
 
 
@@ -154,7 +165,13 @@ def _validate(model: nn.Module, images: Images, job: Job, epoch: int) -> dict[st
         x = to_unit(batch.x, machine.device(), channels_last=True)
         y = batch.y.to(x.device)
         x_adv = pgd(
-            model, x, y, threat=job.threat, steps=settings.steps, step_size=settings.step_size, generator=generator
+            model,
+            x,
+            y,
+            threat=job.threat,
+            steps=settings.steps,
+            step_size=settings.step_size,
+            generator=generator,
         )
         with torch.no_grad():
             clean += int((model(x).argmax(1) == y).sum())
@@ -172,6 +189,10 @@ def _keep(
         state.best, best = record, {name: value.clone() for name, value in model.state_dict().items()}
     state.tensors = capture(model, optimizer) | {f"best.{name}": value for name, value in best.items()}
     save_state(_checkpoint(job), state)
+    _write_metrics(state, job)
+
+
+def _write_metrics(state: State, job: Job) -> None:
     write_text(job.folder / "metrics.jsonl", json_lines(state.history))
 
 
@@ -190,7 +211,10 @@ def _say(job: Job, record: dict[str, Any], moving: Bar) -> None:
     if "validation_robust" in record:
         text += f"  clean {record['validation_clean']:.1%}  robust {record['validation_robust']:.1%}"
     moving.describe(job.label, text)
-    note(f"{job.label}: epoch {record['epoch']}/{job.schedule.epochs}  {text}  {record['images_per_second']:.0f} images/s")
+    note(
+        f"{job.label}: epoch {record['epoch']}/{job.schedule.epochs}  {text}  "
+        f"{record['images_per_second']:.0f} images/s"
+    )
 
 
 @contextmanager

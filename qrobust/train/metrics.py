@@ -16,7 +16,7 @@ def json_lines(records: Iterable[Mapping[str, Any]]) -> str:
 
 
 class EventLog:
-    """TensorBoard events in a run's folder; a continued run hides what an interrupted one wrote beyond `epoch`."""
+    """TensorBoard events in a run's folder; a continued run hides what was written beyond `epoch`."""
 
     def __init__(self, folder: Path, epoch: int) -> None:
         self._writer = SummaryWriter(str(folder), purge_step=epoch + 1)
@@ -27,3 +27,7 @@ class EventLog:
             if name != "epoch":
                 self._writer.add_scalar(name, value, record["epoch"])
         self._writer.flush()
+
+    def close(self) -> None:
+        """End the writer's thread and its file."""
+        self._writer.close()

@@ -1,0 +1,111 @@
+"""An attack leaves a network as it found it, also when it fails."""
+
+import pytest
+import torch
+from torch import nn
+from torch.nn.utils import parametrize
+
+from qrobust.attacks import Holdable, crafting
+
+from .helpers import smooth_net
+
+
+class Holder(nn.Module):
+    """Records when it was told to hold."""
+
+    def __init__(self):
+        super().__init__()
+        self.told = []
+
+    def hold(self, on):
+        self.told.append(on)
+
+
+class Doubled(nn.Module):
+    """Counts how often a weight is computed."""
+
+    def __init__(self):
+        super().__init__()
+        self.calls = 0
+
+    def forward(self, weight):
+        self.calls += 1
+        return 2 * weight
+
+
+def mixed_net():
+    """A network in train mode, one layer of it in eval mode and another frozen."""
+    model = nn.Sequential(*smooth_net(), Holder())
+    model.train()
+    model[1].eval()
+    model[0].weight.requires_grad_(False)
+    return model
+
+
+def state_of(model):
+    modes = [module.training for module in model.modules()]
+    return modes, [parameter.requires_grad for parameter in model.parameters()]
+
+
+@pytest.mark.parametrize("training", [False, True])
+def test_inside_one_mode_and_no_gradients(training):
+    model = mixed_net()
+    with crafting(model, training=training):
+        modes, asking = state_of(model)
+        assert set(modes) == {training}
+        assert set(asking) == {False}
+
+
+@pytest.mark.parametrize("training", [False, True])
+@pytest.mark.parametrize("error", [None, RuntimeError, KeyboardInterrupt])
+def test_all_is_restored(training, error):
+    model = mixed_net()
+    before = state_of(model)
+    try:
+        with crafting(model, training=training):
+            assert model[-1].told == [True]
+            if error:
+                raise error
+    except (RuntimeError, KeyboardInterrupt):
+        assert error
+    assert state_of(model) == before
+    assert model[-1].told == [True, False]
+
+
+def test_one_inside_another():
+    model = mixed_net()
+    before = state_of(model)
+    with crafting(model, training=True):
+        inside = state_of(model)
+        with crafting(model):
+            pass
+        assert state_of(model) == inside
+    assert state_of(model) == before
+
+
+def test_a_weight_is_computed_once():
+    layer, doubled = nn.Linear(2, 2), Doubled()
+    parametrize.register_parametrization(layer, "weight", doubled)
+    x, before = torch.rand(1, 2), doubled.calls
+    with crafting(layer):
+        torch.testing.assert_close(layer(x), layer(x))
+        assert doubled.calls == before + 1
+    layer(x), layer(x)
+    assert doubled.calls == before + 3
+
+
+def test_a_new_weight_is_seen_by_the_next_attack():
+    layer = nn.Linear(2, 2, bias=False)
+    parametrize.register_parametrization(layer, "weight", Doubled())
+    x = torch.rand(1, 2)
+    with crafting(layer):
+        layer(x)
+    with torch.no_grad():
+        layer.parametrizations.weight.original.fill_(1.0)
+    with crafting(layer):
+        torch.testing.assert_close(layer(x), 2 * x.sum().expand(1, 2))
+
+
+def test_what_can_hold_is_recognised():
+    assert isinstance(Holder(), Holdable)
+    assert not isinstance(nn.Linear(1, 1), Holdable)

@@ -1,0 +1,203 @@
+"""One table of attacks, one body a property; on a linear network the optimum is known."""
+
+import itertools
+
+import pytest
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+from qrobust.attacks import bim, fgsm, pgd
+from qrobust.attacks.gradient import LOSSES
+from qrobust.objectives import margin
+from qrobust.threat import Threat
+
+from .helpers import L2, LINF, batch, copy_of, is_unchanged, linear_net, seeded, smooth_net
+
+SETTINGS = {
+    "fgsm": (fgsm, {}),
+    "bim": (bim, {"steps": 4}),
+    "pgd": (pgd, {"steps": 4}),
+    "pgd-margin": (pgd, {"steps": 4, "loss": "margin"}),
+    "pgd-restarts": (pgd, {"steps": 4, "restarts": 3}),
+    "pgd-far": (pgd, {"steps": 3, "step_size": 1.0}),
+}
+ATTACKS = pytest.mark.parametrize(("attack", "options"), SETTINGS.values(), ids=SETTINGS)
+THREATS = pytest.mark.parametrize("threat", [LINF, L2], ids=lambda threat: threat.norm)
+
+
+def loss_at(model, x, y):
+    model.eval()
+    return F.cross_entropy(model(x), y, reduction="none").detach()
+
+
+@ATTACKS
+@THREATS
+def test_inside_the_threat(attack, options, threat):
+    x, y = batch()
+    x_adv = attack(smooth_net(), x, y, threat=threat, **options)
+    assert x_adv.shape == x.shape
+    assert threat.distance(x_adv, x).max() <= threat.eps + 1e-6
+    assert x_adv.min() >= 0
+    assert x_adv.max() <= 1
+    assert not x_adv.requires_grad
+
+
+@ATTACKS
+@THREATS
+def test_the_loss_rises(attack, options, threat):
+    model, (x, y) = smooth_net().eval(), batch()
+    if attack is not fgsm:
+        options = {"step_size": threat.eps / 2} | options
+    x_adv = attack(model, x, y, threat=threat, **options)
+    assert (loss_at(model, x_adv, y) > loss_at(model, x, y)).all()
+
+
+@ATTACKS
+def test_the_network_is_left_alone(attack, options):
+    model, (x, y) = smooth_net().train(), batch()
+    before, images = copy_of(model), x.clone()
+    attack(model, x, y, threat=LINF, **options)
+    assert all(parameter.grad is None for parameter in model.parameters())
+    assert all(parameter.requires_grad for parameter in model.parameters())
+    assert all(module.training for module in model.modules())
+    assert is_unchanged(model, before)  # running statistics of batch-norm among them
+    assert torch.equal(x, images)
+
+
+def test_crafting_in_train_mode_moves_the_statistics_and_changes_the_attack():
+    model, (x, y) = smooth_net().train(), batch()
+    before = copy_of(model)
+    x_eval = pgd(model, x, y, threat=LINF, random_start=False)
+    x_train = pgd(model, x, y, threat=LINF, random_start=False, training=True)
+    assert not torch.equal(x_eval, x_train)
+    assert not torch.equal(model[1].running_mean, before["1.running_mean"])
+
+
+def test_a_failing_network_is_left_alone_too():
+    class Failing(nn.Sequential):
+        def forward(self, x):
+            raise RuntimeError("no memory")
+
+    model, (x, y) = Failing(*smooth_net()).train(), batch()
+    with pytest.raises(RuntimeError, match="no memory"):
+        pgd(model, x, y, threat=LINF)
+    assert all(parameter.requires_grad for parameter in model.parameters())
+    assert all(module.training for module in model.modules())
+
+
+@pytest.mark.parametrize("attack", [fgsm, bim, pgd])
+@pytest.mark.parametrize(("threat", "p"), [(LINF, 1), (L2, 2)], ids=["linf", "l2"])
+def test_the_exact_optimum_on_a_linear_network(attack, threat, p):
+    """The margin moves by eps times the dual norm of the weights' difference."""
+    model, y = linear_net(), torch.arange(8) % 2
+    x = 0.4 + 0.2 * torch.rand(8, 3, 6, 6, generator=seeded())  # further than eps from the ends of the range
+    options = {} if attack is fgsm else {"steps": 20, "step_size": threat.eps / 2}
+    x_adv = attack(model, x, y, threat=threat, **options)
+    w = model[1].weight.detach()
+    optimum = threat.eps * (w[1] - w[0]).norm(p=p)
+    rise = (margin(model(x_adv), y) - margin(model(x), y)).detach()
+    torch.testing.assert_close(rise, optimum.expand(8), rtol=1e-3, atol=1e-5)
+
+
+@THREATS
+def test_many_steps_beat_one(threat):
+    model, (x, y) = smooth_net().eval(), batch(n=30)
+    one, many, restarted = (
+        loss_at(model, x_adv, y).sum()
+        for x_adv in (
+            fgsm(model, x, y, threat=threat),
+            bim(model, x, y, threat=threat, steps=20, step_size=threat.eps / 4),
+            pgd(model, x, y, threat=threat, steps=20, step_size=threat.eps / 4, generator=seeded()),
+        )
+    )
+    assert many >= one
+    assert restarted >= one
+
+
+def kinked_net():
+    """A network whose gradients lead astray, so that the start matters."""
+    torch.manual_seed(0)
+    layers = [nn.Linear(12, 40), nn.ReLU(), nn.Linear(40, 40), nn.ReLU(), nn.Linear(40, 3)]
+    for layer in layers[::2]:
+        nn.init.normal_(layer.weight, std=0.5)
+    return nn.Sequential(nn.Flatten(), *layers)
+
+
+def test_restarts_are_never_worse_than_one_start():
+    model = kinked_net()
+    x = torch.rand(200, 3, 2, 2, generator=seeded())
+    y = model(x).argmax(1)
+    broken = []
+    for restarts in (1, 2, 8):
+        x_adv = pgd(
+            model, x, y, threat=Threat("linf", 0.05), steps=1, step_size=0.05, restarts=restarts,
+            generator=seeded(),
+        )  # fmt: skip
+        broken.append(model(x_adv).argmax(1) != y)
+    for fewer, more in itertools.pairwise(broken):
+        assert not (fewer & ~more).any()
+    assert broken[2].sum() > broken[0].sum() > 0
+
+
+def test_broken_images_leave_the_next_restart():
+    model, sizes = kinked_net(), []
+    x = torch.rand(50, 3, 2, 2, generator=seeded())
+    y = model(x).argmax(1)
+    y[:20] = (y[:20] + 1) % 3  # wrong before any attack
+    model.register_forward_hook(lambda module, args, output: sizes.append(len(output)))
+    pgd(model, x, y, threat=Threat("linf", 1e-4), steps=1, step_size=1e-4, restarts=3, generator=seeded())
+    assert sizes[:2] == [50, 50]
+    assert all(size == 30 for size in sizes[2:])
+    wrong = (model(x).argmax(1) + 1) % 3
+    sizes.clear()
+    pgd(model, x, wrong, threat=Threat("linf", 1e-6), steps=2, step_size=1e-6, restarts=9, generator=seeded())
+    assert sizes == [50, 50, 50]  # two steps and one look, then nothing is left
+
+
+def test_bim_is_deterministic():
+    model, (x, y) = smooth_net(), batch()
+    assert torch.equal(bim(model, x, y, threat=LINF, steps=3), bim(model, x, y, threat=LINF, steps=3))
+
+
+@THREATS
+def test_the_generator_decides(threat):
+    model, (x, y) = smooth_net(), batch()
+    first, again, other = (
+        pgd(model, x, y, threat=threat, steps=2, generator=seeded(seed)) for seed in (1, 1, 2)
+    )
+    assert torch.equal(first, again)
+    assert not torch.equal(first, other)
+
+
+def test_steps_and_step_size():
+    """From x itself, k steps of s move no pixel further than k·s, and some exactly so."""
+    model, (x, y) = linear_net(), batch(classes=2)
+    x_adv = bim(model, x, y, threat=Threat("linf", 0.5), steps=3, step_size=0.01)
+    assert (x_adv - x).abs().max().item() == pytest.approx(0.03, abs=1e-6)
+
+
+def test_the_margin_loss_is_climbed():
+    model, (x, y) = smooth_net(), batch(n=60)
+    ce, cw = (
+        pgd(model, x, y, threat=L2, step_size=0.05, loss=loss, random_start=False)
+        for loss in ("ce", "margin")
+    )
+    assert not torch.equal(ce, cw)
+    model.eval()
+    assert margin(model(cw), y).mean() >= margin(model(ce), y).mean() - 1e-4
+
+
+@pytest.mark.parametrize("loss", LOSSES.values(), ids=LOSSES)
+def test_no_image_knows_of_the_others(loss):
+    """Sums, not means: the gradient of an image does not depend on the size of its batch."""
+    model, (x, y) = smooth_net().eval(), batch()
+    x.requires_grad_(True)
+    (together,) = torch.autograd.grad(loss(model(x), y), x)
+    (alone,) = torch.autograd.grad(loss(model(x[:1]), y[:1]), x)
+    torch.testing.assert_close(together[:1], alone[:1])
+
+
+def test_no_images_are_no_trouble():
+    x, y = batch()
+    assert pgd(smooth_net(), x[:0], y[:0], threat=LINF, restarts=2, steps=2).shape == x[:0].shape

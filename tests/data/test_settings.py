@@ -1,0 +1,36 @@
+"""Settings that make no sense are refused in words."""
+
+from dataclasses import replace
+
+import pytest
+
+from qrobust.data.settings import DataSettings, check_settings
+from qrobust.errors import DataError
+
+DIGITS = DataSettings("digits")
+WRONG = [
+    ({"validation": -0.1}, "expected validation in [0, 0.5], got -0.1; give the share set aside, as 0.1"),
+    ({"validation": 10}, "expected validation in [0, 0.5], got 10; give the share set aside, as 0.1"),
+    (
+        {"validation": float("nan")},
+        "expected validation in [0, 0.5], got nan; give the share set aside, as 0.1",
+    ),
+    ({"train_size": 0}, "expected train_size of at least 1, got 0; leave it out to take what is there"),
+    ({"test_size": -5}, "expected test_size of at least 1, got -5; leave it out to take what is there"),
+    ({"size": 32}, "expected no size for digits, whose images have one, got 32; remove it"),
+    ({"seed": -1}, "expected a seed in [0, 2^63), got -1; choose another"),
+]
+
+
+@pytest.mark.parametrize(("change", "message"), WRONG)
+def test_refused(change, message):
+    with pytest.raises(DataError) as caught:
+        check_settings(replace(DIGITS, **change))
+    assert str(caught.value) == message
+
+
+@pytest.mark.parametrize(
+    "settings", [DIGITS, replace(DIGITS, validation=0.5), DataSettings("folder", size=64)]
+)
+def test_accepted(settings):
+    check_settings(settings)

@@ -1,0 +1,102 @@
+"""The regression suite: rounding inside the threat, and what it holds."""
+
+import io
+
+import numpy as np
+import pytest
+import torch
+
+from qrobust.attacks import named
+from qrobust.data import Images, to_unit
+from qrobust.errors import ExportError
+from qrobust.export import make_suite
+from qrobust.export.suite import suite_accuracy, suite_bytes, to_pixels
+from qrobust.threat import Threat
+
+from .helpers import network
+
+EPS = [1 / 255, 8 / 255, 8.5 / 255, 0.031, 0.1]
+
+
+def pixels(n=20, seed=0):
+    generator = torch.Generator().manual_seed(seed)
+    return torch.randint(256, (n, 1, 8, 8), dtype=torch.uint8, generator=generator)
+
+
+def perturbed(x, threat, seed=1):
+    """Points inside the threat, many of them on its rim."""
+    generator = torch.Generator().manual_seed(seed)
+    return threat.project(x + 2 * threat.eps * torch.randn(x.shape, generator=generator), x)
+
+
+@pytest.mark.parametrize("eps", EPS)
+def test_linf_pixels_stay_in_the_ball(eps):
+    threat, x = Threat("linf", eps), to_unit(pixels(), "cpu")
+    rounded = to_pixels(perturbed(x, threat), x, threat)
+    change = (rounded.int() - pixels().int()).abs().max()
+    assert rounded.dtype == torch.uint8
+    assert change == int(np.floor(eps * 255 + 1e-6))  # reaches the rim, and no further
+
+
+@pytest.mark.parametrize("eps", [0.1, 0.5, 2.0])
+def test_l2_norm_never_grows(eps):
+    threat, x = Threat("l2", eps), to_unit(pixels(), "cpu")
+    x_adv = perturbed(x, threat)
+    rounded = to_unit(to_pixels(x_adv, x, threat), "cpu")
+    assert (threat.distance(rounded, x) <= threat.distance(x_adv, x) + 1e-5).all()
+    assert ((rounded - x).abs() <= (x_adv - x).abs() + 1e-6).all()
+
+
+@pytest.mark.parametrize("norm", ["linf", "l2"])
+def test_clean_and_rounded_images_do_not_change(norm):
+    threat, x = Threat(norm, 8 / 255), to_unit(pixels(), "cpu")
+    assert torch.equal(to_pixels(x, x, threat), pixels())
+    once = to_pixels(perturbed(x, threat), x, threat)
+    again = to_pixels(to_unit(once, "cpu"), x, threat)
+    assert (once.int() - again.int()).abs().max() <= (0 if norm == "linf" else 1)  # l2 cuts towards zero
+
+
+def suite(attacks=("fgsm", "pgd-3"), seed=0):
+    threat = Threat("linf", 8 / 255)
+    images = Images(pixels(), torch.arange(20) % 10)
+    attacks = [named(name, threat) for name in attacks]
+    return make_suite(network(4), images, attacks=attacks, threat=threat, seed=seed, batch_size=8)
+
+
+def test_a_suite_holds_images_labels_and_logits():
+    arrays = suite()
+    assert set(arrays) == {
+        "y", "x.clean", "label.clean", "logits.clean", "x.fgsm", "label.fgsm", "x.pgd-3", "label.pgd-3",
+    }  # fmt: skip
+    np.testing.assert_array_equal(arrays["x.clean"], pixels().numpy())
+    for name in ("clean", "fgsm", "pgd-3"):
+        x = torch.from_numpy(arrays[f"x.{name}"])
+        assert (x.int() - pixels().int()).abs().max() <= 8
+        with torch.no_grad():
+            expected = network(4)(to_unit(x, "cpu")).argmax(1)
+        np.testing.assert_array_equal(arrays[f"label.{name}"], expected)
+    assert arrays["logits.clean"].dtype == np.float32
+    np.testing.assert_array_equal(arrays["logits.clean"].argmax(1), arrays["label.clean"])
+
+
+def test_a_suite_depends_on_the_seed_alone():
+    first, second, other = suite(), suite(), suite(seed=1)
+    assert all(np.array_equal(first[name], second[name]) for name in first)
+    assert not np.array_equal(first["x.pgd-3"], other["x.pgd-3"])
+
+
+def test_refuses_attacks_without_a_bound():
+    with pytest.raises(ExportError, match=r"expected attacks within the threat .*got gn"):
+        suite(attacks=("fgsm", "gn"))
+
+
+def test_bytes_hold_the_arrays_and_no_pickle():
+    arrays = suite()
+    with np.load(io.BytesIO(suite_bytes(arrays)), allow_pickle=False) as loaded:
+        assert set(loaded) == set(arrays)
+        assert all(np.array_equal(loaded[name], arrays[name]) for name in arrays)
+
+
+def test_accuracy_by_hand():
+    arrays = {"y": np.array([0, 1, 2, 3]), "label.clean": np.array([0, 1, 2, 0]), "x.clean": np.zeros(4)}
+    assert suite_accuracy(arrays) == {"clean": 0.75}

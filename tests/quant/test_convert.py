@@ -1,0 +1,298 @@
+"""What quantize makes of a network, and what it refuses."""
+
+import copy
+import operator
+
+import pytest
+import torch
+from torch import nn
+
+from qrobust.attacks import pgd
+from qrobust.attacks.crafting import crafting
+from qrobust.errors import ModelError
+from qrobust.quant import BITS, FAT, Quantizer, bits_per_layer, calibrate, quantize, quantizers
+from qrobust.quant._brevitas import QuantIdentity
+from qrobust.quant.convert import requantize
+from qrobust.threat import Threat
+
+from .helpers import Plain, convolutions, images, relative, resnet
+
+KINDS = [("relu", "A"), ("relu", "B"), ("hardtanh", "A"), ("hardtanh", "B")]
+
+
+def module_of(model, node):
+    return model.get_submodule(str(node.target)) if node.op == "call_module" else None
+
+
+def quantiser_above(model, node):
+    """The quantiser whose grid a node's values lie on, past slices, padding and pooling of maxima."""
+    while True:
+        module = module_of(model, node)
+        if isinstance(module, QuantIdentity):
+            return next(m for m in module.modules() if isinstance(m, Quantizer))
+        keeps = isinstance(module, (nn.Identity, nn.Flatten, nn.MaxPool2d)) or node.op == "call_function"
+        assert keeps, f"{node} is on no grid"
+        node = node.all_input_nodes[0]
+
+
+def input_bits(model):
+    """Bits of what every layer with weights reads, by path."""
+    layers = [n for n in model.graph.nodes if isinstance(module_of(model, n), (nn.Conv2d, nn.Linear))]
+    return {str(n.target): quantiser_above(model, n.all_input_nodes[0]).bits for n in layers}
+
+
+@pytest.mark.parametrize(("activation", "shortcut"), KINDS)
+def test_eight_bits_keep_the_outputs(activation, shortcut):
+    model = resnet(activation=activation, shortcut=shortcut)
+    quantised = quantize(model, 8, fat="none", calibration=[images()]).eval()
+    assert relative(quantised(images()), model(images())) < 0.12
+
+
+def test_error_falls_with_bits():
+    model = resnet()
+    errors = [
+        relative(quantize(model, bits, fat="none", calibration=[images()]).eval()(images()), model(images()))
+        for bits in (2, 4, 6, 8)
+    ]
+    assert errors == sorted(errors, reverse=True)
+
+
+@pytest.mark.parametrize("per_channel", [True, False])
+def test_a_network_without_batch_norm_keeps_its_scale_behind_fat(per_channel):
+    torch.manual_seed(0)
+    model = Plain().eval()
+    quantised = quantize(model, 8, fat="identity", per_channel=per_channel, calibration=[images()]).eval()
+    with torch.no_grad():  # identity takes the mean off, nothing else: so must the reference
+        for conv in (model.second, model.third):
+            conv.weight -= conv.weight.mean()
+        expected = model(images())
+        assert (quantised(images()) - expected).norm() < 0.02 * expected.norm()
+
+
+@pytest.mark.parametrize("bits", BITS)
+@pytest.mark.parametrize("shortcut", ["A", "B"])
+def test_widths_are_those_asked_for(bits, shortcut):
+    model = quantize(resnet(shortcut=shortcut), bits, calibration=[images(8)])
+    widths, reads = bits_per_layer(model), input_bits(model)
+    assert (widths.pop("conv"), widths.pop("fc")) == (8, 8)
+    assert (reads.pop("conv"), reads.pop("fc")) == (8, 8)
+    assert set(widths.values()) == {bits}
+    assert set(reads.values()) == {bits}
+    assert len(widths) == (8 if shortcut == "B" else 6)
+
+
+def test_inner_layers_behind_pooling_read_n_bits():
+    model = quantize(Plain(), 3, calibration=[images()])
+    assert input_bits(model) == {"first": 8, "second": 3, "third": 3, "fc": 8}
+
+
+def test_float_edges_stay_as_they_are():
+    model = quantize(resnet(), 4, edge_layers="float", calibration=[images()])
+    widths = bits_per_layer(model)
+    assert (widths["conv"], widths["fc"]) == (32, 32)
+    assert type(model.conv) is nn.Conv2d
+    assert type(model.fc) is nn.Linear
+    assert {bits for name, bits in widths.items() if name not in ("conv", "fc")} == {4}
+
+
+@pytest.mark.parametrize(("activation", "shortcut"), KINDS)
+def test_what_sums_add_is_quantised(activation, shortcut):
+    model = quantize(resnet(activation=activation, shortcut=shortcut), 2, calibration=[images(8)])
+    sums = [n for n in model.graph.nodes if n.target in (operator.add, operator.iadd, torch.add)]
+    assert len(sums) == 3
+    for node in sums:
+        assert all(quantiser_above(model, source).bits in (2, 8) for source in node.all_input_nodes)
+
+
+def test_one_clip_per_channel_or_per_tensor():
+    for per_channel in (True, False):
+        model = quantize(resnet(), 4, per_channel=per_channel, calibration=[images(8)])
+        for layer in convolutions(model).values():
+            (quantizer,) = (m for m in quantizers(layer) if not m.masked)
+            assert quantizer.clip.numel() == (layer.out_channels if per_channel else 1)
+
+
+def test_activations_are_signed_behind_hardtanh_only():
+    def signs(activation):
+        model = quantize(resnet(activation=activation), 4, calibration=[images(8)])
+        return {m.signed for name in ("act", "layer1.0.act1") for m in quantizers(model.get_submodule(name))}
+
+    assert signs("relu") == {False}
+    assert signs("hardtanh") == {True}
+
+
+def test_hardtanh_starts_with_clips_of_at_most_one():
+    model = quantize(resnet(activation="hardtanh"), 8, calibration=[images()])
+    clips = [
+        m.effective_clip().item()
+        for name in ("act", "layer1.0.act1")
+        for m in quantizers(model.get_submodule(name))
+    ]
+    assert max(clips) <= 1 + 1e-6
+
+
+def test_relu6_and_hardtanh_from_zero_are_unsigned():
+    for activation, ceiling in ((nn.ReLU6(), 6), (nn.Hardtanh(0, 0.1), 0.1)):
+        model = nn.Sequential(nn.Conv2d(1, 4, 3), activation, nn.Conv2d(4, 2, 3), nn.Flatten())
+        quantised = quantize(model, 8, calibration=[images()])
+        (quantizer,) = quantizers(quantised.get_submodule("1"))
+        assert not quantizer.signed
+        assert quantizer.effective_clip() <= ceiling + 1e-6
+
+
+def test_pixels_are_read_in_steps_of_one_255th():
+    model = quantize(resnet(), 4, calibration=[images()])
+    (quantizer,) = quantizers(model.get_submodule("x_quant"))
+    assert quantizer.fixed
+    torch.testing.assert_close(quantizer(images())[0], images())
+
+
+@pytest.mark.parametrize("fat", ["paper", "normalised", "identity", "none"])
+def test_fat_stands_on_inner_convolutions_alone(fat):
+    model = quantize(resnet(), 4, fat=fat, calibration=[images(8)])
+    with_fat = {
+        name for name, m in convolutions(model).items() if any(isinstance(c, FAT) for c in m.modules())
+    }
+    assert with_fat == (set() if fat == "none" else set(convolutions(model)) - {"conv"})
+
+
+def test_the_original_is_left_alone():
+    model = resnet().train()
+    before = copy.deepcopy(model.state_dict())
+    quantised = quantize(model, 4, calibration=[images()])
+    assert model.training
+    assert quantised.training
+    assert all(torch.equal(value, before[key]) for key, value in model.state_dict().items())
+    assert type(model.act) is nn.ReLU
+    own = {p.data_ptr() for p in model.parameters()}
+    assert not own & {p.data_ptr() for p in quantised.parameters()}
+
+
+def test_a_source_with_two_readers_gets_two_quantisers():
+    class Branched(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.conv1, self.conv2, self.bn = nn.Conv2d(1, 4, 3), nn.Conv2d(4, 4, 1), nn.BatchNorm2d(4)
+            self.conv3 = nn.Conv2d(4, 4, 1)
+
+        def forward(self, x):
+            x = self.bn(self.conv1(x))
+            return self.conv3(x + self.conv2(x))
+
+    model = quantize(Branched(), 3, calibration=[images()])
+    assert input_bits(model) == {"conv1": 8, "conv2": 3, "conv3": 3}
+    (addition,) = (n for n in model.graph.nodes if n.target is operator.add)
+    assert [quantiser_above(model, source).bits for source in addition.all_input_nodes] == [8, 8]
+
+
+def test_calibration_averages_over_batches_and_leaves_the_mode():
+    model = resnet().train()
+    calibrate(model, [images(seed=1), images(seed=2)])
+    assert model.training
+    assert model.bn.momentum == 0.1
+    with torch.no_grad():
+        means = [model.conv(images(seed=seed)).mean((0, 2, 3)) for seed in (1, 2)]
+    torch.testing.assert_close(model.bn.running_mean, torch.stack(means).mean(0), rtol=1e-4, atol=1e-5)
+
+
+def test_requantize_changes_inner_widths_and_keeps_weights():
+    model = quantize(resnet(), 5, calibration=[images()]).eval()
+    expected = model(images())
+    narrower = requantize(model, 2, calibration=[images()]).eval()
+    widths, reads = bits_per_layer(narrower), input_bits(narrower)
+    assert (widths["conv"], widths["fc"], reads["conv"], reads["fc"]) == (8, 8, 8, 8)
+    assert {widths["layer2.0.conv1"], reads["layer2.0.conv1"]} == {2}
+    assert torch.equal(model(images()), expected)
+    fresh = quantize(resnet(), 2, calibration=[images()]).eval()
+    torch.testing.assert_close(narrower(images()), fresh(images()))
+    with pytest.raises(ModelError, match="expected bits from 2 to 8"):
+        requantize(model, 1, calibration=[images()])
+
+
+def test_crafting_leaves_mode_and_parameters_as_found():
+    model = quantize(resnet(), 3, calibration=[images()]).train()
+    model.bn.eval()
+    model.fc.bias.requires_grad_(False)
+    modes = [m.training for m in model.modules()]
+    asked = [p.requires_grad for p in model.parameters()]
+    x, y = images(8), torch.zeros(8, dtype=torch.int64)
+    pgd(model, x, y, threat=Threat("linf", 8 / 255), steps=2)
+    assert [m.training for m in model.modules()] == modes
+    assert [p.requires_grad for p in model.parameters()] == asked
+    assert all(p.grad is None for p in model.parameters())
+    assert all(quantizer.held is None for quantizer in quantizers(model))
+    model(x).sum().backward()
+    assert model.get_submodule("layer1.0.conv1").parametrizations.weight.original.grad is not None
+
+
+def test_crafting_sees_the_same_network():
+    model = quantize(resnet(), 3, calibration=[images()]).eval()
+    expected = model(images())
+    with crafting(model):
+        assert torch.equal(model(images()), expected)
+        assert torch.equal(model(images()), expected)  # held weights
+
+
+def small(*layers):
+    return nn.Sequential(nn.Conv2d(1, 4, 3), *layers)
+
+
+class Unsteady(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.conv = nn.Conv2d(1, 2, 3)
+
+    def forward(self, x):
+        return self.conv(x) if x.sum() > 0 else x
+
+
+class Twice(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.conv = nn.Conv2d(1, 1, 3)
+
+    def forward(self, x):
+        return self.conv(self.conv(x))
+
+
+@pytest.mark.parametrize("bits", [1, 9, 32])
+def test_refuses_other_widths(bits):
+    with pytest.raises(ModelError, match=f"expected bits from 2 to 8 .*got {bits}"):
+        quantize(resnet(), bits, calibration=[images()])
+
+
+def test_refuses_unknown_settings():
+    with pytest.raises(ModelError, match="got 'normalized'; did you mean 'normalised'"):
+        quantize(resnet(), fat="normalized", calibration=[images()])
+    with pytest.raises(ModelError, match="expected edge_layers 'int8' or 'float', got 'int4'"):
+        quantize(resnet(), edge_layers="int4", calibration=[images()])
+
+
+@pytest.mark.parametrize(
+    ("model", "message"),
+    [
+        (nn.Sequential(nn.Flatten(), nn.Linear(64, 2)), "expected a network with a convolution, got none"),
+        (small(nn.GELU()), "no quantised form of GELU; supported: Conv2d"),
+        (small(nn.ConvTranspose2d(4, 4, 3)), "no quantised form of ConvTranspose2d"),
+        (small(nn.Hardtanh(-1, 2)), "expected a hardtanh from 0 or symmetric, got -1 to 2"),
+        (Unsteady(), "expected a network that torch.fx can trace, got .*make its forward static"),
+        (Twice(), "expected layers called once, got conv twice"),
+    ],
+)
+def test_refuses_networks_without_a_quantised_form(model, message):
+    with pytest.raises(ModelError, match=message):
+        quantize(model, calibration=[images()])
+
+
+@pytest.mark.parametrize(("low", "high"), [(-0.1, 1.0), (0.0, 2.64)])
+def test_refuses_normalised_images(low, high):
+    x = images() * (high - low) + low
+    with pytest.raises(ModelError, match=r"expected calibration images in \[0, 1\], got .*unnormalised"):
+        quantize(resnet(), calibration=[x])
+
+
+def test_refuses_no_images_and_images_that_are_no_numbers():
+    with pytest.raises(ModelError, match="expected at least one batch of calibration images, got none"):
+        quantize(resnet(), calibration=[])
+    with pytest.raises(ModelError, match=r"expected calibration images in \[0, 1\], got \[nan"):
+        quantize(resnet(), calibration=[images() * torch.nan])

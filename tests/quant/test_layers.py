@@ -1,0 +1,132 @@
+"""Brevitas layers around our quantisers, and the folding of FAT."""
+
+import copy
+
+import pytest
+import torch
+from torch import nn
+from torch.nn.utils import parametrize
+
+from qrobust.quant import BITS, FAT, Quantizer, fold_fat, quantize, quantizers, set_export_form
+from qrobust.quant.layers import quantized_activation, quantized_conv, quantized_linear
+from qrobust.quant.quantizers import calibrating, fake_quantize
+from qrobust.spectrum import FAT_FORMS, fat_transform
+
+from .helpers import images, resnet
+
+
+def some_conv(bias=True, groups=1):
+    torch.manual_seed(0)
+    return nn.Conv2d(4, 6, 3, stride=2, padding=1, bias=bias, groups=groups)
+
+
+def some_inputs():
+    return torch.rand(3, 4, 8, 8, generator=torch.Generator().manual_seed(1))
+
+
+def expected_weight(weight, layer):
+    quantizer = next(m for m in quantizers(layer) if not m.masked)
+    return fake_quantize(weight, quantizer.effective_clip(), quantizer.low, quantizer.high).detach()
+
+
+@pytest.mark.parametrize("per_channel", [True, False])
+@pytest.mark.parametrize(("bias", "groups"), [(True, 1), (False, 2)])
+def test_quantized_conv_is_a_convolution_with_quantised_weights(per_channel, bias, groups):
+    conv = some_conv(bias, groups)
+    layer = quantized_conv(conv, 3, per_channel=per_channel, inner=True, fat=None)
+    with calibrating(layer):
+        layer(some_inputs())
+    weight = expected_weight(conv.weight, layer)
+    expected = nn.functional.conv2d(some_inputs(), weight, conv.bias, stride=2, padding=1, groups=groups)
+    torch.testing.assert_close(layer(some_inputs()), expected)
+    (quantizer,) = quantizers(layer)
+    assert quantizer.clip.numel() == (6 if per_channel else 1)
+
+
+def test_quantized_linear_is_a_linear_layer_with_quantised_weights():
+    torch.manual_seed(0)
+    linear, x = nn.Linear(7, 3), torch.rand(5, 7)
+    layer = quantized_linear(linear, 4, per_channel=True, inner=False)
+    with calibrating(layer):
+        layer(x)
+    expected = nn.functional.linear(x, expected_weight(linear.weight, layer), linear.bias)
+    torch.testing.assert_close(layer(x), expected)
+
+
+@pytest.mark.parametrize("form", FAT_FORMS)
+def test_fat_stands_before_the_quantiser(form):
+    conv = some_conv()
+    layer = quantized_conv(conv, 3, per_channel=True, inner=True, fat=FAT(6, form))
+    with calibrating(layer):
+        layer(some_inputs())
+    transformed = fat_transform(conv.weight, torch.full((6, 6), 1 / 6), form)
+    expected = nn.functional.conv2d(some_inputs(), expected_weight(transformed, layer), conv.bias, 2, 1)
+    torch.testing.assert_close(layer(some_inputs()), expected)
+
+
+def test_rescale_gives_the_standard_deviation_back():
+    weight = some_conv().weight.detach()
+    plain, scaled = FAT(6, "paper")(weight), FAT(6, "paper", rescale=True)(weight)
+    torch.testing.assert_close(scaled, plain * weight.std())
+
+
+def test_unsigned_activation_is_relu_with_a_ceiling_and_signed_is_hardtanh():
+    x = torch.linspace(-2, 2, 4001)
+    step = 1 / 255
+    unsigned = quantized_activation(8, signed=False)
+    assert (unsigned(x) - x.clamp(0, 1)).abs().max() <= step / 2 + 1e-6
+    signed = quantized_activation(8, signed=True, inner=True)
+    assert (signed(x) - x.clamp(-1, 1)).abs().max() <= 0.5 / 127 + 1e-6
+
+
+def test_export_form_carries_scales():
+    layer = quantized_activation(4, signed=False)
+    assert layer.act_quant.skip_create_quant_tensor
+    set_export_form(layer, True)
+    assert not layer.act_quant.skip_create_quant_tensor
+    set_export_form(layer, False)
+    assert layer.act_quant.skip_create_quant_tensor
+
+
+def test_loading_a_state_keeps_what_was_learned():
+    model = quantize(resnet(), 3, calibration=[images()]).eval()
+    fresh = quantize(resnet(seed=1), 3, calibration=[images(seed=1)]).eval()
+    fresh.load_state_dict(model.state_dict())
+    assert torch.equal(fresh(images()), model(images()))
+
+
+@pytest.mark.parametrize("bits", BITS)
+@pytest.mark.parametrize("form", FAT_FORMS)
+def test_folding_is_bit_equal_and_leaves_the_original_working(form, bits):
+    model = quantize(resnet(), bits, fat=form, calibration=[images(16)]).eval()
+    with torch.no_grad():
+        for module in model.modules():
+            if isinstance(module, FAT):
+                module.mixing.add_(0.1 * torch.randn(module.mixing.shape))
+        expected = model(images())
+        folded = fold_fat(copy.deepcopy(model))
+        assert torch.equal(folded(images()), expected)
+        assert torch.equal(model(images()), expected)
+    assert not any(parametrize.is_parametrized(m) for m in folded.modules())
+    assert sum(isinstance(m, FAT) for m in model.modules()) == 8  # 6 in blocks, 2 shortcuts
+    model(images()).sum().backward()
+    assert all(
+        m.mixing.grad is not None for m in model.modules() if isinstance(m, FAT) and form != "identity"
+    )
+
+
+def test_folding_a_float_network_changes_nothing():
+    model = resnet()
+    expected = model(images())
+    assert torch.equal(fold_fat(model)(images()), expected)
+
+
+def test_narrow_range_is_for_inner_layers():
+    def lows(inner):
+        return [
+            m.low
+            for m in quantized_activation(8, signed=True, inner=inner).modules()
+            if isinstance(m, Quantizer)
+        ]
+
+    assert (lows(True), lows(False)) == ([-127], [-128])

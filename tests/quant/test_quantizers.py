@@ -1,0 +1,246 @@
+"""Grids, rounding, gradients and clips of the learned-clip quantisers."""
+
+import numpy as np
+import pytest
+import torch
+from brevitas.core.function_wrapper import OverOutputChannelView
+from brevitas.core.quant import IntQuant
+from torch import nn
+
+from qrobust.quant import LearnedClip, Quantizer, best_clip, quantizers
+from qrobust.quant.quantizers import SMALLEST_CLIP, calibrating, fake_quantize, integer_range
+
+WIDTHS = range(2, 9)
+KINDS = [(True, True), (True, False), (False, False)]  # signed, narrow
+
+
+def normal(*shape, seed=0, scale=1.0):
+    return scale * torch.randn(shape, generator=torch.Generator().manual_seed(seed))
+
+
+def weight_quantizer(bits=4, channels=None):
+    return Quantizer(bits, signed=True, narrow=True, masked=False, channels=channels)
+
+
+def activation_quantizer(bits=4, signed=False, **settings):
+    return Quantizer(bits, signed=signed, narrow=signed, masked=True, **settings)
+
+
+@pytest.mark.parametrize(
+    ("bits", "signed", "narrow", "expected"),
+    [
+        (2, True, True, (-1, 1)),
+        (4, True, True, (-7, 7)),
+        (8, True, True, (-127, 127)),
+        (8, True, False, (-128, 127)),
+        (2, False, False, (0, 3)),
+        (8, False, False, (0, 255)),
+    ],
+)
+def test_integer_range(bits, signed, narrow, expected):
+    assert integer_range(bits, signed=signed, narrow=narrow) == expected
+
+
+@pytest.mark.parametrize("bits", WIDTHS)
+@pytest.mark.parametrize(("signed", "narrow"), KINDS)
+def test_values_lie_on_the_grid_and_use_all_of_it(bits, signed, narrow):
+    low, high = integer_range(bits, signed=signed, narrow=narrow)
+    x = torch.linspace(-3, 3, 20_001)
+    steps = (fake_quantize(x, torch.tensor(1.7), low, high).double() / (1.7 / high)).numpy()
+    np.testing.assert_allclose(steps, np.rint(steps), atol=1e-4)
+    assert set(np.rint(steps).astype(int)) == set(range(low, high + 1))
+
+
+@pytest.mark.parametrize("bits", WIDTHS)
+@pytest.mark.parametrize(("signed", "narrow"), KINDS)
+def test_forward_is_brevitas_own_quantiser(bits, signed, narrow):
+    own = IntQuant(narrow_range=narrow, signed=signed, input_view_impl=nn.Identity())
+    quantizer = Quantizer(bits, signed=signed, narrow=narrow, masked=True)
+    quantizer.clip.data.fill_(1.3)
+    x = normal(5000)
+    value, scale, zero_point, width = quantizer(x)
+    assert (float(zero_point), float(width)) == (0, bits)
+    assert torch.equal(value, own(scale, zero_point, width, x))
+
+
+def test_forward_per_channel_is_brevitas_own_quantiser():
+    own = IntQuant(narrow_range=True, signed=True, input_view_impl=OverOutputChannelView(None))
+    quantizer = weight_quantizer(3, channels=4)
+    quantizer.clip.data.copy_(torch.tensor([0.5, 1, 1.5, 2]).view(4, 1, 1, 1))
+    x = normal(4, 3, 3, 3)
+    value, scale, zero_point, width = quantizer(x)
+    expected = own(scale.view(4, 1), zero_point, width, x)
+    assert torch.equal(value, expected.view_as(x))
+
+
+def test_rounds_half_to_even():
+    halves = torch.tensor([-2.5, -1.5, -0.5, 0.5, 1.5, 2.5, 3.5])
+    rounded = fake_quantize(halves, torch.tensor(7.0), -7, 7)
+    assert rounded.tolist() == [-2, -2, 0, 0, 2, 2, 4]
+
+
+def explicit_gradients(x, clips, g, low, high, masked):
+    """The formulas of the docstring, number by number; clips holds one number per row of x."""
+    dx, dclip = np.zeros_like(x), np.zeros(len(x))
+    for row in range(len(x)):
+        alpha = clips[row]
+        for k in range(x.shape[1]):
+            u = x[row, k] / alpha
+            q = min(max(round(u * high), low), high) * alpha / high  # round() goes half to even
+            inside = low / high <= u <= 1
+            dx[row, k] = g[row, k] if inside or not masked else 0
+            dclip[row] += g[row, k] * (q / alpha - u if inside else 1 if u > 1 else low / high)
+    return dx, dclip
+
+
+@pytest.mark.parametrize("masked", [True, False])
+@pytest.mark.parametrize("per_channel", [True, False])
+@pytest.mark.parametrize(("low", "high"), [(-1, 1), (-7, 7), (-128, 127), (0, 3), (0, 15)])
+def test_gradients_are_those_of_the_docstring(low, high, per_channel, masked):
+    x, g = normal(3, 40).double().requires_grad_(), normal(3, 40, seed=1).double()
+    clip = (
+        torch.tensor([[0.6], [1.1], [1.9]], dtype=torch.float64)
+        if per_channel
+        else torch.tensor(0.9).double()
+    )
+    clip.requires_grad_()
+    LearnedClip.apply(x, clip, low, high, masked).backward(g)
+    rows = clip.detach().expand(3, 1).flatten().numpy() if per_channel else np.full(3, clip.item())
+    dx, dclip = explicit_gradients(x.detach().numpy(), rows, g.numpy(), low, high, masked)
+    np.testing.assert_allclose(x.grad.numpy(), dx)
+    expected = dclip.reshape(3, 1) if per_channel else dclip.sum()
+    np.testing.assert_allclose(clip.grad.numpy(), expected, rtol=1e-9)
+
+
+def test_gradient_of_the_parameter_passes_unit_and_sign():
+    quantizer, x = weight_quantizer(), normal(200)
+    quantizer.unit.fill_(0.5)
+    quantizer.clip.data.fill_(-1.2)
+    quantizer(x)[0].sum().backward()
+    _, dclip = explicit_gradients(x[None].double().numpy(), [0.6], np.ones((1, 200)), -7, 7, False)
+    assert quantizer.clip.grad.item() == pytest.approx(-0.5 * dclip[0], rel=1e-4)
+
+
+def test_a_clip_of_zero_gives_finite_numbers():
+    quantizer = weight_quantizer()
+    quantizer.clip.data.zero_()
+    value, scale, *_ = quantizer(normal(10))
+    assert torch.isfinite(value).all()
+    assert scale > 0
+    assert quantizer.effective_clip() == torch.tensor(SMALLEST_CLIP)
+
+
+def squared_error(x, clip, low, high):
+    steps = np.clip(np.rint(x / (clip / high)), low, high)
+    return ((steps * clip / high - x) ** 2).mean()
+
+
+@pytest.mark.parametrize(("low", "high"), [(-1, 1), (-7, 7), (-127, 127), (0, 3), (0, 15)])
+def test_best_clip_is_the_minimum_of_its_grid(low, high):
+    x = normal(3000)
+    values = x.double().numpy()
+    top = np.abs(values).max() if low < 0 else values.max()
+    errors = [squared_error(values, top * k / 80, low, high) for k in range(1, 81)]
+    got = squared_error(values, float(best_clip(x, low, high)), low, high)
+    assert got == pytest.approx(min(errors), rel=1e-5)
+
+
+def test_best_clip_beats_three_sigma_on_normal_weights():
+    x = normal(20_000)
+    best, three = float(best_clip(x, -1, 1)), 3 * float(x.std())
+    values = x.double().numpy()
+    assert squared_error(values, best, -1, 1) < 0.5 * squared_error(values, three, -1, 1)
+    share = [float((fake_quantize(x, torch.tensor(c), -1, 1) == 0).float().mean()) for c in (best, three)]
+    assert share[0] < 0.5 < 0.8 < share[1]
+
+
+def test_best_clip_per_channel_is_that_of_every_channel():
+    x = normal(4, 3, 3, 3) * torch.tensor([0.1, 1, 5, 20]).view(4, 1, 1, 1)
+    clips = best_clip(x, -7, 7, per_channel=True)
+    torch.testing.assert_close(clips, torch.stack([best_clip(row, -7, 7) for row in x]))
+
+
+def test_best_clip_of_many_numbers_and_of_none_but_zeros():
+    many = normal(2**19 + 1)
+    assert float(best_clip(many, -7, 7)) == pytest.approx(float(best_clip(many[::2], -7, 7)), rel=0.1)
+    assert 0 < float(best_clip(torch.zeros(10), 0, 15)) <= SMALLEST_CLIP
+
+
+def test_hold_keeps_a_weight_until_it_is_dropped():
+    quantizer, x = weight_quantizer(), normal(50)
+    quantizer.hold(True)
+    kept = quantizer(x)
+    assert quantizer(2 * x) is kept
+    quantizer.hold(False)
+    assert not torch.equal(quantizer(2 * x)[0], kept[0])
+
+
+def test_hold_never_keeps_an_activation_or_pixels():
+    pixels = Quantizer(8, signed=False, narrow=False, masked=False, fixed=True)
+    for quantizer in (activation_quantizer(), pixels):
+        quantizer.hold(True)
+        first = quantizer(normal(50))
+        assert not torch.equal(quantizer(2 * normal(50))[0], first[0])
+
+
+def test_calibrating_places_the_clip_at_the_mean_of_the_best():
+    quantizer, batches = activation_quantizer(), [normal(500, seed=s, scale=1 + s).relu() for s in range(3)]
+    with calibrating(quantizer):
+        for batch in batches:
+            quantizer(batch)
+    expected = torch.stack([best_clip(batch, 0, 15) for batch in batches]).mean()
+    torch.testing.assert_close(quantizer.effective_clip(), expected)
+    quantizer(100 * batches[0])  # outside, nothing moves
+    torch.testing.assert_close(quantizer.effective_clip(), expected)
+
+
+@pytest.mark.parametrize("channels", [None, 4])
+def test_a_weight_clip_counts_in_standard_deviations(channels):
+    quantizer, weight = weight_quantizer(channels=channels), normal(4, 3, 3, 3, scale=0.02)
+    with calibrating(quantizer):
+        quantizer(weight)
+    torch.testing.assert_close(quantizer.unit, weight.std())
+    expected = best_clip(weight, -7, 7, per_channel=channels is not None)
+    torch.testing.assert_close(quantizer.effective_clip().flatten(), expected.flatten())
+
+
+def test_calibration_starts_at_most_at_the_ceiling():
+    quantizer = activation_quantizer(8, signed=True, ceiling=1.0)
+    with calibrating(quantizer):
+        value = quantizer(normal(1000, scale=3))[0]
+    assert quantizer.effective_clip().item() == pytest.approx(1)
+    assert value.abs().max() <= 1 + 1e-6
+
+
+def test_a_fixed_clip_never_moves():
+    quantizer = activation_quantizer(8, fixed=True)
+    with calibrating(quantizer):
+        quantizer(100 * normal(50))
+    assert quantizer.effective_clip() == 1
+    assert not quantizer.clip.requires_grad
+    pixels = torch.arange(256) / 255
+    assert torch.equal((quantizer(pixels)[0] * 255).round(), torch.arange(256.0))
+    torch.testing.assert_close(quantizer(pixels)[0], pixels)
+
+
+def test_calibrating_ends_after_an_error():
+    quantizer = activation_quantizer()
+
+    def fail():
+        with calibrating(quantizer):
+            raise KeyError
+
+    with pytest.raises(KeyError):
+        fail()
+    assert quantizer.observed is None
+
+
+def test_set_bits_changes_range_and_width():
+    quantizer = weight_quantizer(4)
+    quantizer.set_bits(2)
+    assert (quantizer.low, quantizer.high, float(quantizer.bit_width)) == (-1, 1, 2)
+
+
+def test_quantizers_finds_all():
+    model = nn.Sequential(weight_quantizer(), nn.Sequential(activation_quantizer()), nn.ReLU())
+    assert list(quantizers(model)) == [model[0], model[1][0]]

@@ -1,0 +1,55 @@
+"""Parameter groups and widths."""
+
+import pytest
+import torch
+
+from qrobust.quant import FAT, bits_per_layer, parameter_groups, quantize, quantizers
+
+from .helpers import images, resnet
+
+
+@pytest.mark.parametrize("edge_layers", ["int8", "float"])
+@pytest.mark.parametrize("fat", ["normalised", "identity", "none"])
+def test_groups_hold_every_trainable_parameter_once(fat, edge_layers):
+    model = quantize(resnet(), 4, fat=fat, edge_layers=edge_layers, calibration=[images(8)])
+    groups = parameter_groups(model, lr=0.04, weight_decay=5e-4)
+    grouped = [id(p) for group in groups for p in group["params"]]
+    assert len(grouped) == len(set(grouped))
+    assert set(grouped) == {id(p) for p in model.parameters() if p.requires_grad}
+
+
+def test_rates_are_those_of_the_fat_paper():
+    model = quantize(resnet(), 4, calibration=[images(8)])
+    weights, activations, clips = parameter_groups(model, lr=0.04, weight_decay=5e-4)
+    assert (weights["lr"], weights["weight_decay"]) == (0.04, 5e-4)
+    assert (activations["lr"], activations["weight_decay"]) == (pytest.approx(0.1), 1e-4)
+    assert (clips["lr"], clips["weight_decay"]) == (pytest.approx(0.02), 1e-4)
+    masked = {id(q.clip) for q in quantizers(model) if q.masked and not q.fixed}
+    assert {id(p) for p in activations["params"]} == masked
+    mixing = {id(m.mixing) for m in model.modules() if isinstance(m, FAT)}
+    assert mixing <= {id(p) for p in clips["params"]}
+
+
+def test_a_float_network_has_one_group():
+    model = resnet()
+    (group,) = parameter_groups(model, lr=0.1, weight_decay=0.0)
+    assert len(group["params"]) == len(list(model.parameters()))
+
+
+def test_one_step_moves_weights_clips_and_masks():
+    model = quantize(resnet(), 3, calibration=[images()])
+    before = {name: p.detach().clone() for name, p in model.named_parameters() if p.requires_grad}
+    optimiser = torch.optim.SGD(parameter_groups(model, lr=0.1, weight_decay=0.0))
+    torch.nn.functional.cross_entropy(model(images()), torch.arange(32) % 10).backward()
+    optimiser.step()
+    still = {name for name, p in model.named_parameters() if name in before and torch.equal(p, before[name])}
+    assert not still
+
+
+def test_widths_of_a_float_network_are_32():
+    assert set(bits_per_layer(resnet()).values()) == {32}
+
+
+def test_widths_carry_module_paths():
+    model = resnet()
+    assert set(bits_per_layer(quantize(model, 3, calibration=[images(8)]))) == set(bits_per_layer(model))

@@ -1,0 +1,159 @@
+"""The command line: what a user's mistake prints, and what must not be imported."""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from .conftest import call, overrides
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+def _arrays(path: Path, **changed: object) -> None:
+    """An npz of 40 images of 8 × 8 in one channel, two classes, with some arrays replaced."""
+    x = np.linspace(0, 1, 40 * 64, dtype=np.float32).reshape(40, 1, 8, 8)
+    arrays = {"x_train": x, "y_train": np.arange(40) % 2, "x_test": x, "y_test": np.arange(40) % 2, **changed}
+    np.savez(path, **arrays)  # type: ignore[arg-type]
+
+
+def _with_nan(folder: Path) -> list[str]:
+    x = np.zeros((40, 1, 8, 8), np.float32)
+    x[3, 0, 2, 2] = np.nan
+    _arrays(folder / "nan.npz", x_train=x)
+    return ["run", "digits", "-o", "data.name=npz", "-o", "data.root=nan.npz"]
+
+
+def _wrong_shape(folder: Path) -> list[str]:
+    _arrays(folder / "flat.npz", x_train=np.zeros((40, 64), np.float32))
+    return ["run", "digits", "-o", "data.name=npz", "-o", "data.root=flat.npz"]
+
+
+def _circle(folder: Path) -> list[str]:
+    (folder / "a.toml").write_text('extends = "b"\n')
+    (folder / "b.toml").write_text('extends = "a"\n')
+    return ["run", "a.toml"]
+
+
+def _unwritable(folder: Path) -> list[str]:
+    (folder / "file").write_text("")  # a file where a folder must be: root may write anywhere else
+    return ["run", "digits", "--out", "file/run"]
+
+
+def _override(setting: str) -> list[str]:
+    return ["run", "digits", "-o", setting]
+
+
+BAD = {
+    "unknown key": (lambda f: _override("train.epoch=3"), "did you mean 'epochs'?"),
+    "wrong type": (lambda f: _override("train.epochs='many'"), "train.epochs: expected"),
+    "missing data": (lambda f: _override("data.name=cifar10"), "data.download=true"),
+    "unwritable folder": (_unwritable, "--out"),
+    "bits = 9": (lambda f: _override("bits=[32,9]"), "got 9"),
+    "eps = 8": (lambda f: _override("threat.eps=8"), "8/255"),
+    "NaN in an npz": (_with_nan, "x_train"),
+    "wrong image shape": (_wrong_shape, "x_train"),
+    "a recipe that extends itself": (_circle, "a → b → a"),
+    "unknown recipe": (lambda f: ["run", "digit"], "did you mean 'digits'?"),
+    "unknown attack": (lambda f: _override("evaluate.attacks=['pdg-20']"), "did you mean 'pgd-20'?"),
+    "unknown network": (lambda f: _override("model.name=resnet21"), "resnet20"),
+    "no toml": (lambda f: ["run", str(ROOT / "setup.cfg")], "expected"),
+    "no run folder": (lambda f: ["export", "nowhere"], "recipe.toml"),
+    "unknown target": (lambda f: _override("export.target=ort-gpu"), "did you mean"),
+    "no artifact": (lambda f: ["check", "nowhere"], "expected"),
+    "batch sizes": (lambda f: ["bench", "nowhere", "--batch", "1;2"], "1,32"),
+}
+
+
+@pytest.mark.parametrize("name", BAD)
+def test_a_mistake_is_one_clear_line_and_exit_code_2(name: str, tmp_path: Path) -> None:
+    prepare, expected = BAD[name]
+    done = call(prepare(tmp_path), tmp_path)
+    assert done.returncode == 2, done.stdout + done.stderr
+    assert done.stdout == ""
+    (line,) = done.stderr.strip().splitlines()
+    assert line.startswith("error: ")
+    assert expected in line
+
+
+def test_a_truncated_checkpoint_is_refused(small_run: Path, tmp_path: Path) -> None:
+    folder = shutil.copytree(small_run, tmp_path / "run")
+    (folder / "qm-2" / "train.json").unlink()
+    checkpoint = folder / "qm-2" / "checkpoint" / "last.safetensors"
+    checkpoint.write_bytes(checkpoint.read_bytes()[:1000])
+    done = call(["run", "digits", *overrides(), "--out", str(folder)], tmp_path)
+    assert done.returncode == 2
+    assert "whole checkpoint" in done.stderr.strip().splitlines()[-1]
+    assert "Traceback" not in done.stderr
+
+
+def test_nothing_is_left_behind_by_a_refused_recipe(tmp_path: Path) -> None:
+    call(_override("train.epoch=3"), tmp_path)
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("arguments", [["--help"], ["check", "--help"], ["recipes"], ["targets"]])
+def test_light_verbs_do_not_import_torch(arguments: list[str]) -> None:
+    program = (
+        "import sys, qrobust.__main__ as m\n"
+        f"sys.argv = ['qrobust', *{arguments!r}]\n"
+        "try: m.main()\n"
+        "except SystemExit as end: assert not end.code, end.code\n"
+        "heavy = {'torch', 'onnx', 'onnxruntime', 'brevitas', 'sklearn'} & set(sys.modules)\n"
+        "assert not heavy, heavy\n"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+
+
+def test_check_does_not_import_torch(small_run: Path) -> None:
+    program = (
+        "import sys, qrobust.__main__ as m\n"
+        f"sys.argv = ['qrobust', 'check', {str(small_run / 'qm-4' / 'artifact')!r}, '--queries', '5']\n"
+        "try: m.main()\n"
+        "except SystemExit as end: assert end.code in (0, 1, None), end.code\n"
+        "assert 'torch' not in sys.modules\n"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.parametrize("command", [["-c", "import qrobust"], ["-m", "qrobust", "--help"]])
+def test_starting_takes_half_a_second_of_cpu_at_most(command: list[str]) -> None:
+    seconds = []
+    for _ in range(3):
+        before = sum(_children())
+        subprocess.run([sys.executable, *command], check=True, capture_output=True)
+        seconds.append(sum(_children()) - before)
+    assert min(seconds) < 0.5, seconds
+
+
+def test_lists_name_what_is_shipped(tmp_path: Path) -> None:
+    assert "digits" in call(["recipes"], tmp_path).stdout
+    assert "ort-cpu" in call(["targets"], tmp_path).stdout
+
+
+def test_doctor_finds_this_installation_sound(tmp_path: Path) -> None:
+    done = call(["doctor"], tmp_path)
+    assert done.returncode == 0, done.stdout
+    assert "CPUExecutionProvider" in done.stdout
+
+
+def test_bench_prints_a_ratio(small_run: Path, tmp_path: Path) -> None:
+    paths = [str(small_run / f"qm-{bits}" / "artifact") for bits in (32, 2)]
+    done = call(["bench", *paths, "--batch", "1", "--seconds", "0.1", "--json", "b.json"], tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert "1.00 ×" in done.stdout
+    assert (tmp_path / "b.json").is_file()
+
+
+def _children() -> tuple[float, float]:
+    import resource
+
+    used = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return used.ru_utime, used.ru_stime

@@ -1,0 +1,65 @@
+"""Documents say what the program does: generated ones are up to date, README's commands exist."""
+
+from __future__ import annotations
+
+import importlib.util
+import re
+import subprocess
+import sys
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+README = (ROOT / "README.md").read_text()
+
+
+def _generator() -> ModuleType:
+    spec = importlib.util.spec_from_file_location("generate", ROOT / "docs" / "generate.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+GENERATED = _generator().DOCUMENTS
+
+
+@pytest.mark.parametrize("path", GENERATED, ids=lambda path: path.name)
+def test_generated_documents_are_up_to_date(path: Path) -> None:
+    assert path.read_text() == GENERATED[path](), "run `make docs`"
+
+
+def test_every_command_of_the_readme_exists() -> None:
+    verbs = set(
+        re.findall(r"^qrobust ([a-z]+)", "\n".join(re.findall(r"```(?:sh)?\n(.*?)```", README, re.S)), re.M)
+    )
+    assert verbs
+    assert verbs <= set(_generator().VERBS)
+
+
+def test_every_verb_is_in_the_reference() -> None:
+    help_text = subprocess.check_output([sys.executable, "-m", "qrobust", "--help"], text=True)
+    for verb in _generator().VERBS:
+        assert re.search(rf"^\s+{verb}\b", help_text, re.M)
+
+
+def test_links_in_documents_lead_somewhere() -> None:
+    for path in [ROOT / "README.md", *(ROOT / "docs").glob("*.md"), *ROOT.glob("*/README.md")]:
+        for target in re.findall(r"\]\(([^)#:]+)\)", path.read_text()):
+            assert (path.parent / target).exists(), f"{path.name}: {target}"
+
+
+def test_python_examples_of_the_readme_run(tmp_path: Path) -> None:
+    examples = re.findall(r"```python\n(.*?)```", README, re.S)
+    assert examples
+    for example in examples:
+        done = subprocess.run([sys.executable, "-c", example], capture_output=True, text=True, cwd=tmp_path)
+        assert done.returncode == 0, done.stderr
+
+
+def test_the_makefile_has_the_commands_of_the_readme() -> None:
+    targets = set(re.findall(r"^([a-z]+):", (ROOT / "Makefile").read_text(), re.M))
+    assert set(re.findall(r"make ([a-z]+)", README)) <= targets

@@ -1,0 +1,29 @@
+"""One tree of errors, drawn where it is defined, and hints that help."""
+
+import pytest
+
+from qrobust import errors
+from qrobust.errors import QrobustError, did_you_mean
+from qrobust.runtime import ArtifactError
+
+TREE = QrobustError.__subclasses__()
+
+
+def test_the_drawing_names_every_error():
+    drawn = {line.split()[1] for line in errors.__doc__.splitlines() if "──" in line}
+    assert drawn == {error.__name__ for error in TREE}
+
+
+@pytest.mark.parametrize("error", [QrobustError, *TREE, ArtifactError], ids=lambda error: error.__name__)
+def test_every_error_leaves_with_code_2(error):
+    assert error("expected A, got B").exit_code == 2
+    assert str(error("expected A, got B")) == "expected A, got B"
+
+
+@pytest.mark.parametrize(("name", "meant"), [("dgits", "digits"), ("cifar", "cifar10"), ("digit", "digits")])
+def test_a_slip_is_recognised(name, meant):
+    assert did_you_mean(name, ["cifar10", "digits"]) == f"; did you mean {meant!r}?"
+
+
+def test_all_are_listed_where_none_is_close():
+    assert did_you_mean("xyz", {"b": 1, "a": 2}) == "; known: a, b"

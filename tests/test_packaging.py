@@ -1,0 +1,79 @@
+"""What is installed: a wheel's contents, its data files, and the public names."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import venv
+import zipfile
+from pathlib import Path
+
+import pytest
+
+import qrobust
+from qrobust import resources, runtime
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+@pytest.fixture(scope="module")
+def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("wheel")
+    command = [sys.executable, "-m", "build", "--wheel", "--no-isolation", "--outdir", str(folder), str(ROOT)]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return next(folder.glob("*.whl"))
+
+
+def test_a_wheel_holds_the_package_the_recipes_and_the_targets(wheel: Path) -> None:
+    names = set(zipfile.ZipFile(wheel).namelist())
+    tracked = {str(path.relative_to(ROOT)) for path in (ROOT / "qrobust").rglob("*.py")}
+    assert tracked <= names
+    assert "qrobust/py.typed" in names
+    shipped = {name.partition(".data/data/")[2] for name in names if ".data/data/" in name}
+    for kind in resources.KINDS:
+        assert {f"share/qrobust/{kind}/{p.name}" for p in (ROOT / kind).iterdir() if p.is_file()} <= shipped
+    assert not [name for name in names if name.startswith(("tests/", "benches/", "docs/"))]
+
+
+def test_an_installed_wheel_finds_recipes_by_name(wheel: Path, tmp_path: Path) -> None:
+    """Without its dependencies' weight: only the code that resolves names is run there."""
+    venv.create(tmp_path / "env", with_pip=False)
+    python = tmp_path / "env" / "bin" / "python"
+    pip = [sys.executable, "-m", "pip", "--python", str(python), "install", "-q", "--no-deps", str(wheel)]
+    subprocess.run(pip, check=True, capture_output=True)
+    program = "from qrobust import resources as r; print(r.find('recipes', 'digits')); print(r.find('export', 'ort-cpu'))"
+    done = subprocess.run([str(python), "-I", "-c", program], capture_output=True, text=True, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    for line in done.stdout.split():
+        assert Path(line).is_relative_to(tmp_path / "env" / "share" / "qrobust")
+
+
+def test_a_checkout_finds_its_own_recipes(tmp_path: Path) -> None:
+    program = f"import sys; sys.path.insert(0, {str(ROOT)!r}); from qrobust import resources as r; print(r.find('recipes', 'digits'))"
+    done = subprocess.run([sys.executable, "-I", "-c", program], capture_output=True, text=True, cwd=tmp_path)
+    assert done.stdout.strip() == str(ROOT / "recipes" / "digits.toml"), done.stderr
+
+
+def test_public_names() -> None:
+    assert sorted(qrobust.__all__) == [
+        "Artifact", "Threat", "__version__", "evaluate", "export_model", "quantize",
+    ]  # fmt: skip
+    for name in qrobust.__all__:
+        assert getattr(qrobust, name) is not None
+    with pytest.raises(AttributeError, match="no attribute 'nothing'"):
+        _ = qrobust.nothing
+
+
+def test_the_runtime_is_one_file_that_imports_nothing_of_the_package() -> None:
+    text = Path(runtime.__file__).read_text()
+    assert "from ." not in text
+    assert "import qrobust" not in text
+
+
+def test_versions_agree() -> None:
+    import configparser
+
+    setup = configparser.ConfigParser()
+    setup.read(ROOT / "setup.cfg")
+    assert setup["metadata"]["version"] == qrobust.__version__

@@ -1,0 +1,104 @@
+"""A path wins, then the checkout's files, then what is installed."""
+
+import os
+import subprocess
+import sys
+
+import pytest
+
+from qrobust import resources
+from qrobust.errors import RecipeError
+
+
+@pytest.fixture
+def shelves(tmp_path, monkeypatch):
+    """Two folders in order, as a checkout and an installation would be."""
+    folders = [tmp_path / "checkout", tmp_path / "installed"]
+    for folder in folders:
+        folder.mkdir()
+        (folder / "digits.toml").write_text(f"from = '{folder.name}'")
+    (folders[0] / "cifar10.toml").write_text("")
+    (folders[1] / "only-installed.toml").write_text("")
+    (folders[0] / "notes.txt").write_text("")
+    monkeypatch.setattr(resources, "folders", lambda kind: folders)
+    return folders
+
+
+def test_a_name_is_found(shelves):
+    assert resources.find("recipes", "digits") == shelves[0] / "digits.toml"
+    assert resources.find("recipes", "digits.toml") == shelves[0] / "digits.toml"
+
+
+def test_a_path_wins(shelves, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "digits.toml").write_text("from = 'here'")
+    assert resources.read_toml(resources.find("recipes", "digits.toml")) == {"from": "here"}
+    assert resources.read_toml(resources.find("recipes", "./digits.toml")) == {"from": "here"}
+    assert resources.read_toml(resources.find("recipes", "digits")) == {"from": "checkout"}
+
+
+def test_the_path_printed_in_the_documentation_works_anywhere(shelves, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert resources.find("recipes", "recipes/digits.toml") == shelves[0] / "digits.toml"
+    with pytest.raises(RecipeError):
+        resources.find("recipes", "elsewhere/digits.toml")
+
+
+def test_the_checkout_hides_what_is_installed(shelves):
+    assert [name for name, _ in resources.listing("recipes")] == ["cifar10", "digits"]
+    for path in shelves[0].iterdir():
+        path.unlink()
+    shelves[0].rmdir()
+    assert [name for name, _ in resources.listing("recipes")] == ["digits", "only-installed"]
+
+
+def test_nothing_is_listed_where_nothing_is(monkeypatch, tmp_path):
+    monkeypatch.setattr(resources, "folders", lambda kind: [tmp_path / "absent"])
+    assert list(resources.listing("export")) == []
+
+
+@pytest.mark.parametrize("name", ["digts", "digts.toml"])
+def test_a_missing_name_gets_a_hint(shelves, name):
+    with pytest.raises(RecipeError) as caught:
+        resources.find("recipes", name)
+    text = f"expected a file or one of qrobust's recipes, got {name!r}; did you mean 'digits'?"
+    assert str(caught.value) == text
+
+
+def test_a_name_like_no_other_gets_the_list(shelves):
+    with pytest.raises(RecipeError, match=r"got 'xyz'; known: cifar10, digits$"):
+        resources.find("recipes", "xyz")
+
+
+@pytest.mark.parametrize("kind", resources.KINDS)
+def test_folders_are_the_checkout_then_share(kind):
+    first, *others = resources.folders(kind)
+    assert first.name == kind
+    assert (first.parent / "qrobust" / "resources.py").is_file()
+    assert others
+    assert all(folder.parts[-3:] == ("share", "qrobust", kind) for folder in others)
+
+
+def test_a_missing_file_is_named(tmp_path):
+    with pytest.raises(RecipeError, match=r"^expected a TOML file at .*no\.toml: No such file or directory$"):
+        resources.read_toml(tmp_path / "no.toml")
+
+
+def test_broken_toml_is_named_with_its_line(tmp_path):
+    (tmp_path / "a.toml").write_text("x = 1\ny = \n")
+    with pytest.raises(RecipeError, match=r"a\.toml: expected TOML: Invalid value \(at line 2, column 5\)$"):
+        resources.read_toml(tmp_path / "a.toml")
+
+
+def test_what_is_no_text_is_named(tmp_path):
+    (tmp_path / "a.toml").write_bytes(b"\xff\xfe\x00")
+    with pytest.raises(RecipeError, match=r"a\.toml: expected TOML: .*can't decode"):
+        resources.read_toml(tmp_path / "a.toml")
+
+
+def test_toml_is_utf8_in_every_locale(tmp_path):
+    (tmp_path / "a.toml").write_text("x = 'λ'", encoding="utf-8")
+    imports = "import pathlib, sys; from qrobust.resources import read_toml"
+    code = f"{imports}; read_toml(pathlib.Path(sys.argv[1], 'a.toml'))"
+    environment = os.environ | {"LC_ALL": "C", "PYTHONCOERCECLOCALE": "0"}
+    subprocess.run([sys.executable, "-X", "utf8=0", "-c", code, str(tmp_path)], env=environment, check=True)

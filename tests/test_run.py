@@ -1,0 +1,138 @@
+"""The walkthrough of the README at reduced size: run, run again, kill and continue."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from qrobust.runtime import Artifact
+
+from .conftest import call, overrides
+
+WIDTHS = (32, 4, 2)
+RESULTS = ("train.json", "eval.json", "export.json", "check.json", "model.safetensors", "metrics.jsonl")
+
+
+def test_a_run_leaves_every_result(small_run: Path) -> None:
+    for bits in WIDTHS:
+        assert not [name for name in RESULTS if not (small_run / f"qm-{bits}" / name).is_file()]
+    report = json.loads((small_run / "report.json").read_text())
+    assert [width["bits"] for width in report["widths"]] == list(WIDTHS)
+    for width in report["widths"]:
+        assert 0 <= width["after"]["accuracy"]["square"] <= width["after"]["accuracy"]["clean"] <= 1
+        assert width["label_flips"] <= 0.02
+    sizes = [width["size_bytes"] for width in report["widths"]]
+    assert sizes[0] > 4 * sizes[1] > 4 * sizes[2]
+
+
+def test_training_learns_something(small_run: Path) -> None:
+    report = json.loads((small_run / "report.json").read_text())
+    for width in report["widths"]:
+        assert width["before"]["clean"]["accuracy"] > 0.6  # chance is 0.1
+        assert width["before"]["n"] == 120
+
+
+def test_the_evaluation_has_intervals_and_seconds(small_run: Path) -> None:
+    result = json.loads((small_run / "qm-4" / "eval.json").read_text())
+    attack = result["attacks"]["pgd-5"]
+    low, high = attack["ci95"]
+    assert low <= attack["accuracy"] <= high
+    assert attack["settings"]["steps"] == 5
+    assert attack["seconds"] > 0
+    assert result["worst_case"]["accuracy"] <= min(result["clean"]["accuracy"], attack["accuracy"])
+
+
+def test_a_second_run_finds_every_stage_done(small_run: Path) -> None:
+    before = {
+        path: path.stat().st_mtime_ns for path in small_run.rglob("*.json") if path.name != "report.json"
+    }
+    done = call(["run", "digits", *overrides(), "--out", str(small_run)], small_run.parent)
+    assert done.stderr.count("done before") == 4 * len(WIDTHS) + 1
+    assert "written" not in done.stderr
+    assert before == {path: path.stat().st_mtime_ns for path in before}
+
+
+def test_other_training_settings_are_refused(small_run: Path) -> None:
+    done = call(["run", "digits", *overrides("train.lr=0.05"), "--out", str(small_run)], small_run.parent)
+    assert done.returncode == 2
+    assert len(done.stderr.strip().splitlines()) == 1
+    assert "give another --out" in done.stderr
+
+
+def test_other_evaluation_settings_redo_the_evaluation_only(small_run: Path, tmp_path: Path) -> None:
+    folder = shutil.copytree(small_run, tmp_path / "run")
+    weights = (folder / "qm-2" / "model.safetensors").stat().st_mtime_ns
+    done = call(["run", "digits", *overrides("evaluate.attacks=['fgsm']"), "--out", str(folder)], tmp_path)
+    assert done.returncode in (0, 1), done.stderr
+    assert list(json.loads((folder / "qm-2" / "eval.json").read_text())["attacks"]) == ["fgsm"]
+    assert (folder / "qm-2" / "model.safetensors").stat().st_mtime_ns == weights
+
+
+@pytest.mark.parametrize(
+    ("line", "stop"), [("epoch 2/3", signal.SIGINT), ("quantize qm-4: epoch 1", signal.SIGKILL)]
+)
+def test_a_stopped_run_continues_bit_identically(
+    small_run: Path, tmp_path: Path, line: str, stop: int
+) -> None:
+    folder = tmp_path / "run"
+    arguments = ["run", "digits", *overrides(), "--out", str(folder)]
+    code = _stop_after(line, stop, arguments, tmp_path)
+    assert code == (130 if stop == signal.SIGINT else -signal.SIGKILL)
+    assert not (folder / "report.json").exists()
+    done = call(arguments, tmp_path)
+    assert done.returncode in (0, 1), done.stderr
+    for bits in WIDTHS:
+        name = f"qm-{bits}/model.safetensors"
+        assert (folder / name).read_bytes() == (small_run / name).read_bytes(), name
+    assert (folder / "qm-2/artifact/model.onnx").read_bytes() == (
+        small_run / "qm-2/artifact/model.onnx"
+    ).read_bytes()
+
+
+def test_the_artifact_loads_as_python(small_run: Path) -> None:
+    artifact = Artifact.load(small_run / "qm-4" / "artifact")
+    assert artifact.manifest["bits_per_layer"]["layer1.0.conv1"] == 4
+    assert artifact.manifest["metrics"]["after"]["clean"] == pytest.approx(
+        artifact.manifest["reference"]["clean"], abs=0.02
+    )
+
+
+def test_every_inner_convolution_runs_as_integers(small_run: Path) -> None:
+    for bits in (4, 2):
+        ops = json.loads((small_run / f"qm-{bits}" / "export.json").read_text())["optimised_ops"]
+        layers = Artifact.load(small_run / f"qm-{bits}" / "artifact").manifest["bits_per_layer"]
+        convolutions = [name for name in layers if name != "fc"]
+        assert ops["QLinearConv"] == len(convolutions)
+        assert "Conv" not in ops
+
+
+def test_a_run_exports_for_another_target(small_run: Path, tmp_path: Path) -> None:
+    done = call(["export", str(small_run), "--target", "ort-cpu-int8", "--out", "out"], tmp_path)
+    assert done.returncode == 0, done.stderr
+    plain, narrow = (
+        path / "model.onnx" for path in (tmp_path / "out" / "qm-4", small_run / "qm-4" / "artifact")
+    )
+    assert plain.stat().st_size > narrow.stat().st_size
+    assert Artifact.load(tmp_path / "out" / "qm-4").manifest["opset"] == 20
+
+
+def _stop_after(line: str, stop: int, arguments: list[str], cwd: Path) -> int:
+    """Start the command, wait until it prints `line`, send the signal, wait for its end."""
+    command = [sys.executable, "-m", "qrobust", *arguments]
+    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True, cwd=cwd, env={**os.environ}) as process:
+        assert process.stderr is not None
+        for printed in process.stderr:
+            if line in printed:
+                time.sleep(0.3)  # into the next epoch
+                process.send_signal(stop)
+                break
+        process.stderr.read()
+        return process.wait(timeout=60)

@@ -1,0 +1,62 @@
+"""Training small enough to repeat: 60 images of three classes, four epochs of three batches."""
+
+import torch
+from torch import nn
+
+from qrobust import machine
+from qrobust.data import Dataset, Images
+from qrobust.recipe import Data, Schedule, Training
+from qrobust.threat import Threat
+from qrobust.train import Job
+
+SCHEDULE = {"epochs": 4, "batch_size": 20, "lr": 0.05, "milestones": [2]}
+TRAINING = {"attack": {"steps": 1}, "validation": {"steps": 1}}
+
+
+def some_images(n, seed):
+    """Noise, brighter in the channel of its class."""
+    generator = torch.Generator().manual_seed(seed)
+    y = torch.arange(n) % 3
+    x = torch.randint(200, (n, 3, 6, 6), generator=generator)
+    x[torch.arange(n), y] += 30
+    return Images(x.to(torch.uint8), y)
+
+
+def some_data(validation=21):
+    train, held, test = some_images(60, 0), some_images(validation, 1), some_images(9, 2)
+    return Dataset("fake", ("red", "green", "blue"), train, held, test, "fingerprint")
+
+
+def network(width=4, seed=0):
+    torch.manual_seed(seed)
+    model = nn.Sequential(
+        nn.Conv2d(3, width, 3, padding=1, bias=False),
+        nn.BatchNorm2d(width),
+        nn.ReLU(),
+        nn.AdaptiveAvgPool2d(1),
+        nn.Flatten(),
+        nn.Linear(width, 3),
+    )
+    return machine.placed(model)
+
+
+def job(folder, *, key="k", seed=0, schedule=None, **training):
+    table = SCHEDULE | (schedule or {})
+    return Job(
+        label="QM-32",
+        key=key,
+        folder=folder,
+        schedule=Schedule.model_validate(table),
+        training=Training.model_validate(table | TRAINING | training),
+        data=Data(name="fake", crop=1, flip=True),
+        threat=Threat("linf", 8 / 255),
+        seed=seed,
+    )
+
+
+def weights_of(model):
+    return {name: value.detach().cpu().clone() for name, value in model.state_dict().items()}
+
+
+def are_equal(first, second):
+    return first.keys() == second.keys() and all(torch.equal(first[name], second[name]) for name in first)

@@ -1,0 +1,323 @@
+"""Training goes on where it stopped, keeps the best epoch, and says why it gives up."""
+
+import json
+import threading
+
+import pytest
+import torch
+
+from qrobust import objectives
+from qrobust.errors import CheckpointError, RunError
+from qrobust.train import fit, loop, save_weights
+from qrobust.train.checkpoint import load_state
+
+from .helpers import are_equal, job, network, some_data, weights_of
+
+DATA = some_data()
+
+
+def checkpoint_of(task):
+    return task.folder / "checkpoint" / "last.safetensors"
+
+
+def train(task, data=DATA):
+    """The weights at the end, and the history."""
+    model = network()
+    state = fit(model, data, task)
+    return weights_of(model), state.history
+
+
+def metrics(folder):
+    """What metrics.jsonl holds, but for the clock."""
+    records = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    assert all(record.pop("images_per_second") > 0 for record in records)
+    return records
+
+
+def interrupt(monkeypatch, name, call):
+    """Stop with Ctrl-C at a call of a function of the loop."""
+    original, calls = getattr(loop, name), []
+
+    def stopping(*arguments, **options):
+        calls.append(1)
+        if len(calls) == call:
+            raise KeyboardInterrupt
+        return original(*arguments, **options)
+
+    monkeypatch.setattr(loop, name, stopping)
+
+
+def snapshots(monkeypatch):
+    """The weights after every epoch, as validation sees them."""
+    seen, original = [], loop._validate
+
+    def validate(model, *rest):
+        seen.append(weights_of(model))
+        return original(model, *rest)
+
+    monkeypatch.setattr(loop, "_validate", validate)
+    return seen
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory):
+    """An uninterrupted run: weights and metrics."""
+    task = job(tmp_path_factory.mktemp("whole"), schedule={"sar": {}})
+    return train(task)[0], metrics(task.folder)
+
+
+# Five calls of pgd an epoch: three batches, then two of validation.
+@pytest.mark.parametrize(
+    ("name", "call"),
+    [
+        ("pgd", 2),
+        ("pgd", 4),
+        ("pgd", 6),
+        ("pgd", 13),
+        ("pgd", 18),
+        ("pgd", 20),
+        ("save_state", 3),
+        ("write_text", 1),
+        ("write_text", 4),
+    ],
+)
+def test_an_interrupted_run_ends_as_an_uninterrupted_one(tmp_path, monkeypatch, capfd, whole, name, call):
+    task = job(tmp_path, schedule={"sar": {}})
+    with monkeypatch.context() as patch:
+        interrupt(patch, name, call)
+        with pytest.raises(KeyboardInterrupt):
+            train(task)
+    assert "QM-32: stopped; the same command continues after the last whole epoch" in capfd.readouterr().err
+    weights, _ = train(task)
+    assert are_equal(weights, whole[0])
+    assert metrics(tmp_path) == whole[1]
+
+
+def test_interrupted_again_and_again(tmp_path, monkeypatch, whole):
+    task = job(tmp_path, schedule={"sar": {}})
+    for _ in range(3):
+        with monkeypatch.context() as patch:
+            interrupt(patch, "pgd", 7)
+            with pytest.raises(KeyboardInterrupt):
+                train(task)
+    weights, _ = train(task)
+    assert are_equal(weights, whole[0])
+    assert metrics(tmp_path) == whole[1]
+
+
+def test_a_finished_run_is_not_trained_again(tmp_path, monkeypatch, whole):
+    task = job(tmp_path, schedule={"sar": {}})
+    train(task)
+    interrupt(monkeypatch, "pgd", 1)
+    assert are_equal(train(task)[0], whole[0])
+
+
+def test_no_thread_is_left_behind(tmp_path, monkeypatch):
+    before = threading.active_count()
+    train(job(tmp_path, schedule={"epochs": 1}))
+    interrupt(monkeypatch, "pgd", 1)
+    with pytest.raises(KeyboardInterrupt):
+        train(job(tmp_path, schedule={"epochs": 2}))
+    assert threading.active_count() == before
+
+
+def test_the_seed_decides(tmp_path, whole):
+    other, _ = train(job(tmp_path, schedule={"sar": {}}, seed=1))
+    assert not are_equal(other, whole[0])
+
+
+def test_a_record_an_epoch(whole):
+    assert [record["epoch"] for record in whole[1]] == [1, 2, 3, 4]
+    assert [record["lr"] for record in whole[1]] == pytest.approx([0.05, 0.05, 0.005, 0.005])
+    names = {"epoch", "lr", "loss", "train_accuracy", "validation_clean", "validation_robust"}
+    assert all(set(record) == names for record in whole[1])
+
+
+def test_it_learns(tmp_path):
+    _, history = train(job(tmp_path, schedule={"epochs": 12, "milestones": [], "lr": 0.3}))
+    assert history[-1]["loss"] < history[0]["loss"] - 0.3
+    assert max(record["validation_robust"] for record in history) > 0.8
+
+
+# The best epoch
+
+
+@pytest.mark.parametrize(
+    ("robust", "clean", "best"),
+    [
+        ([0.2, 0.5, 0.1, 0.4], [0.9, 0.6, 0.9, 0.9], 2),
+        ([0.5, 0.5, 0.1, 0.4], [0.6, 0.7, 0.9, 0.9], 2),
+        ([0.5, 0.5, 0.1, 0.4], [0.7, 0.6, 0.9, 0.9], 1),
+        ([0.5, 0.5, 0.5, 0.4], [0.6, 0.6, 0.6, 0.9], 3),
+        ([0.0, 0.0, 0.0, 0.0], [0.0, 0.0, 0.0, 0.0], 4),
+        ([0.1, 0.2, 0.3, 0.4], [0.0, 0.0, 0.0, 0.0], 4),
+        ([None, 0.2, None, 0.1], [None, 0.5, None, 0.9], 2),
+        ([None, 0.2, None, 0.3], [None, 0.5, None, 0.0], 4),
+        ([None] * 4, [None] * 4, 4),
+    ],
+)
+def test_the_best_epoch_is_kept(tmp_path, monkeypatch, robust, clean, best):
+    seen = []
+
+    def validate(model, images, task, epoch):
+        seen.append(weights_of(model))
+        found = {"validation_robust": robust[epoch], "validation_clean": clean[epoch]}
+        return {} if robust[epoch] is None else found
+
+    monkeypatch.setattr(loop, "_validate", validate)
+    model = network()
+    state = fit(model, DATA, job(tmp_path, method="natural"))
+    assert state.best["epoch"] == best
+    assert are_equal(weights_of(model), seen[best - 1])
+    again = network(seed=1)
+    assert fit(again, DATA, job(tmp_path, method="natural")).best["epoch"] == best
+    assert are_equal(weights_of(again), seen[best - 1])
+
+
+def test_without_a_validation_split_the_last_epoch_is_kept(tmp_path, monkeypatch):
+    seen = snapshots(monkeypatch)
+    weights, history = train(job(tmp_path), some_data(validation=0))
+    assert "validation_robust" not in history[-1]
+    assert are_equal(weights, seen[-1])
+
+
+def test_validation_every_third_epoch_and_the_last(tmp_path):
+    _, history = train(job(tmp_path, validation={"every": 3, "steps": 1}))
+    assert ["validation_robust" in record for record in history] == [False, False, True, True]
+
+
+def test_validation_draws_the_same_noise_in_every_epoch(tmp_path, monkeypatch):
+    """With nothing learned, the robust accuracy cannot move."""
+    task = job(
+        tmp_path, schedule={"lr": 1e-30, "weight_decay": 0}, validation={"steps": 1, "step_size": 1e-6}
+    )
+    model = network().eval()
+    first, second = (loop._validate(model, DATA.validation, task, epoch) for epoch in (0, 1))
+    assert first == second
+    starts, original = [], loop.pgd
+
+    def recording(*arguments, generator, **options):
+        starts.append(generator.get_state())
+        return original(*arguments, generator=generator, **options)
+
+    monkeypatch.setattr(loop, "pgd", recording)
+    loop._validate(model, DATA.validation, task, 0)
+    loop._validate(model, DATA.validation, task, 3)
+    assert torch.equal(starts[0], starts[2])
+    assert not torch.equal(starts[0], starts[1])
+
+
+# Methods
+
+
+def test_natural_training_crafts_nothing(tmp_path, monkeypatch):
+    interrupt(monkeypatch, "pgd", 1)
+    _, history = train(job(tmp_path, method="natural"), some_data(validation=0))
+    assert len(history) == 4
+
+
+def test_the_method_matters(tmp_path):
+    natural, _ = train(job(tmp_path / "natural", method="natural"))
+    adversarial, _ = train(job(tmp_path / "at", method="at"))
+    assert not are_equal(natural, adversarial)
+
+
+@pytest.mark.parametrize(("sar", "start"), [({"start": 0}, 0), ({"start": 1}, 1), ({}, 2), ({"start": 3}, 3)])
+def test_alignment_changes_weights_from_its_first_epoch_on(tmp_path, monkeypatch, sar, start):
+    seen = snapshots(monkeypatch)
+    train(job(tmp_path / "plain"))
+    train(job(tmp_path / "aligned", schedule={"sar": sar}))
+    same = [are_equal(plain, aligned) for plain, aligned in zip(seen[:4], seen[4:], strict=True)]
+    assert same == [epoch < start for epoch in range(4)]
+
+
+def test_alignment_without_weight_changes_statistics_alone(tmp_path, monkeypatch):
+    """The clean images pass through batch-norm once more, which moves its running statistics alone."""
+    seen = snapshots(monkeypatch)
+    train(job(tmp_path / "plain", schedule={"epochs": 1}, attack={"steps": 1, "mode": "train"}))
+    aligned = {"epochs": 1, "sar": {"start": 0, "weight": 0}}
+    train(job(tmp_path / "aligned", schedule=aligned, attack={"steps": 1, "mode": "train"}))
+    differing = {name for name, value in seen[0].items() if not torch.equal(value, seen[1][name])}
+    assert differing == {"1.running_mean", "1.running_var", "1.num_batches_tracked"}
+
+
+def test_settings_reach_attack_and_augmentation(tmp_path, monkeypatch):
+    crafted, batched, pgd, batches = [], [], loop.pgd, loop.epoch_batches
+
+    def recording_pgd(*arguments, generator, **options):
+        crafted.append(options)
+        return pgd(*arguments, generator=generator, **options)
+
+    def recording_batches(*arguments):
+        batched.append(arguments[1:2] + arguments[4:])
+        return batches(*arguments)
+
+    monkeypatch.setattr(loop, "pgd", recording_pgd)
+    monkeypatch.setattr(loop, "epoch_batches", recording_batches)
+    craft = {"steps": 3, "step_size": 0.01, "random_start": False, "mode": "train"}
+    task = job(tmp_path, schedule={"epochs": 1}, attack=craft, validation={"steps": 2, "step_size": 0.02})
+    train(task)
+    crafting = {"steps": 3, "step_size": 0.01, "random_start": False, "training": True}
+    validating = {"steps": 2, "step_size": 0.02}
+    assert crafted == [{"threat": task.threat, **options} for options in [crafting] * 3 + [validating] * 2]
+    assert batched == [(20, 1, True)]
+
+
+# Refusals
+
+
+def refusal(error, task, model=None):
+    with pytest.raises(error) as caught:
+        fit(model or network(), DATA, task)
+    assert "\n" not in str(caught.value)
+    return str(caught.value)
+
+
+def test_another_recipe_is_refused(tmp_path):
+    train(job(tmp_path, schedule={"epochs": 1}))
+    before = checkpoint_of(job(tmp_path)).read_bytes()
+    assert refusal(RunError, job(tmp_path, key="another")) == (
+        f"expected training state of this recipe in {checkpoint_of(job(tmp_path))}, got another's; "
+        f"give another --out or remove {tmp_path}"
+    )
+    assert checkpoint_of(job(tmp_path)).read_bytes() == before
+
+
+def test_a_damaged_checkpoint_is_refused(tmp_path):
+    task = job(tmp_path, schedule={"epochs": 1})
+    train(task)
+    whole_file = checkpoint_of(task).read_bytes()
+    checkpoint_of(task).write_bytes(whole_file[:-5])
+    assert "expected a whole checkpoint" in refusal(CheckpointError, task)
+    save_weights(checkpoint_of(task), network(), {})
+    assert "expected state in" in refusal(CheckpointError, task)
+    checkpoint_of(task).write_bytes(whole_file)
+    assert "expected weights of this network" in refusal(CheckpointError, task, network(width=5))
+
+
+def test_a_loss_that_is_no_number_stops_the_run(tmp_path, monkeypatch):
+    original, calls = objectives.cross_entropy, []
+
+    def failing(logits, y):
+        calls.append(1)
+        return original(logits, y) * (float("nan") if len(calls) == 8 else 1)
+
+    monkeypatch.setattr(objectives, "cross_entropy", failing)
+    task = job(tmp_path)
+    assert refusal(RunError, task) == (
+        "QM-32: expected a finite loss, got nan at epoch 3, batch 2, lr 0.005; "
+        "lower lr (the checkpoint before stands)"
+    )
+    assert load_state(checkpoint_of(task)).epoch == 2
+    monkeypatch.setattr(objectives, "cross_entropy", original)
+    assert [record["epoch"] for record in train(task)[1]] == [1, 2, 3, 4]
+
+
+def test_weights_that_are_no_numbers_are_not_kept(tmp_path):
+    """Diverged at the very last batch of an epoch: no loss has seen it yet."""
+    task = job(tmp_path, schedule={"lr": 1e38, "batch_size": 60, "weight_decay": 100}, method="natural")
+    assert refusal(RunError, task) == (
+        "QM-32: expected finite weights, got NaN or infinity after epoch 1, lr 1e+38; "
+        "lower lr (the checkpoint before stands)"
+    )
+    assert not checkpoint_of(task).exists()

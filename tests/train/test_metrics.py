@@ -1,0 +1,42 @@
+"""Metrics for programs and for eyes."""
+
+import json
+import time
+
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+from qrobust.train.metrics import EventLog, json_lines
+
+
+def events(folder):
+    log = EventAccumulator(str(folder))
+    log.Reload()
+    return {tag: [(event.step, event.value) for event in log.Scalars(tag)] for tag in log.Tags()["scalars"]}
+
+
+def test_one_object_a_line():
+    records = [{"epoch": 1, "loss": 0.5}, {"epoch": 2, "loss": 0.25}]
+    lines = json_lines(records).splitlines()
+    assert [json.loads(line) for line in lines] == records
+    assert json_lines([]) == ""
+
+
+def test_events_by_epoch(tmp_path):
+    log = EventLog(tmp_path, 0)
+    log.write({"epoch": 1, "loss": 0.5, "lr": 0.25})
+    log.write({"epoch": 2, "loss": 0.125})
+    log.close()
+    assert events(tmp_path) == {"loss": [(1, 0.5), (2, 0.125)], "lr": [(1, 0.25)]}
+
+
+def test_a_continued_run_hides_what_it_repeats(tmp_path, monkeypatch):
+    first = EventLog(tmp_path, 0)
+    for epoch in (1, 2, 3):
+        first.write({"epoch": epoch, "loss": 1.0})
+    first.close()
+    later = time.time() + 60  # event files are read in the order of their time
+    monkeypatch.setattr(time, "time", lambda: later)
+    second = EventLog(tmp_path, 1)
+    second.write({"epoch": 2, "loss": 0.5})
+    second.close()
+    assert events(tmp_path) == {"loss": [(1, 1.0), (2, 0.5)]}
