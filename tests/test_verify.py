@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import io
 import json
-import os
 import shutil
 import subprocess
 import sysconfig
@@ -29,7 +28,7 @@ def bare_python(tmp_path_factory: pytest.TempPathFactory) -> Path:
     installed = Path(sysconfig.get_path("purelib"))
     for name in PACKAGES:
         if (installed / name).exists():
-            os.symlink(installed / name, site / name)
+            (site / name).symlink_to(installed / name)
     return folder / "bin" / "python"
 
 

@@ -106,7 +106,7 @@ def test_a_missing_file_is_refused(tmp_path):
 
 @pytest.mark.parametrize(
     ("metadata", "got"),
-    [(None, "a foreign file"), ({"format": "pt"}, "pt"), ({"format": "qrobust-0"}, "qrobust-0")],
+    [(None, "a foreign file"), ({"format": "pt"}, "format"), ({"qrobust-0": "{}"}, "qrobust-0")],
 )
 def test_a_foreign_file_is_refused(tmp_path, metadata, got):
     path = tmp_path / "foreign.safetensors"
@@ -116,10 +116,17 @@ def test_a_foreign_file_is_refused(tmp_path, metadata, got):
         assert refusal(action, path) == expected
 
 
-@pytest.mark.parametrize("header", [{}, {"json": "{"}])
-def test_a_damaged_description_is_refused(tmp_path, header):
+def test_the_same_weights_give_the_same_bytes(tmp_path):
+    files = [tmp_path / name for name in "abcdef"]
+    for path in files:
+        save_weights(path, network(), {"key": "k", "bits": 4})
+    assert len({path.read_bytes() for path in files}) == 1
+
+
+@pytest.mark.parametrize("text", ["", "{"])
+def test_a_damaged_description_is_refused(tmp_path, text):
     path = tmp_path / "damaged.safetensors"
-    save_file({"a": torch.zeros(2)}, path, metadata={"format": checkpoint.FORMAT, **header})
+    save_file({"a": torch.zeros(2)}, path, metadata={checkpoint.FORMAT: text})
     for action in (load_state, read_metadata):
         assert refusal(action, path).startswith(f"expected a whole checkpoint at {path}, got ")
 
@@ -139,7 +146,7 @@ def test_weights_are_no_state_and_state_no_weights(state, weights):
 def test_state_without_its_numbers_is_refused(tmp_path):
     path = tmp_path / "s"
     description = json.dumps({"kind": "state", "key": "k", "epoch": 1})
-    save_file({"a": torch.zeros(2)}, path, metadata={"format": checkpoint.FORMAT, "json": description})
+    save_file({"a": torch.zeros(2)}, path, metadata={checkpoint.FORMAT: description})
     assert refusal(load_state, path) == f"expected training state in {path}, got none of 'history'; remove it"
 
 
