@@ -1,6 +1,6 @@
 """qrobust: from a recipe to a quantised ONNX network whose robustness is known before and after export.
 
-    recipe ──train──▶ robust float net ──quantize──▶ QM-n net ──evaluate──▶ numbers ──export──▶ artifact ──check──▶ verdict
+    recipe ──train──▶ float net ──quantize──▶ QM-n ──evaluate──▶ numbers ──export──▶ artifact ──check──▶ verdict
 
 Names below load what they need when first used, so `import qrobust` costs nothing.
 """

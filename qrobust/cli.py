@@ -22,20 +22,18 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 
-RecipeName = Annotated[
-    str, typer.Argument(metavar="RECIPE", help="Name of a shipped recipe, or path of a TOML file.")
-]
+ATTACKS_HELP = (
+    "Names with commas, as gn,fgsm,pgd-20,cw-inf-30,autoattack; or a protocol: fd (the columns of the "
+    "Fourier-domain study), sp (of the spectral perspective). Default: the recipe's."
+)
+RecipeName = Annotated[str, typer.Argument(metavar="RECIPE", help="Name of a shipped recipe, or path of a TOML file.")]
 Overrides = Annotated[
-    Optional[list[str]],  # noqa: UP007, UP045
-    typer.Option(
-        "-o", "--override", metavar="KEY=VALUE", help="Override a value of the recipe; may be repeated."
-    ),
+    Optional[list[str]],  # noqa: UP045
+    typer.Option("-o", "--override", metavar="KEY=VALUE", help="Override a value of the recipe; may be repeated."),
 ]
-Out = Annotated[
-    Optional[Path], typer.Option("--out", metavar="DIR", help="Run folder (default: runs/RECIPE).")
-]  # noqa: UP007, UP045
+Out = Annotated[Optional[Path], typer.Option("--out", metavar="DIR", help="Run folder (default: runs/RECIPE).")]  # noqa: UP045
 Artifacts = Annotated[list[Path], typer.Argument(metavar="ARTIFACT...", help="Artifact folders.")]
-Json = Annotated[Optional[Path], typer.Option("--json", metavar="F", help="Write the full result to F.")]  # noqa: UP007, UP045
+Json = Annotated[Optional[Path], typer.Option("--json", metavar="F", help="Write the full result to F.")]  # noqa: UP045
 Seed = Annotated[int, typer.Option("--seed", metavar="N", help="Seed of the gradient-free attack.")]
 
 
@@ -68,15 +66,62 @@ def train(recipe: RecipeName, override: Overrides = None, out: Out = None) -> in
     return 0
 
 
+@app.command("eval")
+def evaluate(
+    folder: Annotated[Path, typer.Argument(metavar="RUN", help="Run folder, or RUN/qm-N for one width.")],
+    attacks: Annotated[str, typer.Option("--attacks", metavar="LIST", help=ATTACKS_HELP)] = "",
+    n: Annotated[Optional[int], typer.Option("-n", metavar="N", help="Test images (default: all).")] = None,  # noqa: UP045
+    seed: Annotated[Optional[int], typer.Option("--seed", metavar="N", help="Default: the recipe's.")] = None,  # noqa: UP045
+    doubt: Annotated[
+        bool, typer.Option("--doubt", help="Ask every doubt of docs/flags.md, not the cheap ones only.")
+    ] = False,
+    json: Json = None,
+) -> int:
+    """Attack the trained networks of a run; with --json it goes on where it was stopped."""
+    from rich.console import Console
+
+    from .summary import evaluation_table
+    from .verbs import evaluate_run
+
+    results = evaluate_run(folder, attacks, n, seed, json, doubt)
+    console = Console()
+    console = console if console.is_terminal else Console(width=TABLE_WIDTH)
+    console.print(evaluation_table(results))
+    for name, result in results.items():
+        for flag in result["flags"]:
+            print(
+                f"{name} flag {flag['name']}: {flag['measured']:.3g} > {flag['limit']:.3g}: "
+                f"{flag['reason']}; {flag['hint']}"
+            )
+    return 0
+
+
+@app.command()
+def compare(
+    first: Annotated[Path, typer.Argument(metavar="A.json", help="Result of qrobust eval --json.")],
+    second: Annotated[Path, typer.Argument(metavar="B.json", help="Another on the same images.")],
+    json: Json = None,
+) -> int:
+    """Compare two evaluations image by image: difference, exact McNemar p-value, images gained and lost."""
+    from .evaluate import compare as paired
+
+    result = paired(first, second)
+    _write(json, result)
+    print(f"{'set':<20}{'first':>9}{'second':>9}{'change':>9}{'p':>10}  gained  lost   ({result['n']} images)")
+    for name, row in result["sets"].items():
+        shares = "".join(f"{row[key]:>9.1%}" for key in ("first", "second"))
+        moved = f"{len(row['gained']):>8}{len(row['lost']):>6}"
+        print(f"{name:<20}{shares}{row['difference']:>+9.1%}{row['p_value']:>10.2g}{moved}")
+    return 0
+
+
 @app.command()
 def export(
     folder: Annotated[Path, typer.Argument(metavar="RUN", help="Run folder with evaluated networks.")],
-    target: Annotated[
-        str, typer.Option("--target", metavar="NAME|PATH", help="Deployment target.")
-    ] = "ort-cpu",
-    out: Annotated[
-        Path, typer.Option("--out", metavar="DIR", help="Folder for the artifacts, one a width.")
-    ] = Path("artifacts"),
+    target: Annotated[str, typer.Option("--target", metavar="NAME|PATH", help="Deployment target.")] = "ort-cpu",
+    out: Annotated[Path, typer.Option("--out", metavar="DIR", help="Folder for the artifacts, one a width.")] = Path(
+        "artifacts"
+    ),
 ) -> int:
     """Export every width of a run for a deployment target."""
     from .export import load_target
@@ -92,9 +137,7 @@ def export(
 def bench(
     artifacts: Artifacts,
     batch: Annotated[str, typer.Option("--batch", metavar="N,N", help="Batch sizes.")] = "1,32",
-    threads: Annotated[
-        int, typer.Option("--threads", metavar="N", min=0, help="Threads a session; 0: all.")
-    ] = 1,
+    threads: Annotated[int, typer.Option("--threads", metavar="N", min=0, help="Threads a session; 0: all.")] = 1,
     seconds: Annotated[float, typer.Option("--seconds", min=0.1, help="Least time a batch size.")] = 2.0,
     json: Json = None,
 ) -> int:
@@ -115,9 +158,7 @@ def bench(
 def check(
     artifact: Annotated[Path, typer.Argument(metavar="ARTIFACT", help="Artifact folder.")],
     json: Json = None,
-    queries: Annotated[
-        Optional[int], typer.Option("--queries", metavar="N", help="Queries an image.")
-    ] = None,  # noqa: UP007, UP045
+    queries: Annotated[Optional[int], typer.Option("--queries", metavar="N", help="Queries an image.")] = None,  # noqa: UP045
     seed: Seed = 0,
 ) -> int:
     """Check an artifact on its runtime: integrity, parity, replayed suite, gradient-free attack."""

@@ -134,15 +134,11 @@ class Schedule(Table):
     @model_validator(mode="after")
     def _drops(self) -> Schedule:
         if self.factors is not None and len(self.factors) != len(self.milestones):
-            raise ValueError(
-                f"expected one factor a milestone, got {len(self.factors)} for {len(self.milestones)}"
-            )
+            raise ValueError(f"expected one factor a milestone, got {len(self.factors)} for {len(self.milestones)}")
         if list(self.milestones) != sorted(set(self.milestones)):
             raise ValueError(f"expected rising milestones, got {list(self.milestones)}")
         if self.sar is not None and self.sar.start == "first-drop" and not self.milestones:
-            raise ValueError(
-                "expected milestones, for sar.start = 'first-drop', got none; give sar.start an epoch"
-            )
+            raise ValueError("expected milestones, for sar.start = 'first-drop', got none; give sar.start an epoch")
         return self
 
 
@@ -206,9 +202,7 @@ class Recipe(Table):
     @model_validator(mode="after")
     def _widths(self) -> Recipe:
         if 32 not in self.bits or list(self.bits) != sorted(set(self.bits), reverse=True):
-            raise ValueError(
-                f"expected bits to fall from 32, the float network, as [32, 4, 2], got {list(self.bits)}"
-            )
+            raise ValueError(f"expected bits to fall from 32, the float network, as [32, 4, 2], got {list(self.bits)}")
         if len(self.bits) > 1 and self.quant is None:
             raise ValueError("expected a table [quant] for widths below 32, got none")
         return self
@@ -291,9 +285,7 @@ def _explain(schema: type[BaseModel], error: ValidationError) -> str:
     first = error.errors()[0]
     where = ".".join(str(part) for part in first["loc"]) or schema.__name__.lower()
     if first["type"] == "extra_forbidden":
-        return (
-            f"unknown key {where!r}{did_you_mean(str(first['loc'][-1]), _fields(schema, first['loc'][:-1]))}"
-        )
+        return f"unknown key {where!r}{did_you_mean(str(first['loc'][-1]), _fields(schema, first['loc'][:-1]))}"
     if first["type"] == "missing":
         return f"expected a value for {where!r}, got none; add it"
     message = first["msg"].removeprefix("Value error, ").replace("Input should be ", "expected ")

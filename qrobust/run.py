@@ -16,7 +16,7 @@ but training is never thrown away: there another key is an error.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
@@ -28,7 +28,7 @@ from . import data, machine, models, quant, recipe, runtime
 from .attacks import Attack, named
 from .bench import bench
 from .errors import RunError
-from .evaluate import evaluate
+from .evaluate import doubt, evaluate
 from .export import Contents, Target, load_target, make_suite, optimised_ops, write_artifact
 from .progress import note
 from .recipe import Recipe
@@ -56,9 +56,7 @@ class Run:
         """The run of a folder. Raises RunError if it is none."""
         path = folder / "recipe.toml"
         if not path.is_file():
-            raise RunError(
-                f"expected a run folder with recipe.toml, got {folder}; make one by qrobust run RECIPE"
-            )
+            raise RunError(f"expected a run folder with recipe.toml, got {folder}; make one by qrobust run RECIPE")
         return cls(recipe.load(str(path)), folder)
 
     def all_stages(self) -> dict[str, Any]:
@@ -88,18 +86,46 @@ class Run:
         path = self._at(bits) / "eval.json"
         if self._done(path, key):
             return
+        self.attack(bits, self.attacks, n=settings.n, path=path, key=key)
+        self._tell(path)
+
+    def attack(
+        self,
+        bits: int,
+        attacks: Sequence[Attack],
+        *,
+        n: int | None = None,
+        seed: int | None = None,
+        path: Path | None = None,
+        thorough: bool = False,
+        **more: Any,
+    ) -> dict[str, Any]:
+        """Evaluate a width and doubt the result; saved to `path`, with `more`, if given. Goes on where it stopped.
+
+        thorough: all doubts, else the cheap ones.
+        """
+        chosen = self.recipe.seed if seed is None else seed
+        state = path.with_suffix(".partial.npz") if path else None
+        model, images, twin = self.network(bits), self.dataset.test, self.twin(bits)
         outcomes = evaluate(
-            self.network(bits),
-            self.dataset.test,
-            attacks=self.attacks,
+            model,
+            images,
+            attacks=attacks,
             threat=self.threat,
-            n=settings.n,
-            seed=self.recipe.seed,
-            batch_size=settings.batch_size,
+            n=n,
+            seed=chosen,
+            batch_size=self.recipe.evaluate.batch_size,
+            twin=twin,
+            state=state,
             label=f"evaluate qm-{bits}",
         )
-        outcomes.save(path, key=key)
-        self._tell(path)
+        some = images.take(slice(0, n))
+        flags = doubt(model, some, threat=self.threat, twin=twin, seed=chosen, thorough=thorough)
+        more["flags"] = [flag.to_dict() for flag in flags]
+        if path is not None and state is not None:
+            outcomes.save(path, **more)
+            state.unlink(missing_ok=True)
+        return outcomes.to_dict() | more
 
     def export(self, bits: int, target: Target | None = None, folder: Path | None = None) -> Path:
         """Write the artifact of a width; returns its folder."""
@@ -112,7 +138,12 @@ class Run:
             return place
         images = self.dataset.test.take(slice(0, self.recipe.export.suite_n or self.recipe.evaluate.n))
         suite = make_suite(
-            self.network(bits), images, attacks=self.suite_attacks, threat=self.threat, seed=self.recipe.seed
+            self.network(bits),
+            images,
+            attacks=self.suite_attacks,
+            threat=self.threat,
+            seed=self.recipe.seed,
+            twin=self.twin(bits),
         )
         contents = Contents(
             name=f"{self.recipe.name}-qm-{bits}",
@@ -132,9 +163,7 @@ class Run:
     def bench(self) -> None:
         """Time all artifacts in one run."""
         settings = self.recipe.bench
-        key = digest(
-            [settings.model_dump(mode="json"), [self._export_key(b, self.target) for b in self.recipe.bits]]
-        )
+        key = digest([settings.model_dump(mode="json"), [self._export_key(b, self.target) for b in self.recipe.bits]])
         artifacts = [self._at(bits) / "artifact" for bits in self.recipe.bits]
         self._stage(
             self.folder / "bench.json",
@@ -173,10 +202,14 @@ class Run:
     def network(self, bits: int) -> nn.Module:
         """The trained network of a width, on the device."""
         if bits not in self._networks:
-            model = self._untrained(bits)
+            model = self.untrained(bits)
             load_weights(self._at(bits) / "model.safetensors", model)
             self._networks[bits] = machine.placed(model)
         return self._networks[bits]
+
+    def twin(self, bits: int) -> nn.Module | None:
+        """The float network that a quantised one was made from; None for the float one itself."""
+        return None if bits == FLOAT else self.network(FLOAT)
 
     def train_key(self, bits: int) -> str:
         """Digest of all that decides a width's weights."""
@@ -221,13 +254,14 @@ class Run:
     def _start(self, bits: int) -> nn.Module:
         """The network that training of a width starts from."""
         if bits == FLOAT:
-            return self._untrained(FLOAT)
+            return self.untrained(FLOAT)
         before = self.recipe.bits[self.recipe.bits.index(bits) - 1]
         if before == FLOAT:
             return self._quantized(self.network(FLOAT), bits, self._calibration())
         return quant.requantize(self.network(before), bits, calibration=self._calibration())
 
-    def _untrained(self, bits: int) -> nn.Module:
+    def untrained(self, bits: int) -> nn.Module:
+        """The network of a width before training, on the CPU; quantisers not yet placed."""
         channels = self.dataset.shape[0]
         with torch.random.fork_rng():
             torch.manual_seed(self.recipe.seed)
@@ -266,9 +300,7 @@ class Run:
         if not path.exists():
             return False
         if read_json(path).get("key") == key:
-            note(
-                f"{path.relative_to(self.folder) if path.is_relative_to(self.folder) else path}: done before"
-            )
+            note(f"{path.relative_to(self.folder) if path.is_relative_to(self.folder) else path}: done before")
             return True
         if path.name == "train.json":
             raise RunError(

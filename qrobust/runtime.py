@@ -38,9 +38,7 @@ OnStep = Callable[[int, int], None] | None
 MAX_SUITE_BYTES = 2**30
 # Every key that a manifest must hold. int: 1 or more, but seed; float: in [0, 1]; object: anything.
 MANIFEST: dict[str, type] = {
-    **dict.fromkeys(
-        ("name", "producer", "data_fingerprint", "input name", "output name", "target name"), str
-    ),
+    **dict.fromkeys(("name", "producer", "data_fingerprint", "input name", "output name", "target name"), str),
     **dict.fromkeys(("bits_per_layer", "recipe", "versions", "metrics before", "metrics after"), dict),
     **{"bits": object, "seed": object, "opset": int, "square queries": int, "square n": int},
     **{"target provider": str, "target session_options": dict, "input shape": list, "classes": list},
@@ -203,9 +201,7 @@ def _read_suite(path: Path, manifest: dict[str, Any]) -> dict[str, Array]:
     _expect(n >= 1 and set(suite) == set(expected), f"images and {sorted(expected)} in {path}", sorted(suite))
     for name, header in expected.items():
         array = suite[name]
-        _expect(
-            (array.shape, str(array.dtype)) == header, f"{name} as {header}", f"{array.shape}, {array.dtype}"
-        )
+        _expect((array.shape, str(array.dtype)) == header, f"{name} as {header}", f"{array.shape}, {array.dtype}")
         held = header[1] != "int64" or (array.min() >= 0 and array.max() < classes)
         _expect(held, f"labels {name} in [0, {classes})", f"[{array.min()}, {array.max()}]")
     return suite
@@ -351,9 +347,7 @@ def square_attack(
     return best, broken, used
 
 
-def _verdicts(
-    artifact: Artifact, accuracy: dict[str, float], flips: float, stored: float
-) -> tuple[Verdict, ...]:
+def _verdicts(artifact: Artifact, accuracy: dict[str, float], flips: float, stored: float) -> tuple[Verdict, ...]:
     limits, reference = artifact.manifest["limits"], artifact.manifest["reference"]
     reason = f"{flips:.2%} of labels differ from those before export"
     rows = [("label_flips", flips, limits["label_flips"], reason, HINT_EXPORT)]
@@ -410,9 +404,7 @@ def _versions() -> dict[str, str]:
 
 def format_report(report: Report) -> str:
     """The report as a table for people; the last line is `held` or `broken`."""
-    lines = [
-        f"{report.artifact}: {report.n} images, Square with {report.queries} queries, seed {report.seed}"
-    ]
+    lines = [f"{report.artifact}: {report.n} images, Square with {report.queries} queries, seed {report.seed}"]
     lines.append(f"{'set':<20}{'n':>6}{'accuracy':>10}{'95 % interval':>18}{'reference':>11}")
     for name, accuracy in report.accuracy.items():
         interval = "{:.1%} - {:.1%}".format(*report.ci95[name])
@@ -457,9 +449,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(format_report(report))
         if options.json:
             partial = options.json.with_name(f".{options.json.name}.partial")
-            partial.write_text(
-                json.dumps(report.to_dict(), indent=2, allow_nan=False) + "\n", encoding="utf-8"
-            )
+            partial.write_text(json.dumps(report.to_dict(), indent=2, allow_nan=False) + "\n", encoding="utf-8")
             partial.replace(options.json)  # a reader finds the old result or the new one, never half
     except (Exception, KeyboardInterrupt) as error:
         # Exit code 1 is a verdict: a crash must not look like one.

@@ -49,9 +49,7 @@ def table(result: dict[str, Any]) -> Table:
     """The report for people: percent, before → after export, with the sizes and times that a deployment asks for."""
     first = result["widths"][0]
     shown = [name for name in first["after"]["accuracy"] if name not in ("clean", "square")]
-    drawn = Table(
-        title=f"{result['recipe']}: {_threat(result['threat'])}; accuracy in torch → on the runtime"
-    )
+    drawn = Table(title=f"{result['recipe']}: {_threat(result['threat'])}; accuracy in torch → on the runtime")
     drawn.add_column("network")
     for heading in ("size", "clean", *shown, "worst", "Square", "flips"):
         drawn.add_column(heading, justify="right")
@@ -88,3 +86,24 @@ def _percent(share: float | None, digits: int = 1) -> str:
 
 def _threat(threat: dict[str, Any]) -> str:
     return f"{threat['norm']}, eps {threat['eps'] * 255:g}/255"
+
+
+def evaluation_table(results: dict[str, dict[str, Any]]) -> Table:
+    """Accuracies in percent with Wilson intervals, one row a network, one column an attack."""
+    first = next(iter(results.values()))
+    drawn = Table(title=f"{first['n']} images, {_threat(first['threat'])}, seed {first['seed']}")
+    drawn.add_column("network")
+    for heading in ("clean", *first["attacks"], "worst case"):
+        drawn.add_column(heading, justify="right")
+    for name, result in results.items():
+        cells = [result["clean"], *result["attacks"].values(), result["worst_case"]]
+        drawn.add_row(name, *(_interval(cell) for cell in cells))
+    if any(not attack["bounded"] for attack in first["attacks"].values()):
+        drawn.caption = "* not bounded by eps; not part of the worst case"
+    return drawn
+
+
+def _interval(cell: dict[str, Any]) -> str:
+    low, high = cell["ci95"]
+    mark = "" if cell.get("bounded", True) else " *"
+    return f"{100 * cell['accuracy']:.1f} ({100 * low:.1f}–{100 * high:.1f}){mark}"

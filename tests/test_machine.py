@@ -18,9 +18,7 @@ def test_a_stream_is_fixed_by_its_parts():
 
 
 def test_streams_are_independent():
-    streams = [
-        draws(seed, use, epoch) for seed in (0, 1) for use in ("train", "evaluate") for epoch in (0, 1, 10)
-    ]
+    streams = [draws(seed, use, epoch) for seed in (0, 1) for use in ("train", "evaluate") for epoch in (0, 1, 10)]
     for one, other in itertools.combinations(streams, 2):
         assert abs(torch.corrcoef(torch.stack([one, other]))[0, 1]) < 0.15
         assert not torch.equal(one, other)

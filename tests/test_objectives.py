@@ -15,9 +15,7 @@ def logits_and_labels(n=6, classes=4, seed=0):
 
 def test_cross_entropy_against_a_loop():
     logits, y = logits_and_labels()
-    rows = [
-        math.log(sum(map(math.exp, row))) - row[k] for row, k in zip(logits.tolist(), y.tolist(), strict=True)
-    ]
+    rows = [math.log(sum(map(math.exp, row))) - row[k] for row, k in zip(logits.tolist(), y.tolist(), strict=True)]
     assert cross_entropy(logits, y).item() == pytest.approx(sum(rows) / len(rows), rel=1e-5)
 
 
@@ -61,9 +59,7 @@ def test_sar_is_zero_for_equal_logits_alone(form, distance):
 @DISTANCES
 def test_sar_has_gradients_on_both_sides(form, distance):
     clean, adversarial = (logits_and_labels(seed=seed)[0].requires_grad_(True) for seed in (0, 1))
-    gradients = torch.autograd.grad(
-        sar(clean, adversarial, form=form, distance=distance), (clean, adversarial)
-    )
+    gradients = torch.autograd.grad(sar(clean, adversarial, form=form, distance=distance), (clean, adversarial))
     assert all(gradient.abs().sum() > 0 for gradient in gradients)
 
 

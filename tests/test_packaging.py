@@ -42,7 +42,9 @@ def test_an_installed_wheel_finds_recipes_by_name(wheel: Path, tmp_path: Path) -
     python = tmp_path / "env" / "bin" / "python"
     pip = [sys.executable, "-m", "pip", "--python", str(python), "install", "-q", "--no-deps", str(wheel)]
     subprocess.run(pip, check=True, capture_output=True)
-    program = "from qrobust import resources as r; print(r.find('recipes', 'digits')); print(r.find('export', 'ort-cpu'))"
+    program = (
+        "from qrobust import resources as r; print(r.find('recipes', 'digits')); print(r.find('export', 'ort-cpu'))"
+    )
     done = subprocess.run([str(python), "-I", "-c", program], capture_output=True, text=True, cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     for line in done.stdout.split():
@@ -50,7 +52,8 @@ def test_an_installed_wheel_finds_recipes_by_name(wheel: Path, tmp_path: Path) -
 
 
 def test_a_checkout_finds_its_own_recipes(tmp_path: Path) -> None:
-    program = f"import sys; sys.path.insert(0, {str(ROOT)!r}); from qrobust import resources as r; print(r.find('recipes', 'digits'))"
+    program = f"import sys; sys.path.insert(0, {str(ROOT)!r})\n"
+    program += "from qrobust import resources as r; print(r.find('recipes', 'digits'))"
     done = subprocess.run([sys.executable, "-I", "-c", program], capture_output=True, text=True, cwd=tmp_path)
     assert done.stdout.strip() == str(ROOT / "recipes" / "digits.toml"), done.stderr
 

@@ -173,9 +173,7 @@ REFUSALS = {
     "train.method=trades": "train.method: expected 'natural' or 'at', got 'trades'",
     "train.factors=[0.1]": "train: expected one factor a milestone, got 1 for 0",
     "quant.milestones=[3, 2]": "quant: expected rising milestones, got [3, 2]",
-    "train.sar={}": (
-        "train: expected milestones, for sar.start = 'first-drop', got none; give sar.start an epoch"
-    ),
+    "train.sar={}": ("train: expected milestones, for sar.start = 'first-drop', got none; give sar.start an epoch"),
     "train.sar.start=last": "train.sar.start: expected an epoch, counted from 0, or 'first-drop', got 'last'",
     "train.sar.start=-1": "train.sar.start: expected an epoch, counted from 0, or 'first-drop', got -1",
     "data.validation=0.9": "data.validation: expected less than or equal to 0.5, got 0.9",

@@ -51,9 +51,7 @@ def test_the_evaluation_has_intervals_and_seconds(small_run: Path) -> None:
 
 
 def test_a_second_run_finds_every_stage_done(small_run: Path) -> None:
-    before = {
-        path: path.stat().st_mtime_ns for path in small_run.rglob("*.json") if path.name != "report.json"
-    }
+    before = {path: path.stat().st_mtime_ns for path in small_run.rglob("*.json") if path.name != "report.json"}
     done = call(["run", "digits", *overrides(), "--out", str(small_run)], small_run.parent)
     assert done.stderr.count("done before") == 4 * len(WIDTHS) + 1
     assert "written" not in done.stderr
@@ -76,12 +74,8 @@ def test_other_evaluation_settings_redo_the_evaluation_only(small_run: Path, tmp
     assert (folder / "qm-2" / "model.safetensors").stat().st_mtime_ns == weights
 
 
-@pytest.mark.parametrize(
-    ("line", "stop"), [("epoch 2/3", signal.SIGINT), ("quantize qm-4: epoch 1", signal.SIGKILL)]
-)
-def test_a_stopped_run_continues_bit_identically(
-    small_run: Path, tmp_path: Path, line: str, stop: int
-) -> None:
+@pytest.mark.parametrize(("line", "stop"), [("epoch 2/3", signal.SIGINT), ("quantize qm-4: epoch 1", signal.SIGKILL)])
+def test_a_stopped_run_continues_bit_identically(small_run: Path, tmp_path: Path, line: str, stop: int) -> None:
     folder = tmp_path / "run"
     arguments = ["run", "digits", *overrides(), "--out", str(folder)]
     code = _stop_after(line, stop, arguments, tmp_path)
@@ -92,9 +86,7 @@ def test_a_stopped_run_continues_bit_identically(
     for bits in WIDTHS:
         name = f"qm-{bits}/model.safetensors"
         assert (folder / name).read_bytes() == (small_run / name).read_bytes(), name
-    assert (folder / "qm-2/artifact/model.onnx").read_bytes() == (
-        small_run / "qm-2/artifact/model.onnx"
-    ).read_bytes()
+    assert (folder / "qm-2/artifact/model.onnx").read_bytes() == (small_run / "qm-2/artifact/model.onnx").read_bytes()
 
 
 def test_the_artifact_loads_as_python(small_run: Path) -> None:
@@ -117,9 +109,7 @@ def test_every_inner_convolution_runs_as_integers(small_run: Path) -> None:
 def test_a_run_exports_for_another_target(small_run: Path, tmp_path: Path) -> None:
     done = call(["export", str(small_run), "--target", "ort-cpu-int8", "--out", "out"], tmp_path)
     assert done.returncode == 0, done.stderr
-    plain, narrow = (
-        path / "model.onnx" for path in (tmp_path / "out" / "qm-4", small_run / "qm-4" / "artifact")
-    )
+    plain, narrow = (path / "model.onnx" for path in (tmp_path / "out" / "qm-4", small_run / "qm-4" / "artifact"))
     assert plain.stat().st_size > narrow.stat().st_size
     assert Artifact.load(tmp_path / "out" / "qm-4").manifest["opset"] == 20
 

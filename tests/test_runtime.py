@@ -351,9 +351,7 @@ def test_unusable_artifacts_end_with_code_2_and_one_line(folder, capsys, case):
 
 
 def broken_of(folder, **arguments):
-    return [
-        verdict.name for verdict in check(Artifact.load(folder), **arguments).verdicts if not verdict.passed
-    ]
+    return [verdict.name for verdict in check(Artifact.load(folder), **arguments).verdicts if not verdict.passed]
 
 
 def test_check_passes_on_a_sound_artifact(folder):

@@ -65,9 +65,7 @@ def test_an_interruption_leaves_the_old_file_and_no_other(tmp_path, monkeypatch)
 
 def test_a_place_that_cannot_be_written_is_named_in_one_line(tmp_path):
     (tmp_path / "taken").write_text("a file, no folder")
-    with pytest.raises(
-        RunError, match=r"^expected a writable place, cannot write .*taken/run/file: "
-    ) as caught:
+    with pytest.raises(RunError, match=r"^expected a writable place, cannot write .*taken/run/file: ") as caught:
         write_text(tmp_path / "taken" / "run" / "file", "x")
     assert "\n" not in str(caught.value)
 
@@ -91,9 +89,7 @@ def test_json_has_no_nan(tmp_path, number):
 @pytest.mark.parametrize("content", [b"{", b"", b"\xff\xfe"])
 def test_what_is_no_json_is_named_in_one_line(tmp_path, content):
     (tmp_path / "file.json").write_bytes(content)
-    with pytest.raises(
-        RunError, match=r"^expected a JSON file at .*file\.json: .*; remove it to make it anew$"
-    ):
+    with pytest.raises(RunError, match=r"^expected a JSON file at .*file\.json: .*; remove it to make it anew$"):
         read_json(tmp_path / "file.json")
 
 

@@ -1,8 +1,25 @@
 """Attacks: a network and clean images in, perturbed images out. What they return is judged elsewhere."""
 
+from .auto import autoattack_part
 from .crafting import Holdable, crafting
-from .gradient import bim, fgsm, pgd
-from .named import Attack, named
+from .gradient import bim, fgsm, pgd, tpgd
+from .minimum import cw
+from .named import Attack, Scene, named
 from .noise import gaussian_noise
+from .queries import square
 
-__all__ = ["Attack", "Holdable", "bim", "crafting", "fgsm", "gaussian_noise", "named", "pgd"]
+__all__ = [
+    "Attack",
+    "Holdable",
+    "Scene",
+    "autoattack_part",
+    "bim",
+    "crafting",
+    "cw",
+    "fgsm",
+    "gaussian_noise",
+    "named",
+    "pgd",
+    "square",
+    "tpgd",
+]

@@ -12,6 +12,7 @@ from ..objectives import margin
 from ..threat import Threat
 from .crafting import crafting
 
+TPGD_START = 1e-3
 Loss = Callable[[Tensor, Tensor], Tensor]
 LOSSES: dict[str, Loss] = {
     "ce": lambda logits, y: F.cross_entropy(logits, y, reduction="sum"),
@@ -68,6 +69,34 @@ def bim(
 ) -> Tensor:
     """PGD from x itself (Kurakin et al. 2017, arXiv 1611.01236); shapes as in `pgd`."""
     return pgd(model, x, y, threat=threat, steps=steps, step_size=step_size, random_start=False)
+
+
+def tpgd(
+    model: nn.Module,
+    x: Tensor,
+    y: Tensor | None = None,
+    *,
+    threat: Threat,
+    steps: int = 20,
+    step_size: float = 2 / 255,
+    generator: Generator | None = None,
+) -> Tensor:
+    r"""The attack inside TRADES (Zhang et al. 2019, arXiv 1901.08573): ascends KL(f(x) ‖ f(x')), without labels.
+
+    Starts from x + 0.001·N(0, 1), where the KL's gradient is not yet zero. y is not used. Shapes as in `pgd`.
+    """
+    source = x.device if generator is None else generator.device
+    noise = torch.empty(x.shape, dtype=x.dtype, device=source).normal_(generator=generator)
+    start = threat.project(x + TPGD_START * noise.to(x.device), x)
+    labels = y if y is not None else torch.zeros(len(x), dtype=torch.long, device=x.device)
+    with crafting(model):
+        with torch.no_grad():
+            clean = F.softmax(model(x), dim=1)
+        return _ascend(model, x, labels, start, threat, steps, step_size, _divergence(clean))
+
+
+def _divergence(clean: Tensor) -> Loss:
+    return lambda logits, _: F.kl_div(F.log_softmax(logits, dim=1), clean, reduction="sum")
 
 
 def _ascend(

@@ -30,9 +30,7 @@ def epoch_batches(
     """
     check_batch_size(batch_size)
     if drop_last and batch_size > len(images):
-        raise DataError(
-            f"expected a batch size of at most {len(images)}, all there are, got {batch_size}; lower it"
-        )
+        raise DataError(f"expected a batch size of at most {len(images)}, all there are, got {batch_size}; lower it")
     return _epoch(images, batch_size, generator, torch.device(device), (padding, flip, drop_last))
 
 

@@ -102,15 +102,11 @@ def check_batch_size(size: int) -> None:
 
 def _check_pixels(x: Tensor, name: str) -> None:
     if x.dtype != torch.uint8:
-        raise DataError(
-            f"expected {name} as torch.uint8, got {x.dtype}; convert images in [0, 1] by (x * 255).round()"
-        )
+        raise DataError(f"expected {name} as torch.uint8, got {x.dtype}; convert images in [0, 1] by (x * 255).round()")
     if x.dim() != 4:
         raise DataError(f"expected {name} of shape (n, c, h, w), got {tuple(x.shape)}; reshape them")
     if x.numel() == 0:
-        raise DataError(
-            f"expected at least one image in {name}, got shape {tuple(x.shape)}; give some images"
-        )
+        raise DataError(f"expected at least one image in {name}, got shape {tuple(x.shape)}; give some images")
 
 
 def _check_labels(y: Tensor, count: int, classes: int, name: str) -> None:
@@ -123,6 +119,4 @@ def _check_labels(y: Tensor, count: int, classes: int, name: str) -> None:
     low, high = int(y.min()), int(y.max())
     if low < 0 or high >= classes:
         wrong = low if low < 0 else high
-        raise DataError(
-            f"expected labels of {name} in [0, {classes - 1}], got {wrong}; number the classes from 0"
-        )
+        raise DataError(f"expected labels of {name} in [0, {classes - 1}], got {wrong}; number the classes from 0")

@@ -69,8 +69,6 @@ def check_settings(settings: Settings) -> None:
         if value is not None and value < 1:
             raise DataError(f"expected {key} of at least 1, got {value}; leave it out to take what is there")
     if settings.size is not None and settings.name != "folder":
-        raise DataError(
-            f"expected no size for {settings.name}, whose images have one, got {settings.size}; remove it"
-        )
+        raise DataError(f"expected no size for {settings.name}, whose images have one, got {settings.size}; remove it")
     if not 0 <= settings.seed < 2**63:
         raise DataError(f"expected a seed in [0, 2^63), got {settings.seed}; choose another")

@@ -17,9 +17,7 @@ def subset(images: Images, size: int | None, generator: Generator, *, key: str) 
     if size is None:
         return images
     if size > len(images):
-        raise DataError(
-            f"expected {key} of at most {len(images)}, all images there are, got {size}; lower it"
-        )
+        raise DataError(f"expected {key} of at most {len(images)}, all images there are, got {size}; lower it")
     return images.take(torch.randperm(len(images), generator=generator)[:size])
 
 
@@ -33,9 +31,7 @@ def split(images: Images, share: float, generator: Generator) -> tuple[Images, I
         return images, images.take(slice(0, 0))
     aside = _choose(images.y.cpu(), share, generator)
     if not aside.any():
-        raise DataError(
-            f"expected a validation share that gives an image, got {share:g} of {len(images)}; raise it"
-        )
+        raise DataError(f"expected a validation share that gives an image, got {share:g} of {len(images)}; raise it")
     return images.take(torch.where(~aside)[0]), images.take(torch.where(aside)[0])
 
 

@@ -1,6 +1,21 @@
 """Robustness numbers: attacks propose, `judge` decides, every number comes with n and an interval."""
 
-from .evaluation import Outcomes, evaluate
+from .compare import compare
+from .doubt import DOUBTS, Flag, doubt
+from .evaluation import evaluate
 from .judge import judge, predict
+from .outcomes import Outcomes, read_outcomes
+from .statistics import mcnemar
 
-__all__ = ["Outcomes", "evaluate", "judge", "predict"]
+__all__ = [
+    "DOUBTS",
+    "Flag",
+    "Outcomes",
+    "compare",
+    "doubt",
+    "evaluate",
+    "judge",
+    "mcnemar",
+    "predict",
+    "read_outcomes",
+]

@@ -1,13 +1,13 @@
-"""Accuracy of a network, clean and under attacks, image by image."""
+"""Accuracy of a network, clean and under attacks, image by image; it goes on where it stopped."""
 
 from __future__ import annotations
 
+import hashlib
 import io
 import time
+import zipfile
 from collections.abc import Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -15,72 +15,18 @@ import torch
 from torch import nn
 
 from .. import machine
-from ..attacks import Attack
+from ..attacks import Attack, Scene
 from ..data import Images, to_unit
 from ..errors import DataError, RecipeError
 from ..progress import bar
-from ..runtime import wilson
-from ..storage import write_bytes, write_json
+from ..storage import digest, write_bytes
 from ..threat import Threat
-from .judge import judge
+from .judge import check_logits, judge, predict
+from .outcomes import CLEAN, Outcomes
 
-CLEAN = "clean"
-Mask = npt.NDArray[np.bool_]
-
-
-@dataclass
-class Outcomes:
-    """Which images a network gets right: `correct[name]` is a bool mask (n,) for "clean" and every attack."""
-
-    threat: Threat
-    seed: int
-    attacks: tuple[Attack, ...]
-    correct: dict[str, Mask] = field(default_factory=dict)
-    seconds: dict[str, float] = field(default_factory=dict)
-
-    @property
-    def n(self) -> int:
-        """Number of images."""
-        return len(self.correct[CLEAN])
-
-    def worst_case(self) -> Mask:
-        """Right when clean and under every attack bounded by the threat; others (noise) are left out."""
-        bounded = [self.correct[attack.name] for attack in self.attacks if attack.bounded]
-        result: Mask = np.logical_and.reduce([self.correct[CLEAN], *bounded])
-        return result
-
-    def to_dict(self) -> dict[str, Any]:
-        """JSON-ready: accuracies are shares of all n images, `ci95` Wilson intervals."""
-        attacks = {
-            attack.name: accuracy(self.correct[attack.name])
-            | {"settings": attack.settings, "bounded": attack.bounded}
-            | {"seconds": round(self.seconds[attack.name], 3)}
-            for attack in self.attacks
-        }
-        return {
-            "n": self.n,
-            "seed": self.seed,
-            "threat": {"norm": self.threat.norm, "eps": self.threat.eps},
-            "clean": accuracy(self.correct[CLEAN]),
-            "attacks": attacks,
-            "worst_case": accuracy(self.worst_case()),
-            "versions": machine.versions(),
-            "hardware": machine.hardware(),
-        }
-
-    def save(self, path: Path, **more: Any) -> None:
-        """`to_dict` and `more` as JSON, and the masks packed to bits in a .npz beside it."""
-        buffer = io.BytesIO()
-        packed = {name: np.packbits(mask) for name, mask in self.correct.items()}
-        np.savez_compressed(buffer, n=np.int64(self.n), **packed)  # type: ignore[arg-type]
-        write_bytes(path.with_suffix(".npz"), buffer.getvalue())
-        write_json(path, self.to_dict() | more)
-
-
-def accuracy(correct: Mask) -> dict[str, Any]:
-    """Share of true entries, with its Wilson 95 % interval."""
-    low, high = wilson(int(correct.sum()), len(correct))
-    return {"accuracy": float(correct.mean()), "ci95": [low, high]}
+UNKNOWN, WRONG, RIGHT = -1, 0, 1
+SAVE_EVERY = 5.0  # seconds
+Verdicts = npt.NDArray[np.int8]
 
 
 def evaluate(
@@ -92,44 +38,121 @@ def evaluate(
     n: int | None = None,
     seed: int = 0,
     batch_size: int = 250,
+    twin: nn.Module | None = None,
+    state: Path | None = None,
     label: str = "evaluate",
 ) -> Outcomes:
     """Clean accuracy and accuracy under each attack on the first n images; the network ends in eval mode.
 
-    images: uint8. n: None takes all. Every attack has a random stream of its own, fixed by seed and batch.
-    Raises RecipeError for an empty list of attacks, DataError for no images, or more than there are.
+    images: uint8. n: None takes all. twin: the float network that transfer attacks craft on. state: a file
+    that keeps verdicts batch by batch; with the same settings a stopped evaluation goes on from there.
+    An image that is wrong when clean is wrong under every bounded attack, and no attack spends time on it.
+    Every attack has a random stream of its own. Raises RecipeError for an empty list of attacks, DataError
+    for no images, or more than there are; ModelError for an output that is no logits.
     """
-    if not attacks:
-        raise RecipeError(
-            "expected at least one attack, got none; a clean accuracy says nothing of robustness"
-        )
-    if n is not None and not 1 <= n <= len(images):
-        raise DataError(
-            f"expected n in [1, {len(images)}], as many test images as there are, got {n}; change it"
-        )
+    _check(attacks, images, n)
     images = images.take(slice(0, n))
-    outcomes = Outcomes(threat, seed, tuple(attacks))
+    described = digest([[(a.name, a.settings) for a in attacks], threat.norm, threat.eps, seed, batch_size])
+    outcomes = Outcomes(threat, seed, tuple(attacks), _fingerprint(images))
+    journal = _Journal(state, digest([described, outcomes.images, _weights(model)]), len(images))
+    scene = Scene(model, threat, twin, seed)
     model.eval()
+    check_logits(model, to_unit(images.x[:batch_size], machine.device(), channels_last=True))
     with bar(label, (len(attacks) + 1) * len(images), "images") as moving:
         for attack in (None, *attacks):
             name = CLEAN if attack is None else attack.name
             moving.describe(f"{label}: {name}")
-            started, masks = time.perf_counter(), []
-            for index, batch in enumerate(images.batches(batch_size)):
-                generator = machine.generator(seed, name, index)
-                masks.append(_one_batch(model, batch, attack, threat, generator))
-                moving.advance(len(batch))
-            outcomes.correct[name] = np.concatenate(masks)
+            started = time.perf_counter()
+            before = outcomes.correct.get(CLEAN) if attack is not None and attack.bounded else None
+            outcomes.correct[name] = _under(scene, images, attack, batch_size, journal, before)
             outcomes.seconds[name] = time.perf_counter() - started
+            moving.advance(len(images))
     return outcomes
 
 
+def _under(
+    scene: Scene,
+    images: Images,
+    attack: Attack | None,
+    batch_size: int,
+    journal: _Journal,
+    before: npt.NDArray[np.bool_] | None,
+) -> npt.NDArray[np.bool_]:
+    """The mask of one attack: each part sees the images that those before it left right."""
+    right = np.ones(len(images), bool) if before is None else before.copy()
+    name = CLEAN if attack is None else attack.name
+    for part in ("",) if attack is None else attack.parts:
+        verdicts = journal.verdicts(f"{name}/{part}")
+        todo = np.flatnonzero(right)
+        for start in range(0, len(todo), batch_size):
+            which = todo[start : start + batch_size]
+            if (verdicts[which] == UNKNOWN).any():
+                generator = machine.generator(scene.seed, name, part, start)
+                verdicts[which] = _one_batch(scene, images.take(torch.from_numpy(which)), attack, part, generator)
+                journal.save()
+        right[todo] = verdicts[todo] == RIGHT
+    return right
+
+
 def _one_batch(
-    model: nn.Module, batch: Images, attack: Attack | None, threat: Threat, generator: torch.Generator
-) -> Mask:
+    scene: Scene, batch: Images, attack: Attack | None, part: str, generator: torch.Generator
+) -> npt.NDArray[np.bool_]:
     x = to_unit(batch.x, machine.device(), channels_last=True)
     y = batch.y.to(x.device)
-    x_adv = x if attack is None else attack.run(model, x, y, threat, generator)
-    bounded = threat if attack is None or attack.bounded else None
-    mask: Mask = judge(model, x, y, x_adv, bounded).cpu().numpy()
+    if attack is None:
+        right = predict(scene.model, x) == y
+    else:
+        x_adv = attack.run(scene, x, y, generator, part)
+        right = judge(scene.model, x, y, x_adv, scene.threat if attack.bounded else None)
+    mask: npt.NDArray[np.bool_] = right.cpu().numpy()
     return mask
+
+
+class _Journal:
+    """Verdicts so far, in a file that is written whole every few seconds; without a path, in memory."""
+
+    def __init__(self, path: Path | None, key: str, n: int) -> None:
+        self._path, self._key, self._n = path, key, n
+        self._saved = time.monotonic()
+        self._arrays: dict[str, Verdicts] = self._read() if path is not None and path.exists() else {}
+
+    def verdicts(self, name: str) -> Verdicts:
+        """int8 (n,): right, wrong or unknown; changes are kept by `save`."""
+        return self._arrays.setdefault(name, np.full(self._n, UNKNOWN, np.int8))
+
+    def save(self) -> None:
+        """Write if the last time was a while ago."""
+        if self._path is None or time.monotonic() - self._saved < SAVE_EVERY:
+            return
+        buffer = io.BytesIO()
+        np.savez(buffer, key=np.array(self._key), **self._arrays)  # type: ignore[arg-type]
+        write_bytes(self._path, buffer.getvalue())
+        self._saved = time.monotonic()
+
+    def _read(self) -> dict[str, Verdicts]:
+        """What the file holds if it is of these settings; a file of others, or none at all, is begun anew."""
+        try:
+            with np.load(str(self._path), allow_pickle=False) as stored:
+                return {name: stored[name] for name in stored if name != "key"} if stored["key"] == self._key else {}
+        except (OSError, KeyError, ValueError, zipfile.BadZipFile):
+            return {}
+
+
+def _check(attacks: Sequence[Attack], images: Images, n: int | None) -> None:
+    if not attacks:
+        raise RecipeError("expected at least one attack, got none; a clean accuracy says nothing of robustness")
+    if n is not None and not 1 <= n <= len(images):
+        raise DataError(f"expected n in [1, {len(images)}], as many test images as there are, got {n}; change it")
+
+
+def _fingerprint(images: Images) -> str:
+    content = images.x.cpu().numpy().tobytes() + images.y.cpu().numpy().tobytes()
+    return hashlib.sha256(content).hexdigest()
+
+
+def _weights(model: nn.Module) -> str:
+    """sha256 over all parameters and buffers: verdicts belong to one network."""
+    state = hashlib.sha256()
+    for name, value in sorted(model.state_dict().items()):
+        state.update(name.encode() + value.detach().cpu().contiguous().numpy().tobytes())
+    return state.hexdigest()

@@ -39,3 +39,16 @@ def predict(model: nn.Module, x: Tensor) -> Tensor:
     if not torch.isfinite(logits).all():
         raise ModelError("expected finite logits, got NaN or infinity; the network has diverged")
     return logits.argmax(1)
+
+
+@torch.no_grad()
+def check_logits(model: nn.Module, x: Tensor) -> None:
+    """Raises ModelError if the network gives probabilities for images x (n, c, h, w): attacks need logits.
+
+    Softmax flattens losses until gradients vanish; what then looks robust is not.
+    """
+    predict(model, x)
+    output = model(x).float()
+    sums = output.sum(dim=1)
+    if output.min() >= 0 and ((sums - 1).abs() < 1e-4).all():
+        raise ModelError("expected logits, got probabilities (rows sum to 1); return what comes before softmax")

@@ -50,9 +50,7 @@ class Contents:
     before: Mapping[str, Any]
 
 
-def write_artifact(
-    folder: Path, model: nn.Module, dataset: Dataset, target: Target, contents: Contents
-) -> None:
+def write_artifact(folder: Path, model: nn.Module, dataset: Dataset, target: Target, contents: Contents) -> None:
     """Export a network with its suite, manifest and verifier into `folder`, replacing what is there.
 
     Raises ExportError if the graph is not what the target asks for; an existing artifact then stands.
@@ -69,9 +67,7 @@ def write_artifact(
                 shutil.rmtree(folder)
             whole.rename(folder)
     except OSError as error:
-        raise RunError(
-            f"expected a writable place for {folder}, got: {error}; choose another --out"
-        ) from error
+        raise RunError(f"expected a writable place for {folder}, got: {error}; choose another --out") from error
 
 
 def _fill(folder: Path, model: nn.Module, dataset: Dataset, target: Target, contents: Contents) -> None:
@@ -89,9 +85,7 @@ def _fill(folder: Path, model: nn.Module, dataset: Dataset, target: Target, cont
     path.write_text(json.dumps(manifest, indent=2) + "\n")
 
 
-def _manifest(
-    folder: Path, model: nn.Module, dataset: Dataset, target: Target, contents: Contents
-) -> dict[str, Any]:
+def _manifest(folder: Path, model: nn.Module, dataset: Dataset, target: Target, contents: Contents) -> dict[str, Any]:
     files = {name: _hash(folder / name) for name in ("model.onnx", "suite.npz", "verify.py")}
     graph = onnx.load(str(folder / "model.onnx"))
     return {
@@ -155,10 +149,7 @@ def optimised_ops(path: Path, target: Target) -> Counter[str]:
 
 def _replayed(artifact: runtime.Artifact) -> dict[str, float]:
     y = artifact.suite["y"]
-    return {
-        name: float((artifact.logits(artifact.suite[f"x.{name}"]).argmax(1) == y).mean())
-        for name in artifact.sets
-    }
+    return {name: float((artifact.logits(artifact.suite[f"x.{name}"]).argmax(1) == y).mean()) for name in artifact.sets}
 
 
 def _hash(path: Path) -> dict[str, Any]:

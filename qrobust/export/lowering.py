@@ -18,9 +18,7 @@ from .passes import LOWERING, narrow_storage
 from .target import Target, load_target
 
 
-def export_model(
-    model: nn.Module, example: Tensor, *, target: str | Target = "ort-cpu", path: str | Path
-) -> Path:
+def export_model(model: nn.Module, example: Tensor, *, target: str | Target = "ort-cpu", path: str | Path) -> Path:
     """Write a network as ONNX for a target; returns the path.
 
     model: float, or from `quantize`; it is not changed. example: images (n, c, h, w) in [0,1], for the shape.
@@ -49,7 +47,5 @@ def lower(model: nn.Module, example: Tensor, target: Target, metadata: dict[str,
     try:
         onnx.checker.check_model(proto, full_check=True)
     except (onnx.checker.ValidationError, onnx.shape_inference.InferenceError) as error:
-        raise ExportError(
-            f"{target.name}: expected a valid graph, got: {str(error).splitlines()[0]}"
-        ) from error
+        raise ExportError(f"{target.name}: expected a valid graph, got: {str(error).splitlines()[0]}") from error
     return bytes(proto.SerializeToString(deterministic=True))

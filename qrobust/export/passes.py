@@ -190,9 +190,7 @@ def _initialiser(model: ir.Model, array: Array, dtype: ir.DataType | None = None
         tensor: ir.TensorProtocol = ir.tensor(array, name=name)
     else:
         tensor = ir.tensor(array.astype(dtype.numpy()), dtype=dtype, name=name)
-    value = ir.Value(
-        name=name, type=ir.TensorType(tensor.dtype), shape=ir.Shape(array.shape), const_value=tensor
-    )
+    value = ir.Value(name=name, type=ir.TensorType(tensor.dtype), shape=ir.Shape(array.shape), const_value=tensor)
     model.graph.register_initializer(value)
     return value
 

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from .. import machine
-from ..attacks import Attack
+from ..attacks import Attack, Scene
 from ..data import Images, to_unit
 from ..errors import ExportError
 from ..evaluate import predict
@@ -28,17 +28,20 @@ def make_suite(
     attacks: Sequence[Attack],
     threat: Threat,
     seed: int,
+    twin: nn.Module | None = None,
     batch_size: int = 250,
 ) -> Arrays:
     """Clean images and adversarial ones crafted on `model`, in 8 bits, with what the model says of each.
 
     Returns arrays: "y" int64 (n,), and for "clean" and every attack "x.NAME" uint8 (n, c, h, w) and
     "label.NAME" int64 (n,); "logits.clean" float32 (n, classes). Rounding stays inside the threat, and labels
-    are those of the rounded images. Raises ExportError for an attack that the threat does not bound.
+    are those of the rounded images. twin: the float network that transfer attacks craft on.
+    Raises ExportError for an attack that the threat does not bound.
     """
     for unbounded in (attack for attack in attacks if not attack.bounded):
         raise ExportError(f"expected attacks within the threat in export.suite_attacks, got {unbounded.name}")
     model.eval()
+    scene = Scene(model, threat, twin, seed)
     parts: dict[str, list[Tensor]] = {}
     for index, batch in enumerate(images.batches(batch_size)):
         x = to_unit(batch.x, machine.device(), channels_last=True)
@@ -46,7 +49,7 @@ def make_suite(
         for attack in (None, *attacks):
             name = "clean" if attack is None else attack.name
             generator = machine.generator(seed, "suite", name, index)
-            x_adv = x if attack is None else attack.run(model, x, y, threat, generator)
+            x_adv = x if attack is None else attack.craft(scene, x, y, generator)
             pixels = to_pixels(x_adv, x, threat)
             parts.setdefault(f"x.{name}", []).append(pixels)
             parts.setdefault(f"label.{name}", []).append(predict(model, to_unit(pixels, x.device, True)))

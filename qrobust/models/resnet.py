@@ -119,16 +119,12 @@ def _initialise(module: nn.Module) -> None:
 
 
 @register
-def resnet8(
-    *, in_channels: int, classes: int, activation: Activation = "relu", shortcut: Shortcut = "B"
-) -> nn.Module:
+def resnet8(*, in_channels: int, classes: int, activation: Activation = "relu", shortcut: Shortcut = "B") -> nn.Module:
     """8 layers, 78 thousand parameters: for 8 × 8 digits."""
     return ResNet(1, in_channels=in_channels, classes=classes, activation=activation, shortcut=shortcut)
 
 
 @register
-def resnet20(
-    *, in_channels: int, classes: int, activation: Activation = "relu", shortcut: Shortcut = "B"
-) -> nn.Module:
+def resnet20(*, in_channels: int, classes: int, activation: Activation = "relu", shortcut: Shortcut = "B") -> nn.Module:
     """20 layers, 272 thousand parameters: the network of the Fourier-domain study."""
     return ResNet(3, in_channels=in_channels, classes=classes, activation=activation, shortcut=shortcut)

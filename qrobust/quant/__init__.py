@@ -4,7 +4,7 @@ from .biases import round_biases
 from .convert import BITS, EDGE_LAYERS, calibrate, quantize, requantize
 from .layers import FAT, fold_fat, set_export_form
 from .qcdq import INPUT, OPSET, OUTPUT, write_qcdq
-from .quantizers import LearnedClip, Quantizer, best_clip, quantizers
+from .quantizers import STRAIGHT_THROUGH, LearnedClip, Quantizer, best_clip, quantizers, straight_through
 from .training import bits_per_layer, parameter_groups
 
 __all__ = [
@@ -14,6 +14,7 @@ __all__ = [
     "INPUT",
     "OPSET",
     "OUTPUT",
+    "STRAIGHT_THROUGH",
     "LearnedClip",
     "Quantizer",
     "best_clip",
@@ -26,5 +27,6 @@ __all__ = [
     "requantize",
     "round_biases",
     "set_export_form",
+    "straight_through",
     "write_qcdq",
 ]

@@ -130,9 +130,7 @@ def _separate(graph: fx.GraphModule) -> None:
         module = graph.get_submodule(target)
         calls[target] += 1
         if calls[target] > 1 and isinstance(module, (nn.Conv2d, nn.Linear)):
-            raise ModelError(
-                f"expected layers called once, got {target} twice; give every call its own layer"
-            )
+            raise ModelError(f"expected layers called once, got {target} twice; give every call its own layer")
         if calls[target] > 1 and isinstance(module, ACTIVATIONS):
             node.target = _unused(graph, f"{target}_{calls[target]}")
             graph.add_submodule(node.target, copy.deepcopy(module))
@@ -159,9 +157,7 @@ class _Conversion:
 
     def run(self) -> None:
         """Replace and insert, in the order of execution."""
-        layers = [
-            node for node in self.graph.graph.nodes if isinstance(self._module(node), (nn.Conv2d, nn.Linear))
-        ]
+        layers = [node for node in self.graph.graph.nodes if isinstance(self._module(node), (nn.Conv2d, nn.Linear))]
         if not any(isinstance(self._module(node), nn.Conv2d) for node in layers):
             raise ModelError("expected a network with a convolution, got none; there is nothing to quantise")
         self.edges = {node for node in layers if isinstance(self._module(node), nn.Linear)}
@@ -187,9 +183,7 @@ class _Conversion:
         elif isinstance(module, POOLS):
             self.signed[node] = self.signed[node.all_input_nodes[0]]
         elif node.op != "output" and not isinstance(module, nn.BatchNorm2d):
-            kind = (
-                type(module).__name__ if module is not None else getattr(node.target, "__name__", node.target)
-            )
+            kind = type(module).__name__ if module is not None else getattr(node.target, "__name__", node.target)
             raise ModelError(f"{node.name}: no quantised form of {kind}; supported: {SUPPORTED}")
 
     def _layer(self, node: fx.Node, layer: nn.Conv2d | nn.Linear) -> None:

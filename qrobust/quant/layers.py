@@ -39,9 +39,7 @@ class FAT(nn.Module):
         return transformed * weight.std().detach() if self.rescale else transformed
 
 
-def quantized_conv(
-    conv: nn.Conv2d, bits: int, *, per_channel: bool, inner: bool, fat: FAT | None
-) -> nn.Module:
+def quantized_conv(conv: nn.Conv2d, bits: int, *, per_channel: bool, inner: bool, fat: FAT | None) -> nn.Module:
     """A Brevitas convolution with this one's weights, behind FAT if given."""
     layer: nn.Module = QuantConv2d(
         conv.in_channels, conv.out_channels, conv.kernel_size, stride=conv.stride, padding=conv.padding,

@@ -17,6 +17,8 @@ from torch import Tensor, nn
 # The clip may be learned down to zero: a scale must stay a number one can divide by.
 SMALLEST_CLIP = 1e-6
 CLIP_CANDIDATES = 80
+# Share of the gradient that passes outside the clip, by the name of a backward pass.
+STRAIGHT_THROUGH = {"identity": 1.0, "leaky": 0.1}
 
 
 class LearnedClip(torch.autograd.Function):
@@ -24,7 +26,7 @@ class LearnedClip(torch.autograd.Function):
 
     With u = x/α and inside = low/high < u < 1 (no gradient at the bounds, as with relu at 0):
 
-        dx = g                       weights (`masked` false): straight through
+        dx = g                       weights (leak 1): straight through
         dx = g·1[inside]             activations
         dα = Σ g·((q/α - u)·1[inside] + 1[u > 1] + (low/high)·1[u < low/high])
 
@@ -32,17 +34,19 @@ class LearnedClip(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, clip: Tensor, low: int, high: int, masked: bool) -> Tensor:
+    def forward(ctx: Any, x: Tensor, clip: Tensor, low: int, high: int, leak: float) -> Tensor:
         ctx.save_for_backward(x, clip)
-        ctx.settings = (low, high, masked)
+        ctx.settings = (low, high, leak)
         return fake_quantize(x, clip, low, high)
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         (g,) = grads
         x, clip = ctx.saved_tensors
-        low, high, masked = ctx.settings
-        dx = _inside(g, x, clip, low, high) if masked else g
+        low, high, leak = ctx.settings
+        dx = g if leak == 1 else _inside(g, x, clip, low, high)
+        if 0 < leak < 1:
+            dx = dx + leak * (g - dx)
         if not ctx.needs_input_grad[1]:
             return dx, None, None, None, None
         u = x / clip
@@ -123,6 +127,7 @@ class Quantizer(nn.Module):
         self.observed: int | None = None
         self.held: tuple[Tensor, ...] | None = None
         self.holding = False
+        self.leak = 0.0
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """(dequantised x, scale, zero point, bit width); calibrates first inside `calibrating`."""
@@ -131,7 +136,7 @@ class Quantizer(nn.Module):
         if self.observed is not None and not self.fixed:
             self._observe(x.detach())
         clip = self.effective_clip()
-        settings = (self.low, self.high, self.masked)
+        settings = (self.low, self.high, self.leak if self.masked else 1.0)
         value: Tensor = LearnedClip.apply(x, clip, *settings)  # type: ignore[no-untyped-call]
         result = (value, clip / self.high, self.zero_point, self.bit_width)
         if self.holding:
@@ -201,3 +206,20 @@ def calibrating(model: nn.Module) -> Iterator[None]:
     finally:
         for quantizer in quantizers(model):
             quantizer.observed = None
+
+
+@contextmanager
+def straight_through(model: nn.Module, form: str) -> Iterator[None]:
+    """Inside, gradients pass every activation quantiser in another form: a doubt, never a training setting.
+
+    "identity": all of the gradient passes; "leaky": a tenth passes outside the clip. Raises KeyError for others.
+    """
+    leaks = STRAIGHT_THROUGH[form]
+    chosen = [quantizer for quantizer in quantizers(model) if quantizer.masked]
+    for quantizer in chosen:
+        quantizer.leak = leaks
+    try:
+        yield
+    finally:
+        for quantizer in chosen:
+            quantizer.leak = 0.0

@@ -97,9 +97,7 @@ def part(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
 
 
 def _write(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, Any]) -> None:
-    header = {
-        FORMAT: json.dumps(metadata, sort_keys=True)
-    }  # one key: safetensors writes several in any order
+    header = {FORMAT: json.dumps(metadata, sort_keys=True)}  # one key: safetensors writes several in any order
     dense = {name: value.detach().cpu().contiguous().clone() for name, value in sorted(tensors.items())}
     write_bytes(path, save(dense, metadata=header))
 
@@ -107,9 +105,7 @@ def _write(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, Any
 def _read(path: Path, kind: str) -> tuple[dict[str, Any], dict[str, Tensor]]:
     metadata = read_metadata(path)
     if metadata.get("kind") != kind:
-        raise CheckpointError(
-            f"expected {kind} in {path}, got {metadata.get('kind')}; remove it to train anew"
-        )
+        raise CheckpointError(f"expected {kind} in {path}, got {metadata.get('kind')}; remove it to train anew")
     try:
         return metadata, load(path.read_bytes())
     except (OSError, SafetensorError) as error:

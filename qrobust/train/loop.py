@@ -103,9 +103,7 @@ def _epoch(
     model: nn.Module, optimizer: torch.optim.Optimizer, images: Images, job: Job, epoch: int, moving: Bar
 ) -> dict[str, float]:
     generator = machine.generator(job.seed, job.label, "epoch", epoch)
-    batches = epoch_batches(
-        images, job.schedule.batch_size, generator, machine.device(), job.data.crop, job.data.flip
-    )
+    batches = epoch_batches(images, job.schedule.batch_size, generator, machine.device(), job.data.crop, job.data.flip)
     total, correct, seen = 0.0, 0, 0
     model.train()
     for index, (x, y) in enumerate(batches):
@@ -179,9 +177,7 @@ def _validate(model: nn.Module, images: Images, job: Job, epoch: int) -> dict[st
     return {"validation_clean": clean / len(images), "validation_robust": robust / len(images)}
 
 
-def _keep(
-    state: State, record: dict[str, Any], model: nn.Module, optimizer: torch.optim.Optimizer, job: Job
-) -> None:
+def _keep(state: State, record: dict[str, Any], model: nn.Module, optimizer: torch.optim.Optimizer, job: Job) -> None:
     state.history.append(record)
     state.epoch = record["epoch"]
     best = part(state.tensors, "best.")

@@ -163,9 +163,7 @@ def test_bim_is_deterministic():
 @THREATS
 def test_the_generator_decides(threat):
     model, (x, y) = smooth_net(), batch()
-    first, again, other = (
-        pgd(model, x, y, threat=threat, steps=2, generator=seeded(seed)) for seed in (1, 1, 2)
-    )
+    first, again, other = (pgd(model, x, y, threat=threat, steps=2, generator=seeded(seed)) for seed in (1, 1, 2))
     assert torch.equal(first, again)
     assert not torch.equal(first, other)
 
@@ -179,10 +177,7 @@ def test_steps_and_step_size():
 
 def test_the_margin_loss_is_climbed():
     model, (x, y) = smooth_net(), batch(n=60)
-    ce, cw = (
-        pgd(model, x, y, threat=L2, step_size=0.05, loss=loss, random_start=False)
-        for loss in ("ce", "margin")
-    )
+    ce, cw = (pgd(model, x, y, threat=L2, step_size=0.05, loss=loss, random_start=False) for loss in ("ce", "margin"))
     assert not torch.equal(ce, cw)
     model.eval()
     assert margin(model(cw), y).mean() >= margin(model(ce), y).mean() - 1e-4

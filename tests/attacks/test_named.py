@@ -51,9 +51,7 @@ def test_a_name_runs_what_it_says(threat):
         "bim-3": bim(model, x, y, threat=threat, steps=3, step_size=step),
         "pgd-3": pgd(model, x, y, threat=threat, steps=3, step_size=step, generator=seeded()),
         "pgd-3x2": pgd(model, x, y, threat=threat, steps=3, step_size=step, restarts=2, generator=seeded()),
-        "cw-inf-3": pgd(
-            model, x, y, threat=threat, steps=3, step_size=step, loss="margin", generator=seeded()
-        ),
+        "cw-inf-3": pgd(model, x, y, threat=threat, steps=3, step_size=step, loss="margin", generator=seeded()),
     }
     for name, x_adv in expected.items():
         assert torch.equal(named(name, threat).run(model, x, y, threat, seeded()), x_adv), name

@@ -63,9 +63,7 @@ def test_a_second_epoch_has_another_order():
 def test_wrong_batch_sizes_are_refused_at_once():
     with pytest.raises(DataError, match="expected a batch size of at least 1, got 0"):
         epoch_batches(IMAGES, 0, seeded(), "cpu")
-    with pytest.raises(
-        DataError, match="expected a batch size of at most 50, all there are, got 51; lower it"
-    ):
+    with pytest.raises(DataError, match="expected a batch size of at most 50, all there are, got 51; lower it"):
         epoch_batches(IMAGES, 51, seeded(), "cpu", drop_last=True)
 
 

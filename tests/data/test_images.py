@@ -29,9 +29,7 @@ def test_batches_put_together_are_the_images(size):
 
 
 def test_a_batch_of_none_is_refused():
-    with pytest.raises(
-        DataError, match="expected a batch size of at least 1, got 0; choose a positive number"
-    ):
+    with pytest.raises(DataError, match="expected a batch size of at least 1, got 0; choose a positive number"):
         some_images().batches(0)
 
 

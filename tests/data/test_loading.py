@@ -27,9 +27,7 @@ def test_same_settings_same_fingerprint():
     assert load(DIGITS).fingerprint == load(DIGITS).fingerprint
 
 
-@pytest.mark.parametrize(
-    "change", [{"seed": 1}, {"validation": 0.2}, {"train_size": 1296}, {"test_size": 499}]
-)
+@pytest.mark.parametrize("change", [{"seed": 1}, {"validation": 0.2}, {"train_size": 1296}, {"test_size": 499}])
 def test_the_fingerprint_is_of_what_is_used(change):
     assert load(replace(DIGITS, **change)).fingerprint != load(DIGITS).fingerprint
 
@@ -41,9 +39,7 @@ def test_training_settings_leave_the_test_images_alone():
 
 
 def test_more_than_there_is():
-    with pytest.raises(
-        DataError, match="expected train_size of at most 1297, all images there are, got 1298"
-    ):
+    with pytest.raises(DataError, match="expected train_size of at most 1297, all images there are, got 1298"):
         load(replace(DIGITS, train_size=1298))
 
 

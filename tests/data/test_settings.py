@@ -29,8 +29,6 @@ def test_refused(change, message):
     assert str(caught.value) == message
 
 
-@pytest.mark.parametrize(
-    "settings", [DIGITS, replace(DIGITS, validation=0.5), DataSettings("folder", size=64)]
-)
+@pytest.mark.parametrize("settings", [DIGITS, replace(DIGITS, validation=0.5), DataSettings("folder", size=64)])
 def test_accepted(settings):
     check_settings(settings)

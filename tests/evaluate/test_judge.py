@@ -44,9 +44,7 @@ def test_right_and_wrong():
     assert judge(Brightness(), X, 1 - Y, X, LINF).tolist() == [False] * 4
 
 
-@pytest.mark.parametrize(
-    ("threat", "kept"), [(LINF, [True, False, False, True]), (L2, [True, False, False, True])]
-)
+@pytest.mark.parametrize(("threat", "kept"), [(LINF, [True, False, False, True]), (L2, [True, False, False, True])])
 def test_a_cheating_attack_gains_nothing(threat, kept):
     """All images inverted, far outside the ball: only those within eps of the threshold fall."""
     assert judge(Brightness(), X, Y, 1 - X, threat).tolist() == kept

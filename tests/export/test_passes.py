@@ -21,9 +21,7 @@ def model_of(nodes, initialisers, shape=("batch", 4, 6, 6), opset=20, also_input
     """A graph from x to y; initialisers are arrays by name."""
     tensors = [numpy_helper.from_array(np.asarray(array), name) for name, array in initialisers.items()]
     inputs = [helper.make_tensor_value_info("x", TensorProto.FLOAT, shape)]
-    inputs += [
-        helper.make_tensor_value_info(t.name, t.data_type, t.dims) for t in tensors if t.name in also_inputs
-    ]
+    inputs += [helper.make_tensor_value_info(t.name, t.data_type, t.dims) for t in tensors if t.name in also_inputs]
     outputs = [helper.make_tensor_value_info("y", TensorProto.FLOAT, ["batch", "channels", "h", "w"])]
     graph = helper.make_graph(nodes, "graph", inputs, outputs, tensors)
     proto = helper.make_model(graph, opset_imports=[helper.make_opsetid("", opset)], ir_version=10)
@@ -36,9 +34,7 @@ def run(model, x):
     options.log_severity_level = 3
     proto = ir.to_proto(model)
     onnx.checker.check_model(proto)
-    session = onnxruntime.InferenceSession(
-        proto.SerializeToString(), options, providers=["CPUExecutionProvider"]
-    )
+    session = onnxruntime.InferenceSession(proto.SerializeToString(), options, providers=["CPUExecutionProvider"])
     return session.run(None, {"x": x})[0]
 
 
@@ -159,9 +155,7 @@ def test_batch_norm_folds_into_an_integer_convolution(gamma, per_channel):
     conv = next(n for n in model.graph if n.op_type == "Conv")
     integers = constant(conv.inputs[1].producer().inputs[0])
     assert integers.dtype == np.int8
-    np.testing.assert_array_equal(
-        integers, values["w"] * np.sign(np.int8(np.sign(gamma))).reshape(-1, 1, 1, 1)
-    )
+    np.testing.assert_array_equal(integers, values["w"] * np.sign(np.int8(np.sign(gamma))).reshape(-1, 1, 1, 1))
     assert (constant(conv.inputs[1].producer().inputs[1]) > 0).all()
     assert not passes.fold_batch_norm(model)
 

@@ -61,9 +61,7 @@ def test_images_shrink_twice():
 
 def test_option_a_has_no_parameters():
     network = build("resnet20", in_channels=3, classes=10, shortcut="A")
-    shortcuts = [
-        block.shortcut for stage in (network.layer1, network.layer2, network.layer3) for block in stage
-    ]
+    shortcuts = [block.shortcut for stage in (network.layer1, network.layer2, network.layer3) for block in stage]
     assert len(shortcuts) == 9
     assert sum(isinstance(shortcut, PadShortcut) for shortcut in shortcuts) == 2
     assert not any(list(shortcut.parameters()) for shortcut in shortcuts)

@@ -68,9 +68,7 @@ def test_every_bias_is_a_whole_number_of_steps(bits):
         changes = []
         for layer, rest in layers.items():
             after = units(model, layer, *rest)
-            np.testing.assert_allclose(
-                after, np.rint(after), atol=0.02 + 1e-6 * np.abs(after).max(), err_msg=layer
-            )
+            np.testing.assert_allclose(after, np.rint(after), atol=0.02 + 1e-6 * np.abs(after).max(), err_msg=layer)
             np.testing.assert_allclose(np.rint(after), np.rint(before[layer]), atol=1)
             changes.append(np.abs(before[layer] - np.rint(before[layer])).max())
         assert largest == pytest.approx(max(changes), abs=0.01)

@@ -124,9 +124,7 @@ def test_activations_are_signed_behind_hardtanh_only():
 def test_hardtanh_starts_with_clips_of_at_most_one():
     model = quantize(resnet(activation="hardtanh"), 8, calibration=[images()])
     clips = [
-        m.effective_clip().item()
-        for name in ("act", "layer1.0.act1")
-        for m in quantizers(model.get_submodule(name))
+        m.effective_clip().item() for name in ("act", "layer1.0.act1") for m in quantizers(model.get_submodule(name))
     ]
     assert max(clips) <= 1 + 1e-6
 
@@ -150,9 +148,7 @@ def test_pixels_are_read_in_steps_of_one_255th():
 @pytest.mark.parametrize("fat", ["paper", "normalised", "identity", "none"])
 def test_fat_stands_on_inner_convolutions_alone(fat):
     model = quantize(resnet(), 4, fat=fat, calibration=[images(8)])
-    with_fat = {
-        name for name, m in convolutions(model).items() if any(isinstance(c, FAT) for c in m.modules())
-    }
+    with_fat = {name for name, m in convolutions(model).items() if any(isinstance(c, FAT) for c in m.modules())}
     assert with_fat == (set() if fat == "none" else set(convolutions(model)) - {"conv"})
 
 

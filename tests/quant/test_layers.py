@@ -110,9 +110,7 @@ def test_folding_is_bit_equal_and_leaves_the_original_working(form, bits):
     assert not any(parametrize.is_parametrized(m) for m in folded.modules())
     assert sum(isinstance(m, FAT) for m in model.modules()) == 8  # 6 in blocks, 2 shortcuts
     model(images()).sum().backward()
-    assert all(
-        m.mixing.grad is not None for m in model.modules() if isinstance(m, FAT) and form != "identity"
-    )
+    assert all(m.mixing.grad is not None for m in model.modules() if isinstance(m, FAT) and form != "identity")
 
 
 def test_folding_a_float_network_changes_nothing():
@@ -123,10 +121,6 @@ def test_folding_a_float_network_changes_nothing():
 
 def test_narrow_range_is_for_inner_layers():
     def lows(inner):
-        return [
-            m.low
-            for m in quantized_activation(8, signed=True, inner=inner).modules()
-            if isinstance(m, Quantizer)
-        ]
+        return [m.low for m in quantized_activation(8, signed=True, inner=inner).modules() if isinstance(m, Quantizer)]
 
     assert (lows(True), lows(False)) == ([-127], [-128])

@@ -98,11 +98,7 @@ def explicit_gradients(x, clips, g, low, high, masked):
 @pytest.mark.parametrize(("low", "high"), [(-1, 1), (-7, 7), (-128, 127), (0, 3), (0, 15)])
 def test_gradients_are_those_of_the_docstring(low, high, per_channel, masked):
     x, g = normal(3, 40).double().requires_grad_(), normal(3, 40, seed=1).double()
-    clip = (
-        torch.tensor([[0.6], [1.1], [1.9]], dtype=torch.float64)
-        if per_channel
-        else torch.tensor(0.9).double()
-    )
+    clip = torch.tensor([[0.6], [1.1], [1.9]], dtype=torch.float64) if per_channel else torch.tensor(0.9).double()
     clip.requires_grad_()
     LearnedClip.apply(x, clip, low, high, masked).backward(g)
     rows = clip.detach().expand(3, 1).flatten().numpy() if per_channel else np.full(3, clip.item())

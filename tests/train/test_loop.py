@@ -188,9 +188,7 @@ def test_validation_every_third_epoch_and_the_last(tmp_path):
 
 def test_validation_draws_the_same_noise_in_every_epoch(tmp_path, monkeypatch):
     """With nothing learned, the robust accuracy cannot move."""
-    task = job(
-        tmp_path, schedule={"lr": 1e-30, "weight_decay": 0}, validation={"steps": 1, "step_size": 1e-6}
-    )
+    task = job(tmp_path, schedule={"lr": 1e-30, "weight_decay": 0}, validation={"steps": 1, "step_size": 1e-6})
     model = network().eval()
     first, second = (loop._validate(model, DATA.validation, task, epoch) for epoch in (0, 1))
     assert first == second
@@ -305,8 +303,7 @@ def test_a_loss_that_is_no_number_stops_the_run(tmp_path, monkeypatch):
     monkeypatch.setattr(objectives, "cross_entropy", failing)
     task = job(tmp_path)
     assert refusal(RunError, task) == (
-        "QM-32: expected a finite loss, got nan at epoch 3, batch 2, lr 0.005; "
-        "lower lr (the checkpoint before stands)"
+        "QM-32: expected a finite loss, got nan at epoch 3, batch 2, lr 0.005; lower lr (the checkpoint before stands)"
     )
     assert load_state(checkpoint_of(task)).epoch == 2
     monkeypatch.setattr(objectives, "cross_entropy", original)

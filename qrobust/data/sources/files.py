@@ -42,9 +42,7 @@ def _read(path: Path, size: int | None) -> NDArray[np.uint8]:
         with Image.open(path) as file:
             image = file.convert("RGB")
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-        raise DataError(
-            f"expected an image at {path}, cannot read it: {error}; replace or remove it"
-        ) from error
+        raise DataError(f"expected an image at {path}, cannot read it: {error}; replace or remove it") from error
     if size is not None:
         image = ImageOps.fit(image, (size, size), Image.Resampling.BILINEAR)
     return np.asarray(image, dtype=np.uint8).transpose(2, 0, 1)

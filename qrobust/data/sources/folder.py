@@ -52,9 +52,7 @@ def _class_names(path: Path) -> tuple[str, ...]:
 def _check_test_classes(path: Path, classes: tuple[str, ...]) -> None:
     for name in _directories(path):
         if name not in classes:
-            raise DataError(
-                f"expected in {path} only classes of training, got {name!r}{did_you_mean(name, classes)}"
-            )
+            raise DataError(f"expected in {path} only classes of training, got {name!r}{did_you_mean(name, classes)}")
 
 
 def _directories(path: Path) -> list[str]:

@@ -18,9 +18,7 @@ from .registry import Loaded, missing, root_of, source
 
 Array = NDArray[Any]
 NEEDED = ("x_train", "y_train", "x_test", "y_test")
-REMEDY = (
-    "write it by np.savez(FILE, x_train=..., y_train=..., x_test=..., y_test=...) and set -o data.root=FILE"
-)
+REMEDY = "write it by np.savez(FILE, x_train=..., y_train=..., x_test=..., y_test=...) and set -o data.root=FILE"
 
 
 @source("npz")

@@ -64,7 +64,5 @@ def test_two_sizes_are_refused(tmp_path):
 def test_a_damaged_file_is_named(tmp_path, cut):
     good, bad = save(tmp_path / "good.png", colour()), tmp_path / "bad.png"
     bad.write_bytes(good.read_bytes()[:cut])
-    with pytest.raises(
-        DataError, match=f"expected an image at {bad}, cannot read it: .*; replace or remove it"
-    ):
+    with pytest.raises(DataError, match=f"expected an image at {bad}, cannot read it: .*; replace or remove it"):
         read_images([good, bad])

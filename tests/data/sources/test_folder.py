@@ -78,9 +78,7 @@ def test_no_classes(tmp_path):
 
 def test_an_empty_class(root):
     (root / "train" / "bee").mkdir()
-    with pytest.raises(
-        DataError, match=r"expected images of class bee at .*bee, got none; add some, or remove"
-    ):
+    with pytest.raises(DataError, match=r"expected images of class bee at .*bee, got none; add some, or remove"):
         read(root)
 
 

@@ -92,9 +92,7 @@ def test_missing_array(tmp_path):
 
 
 def test_nothing_pickled_is_loaded(tmp_path):
-    with pytest.raises(
-        DataError, match=r"expected a \.npz file of numbers, cannot read .*allow_pickle=False"
-    ):
+    with pytest.raises(DataError, match=r"expected a \.npz file of numbers, cannot read .*allow_pickle=False"):
         read(tmp_path, y_train=np.array([{}] * 6, dtype=object))
 
 

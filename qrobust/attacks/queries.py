@@ -1,0 +1,40 @@
+"""Attacks that only ask for logits."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from torch import Generator, Tensor, nn
+
+from ..errors import RecipeError
+from ..runtime import square_attack
+from ..threat import Threat
+from .crafting import crafting
+
+
+def square(
+    model: nn.Module,
+    x: Tensor,
+    y: Tensor,
+    *,
+    threat: Threat,
+    queries: int = 5000,
+    generator: Generator | None = None,
+) -> Tensor:
+    """The Square attack in l-inf (Andriushchenko et al. 2020, arXiv 1912.00049), as it runs on an artifact.
+
+    x: images (n, c, h, w) in [0,1]. y: labels (n,). queries: at most, an image. Raises RecipeError for l2.
+    """
+    if threat.norm != "linf":
+        raise RecipeError(f"expected a threat in linf for square, got {threat.norm}; choose another attack")
+    seed = int(torch.randint(2**31, (1,), generator=generator))
+
+    def logits(images: np.ndarray) -> np.ndarray:
+        batch = torch.from_numpy(np.ascontiguousarray(images)).to(x.device, x.dtype)
+        result: np.ndarray = model(batch).float().cpu().numpy()
+        return result
+
+    with crafting(model), torch.no_grad():
+        arrays = x.contiguous().float().cpu().numpy(), y.cpu().numpy()
+        found, _, _ = square_attack(logits, *arrays, threat.eps, queries, seed)
+    return torch.from_numpy(found).to(x.device, x.dtype)

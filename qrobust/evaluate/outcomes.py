@@ -1,0 +1,96 @@
+"""Which images a network gets right, and the file that keeps it."""
+
+from __future__ import annotations
+
+import io
+import zipfile
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from .. import machine
+from ..attacks import Attack
+from ..errors import RunError
+from ..runtime import wilson
+from ..storage import read_json, write_bytes, write_json
+from ..threat import Threat
+
+CLEAN = "clean"
+Mask = npt.NDArray[np.bool_]
+
+
+@dataclass
+class Outcomes:
+    """`correct[name]` is a bool mask (n,) for "clean" and every attack; `seconds[name]` what it took.
+
+    images: sha256 over the pixels and labels attacked; results compare only where it agrees.
+    """
+
+    threat: Threat
+    seed: int
+    attacks: tuple[Attack, ...]
+    images: str
+    correct: dict[str, Mask] = field(default_factory=dict)
+    seconds: dict[str, float] = field(default_factory=dict)
+
+    @property
+    def n(self) -> int:
+        """Number of images."""
+        return len(self.correct[CLEAN])
+
+    def worst_case(self) -> Mask:
+        """Right when clean and under every attack bounded by the threat; others (noise, CW-L2) are left out."""
+        bounded = [self.correct[attack.name] for attack in self.attacks if attack.bounded]
+        result: Mask = np.logical_and.reduce([self.correct[CLEAN], *bounded])
+        return result
+
+    def to_dict(self) -> dict[str, Any]:
+        """JSON-ready: accuracies are shares of all n images, `ci95` Wilson intervals."""
+        attacks = {
+            attack.name: accuracy(self.correct[attack.name])
+            | {"settings": attack.settings, "bounded": attack.bounded}
+            | {"seconds": round(self.seconds[attack.name], 3)}
+            for attack in self.attacks
+        }
+        return {
+            "n": self.n,
+            "seed": self.seed,
+            "images": self.images,
+            "threat": {"norm": self.threat.norm, "eps": self.threat.eps},
+            "clean": accuracy(self.correct[CLEAN]),
+            "attacks": attacks,
+            "worst_case": accuracy(self.worst_case()),
+            "versions": machine.versions(),
+            "hardware": machine.hardware(),
+        }
+
+    def save(self, path: Path, **more: Any) -> None:
+        """`to_dict` and `more` as JSON, and the masks packed to bits beside it, in a .npz of the same stem."""
+        buffer = io.BytesIO()
+        packed = {name: np.packbits(mask) for name, mask in self.correct.items()}
+        np.savez_compressed(buffer, **packed)  # type: ignore[arg-type]
+        write_bytes(path.with_suffix(".npz"), buffer.getvalue())
+        write_json(path, self.to_dict() | more)
+
+
+def read_outcomes(path: Path) -> tuple[dict[str, Any], dict[str, Mask]]:
+    """A saved result: its JSON, and the mask (n,) of "clean" and of every attack. Raises RunError."""
+    result, masks = read_json(path), {}
+    try:
+        with np.load(path.with_suffix(".npz"), allow_pickle=False) as stored:
+            for name in (CLEAN, *result["attacks"]):
+                masks[name] = np.unpackbits(stored[name], count=result["n"]).astype(bool)
+    except (OSError, KeyError, TypeError, ValueError, zipfile.BadZipFile) as error:
+        raise RunError(
+            f"expected an evaluation at {path} with its .npz beside it, got: {error}; write one by qrobust eval --json"
+        ) from error
+    return result, masks
+
+
+def accuracy(correct: Mask) -> dict[str, Any]:
+    """Share of true entries, with its Wilson 95 % interval."""
+    low, high = wilson(int(correct.sum()), len(correct))
+    return {"accuracy": float(correct.mean()), "ci95": [low, high]}
