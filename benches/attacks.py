@@ -48,8 +48,7 @@ def with_torchattacks(threat: Threat) -> Attack:
 def with_foolbox(threat: Threat) -> Attack:
     def run(model: nn.Module, x: Tensor, y: Tensor) -> Tensor:
         attack = foolbox.attacks.LinfPGD(abs_stepsize=STEP_SIZE, steps=STEPS, random_start=True)
-        found = attack(foolbox.PyTorchModel(model, bounds=(0, 1)), x, y, epsilons=threat.eps)[1]
-        return found
+        return attack(foolbox.PyTorchModel(model, bounds=(0, 1)), x, y, epsilons=threat.eps)[1]
 
     return run
 

@@ -23,6 +23,7 @@ from qrobust.summary import table
 
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "benches" / "results"
+COLOURS = ("#4c78a8", "#72b7b2", "#eeca3b", "#e45756", "#9d755d")
 BOUNDS = {"minimum": "≥", "exclusiveMinimum": ">", "maximum": "≤", "exclusiveMaximum": "<"}
 VERBS = ("run", "train", "eval", "compare", "export", "bench", "check", "recipes", "targets", "doctor")
 
@@ -47,10 +48,38 @@ def readme() -> str:
 
 
 def picture() -> str:
-    """The demo's table as a terminal shows it."""
-    console = Console(file=io.StringIO(), width=TABLE_WIDTH, record=True, force_terminal=True)
-    console.print(table(_demo()))
-    return console.export_svg(title="make demo", unique_id="demo")
+    """The demo's accuracies as bars: clean, under each stored attack, worst case, under Square on the runtime."""
+    result = _demo()
+    widths, eps = result["widths"], result["threat"]["eps"] * 255
+    names = [name for name in widths[0]["after"]["accuracy"] if name not in ("clean", "square")]
+    series = ["clean", *names, "worst case", "Square, on the runtime"]
+    parts = [_text(20, 28, f"Accuracy on digits, eps {eps:g}/255: what each attack leaves", size=15)]
+    for index, label in enumerate(series):
+        parts.append(f'<rect x="{20 + 150 * index}" y="42" width="12" height="12" fill="{COLOURS[index]}"/>')
+        parts.append(_text(37 + 150 * index, 53, label))
+    for group, width in enumerate(widths):
+        parts += _bars(30 + 255 * group, width, names)
+    body = "\n".join(parts)
+    head = '<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 800 320" role="img" aria-label="demo accuracies">'
+    return f'{head}\n<rect width="800" height="320" fill="#ffffff"/>\n{body}\n</svg>\n'
+
+
+def _bars(left: int, width: dict[str, Any], names: list[str]) -> list[str]:
+    before, after = width["before"], width["after"]["accuracy"]
+    shares = [before["clean"]["accuracy"], *(before["attacks"][name]["accuracy"] for name in names)]
+    shares += [before["worst_case"]["accuracy"], after["square"]]
+    drawn = []
+    for index, share in enumerate(shares):
+        x, height = left + 44 * index, round(180 * share, 1)
+        drawn.append(f'<rect x="{x}" y="{270 - height}" width="38" height="{height}" fill="{COLOURS[index]}"/>')
+        drawn.append(_text(x + 19, 265 - height, f"{100 * share:.0f}", anchor="middle"))
+    label = f"QM-{width['bits']}, {width['size_bytes'] / 1000:.0f} kB"
+    return [*drawn, _text(left + 107, 292, label, size=14, anchor="middle")]
+
+
+def _text(x: float, y: float, text: str, *, size: int = 12, anchor: str = "start") -> str:
+    style = f'font-family="sans-serif" font-size="{size}" text-anchor="{anchor}" fill="#1c1c1c"'
+    return f'<text x="{x}" y="{y:.1f}" {style}>{text}</text>'
 
 
 def _demo() -> dict[str, Any]:

@@ -68,7 +68,7 @@ def train(recipe: RecipeName, override: Overrides = None, out: Out = None) -> in
 
 @app.command("eval")
 def evaluate(
-    folder: Annotated[Path, typer.Argument(metavar="RUN", help="Run folder, or RUN/qm-N for one width.")],
+    folder: Annotated[Path, typer.Argument(metavar="RUN|ARTIFACT", help="Run folder, RUN/qm-N, or an artifact.")],
     attacks: Annotated[str, typer.Option("--attacks", metavar="LIST", help=ATTACKS_HELP)] = "",
     n: Annotated[Optional[int], typer.Option("-n", metavar="N", help="Test images (default: all).")] = None,  # noqa: UP045
     seed: Annotated[Optional[int], typer.Option("--seed", metavar="N", help="Default: the recipe's.")] = None,  # noqa: UP045
@@ -77,13 +77,13 @@ def evaluate(
     ] = False,
     json: Json = None,
 ) -> int:
-    """Attack the trained networks of a run; with --json it goes on where it was stopped."""
+    """Attack the networks of a run, or an artifact; with --json it goes on where it was stopped."""
     from rich.console import Console
 
     from .summary import evaluation_table
-    from .verbs import evaluate_run
+    from .verbs import evaluate_folder
 
-    results = evaluate_run(folder, attacks, n, seed, json, doubt)
+    results = evaluate_folder(folder, attacks, n, seed, json, doubt)
     console = Console()
     console = console if console.is_terminal else Console(width=TABLE_WIDTH)
     console.print(evaluation_table(results))

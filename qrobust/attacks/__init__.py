@@ -1,7 +1,7 @@
 """Attacks: a network and clean images in, perturbed images out. What they return is judged elsewhere."""
 
 from .auto import autoattack_part
-from .crafting import Holdable, crafting
+from .crafting import Holdable, crafting, input_gradient
 from .gradient import bim, fgsm, pgd, tpgd
 from .minimum import cw
 from .named import Attack, Scene, named
@@ -18,6 +18,7 @@ __all__ = [
     "cw",
     "fgsm",
     "gaussian_noise",
+    "input_gradient",
     "named",
     "pgd",
     "square",

@@ -6,7 +6,8 @@ from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from typing import Protocol, runtime_checkable
 
-from torch import nn
+import torch
+from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
 
@@ -38,6 +39,14 @@ def crafting(model: nn.Module, *, training: bool = False) -> Iterator[None]:
         model.train(training)
         stack.enter_context(parametrize.cached())
         yield
+
+
+def input_gradient(loss: Tensor, x: Tensor) -> Tensor:
+    """∂loss/∂x, zero where the network cuts the way back (rounding, detached parts): a doubt will say so."""
+    if not loss.requires_grad:
+        return torch.zeros_like(x)
+    (gradient,) = torch.autograd.grad(loss, x, allow_unused=True)
+    return torch.zeros_like(x) if gradient is None else gradient
 
 
 def _restore(modes: list[tuple[nn.Module, bool]]) -> None:

@@ -10,7 +10,7 @@ from torch.nn import functional as F
 
 from ..objectives import margin
 from ..threat import Threat
-from .crafting import crafting
+from .crafting import crafting, input_gradient
 
 TPGD_START = 1e-3
 Loss = Callable[[Tensor, Tensor], Tensor]
@@ -112,7 +112,7 @@ def _ascend(
     x_adv = start
     for _ in range(steps):
         x_adv = x_adv.detach().requires_grad_(True)
-        (gradient,) = torch.autograd.grad(loss(model(x_adv), y), x_adv)
+        gradient = input_gradient(loss(model(x_adv), y), x_adv)
         with torch.no_grad():
             x_adv = threat.project(x_adv + step_size * threat.direction(gradient), x)
     return x_adv.detach()

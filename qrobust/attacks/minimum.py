@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from ..objectives import margin
-from .crafting import crafting
+from .crafting import crafting, input_gradient
 
 INSIDE = 1 - 1e-6  # atanh is infinite at black and white
 
@@ -39,7 +39,7 @@ def cw(
             distance = (candidate - x).flatten(1).square().sum(dim=1)
             lost = margin(model(candidate), y)
             loss = distance.sum() + c * (-lost).clamp_min(-kappa).sum()
-            (w.grad,) = torch.autograd.grad(loss, w)
+            w.grad = input_gradient(loss, w)
             with torch.no_grad():
                 better = (lost > 0) & (distance < nearest)
                 best[better], nearest[better] = candidate[better], distance[better]

@@ -19,7 +19,7 @@ from torch import Generator, Tensor, nn
 from ..errors import RecipeError, did_you_mean
 from ..threat import Threat
 from .auto import PARTS, autoattack_part
-from .gradient import bim, fgsm, pgd, tpgd
+from .gradient import LOSSES, bim, fgsm, pgd, tpgd
 from .minimum import cw
 from .noise import gaussian_noise
 from .queries import square
@@ -112,11 +112,28 @@ def _given(text: str, known: dict[str, Any], name: str) -> dict[str, Any]:
         key, _, value = part.partition("=")
         if key not in known:
             raise RecipeError(f"{name}: unknown setting {key!r}{did_you_mean(key, known)}")
-        try:
-            given[key] = type(known[key])(value if isinstance(known[key], str) else float(Fraction(value)))
-        except (ValueError, ZeroDivisionError) as error:
-            raise RecipeError(f"{name}: expected a number for {key}, got {value!r}") from error
+        given[key] = _loss(value, name) if key == "loss" else _number(key, value, known[key], name)
     return given
+
+
+def _loss(value: str, name: str) -> str:
+    if value not in LOSSES:
+        raise RecipeError(f"{name}: expected a loss, got {value!r}{did_you_mean(value, LOSSES)}")
+    return value
+
+
+def _number(key: str, value: str, default: float, name: str) -> float:
+    """A number of the default's type, above 0; only kappa may be 0."""
+    try:
+        fraction = Fraction(value)
+        number = type(default)(fraction)
+    except (ValueError, ZeroDivisionError, OverflowError) as error:
+        raise RecipeError(f"{name}: expected a number for {key}, got {value!r}") from error
+    if isinstance(default, int) and number != fraction:
+        raise RecipeError(f"{name}: expected a whole number for {key}, got {value!r}")
+    if number < 0 or (number == 0 and key != "kappa"):
+        raise RecipeError(f"{name}: expected {key} above 0, got {value!r}; else it is no attack")
+    return number
 
 
 def _unknown(name: str) -> RecipeError:

@@ -54,7 +54,8 @@ def evaluate(
     images = images.take(slice(0, n))
     described = digest([[(a.name, a.settings) for a in attacks], threat.norm, threat.eps, seed, batch_size])
     outcomes = Outcomes(threat, seed, tuple(attacks), _fingerprint(images))
-    journal = _Journal(state, digest([described, outcomes.images, _weights(model)]), len(images))
+    networks = [_weights(network) for network in (model, twin) if network is not None]
+    journal = _Journal(state, digest([described, outcomes.images, *networks]), len(images))
     scene = Scene(model, threat, twin, seed)
     model.eval()
     check_logits(model, to_unit(images.x[:batch_size], machine.device(), channels_last=True))
@@ -114,7 +115,7 @@ class _Journal:
     def __init__(self, path: Path | None, key: str, n: int) -> None:
         self._path, self._key, self._n = path, key, n
         self._saved = time.monotonic()
-        self._arrays: dict[str, Verdicts] = self._read() if path is not None and path.exists() else {}
+        self._arrays: dict[str, Verdicts] = self._read(path) if path is not None and path.exists() else {}
 
     def verdicts(self, name: str) -> Verdicts:
         """int8 (n,): right, wrong or unknown; changes are kept by `save`."""
@@ -129,12 +130,12 @@ class _Journal:
         write_bytes(self._path, buffer.getvalue())
         self._saved = time.monotonic()
 
-    def _read(self) -> dict[str, Verdicts]:
+    def _read(self, path: Path) -> dict[str, Verdicts]:
         """What the file holds if it is of these settings; a file of others, or none at all, is begun anew."""
         try:
-            with np.load(str(self._path), allow_pickle=False) as stored:
+            with np.load(io.BytesIO(path.read_bytes()), allow_pickle=False) as stored:
                 return {name: stored[name] for name in stored if name != "key"} if stored["key"] == self._key else {}
-        except (OSError, KeyError, ValueError, zipfile.BadZipFile):
+        except (OSError, EOFError, KeyError, TypeError, ValueError, zipfile.BadZipFile):
             return {}
 
 

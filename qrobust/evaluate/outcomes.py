@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import zipfile
+import zlib
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -80,10 +81,10 @@ def read_outcomes(path: Path) -> tuple[dict[str, Any], dict[str, Mask]]:
     """A saved result: its JSON, and the mask (n,) of "clean" and of every attack. Raises RunError."""
     result, masks = read_json(path), {}
     try:
-        with np.load(path.with_suffix(".npz"), allow_pickle=False) as stored:
+        with np.load(io.BytesIO(path.with_suffix(".npz").read_bytes()), allow_pickle=False) as stored:
             for name in (CLEAN, *result["attacks"]):
                 masks[name] = np.unpackbits(stored[name], count=result["n"]).astype(bool)
-    except (OSError, KeyError, TypeError, ValueError, zipfile.BadZipFile) as error:
+    except (OSError, EOFError, KeyError, TypeError, ValueError, zipfile.BadZipFile, zlib.error) as error:
         raise RunError(
             f"expected an evaluation at {path} with its .npz beside it, got: {error}; write one by qrobust eval --json"
         ) from error

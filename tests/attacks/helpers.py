@@ -1,5 +1,7 @@
 """Networks small enough to attack a thousand times."""
 
+import functools
+
 import torch
 from torch import nn
 
@@ -43,3 +45,31 @@ def copy_of(model):
 def is_unchanged(model, before):
     after = model.state_dict()
     return all(torch.equal(after[name], value) for name, value in before.items())
+
+
+@functools.cache
+def digits():
+    """Images (n, 1, 8, 8) in whole steps of 1/255 and labels, in [0,1]: 1000 to learn from, then 200."""
+    from sklearn.datasets import load_digits
+
+    x, y = load_digits(return_X_y=True)
+    x = torch.from_numpy(x / 16 * 255).round().float().view(-1, 1, 8, 8) / 255
+    y = torch.from_numpy(y).long()
+    return (x[:1000], y[:1000]), (x[1000:1200], y[1000:1200])
+
+
+@functools.cache
+def digits_net():
+    """A small convolutional network that has seen digits for a hundred steps; not to be changed."""
+    (x, y), _ = digits()
+    torch.manual_seed(0)
+    model = nn.Sequential(
+        nn.Conv2d(1, 12, 3, stride=2), nn.ReLU(), nn.Flatten(), nn.Linear(108, 32), nn.ReLU(), nn.Linear(32, 10)
+    )
+    optimizer = torch.optim.Adam(model.parameters(), lr=0.01)
+    for _ in range(100):
+        optimizer.zero_grad()
+        nn.functional.cross_entropy(model(x), y).backward()
+        optimizer.step()
+    optimizer.zero_grad()
+    return model.eval()

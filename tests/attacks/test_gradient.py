@@ -7,7 +7,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from qrobust.attacks import bim, fgsm, pgd
+from qrobust.attacks import bim, fgsm, pgd, tpgd
 from qrobust.attacks.gradient import LOSSES
 from qrobust.objectives import margin
 from qrobust.threat import Threat
@@ -21,7 +21,9 @@ SETTINGS = {
     "pgd-margin": (pgd, {"steps": 4, "loss": "margin"}),
     "pgd-restarts": (pgd, {"steps": 4, "restarts": 3}),
     "pgd-far": (pgd, {"steps": 3, "step_size": 1.0}),
+    "tpgd": (tpgd, {"steps": 4}),
 }
+LABELLED = {name: both for name, both in SETTINGS.items() if name != "tpgd"}  # which climbs another loss
 ATTACKS = pytest.mark.parametrize(("attack", "options"), SETTINGS.values(), ids=SETTINGS)
 THREATS = pytest.mark.parametrize("threat", [LINF, L2], ids=lambda threat: threat.norm)
 
@@ -43,7 +45,7 @@ def test_inside_the_threat(attack, options, threat):
     assert not x_adv.requires_grad
 
 
-@ATTACKS
+@pytest.mark.parametrize(("attack", "options"), LABELLED.values(), ids=LABELLED)
 @THREATS
 def test_the_loss_rises(attack, options, threat):
     model, (x, y) = smooth_net().eval(), batch()
@@ -196,3 +198,37 @@ def test_no_image_knows_of_the_others(loss):
 def test_no_images_are_no_trouble():
     x, y = batch()
     assert pgd(smooth_net(), x[:0], y[:0], threat=LINF, restarts=2, steps=2).shape == x[:0].shape
+
+
+def divergence(model, x, x_adv):
+    """KL(f(x) ‖ f(x')) of each image."""
+    model.eval()
+    with torch.no_grad():
+        clean, attacked = F.log_softmax(model(x), dim=1), F.log_softmax(model(x_adv), dim=1)
+    return (clean.exp() * (clean - attacked)).sum(dim=1)
+
+
+@THREATS
+def test_tpgd_moves_the_output_further_than_noise(threat):
+    model, (x, _) = smooth_net(), batch(n=40)
+    x_adv = tpgd(model, x, threat=threat, step_size=threat.eps / 4, generator=seeded())
+    noise = max(divergence(model, x, threat.random_start(x, seeded(seed))).mean() for seed in range(5))
+    assert divergence(model, x, x_adv).mean() > 3 * noise
+    few, many = (tpgd(model, x, threat=threat, steps=k, step_size=threat.eps / 9, generator=seeded()) for k in (1, 9))
+    assert divergence(model, x, many).mean() > divergence(model, x, few).mean()
+
+
+def test_tpgd_uses_no_labels():
+    model, (x, y) = smooth_net(), batch()
+    without, given, others = (
+        tpgd(model, x, *labels, threat=LINF, generator=seeded()) for labels in ((), (y,), (2 - y,))
+    )
+    assert torch.equal(without, given)
+    assert torch.equal(without, others)
+
+
+def test_tpgd_draws_from_the_generator():
+    model, (x, _) = smooth_net(), batch()
+    first, again, other = (tpgd(model, x, threat=L2, steps=1, generator=seeded(seed)) for seed in (1, 1, 2))
+    assert torch.equal(first, again)
+    assert not torch.equal(first, other)

@@ -1,12 +1,15 @@
 """Every spelling that a recipe may use, and what it stands for."""
 
 import re
+from dataclasses import replace
 
 import pytest
 import torch
+from torch import nn
 
-from qrobust.attacks import bim, fgsm, gaussian_noise, named, pgd
+from qrobust.attacks import Scene, bim, cw, fgsm, gaussian_noise, named, pgd, square, tpgd
 from qrobust.attacks import named as function
+from qrobust.attacks.auto import PARTS
 from qrobust.errors import RecipeError
 
 from .helpers import L2, LINF, batch, seeded, smooth_net
@@ -15,12 +18,25 @@ STEP = LINF.eps / 4
 TABLE = {
     "gn": {"std": 0.1},
     "fgsm": {},
-    "pgd-20": {"steps": 20, "step_size": STEP, "restarts": 1},
-    "pgd-20x5": {"steps": 20, "step_size": STEP, "restarts": 5},
+    "pgd-20": {"loss": "ce", "steps": 20, "step_size": STEP, "restarts": 1},
+    "pgd-20x5": {"loss": "ce", "steps": 20, "step_size": STEP, "restarts": 5},
     "bim-20": {"steps": 20, "step_size": STEP},
     "cw-inf-30": {"loss": "margin", "steps": 30, "step_size": STEP, "restarts": 1},
     "cw-inf-30x2": {"loss": "margin", "steps": 30, "step_size": STEP, "restarts": 2},
+    "tpgd-20": {"steps": 20, "step_size": STEP},
+    "cw-20": {"steps": 20, "c": 1.0, "kappa": 0.0, "lr": 0.01},
+    "square-5000": {"queries": 5000},
+    "transfer-20": {"loss": "ce", "steps": 20, "step_size": STEP, "restarts": 1},
+    "transfer-20x3": {"loss": "ce", "steps": 20, "step_size": STEP, "restarts": 3},
+    "autoattack": {},
+    "gn:std=1/20": {"std": 0.05},
+    "pgd-20:step_size=1/255": {"loss": "ce", "steps": 20, "step_size": 1 / 255, "restarts": 1},
+    "pgd-20x5:loss=margin:step_size=0.01": {"loss": "margin", "steps": 20, "step_size": 0.01, "restarts": 5},
+    "cw-20:c=10:lr=0.05": {"steps": 20, "c": 10.0, "kappa": 0.0, "lr": 0.05},
+    "cw-20:kappa=0": {"steps": 20, "c": 1.0, "kappa": 0.0, "lr": 0.01},
+    "square-500:queries=1e3": {"queries": 1000},
 }
+UNBOUNDED = ("gn", "cw")
 
 
 @pytest.mark.parametrize(("name", "settings"), TABLE.items(), ids=TABLE)
@@ -28,7 +44,9 @@ def test_spellings(name, settings):
     attack = named(name, LINF)
     assert attack.name == name
     assert attack.settings == settings
-    assert attack.bounded == (name != "gn")
+    assert {key: type(value) for key, value in attack.settings.items()} == {k: type(v) for k, v in settings.items()}
+    assert attack.bounded == (attack.family not in UNBOUNDED)
+    assert attack.parts == (PARTS if name == "autoattack" else ("",))
 
 
 def test_every_spelling_in_the_documentation_works():
@@ -36,14 +54,14 @@ def test_every_spelling_in_the_documentation_works():
 
     import qrobust.attacks.named  # noqa: F401
 
-    spellings = re.findall(r"`([a-z0-9-]+)`", modules["qrobust.attacks.named"].__doc__)
-    assert len(spellings) == 6
+    spellings = re.findall(r"`([^`]+)`", modules["qrobust.attacks.named"].__doc__)
+    assert len(spellings) == 13
     assert [function(spelling, LINF).name for spelling in spellings] == spellings
 
 
 @pytest.mark.parametrize("threat", [LINF, L2], ids=lambda threat: threat.norm)
 def test_a_name_runs_what_it_says(threat):
-    model, (x, y) = smooth_net(), batch()
+    model, twin, (x, y) = smooth_net(), smooth_net(seed=1), batch()
     step = threat.eps / 4
     expected = {
         "gn": gaussian_noise(x, std=0.1, generator=seeded()),
@@ -52,11 +70,80 @@ def test_a_name_runs_what_it_says(threat):
         "pgd-3": pgd(model, x, y, threat=threat, steps=3, step_size=step, generator=seeded()),
         "pgd-3x2": pgd(model, x, y, threat=threat, steps=3, step_size=step, restarts=2, generator=seeded()),
         "cw-inf-3": pgd(model, x, y, threat=threat, steps=3, step_size=step, loss="margin", generator=seeded()),
+        "pgd-3:step_size=1/50": pgd(model, x, y, threat=threat, steps=3, step_size=0.02, generator=seeded()),
+        "tpgd-3": tpgd(model, x, y, threat=threat, steps=3, step_size=step, generator=seeded()),
+        "cw-3:c=9:lr=0.1": cw(model, x, y, steps=3, c=9.0, lr=0.1),
+        "transfer-3": pgd(twin, x, y, threat=threat, steps=3, step_size=step, generator=seeded()),
     }
+    if threat.norm == "linf":
+        expected["square-9"] = square(model, x, y, threat=threat, queries=9, generator=seeded())
     for name, x_adv in expected.items():
-        assert torch.equal(named(name, threat).run(model, x, y, threat, seeded()), x_adv), name
+        assert torch.equal(named(name, threat).run(Scene(model, threat, twin), x, y, seeded()), x_adv), name
+        assert torch.equal(named(name, threat).craft(Scene(model, threat, twin), x, y, seeded()), x_adv), name
+    assert not torch.equal(expected["transfer-3"], expected["pgd-3"])
 
 
+def test_transfer_needs_a_twin():
+    x, y = batch()
+    with pytest.raises(RecipeError) as caught:
+        named("transfer-3", LINF).run(Scene(smooth_net(), LINF), x, y, seeded())
+    text = "expected a float twin for transfer, got none; it needs a quantised network of a run"
+    assert str(caught.value) == text
+
+
+def test_parts_in_a_row_see_what_is_still_right(monkeypatch):
+    """Each of four parts breaks one of the images it is given, the first of them."""
+    from sys import modules
+
+    seen = []
+
+    def breaks_the_first(scene, x, y, generator, settings):
+        seen.append((settings["part"], x[:, 0, 0, 0].tolist()))
+        return torch.cat([1 - x[:1], x[1:]])
+
+    table = modules["qrobust.attacks.named"]._FAMILIES
+    monkeypatch.setitem(table, "autoattack", replace(table["autoattack"], run=breaks_the_first))
+    x = torch.tensor([0.1, 0.2, 0.3, 0.9]).view(4, 1, 1, 1)
+    scene = Scene(Threshold(), LINF)
+    x_adv = named("autoattack", LINF).craft(scene, x, torch.tensor([0, 0, 0, 0]), seeded())
+    assert [part for part, _ in seen] == list(PARTS[:3])  # then nothing is left
+    assert [len(values) for _, values in seen] == [4, 2, 1]
+    torch.testing.assert_close(x_adv.flatten(), torch.tensor([0.9, 0.8, 0.7, 0.9]))
+
+
+class Threshold(nn.Module):
+    """Label 1 for pixels above a half."""
+
+    def forward(self, x):
+        return torch.cat([0.5 - x.flatten(1), x.flatten(1) - 0.5], dim=1)
+
+
+WRONG_SETTINGS = {
+    "pgd-20:stepsize=1": "pgd-20:stepsize=1: unknown setting 'stepsize'; did you mean 'step_size'?",
+    "fgsm:std=1": "fgsm:std=1: unknown setting 'std'; known: ",
+    "cw-20:eps=1": "cw-20:eps=1: unknown setting 'eps'; did you mean 'steps'?",
+    "pgd-20:restarts": "pgd-20:restarts: expected a number for restarts, got ''",
+    "pgd-20:step_size=1/0": "pgd-20:step_size=1/0: expected a number for step_size, got '1/0'",
+    "pgd-20:step_size=small": "pgd-20:step_size=small: expected a number for step_size, got 'small'",
+    "gn:std=nan": "gn:std=nan: expected a number for std, got 'nan'",
+    "gn:std=1e999": "gn:std=1e999: expected a number for std, got '1e999'",
+    "pgd-20:steps=2.5": "pgd-20:steps=2.5: expected a whole number for steps, got '2.5'",
+    "pgd-20:steps=0": "pgd-20:steps=0: expected steps above 0, got '0'; else it is no attack",
+    "pgd-20:restarts=0": "pgd-20:restarts=0: expected restarts above 0, got '0'; else it is no attack",
+    "pgd-20:step_size=-1": "pgd-20:step_size=-1: expected step_size above 0, got '-1'; else it is no attack",
+    "cw-20:kappa=-1": "cw-20:kappa=-1: expected kappa above 0, got '-1'; else it is no attack",
+    "pgd-20:loss=magrin": "pgd-20:loss=magrin: expected a loss, got 'magrin'; did you mean 'margin'?",
+}
+
+
+@pytest.mark.parametrize(("name", "text"), WRONG_SETTINGS.items(), ids=WRONG_SETTINGS)
+def test_settings_that_are_none(name, text):
+    with pytest.raises(RecipeError) as caught:
+        named(name, LINF)
+    assert str(caught.value) == text
+
+
+KNOWN = "; known: autoattack, bim-20, cw-20, cw-inf-30, fgsm, gn, pgd-20, pgd-20x5, square-5000, tpgd-20, transfer-20"
 REFUSED = {
     "pgd": "; did you mean 'pgd-20'?",
     "pgd20": "; did you mean 'pgd-20'?",
@@ -70,8 +157,14 @@ REFUSED = {
     "gn-3": "; did you mean 'gn'?",
     "bim-20x5": None,
     "cw-inf": "; did you mean 'cw-inf-30'?",
-    "zzz": "; known: bim-20, cw-inf-30, fgsm, gn, pgd-20, pgd-20x5",
-    "": "; known: bim-20, cw-inf-30, fgsm, gn, pgd-20, pgd-20x5",
+    "cw": "; did you mean 'cw-20'?",
+    "cw-20x2": None,
+    "square": "; did you mean 'square-5000'?",
+    "autoattack-20": "; did you mean 'autoattack'?",
+    "transfer": "; did you mean 'transfer-20'?",
+    "pgd-20:": "; did you mean 'pgd-20'?",
+    "zzz": KNOWN,
+    "": KNOWN,
 }
 
 

@@ -1,6 +1,6 @@
 """Accuracies over all images, clean and attacked, from which nothing is left out."""
 
-import json
+import io
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -9,12 +9,10 @@ import torch
 from torch import nn
 
 from qrobust import machine
-from qrobust.attacks import Attack, named
+from qrobust.attacks import Attack, gaussian_noise, named, pgd
 from qrobust.data import Images
-from qrobust.errors import DataError, RecipeError
-from qrobust.evaluate import Outcomes, evaluate
-from qrobust.evaluate.evaluation import accuracy
-from qrobust.runtime import wilson
+from qrobust.errors import DataError, ModelError, RecipeError
+from qrobust.evaluate import evaluate, judge
 from qrobust.threat import Threat
 
 THREAT = Threat("linf", 8 / 255)
@@ -24,6 +22,12 @@ def some_images(n=30, seed=0):
     generator = torch.Generator().manual_seed(seed)
     x = torch.randint(256, (n, 3, 6, 6), dtype=torch.uint8, generator=generator)
     return Images(x, torch.arange(n) % 3)
+
+
+def greys(*levels):
+    """Images of one colour, labelled by their brightness."""
+    x = torch.tensor(levels, dtype=torch.uint8).view(-1, 1, 1, 1).expand(-1, 3, 4, 4)
+    return Images(x.contiguous(), (torch.tensor(levels) > 127).long())
 
 
 def network():
@@ -44,15 +48,25 @@ def run(*names, images=None, **options):
 
 @dataclass(frozen=True)
 class Scripted(Attack):
-    """Records the seeds of its generators; returns inverted images, far outside the threat."""
+    """Records its calls and the seeds of their generators; returns inverted images, far outside the threat."""
 
     family: str = "scripted"
     seeds: list[int] = field(default_factory=list)
+    calls: list[tuple[str, int]] = field(default_factory=list)
 
-    def run(self, model, x, y, threat, generator):
-        assert not model.training
+    def run(self, scene, x, y, generator, part=""):
+        assert not scene.model.training
         self.seeds.append(generator.initial_seed())
+        self.calls.append((part, len(x)))
         return 1 - x
+
+
+class Brightness(nn.Module):
+    """Label 1 for bright images, 0 for dark ones."""
+
+    def forward(self, x):
+        mean = x.flatten(1).mean(1)
+        return torch.stack([0.5 - mean, mean - 0.5], dim=1)
 
 
 def test_every_image_counts_once_whatever_the_batch():
@@ -71,14 +85,7 @@ def test_clean_accuracy_is_the_plain_one():
 
 def test_attacks_are_projected_and_noise_is_clipped():
     """A bounded attack that inverts every image gains what the threat allows, an unbounded one all."""
-
-    class Brightness(nn.Module):
-        def forward(self, x):
-            mean = x.flatten(1).mean(1)
-            return torch.stack([0.5 - mean, mean - 0.5], dim=1)
-
-    x = torch.tensor([10, 240], dtype=torch.uint8).view(2, 1, 1, 1).expand(2, 3, 4, 4)
-    images = Images(x, torch.tensor([0, 1]))
+    images = greys(10, 240)
     both = [Scripted("bounded"), Scripted("free", bounded=False)]
     found = evaluate(Brightness(), images, attacks=both, threat=THREAT)
     assert found.correct["bounded"].tolist() == [True, True]
@@ -116,7 +123,7 @@ def test_the_seed_decides():
 
 def test_every_attack_and_batch_has_a_stream_of_its_own():
     def seeds(order, seed):
-        scripted = [Scripted(name) for name in order]
+        scripted = [Scripted(name, bounded=False) for name in order]
         evaluate(network(), some_images(), attacks=scripted, threat=THREAT, seed=seed, batch_size=10)
         return {attack.name: attack.seeds for attack in scripted}
 
@@ -126,50 +133,210 @@ def test_every_attack_and_batch_has_a_stream_of_its_own():
     assert len(drawn) == len(set(drawn)) == 9
 
 
-def outcomes():
-    noise, fgsm, pgd = attacks("gn", "fgsm", "pgd-20")
-    masks = {"clean": "1111", "gn": "0000", "fgsm": "1101", "pgd-20": "1011"}
-    correct = {name: np.array([bit == "1" for bit in bits]) for name, bits in masks.items()}
-    return Outcomes(THREAT, 5, (noise, fgsm, pgd), correct, dict.fromkeys(masks, 0.12345))
+def test_what_is_wrong_when_clean_is_wrong_under_every_bound_and_costs_nothing():
+    """The third image is labelled wrongly; the attack that inverts would turn it right if it had no bound."""
+    images = greys(10, 240, 20, 230)
+    images.y[2] = 1
+    bounded, free = Scripted("bounded"), Scripted("free", bounded=False)
+    found = evaluate(Brightness(), images, attacks=[bounded, free], threat=THREAT)
+    assert found.correct["clean"].tolist() == [True, True, False, True]
+    assert found.correct["bounded"].tolist() == [True, True, False, True]
+    assert found.correct["free"].tolist() == [False, False, True, False]
+    assert (bounded.calls, free.calls) == ([("", 3)], [("", 4)])
 
 
-def test_worst_case_leaves_out_what_has_no_bound():
-    found = outcomes()
-    assert found.worst_case().tolist() == [True, False, False, True]
-    found.correct["clean"][0] = False
-    assert found.worst_case().tolist() == [False, False, False, True]
+def test_bounded_attacks_are_never_better_than_clean_and_noise_may_be():
+    found = run("fgsm", "gn:std=1/2")
+    clean = found.correct["clean"]
+    assert not (found.correct["fgsm"] & ~clean).any()
+    assert (found.correct["gn:std=1/2"] & ~clean).any()
 
 
-def test_accuracy_comes_with_its_interval():
-    right = np.array([True] * 30 + [False] * 10)
-    assert accuracy(right) == {"accuracy": 0.75, "ci95": list(wilson(30, 40))}
+def test_batches_hold_what_is_right_when_clean():
+    """An attack's numbers, made again by hand from batches of the images that count."""
+    images, model = some_images(), network().eval()
+    found = run("pgd-3", batch_size=4)
+    x, y = (images.x / 255).to(machine.device()), images.y.to(machine.device())
+    (right,) = np.nonzero(found.correct["clean"])
+    expected = np.zeros(30, bool)
+    for start in range(0, len(right), 4):
+        which = right[start : start + 4]
+        generator = machine.generator(0, "pgd-3", "", start)
+        x_adv = pgd(model, x[which], y[which], threat=THREAT, steps=3, step_size=THREAT.eps / 4, generator=generator)
+        expected[which] = judge(model, x[which], y[which], x_adv, THREAT).cpu().numpy()
+    assert len(right) > 8
+    assert np.array_equal(found.correct["pgd-3"], expected)
 
 
-def test_the_shape_of_the_json():
-    table = json.loads(json.dumps(outcomes().to_dict(), allow_nan=False))
-    assert (table["n"], table["seed"], table["threat"]) == (4, 5, {"norm": "linf", "eps": 8 / 255})
-    assert table["clean"]["accuracy"] == 1.0
-    assert list(table["attacks"]) == ["gn", "fgsm", "pgd-20"]
-    assert table["attacks"]["pgd-20"] == {
-        "accuracy": 0.75,
-        "ci95": list(wilson(3, 4)),
-        "settings": {"steps": 20, "step_size": 2 / 255, "restarts": 1},
-        "bounded": True,
-        "seconds": 0.123,
-    }
-    assert table["attacks"]["gn"]["bounded"] is False
-    assert table["worst_case"]["accuracy"] == 0.5
-    assert {"versions", "hardware"} <= set(table)
+@dataclass(frozen=True)
+class Last(Scripted):
+    """Each part inverts the last image that it is given."""
+
+    def run(self, scene, x, y, generator, part=""):
+        super().run(scene, x, y, generator, part)
+        return torch.cat([x[:-1], 1 - x[-1:]])
 
 
-def test_masks_survive_the_disk(tmp_path):
-    found = run("gn", "fgsm")
-    found.save(tmp_path / "qm4" / "evaluation.json", bits=4)
-    table = json.loads((tmp_path / "qm4" / "evaluation.json").read_text())
-    assert (table["bits"], table["n"]) == (4, 30)
-    with np.load(tmp_path / "qm4" / "evaluation.npz") as stored:
-        n = int(stored["n"])
-        assert set(stored) == {"n", "clean", "gn", "fgsm"}
-        for name, mask in found.correct.items():
-            assert np.array_equal(np.unpackbits(stored[name], count=n).astype(bool), mask)
-    assert table["attacks"]["fgsm"]["accuracy"] == found.correct["fgsm"].mean()
+def test_a_part_sees_what_the_parts_before_left_right():
+    near = Threat("linf", 1.0)
+    attack = Last("parts", parts=("first", "second", "third"))
+    found = evaluate(Brightness(), greys(10, 240, 20, 230, 30), attacks=[attack], threat=near, batch_size=2)
+    assert found.correct["parts"].tolist() == [False] * 5
+    assert attack.calls == [("first", 2), ("first", 2), ("first", 1), ("second", 2), ("third", 1)]
+    assert len(set(attack.seeds)) == 5
+
+
+class Stopped(Exception):
+    """Someone pulled the plug."""
+
+
+@dataclass(frozen=True)
+class Counting(Attack):
+    """Noise that counts its batches, and stops at the one of that number."""
+
+    family: str = "counting"
+    stop_at: int | None = None
+    sizes: list[int] = field(default_factory=list)
+
+    def run(self, scene, x, y, generator, part=""):
+        if len(self.sizes) == self.stop_at:
+            raise Stopped
+        self.sizes.append(len(x))
+        return gaussian_noise(x, std=0.3, generator=generator)
+
+
+@pytest.fixture
+def eager(monkeypatch):
+    """The state is written after every batch."""
+    monkeypatch.setattr("qrobust.evaluate.evaluation.SAVE_EVERY", 0.0)
+
+
+def counted(stop_at=None, *, state=None, model=None, images=None, **options):
+    """Outcomes, None if stopped, and the batches of two attacks, of which the second may stop."""
+    first = Counting("first", bounded=False)
+    second = Counting("second", bounded=False, stop_at=stop_at, parts=("one", "two"))
+    options = {"threat": Threat("linf", 1.0), "seed": 4, "batch_size": 7} | options
+    images = some_images() if images is None else images
+    try:
+        found = evaluate(model or network(), images, attacks=[first, second], state=state, **options)
+    except Stopped:
+        found = None
+    return found, len(first.sizes), len(second.sizes)
+
+
+def same(first, second):
+    return all(np.array_equal(mask, second.correct[name]) for name, mask in first.correct.items())
+
+
+@pytest.mark.parametrize("stop_at", [0, 2, 5])
+def test_a_stopped_evaluation_goes_on_where_it_was(eager, tmp_path, stop_at):
+    state = tmp_path / "state.npz"
+    whole, *calls = counted()
+    total = calls[1]
+    assert total > 5
+    assert counted(stop_at, state=state) == (None, 5, stop_at)
+    found, *calls = counted(state=state)
+    assert calls == [0, total - stop_at]
+    assert same(whole, found)
+    again, *calls = counted(state=state)
+    assert calls == [0, 0]
+    assert same(whole, again)
+
+
+def test_a_state_is_not_written_with_every_batch(tmp_path):
+    counted(state=tmp_path / "state.npz")
+    assert not (tmp_path / "state.npz").exists()  # done in less than the seconds between two
+
+
+OTHERS = {
+    "seed": lambda: {"seed": 5},
+    "batch size": lambda: {"batch_size": 8},
+    "threat": lambda: {"threat": Threat("linf", 0.5)},
+    "norm": lambda: {"threat": Threat("l2", 1.0)},
+    "n": lambda: {"n": 29},
+    "images": lambda: {"images": some_images(seed=1)},
+    "labels": lambda: {"images": Images(some_images().x, 2 - some_images().y)},
+    "network": lambda: {"model": moved(network())},
+    "twin": lambda: {"twin": network()},
+}
+
+
+def moved(model):
+    """The network with its running statistics changed, its parameters not."""
+    model[1].running_mean += 0.1
+    return model
+
+
+@pytest.mark.parametrize("other", OTHERS.values(), ids=OTHERS)
+def test_a_state_of_another_evaluation_is_begun_anew(eager, tmp_path, other):
+    state = tmp_path / "state.npz"
+    counted(state=state)
+    whole, *calls = counted(**other())
+    found, *anew = counted(state=state, **other())
+    assert anew == calls
+    assert same(whole, found)
+    _, *again = counted(state=state, **other())  # and the file is now of these
+    assert again == [0, 0]
+
+
+def test_a_state_of_other_attack_settings_is_begun_anew(eager, tmp_path):
+    state = tmp_path / "state.npz"
+    weak, strong = (Counting("one", settings={"std": std}, bounded=False) for std in (0.1, 0.2))
+    for attack in (weak, strong, weak):
+        evaluate(network(), some_images(), attacks=[attack], threat=THREAT, state=state)
+    assert (len(weak.sizes), len(strong.sizes)) == (2, 1)
+
+
+CORRUPT = {
+    "empty": lambda path: path.write_bytes(b""),
+    "text": lambda path: path.write_text("no archive"),
+    "truncated": lambda path: path.write_bytes(path.read_bytes()[:-30]),
+    "half": lambda path: path.write_bytes(path.read_bytes()[: path.stat().st_size // 2]),
+    "changed": lambda path: path.write_bytes(path.read_bytes().replace(b"\x01", b"\x00")),
+    "one array": lambda path: path.write_bytes(_one_array()),
+    "without a key": lambda path: np.savez(path, clean=np.zeros(30)),
+}
+
+
+def _one_array():
+    buffer = io.BytesIO()
+    np.save(buffer, np.zeros(3))
+    return buffer.getvalue()
+
+
+@pytest.mark.parametrize("spoil", CORRUPT.values(), ids=CORRUPT)
+def test_a_corrupt_state_is_begun_anew(eager, tmp_path, spoil):
+    state = tmp_path / "state.npz"
+    whole, *calls = counted(state=state)
+    spoil(state)
+    found, *anew = counted(state=state)
+    assert anew == calls
+    assert same(whole, found)
+
+
+class Returning(nn.Module):
+    """What a network gives, made into something else."""
+
+    def __init__(self, change):
+        super().__init__()
+        self.model, self.change = network(), change
+
+    def forward(self, x):
+        return self.change(self.model(x))
+
+
+REFUSED = {
+    "probabilities": (lambda z: z.softmax(1), "expected logits, got probabilities (rows sum to 1); return what"),
+    "tuple": (lambda z: (z, None), "expected logits of shape (30, classes), got tuple; return the logits alone"),
+    "NaN": (lambda z: z * float("nan"), "expected finite logits, got NaN or infinity; the network has diverged"),
+}
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_what_is_no_logits_is_refused_before_any_attack(name):
+    change, text = REFUSED[name]
+    attack = Scripted("a")
+    with pytest.raises(ModelError) as caught:
+        evaluate(Returning(change), some_images(), attacks=[attack], threat=THREAT)
+    assert str(caught.value).startswith(text)
+    assert not attack.calls

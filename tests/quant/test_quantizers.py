@@ -7,7 +7,7 @@ from brevitas.core.function_wrapper import OverOutputChannelView
 from brevitas.core.quant import IntQuant
 from torch import nn
 
-from qrobust.quant import LearnedClip, Quantizer, best_clip, quantizers
+from qrobust.quant import STRAIGHT_THROUGH, LearnedClip, Quantizer, best_clip, quantizers, straight_through
 from qrobust.quant.quantizers import SMALLEST_CLIP, calibrating, fake_quantize, integer_range
 
 WIDTHS = range(2, 9)
@@ -79,7 +79,7 @@ def test_rounds_half_to_even():
     assert rounded.tolist() == [-2, -2, 0, 0, 2, 2, 4]
 
 
-def explicit_gradients(x, clips, g, low, high, masked):
+def explicit_gradients(x, clips, g, low, high, leak):
     """The formulas of the docstring, number by number; clips holds one number per row of x."""
     dx, dclip = np.zeros_like(x), np.zeros(len(x))
     for row in range(len(x)):
@@ -88,21 +88,21 @@ def explicit_gradients(x, clips, g, low, high, masked):
             u = x[row, k] / alpha
             q = min(max(round(u * high), low), high) * alpha / high  # round() goes half to even
             inside = low / high <= u <= 1
-            dx[row, k] = g[row, k] if inside or not masked else 0
+            dx[row, k] = g[row, k] * (1 if inside else leak)
             dclip[row] += g[row, k] * (q / alpha - u if inside else 1 if u > 1 else low / high)
     return dx, dclip
 
 
-@pytest.mark.parametrize("masked", [True, False])
+@pytest.mark.parametrize("leak", [0.0, 0.1, 1.0])
 @pytest.mark.parametrize("per_channel", [True, False])
 @pytest.mark.parametrize(("low", "high"), [(-1, 1), (-7, 7), (-128, 127), (0, 3), (0, 15)])
-def test_gradients_are_those_of_the_docstring(low, high, per_channel, masked):
+def test_gradients_are_those_of_the_docstring(low, high, per_channel, leak):
     x, g = normal(3, 40).double().requires_grad_(), normal(3, 40, seed=1).double()
     clip = torch.tensor([[0.6], [1.1], [1.9]], dtype=torch.float64) if per_channel else torch.tensor(0.9).double()
     clip.requires_grad_()
-    LearnedClip.apply(x, clip, low, high, masked).backward(g)
+    LearnedClip.apply(x, clip, low, high, leak).backward(g)
     rows = clip.detach().expand(3, 1).flatten().numpy() if per_channel else np.full(3, clip.item())
-    dx, dclip = explicit_gradients(x.detach().numpy(), rows, g.numpy(), low, high, masked)
+    dx, dclip = explicit_gradients(x.detach().numpy(), rows, g.numpy(), low, high, leak)
     np.testing.assert_allclose(x.grad.numpy(), dx)
     expected = dclip.reshape(3, 1) if per_channel else dclip.sum()
     np.testing.assert_allclose(clip.grad.numpy(), expected, rtol=1e-9)
@@ -113,7 +113,7 @@ def test_gradient_of_the_parameter_passes_unit_and_sign():
     quantizer.unit.fill_(0.5)
     quantizer.clip.data.fill_(-1.2)
     quantizer(x)[0].sum().backward()
-    _, dclip = explicit_gradients(x[None].double().numpy(), [0.6], np.ones((1, 200)), -7, 7, False)
+    _, dclip = explicit_gradients(x[None].double().numpy(), [0.6], np.ones((1, 200)), -7, 7, 1.0)
     assert quantizer.clip.grad.item() == pytest.approx(-0.5 * dclip[0], rel=1e-4)
 
 
@@ -240,3 +240,34 @@ def test_set_bits_changes_range_and_width():
 def test_quantizers_finds_all():
     model = nn.Sequential(weight_quantizer(), nn.Sequential(activation_quantizer()), nn.ReLU())
     assert list(quantizers(model)) == [model[0], model[1][0]]
+
+
+def input_gradient(quantizer, x):
+    x = x.clone().requires_grad_()
+    quantizer(x)[0].sum().backward()
+    return x.grad
+
+
+@pytest.mark.parametrize(("form", "leak"), STRAIGHT_THROUGH.items(), ids=STRAIGHT_THROUGH)
+@pytest.mark.parametrize("error", [None, RuntimeError])
+def test_another_backward_pass_lasts_as_long_as_its_context(form, leak, error):
+    model = nn.ModuleList([activation_quantizer(signed=True), weight_quantizer()])
+    x = normal(100)
+    inside = x.abs() < 1
+    before, values = input_gradient(model[0], x), model[0](x)[0].detach()
+    try:
+        with straight_through(model, form):
+            torch.testing.assert_close(input_gradient(model[0], x), torch.where(inside, 1.0, leak))
+            assert torch.equal(model[0](x)[0], values)  # only the way back is another
+            assert torch.equal(input_gradient(model[1], x), torch.ones(100))
+            if error:
+                raise error
+    except RuntimeError:
+        assert error
+    assert torch.equal(before, inside.float())
+    assert torch.equal(input_gradient(model[0], x), before)
+
+
+def test_an_unknown_backward_pass_is_refused():
+    with pytest.raises(KeyError), straight_through(activation_quantizer(), "sign"):
+        pass

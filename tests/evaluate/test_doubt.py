@@ -1,0 +1,159 @@
+"""Planted liars must raise their flags, honest networks none."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from qrobust import models
+from qrobust.attacks import pgd
+from qrobust.data import DataSettings, Images, load, to_unit
+from qrobust.evaluate import DOUBTS, doubt
+from qrobust.evaluate.doubt import SEVERAL
+from qrobust.threat import Threat
+
+THREAT = Threat("linf", 20 / 255)
+N = 100
+FLAGS = Path(__file__).resolve().parents[2] / "docs" / "flags.md"
+
+
+def _trained(images: Images, *, robust: bool, seed: int = 0, epochs: int = 12) -> nn.Module:
+    """A small residual network; adversarially trained if robust."""
+    torch.manual_seed(seed)
+    model = models.build("resnet8", in_channels=1, classes=10)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9, weight_decay=5e-4)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 0.1, epochs * (len(images) // 64 + 1))
+    generator = torch.Generator().manual_seed(seed)
+    for _ in range(epochs):
+        for which in torch.randperm(len(images), generator=generator).split(64):
+            x, y = to_unit(images.x[which], "cpu"), images.y[which]
+            x = pgd(model, x, y, threat=THREAT, steps=4, step_size=8 / 255, generator=generator) if robust else x
+            model.train()
+            optimizer.zero_grad()
+            F.cross_entropy(model(x), y).backward()
+            optimizer.step()
+            schedule.step()
+    return model.eval()
+
+
+@pytest.fixture(scope="module")
+def images() -> tuple[Images, Images]:
+    found = load(DataSettings("digits"))
+    return found.train, found.test
+
+
+@pytest.fixture(scope="module")
+def robust(images: tuple[Images, Images]) -> nn.Module:
+    return _trained(images[0], robust=True)
+
+
+@pytest.fixture(scope="module")
+def natural(images: tuple[Images, Images]) -> nn.Module:
+    return _trained(images[0], robust=False, epochs=6)
+
+
+class Wrapped(nn.Module):
+    """A network behind a front end and before a back end."""
+
+    def __init__(self, model: nn.Module, front=nn.Identity(), back=nn.Identity()) -> None:
+        super().__init__()
+        self.model, self.front, self.back = model, front, back
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.back(self.model(self.front(x)))
+
+
+class Do(nn.Module):
+    """A function as a module."""
+
+    def __init__(self, function) -> None:
+        super().__init__()
+        self.function = function
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.function(x)
+
+
+class BatchStatistics(nn.Module):
+    """Normalises with the batch that an image comes in, also at inference."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return (x - x.mean(0, keepdim=True)) / (x.std(0, keepdim=True) + 0.1) if len(x) > 1 else x * 0
+
+
+class Leaked(nn.Module):
+    """Reads the label from the corner pixel, as a network does that was trained on leaked labels."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        centres = torch.linspace(0, 1, 10)
+        return -((x[:, 0, 0, 0, None] - centres) ** 2) * 500
+
+
+def _thermometer(x: Tensor) -> Tensor:
+    """Sixteen levels by comparison: the gradient is zero almost everywhere."""
+    return sum((x > level / 16).float() for level in range(1, 16)) / 15
+
+
+def _pushed_into_clamp(x: Tensor) -> Tensor:
+    """Black or white by a steep ramp and a clamp: nearly every pixel sits where the clamp has no slope."""
+    return ((x - 0.5) * 1e4).clamp(0, 1)
+
+
+LIARS = {
+    "logits × 1e4": (lambda m: Wrapped(m, back=Do(lambda z: z * 1e4)), {"zero-gradient", "loss-disagreement"}),
+    "logits × 100": (lambda m: Wrapped(m, back=Do(lambda z: z * 100)), {"temperature"}),
+    "softmax output": (lambda m: Wrapped(m, back=nn.Softmax(1)), {"probabilities"}),
+    "rounding without straight-through": (
+        lambda m: Wrapped(m, front=Do(lambda x: (x * 8).round() / 8)),
+        {"zero-gradient", "square-wins"},
+    ),
+    "thermometer": (lambda m: Wrapped(m, front=Do(_thermometer)), {"zero-gradient", "square-wins"}),
+    "random": (lambda m: Wrapped(m, front=Do(lambda x: x + 0.1 * torch.randn_like(x))), {"random-logits"}),
+    "clamp that kills gradients": (lambda m: Wrapped(m, front=Do(_pushed_into_clamp)), {"zero-gradient"}),
+    "batch statistics": (lambda m: Wrapped(m, front=BatchStatistics()), {"batch-dependent"}),
+    "leaked corner pixel": (lambda m: Leaked(), {"one-place"}),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", LIARS)
+def test_a_liar_raises_its_flag(name: str, robust: nn.Module, images: tuple[Images, Images]) -> None:
+    make, expected = LIARS[name]
+    flags = {flag.name for flag in doubt(make(robust).eval(), images[1], threat=THREAT, n=N)}
+    assert expected <= flags, flags
+
+
+@pytest.mark.parametrize("kind", ["robust", "natural"])
+def test_an_honest_network_raises_none(kind: str, images, request: pytest.FixtureRequest) -> None:
+    model = request.getfixturevalue(kind)
+    assert doubt(model, images[1], threat=THREAT, twin=model, n=N) == []
+
+
+def test_the_cheap_doubts_find_the_cheap_liars(robust: nn.Module, images: tuple[Images, Images]) -> None:
+    liar = LIARS["thermometer"][0](robust).eval()
+    found = doubt(liar, images[1], threat=THREAT, n=N, thorough=False)
+    assert [flag.name for flag in found] == ["zero-gradient"]
+    (flag,) = found
+    assert flag.measured == 1.0
+    assert flag.measured > flag.limit
+    assert flag.to_dict().keys() == {"name", "measured", "limit", "reason", "hint"}
+
+
+def test_every_flag_has_its_paragraph() -> None:
+    written = re.findall(r"^## (\S+)$", FLAGS.read_text(), re.M)
+    assert written == [one.name for one in DOUBTS]
+    sections = re.split(r"^## \S+$", FLAGS.read_text(), flags=re.M)[1:]
+    assert all(len(section.split()) > 15 for section in sections)
+    cheap = [one.name for one in DOUBTS if one.cheap]
+    assert cheap == [name for name, text in zip(written, sections, strict=True) if "Cheap" in text]
+
+
+def test_doubting_leaves_the_network_as_it_was(robust: nn.Module, images: tuple[Images, Images]) -> None:
+    before = {name: value.clone() for name, value in robust.state_dict().items()}
+    doubt(robust, images[1], threat=THREAT, n=SEVERAL, thorough=False)
+    assert all(torch.equal(before[name], value) for name, value in robust.state_dict().items())
+    assert all(parameter.requires_grad for parameter in robust.parameters())

@@ -1,0 +1,107 @@
+"""What is kept of an evaluation, and that it comes back whole."""
+
+import json
+
+import numpy as np
+import pytest
+
+from qrobust.errors import RunError
+from qrobust.evaluate import read_outcomes
+from qrobust.evaluate.outcomes import accuracy
+from qrobust.runtime import wilson
+
+from .helpers import mask, outcomes
+
+
+def some():
+    return outcomes(clean="1111", gn="0000", fgsm="1101", pgd_20="1011")
+
+
+def test_worst_case_leaves_out_what_has_no_bound():
+    found = some()
+    assert found.worst_case().tolist() == [True, False, False, True]
+    found.correct["clean"][0] = False
+    assert found.worst_case().tolist() == [False, False, False, True]
+
+
+def test_accuracy_comes_with_its_interval():
+    assert accuracy(mask("1" * 30 + "0" * 10)) == {"accuracy": 0.75, "ci95": list(wilson(30, 40))}
+
+
+def test_the_shape_of_the_json():
+    table = json.loads(json.dumps(some().to_dict(), allow_nan=False))
+    assert (table["n"], table["seed"], table["threat"]) == (4, 5, {"norm": "linf", "eps": 8 / 255})
+    assert table["images"] == "sha"
+    assert table["clean"]["accuracy"] == 1.0
+    assert list(table["attacks"]) == ["gn", "fgsm", "pgd-20"]
+    assert table["attacks"]["pgd-20"] == {
+        "accuracy": 0.75,
+        "ci95": list(wilson(3, 4)),
+        "settings": {"loss": "ce", "steps": 20, "step_size": 2 / 255, "restarts": 1},
+        "bounded": True,
+        "seconds": 0.123,
+    }
+    assert table["attacks"]["gn"]["bounded"] is False
+    assert table["worst_case"]["accuracy"] == 0.5
+    assert {"versions", "hardware"} <= set(table)
+
+
+@pytest.mark.parametrize("n", [1, 8, 29])
+def test_a_round_trip_over_the_disk(tmp_path, n):
+    """Masks are packed to bits, also where n is no multiple of eight."""
+    rng = np.random.default_rng(n)
+    bits = {name: "".join(rng.choice(["0", "1"], n)) for name in ("clean", "gn", "cw_20", "pgd_20")}
+    found, path = outcomes(**bits), tmp_path / "deep" / "eval.qm-4.json"
+    found.save(path, bits=4)
+    table, masks = read_outcomes(path)
+    assert table == json.loads(json.dumps(found.to_dict() | {"bits": 4}))
+    assert masks.keys() == found.correct.keys()
+    assert all(np.array_equal(masks[name], found.correct[name]) for name in masks)
+    assert {file.name for file in path.parent.iterdir()} == {"eval.qm-4.json", "eval.qm-4.npz"}
+
+
+def test_settings_behind_colons_are_names_too(tmp_path):
+    name = "pgd-20:step_size=1/255"
+    outcomes(**{"clean": "110", name: "100"}).save(tmp_path / "a.json")
+    assert read_outcomes(tmp_path / "a.json")[1][name].tolist() == [True, False, False]
+
+
+def _change(path, text):
+    path.write_bytes(text(path.read_bytes()))
+
+
+SPOILED = {
+    "missing": lambda path: path.unlink(),
+    "empty": lambda path: path.write_bytes(b""),
+    "text": lambda path: path.write_text("no archive"),
+    "truncated": lambda path: _change(path, lambda data: data[:-30]),
+    "half": lambda path: _change(path, lambda data: data[: len(data) // 2]),
+    "changed": lambda path: _change(path, lambda data: data[:70] + bytes([data[70] ^ 255]) + data[71:]),
+    "without an attack": lambda path: np.savez(path, clean=np.packbits(mask("1111"))),
+}
+
+
+@pytest.mark.parametrize("spoil", SPOILED.values(), ids=SPOILED)
+def test_a_result_without_its_masks_is_refused(tmp_path, spoil):
+    path = tmp_path / "eval.json"
+    some().save(path)
+    spoil(path.with_suffix(".npz"))
+    with pytest.raises(RunError) as caught:
+        read_outcomes(path)
+    text = str(caught.value)
+    assert text.startswith(f"expected an evaluation at {path} with its .npz beside it, got: ")
+    assert text.endswith("; write one by qrobust eval --json")
+
+
+@pytest.mark.parametrize("content", ["[1, 2]", '{"n": 4}', '{"qm-4": {"attacks": {}}}', "3"])
+def test_another_json_is_refused(tmp_path, content):
+    path = tmp_path / "eval.json"
+    some().save(path)
+    path.write_text(content)
+    with pytest.raises(RunError, match=r"expected an evaluation at .*eval\.json"):
+        read_outcomes(path)
+
+
+def test_no_json_is_refused(tmp_path):
+    with pytest.raises(RunError, match="expected a JSON file"):
+        read_outcomes(tmp_path / "eval.json")

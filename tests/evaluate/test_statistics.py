@@ -1,0 +1,38 @@
+"""McNemar's test by counting every outcome, and by scipy."""
+
+import itertools
+
+import pytest
+from scipy.stats import binomtest
+
+from qrobust.evaluate import mcnemar
+
+
+def enumerated(lost, gained):
+    """Share of all tosses of lost + gained coins that are at least as uneven as this one."""
+    uneven = abs(lost - gained)
+    tosses = list(itertools.product((0, 1), repeat=lost + gained))
+    return sum(abs(lost + gained - 2 * sum(toss)) >= uneven for toss in tosses) / len(tosses)
+
+
+@pytest.mark.parametrize(("lost", "gained"), list(itertools.product(range(6), range(7))))
+def test_it_is_the_share_of_all_outcomes(lost, gained):
+    assert mcnemar(lost, gained) == pytest.approx(enumerated(lost, gained), rel=1e-12)
+
+
+@pytest.mark.parametrize(("lost", "gained"), [(1, 0), (5, 5), (2, 10), (30, 11), (100, 160), (480, 520), (3000, 2700)])
+def test_it_is_the_binomial_test(lost, gained):
+    assert mcnemar(lost, gained) == pytest.approx(binomtest(lost, lost + gained).pvalue, rel=1e-9)
+
+
+def test_no_difference_is_worth_nothing():
+    assert mcnemar(0, 0) == 1.0
+
+
+def test_it_has_no_sides():
+    assert mcnemar(3, 17) == mcnemar(17, 3) < 0.01
+
+
+def test_many_images_neither_overflow_nor_vanish():
+    assert 0 < mcnemar(0, 1000) < 1e-300
+    assert mcnemar(5000, 5000) == 1.0

@@ -1,0 +1,118 @@
+"""`qrobust eval` on a finished run, and `qrobust compare` on what it leaves."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from qrobust.evaluate import read_outcomes
+
+from .conftest import call
+
+WIDTHS = ("qm-32", "qm-4", "qm-2")
+
+
+@pytest.fixture(scope="module")
+def evaluated(small_run: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with all.json of every width, and their masks."""
+    folder = tmp_path_factory.mktemp("evaluated")
+    done = call(["eval", str(small_run), "--attacks", "fgsm,pgd-3", "-n", "40", "--json", "all.json"], folder)
+    assert done.returncode == 0, done.stderr
+    assert [name for name in WIDTHS if name.upper() not in done.stdout.upper()] == []
+    return folder
+
+
+def test_every_width_has_its_own_result_and_masks(evaluated: Path) -> None:
+    names = {f"all.{width}.{suffix}" for width in WIDTHS for suffix in ("json", "npz")}
+    assert {path.name for path in evaluated.iterdir()} >= names | {"all.json"}
+    assert not list(evaluated.glob("*.partial.npz"))
+    together = json.loads((evaluated / "all.json").read_text())
+    assert list(together) == list(WIDTHS)
+    for width in WIDTHS:
+        result, masks = read_outcomes(evaluated / f"all.{width}.json")
+        assert result == together[width]
+        assert (result["n"], list(result["attacks"])) == (40, ["fgsm", "pgd-3"])
+        assert result["clean"]["accuracy"] == masks["clean"].mean()
+        assert isinstance(result["flags"], list)
+
+
+def test_one_width_alone_is_the_same(small_run: Path, evaluated: Path, tmp_path: Path) -> None:
+    arguments = ["eval", str(small_run / "qm-4"), "--attacks", "pgd-3, fgsm", "-n", "40", "--json", "one.json"]
+    done = call(arguments, tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert {path.name for path in tmp_path.iterdir()} == {"one.json", "one.npz"}
+    _, alone = read_outcomes(tmp_path / "one.json")
+    _, among = read_outcomes(evaluated / "all.qm-4.json")
+    assert alone.keys() == among.keys()
+    assert all(np.array_equal(alone[name], among[name]) for name in alone)
+
+
+def test_without_attacks_the_recipes_are_made(small_run: Path, tmp_path: Path) -> None:
+    done = call(["eval", str(small_run / "qm-2"), "-n", "20", "--json", "one.json"], tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert list(read_outcomes(tmp_path / "one.json")[0]["attacks"]) == ["gn", "pgd-5"]
+
+
+def test_the_seed_is_that_of_the_command(small_run: Path, tmp_path: Path) -> None:
+    done = call(["eval", str(small_run / "qm-2"), "-n", "9", "--seed", "5", "--json", "one.json"], tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert read_outcomes(tmp_path / "one.json")[0]["seed"] == 5
+
+
+def test_compare_two_widths(evaluated: Path) -> None:
+    done = call(["compare", "all.qm-32.json", "all.qm-4.json", "--json", "paired.json"], evaluated)
+    assert done.returncode == 0, done.stderr
+    assert "(40 images)" in done.stdout
+    result = json.loads((evaluated / "paired.json").read_text())
+    first, second = (read_outcomes(evaluated / f"all.{width}.json")[1] for width in WIDTHS[:2])
+    assert list(result["sets"]) == ["clean", "fgsm", "pgd-3", "worst_case"]
+    for name, row in result["sets"].items():
+        assert name in done.stdout
+        if name != "worst_case":
+            assert row["gained"] == np.flatnonzero(second[name] & ~first[name]).tolist()
+            assert row["lost"] == np.flatnonzero(first[name] & ~second[name]).tolist()
+
+
+def _eval(*more: str) -> list[str]:
+    return ["eval", "RUN", "-n", "20", *more]
+
+
+BAD = {
+    "unknown attack": (_eval("--attacks", "fgsm,pdg-3"), "did you mean 'pgd-20'?"),
+    "unknown setting": (_eval("--attacks", "pgd-3:stepsize=1/255"), "did you mean 'step_size'?"),
+    "n too large": (["eval", "RUN", "--attacks", "fgsm", "-n", "100000"], "expected n in [1, 120]"),
+    "n = 0": (["eval", "RUN", "--attacks", "fgsm", "-n", "0"], "expected n in [1, 120]"),
+    "commas alone": (_eval("--attacks", ","), "expected an attack, got ''"),
+    "a space": (_eval("--attacks", " "), "expected an attack, got ''"),
+    "a place that takes no masks": (
+        _eval("--attacks", "fgsm", "--json", "result"),
+        "expected a file that ends in .json",
+    ),
+    "masks over the result": (_eval("--attacks", "fgsm", "--json", "a.npz"), "expected a file that ends in .json"),
+    "transfer from the float network": (_eval("--attacks", "transfer-3"), "expected a float twin"),
+    "no run": (["eval", "nowhere"], "recipe.toml"),
+    "no run of a width": (["eval", "nowhere/qm-4"], "recipe.toml"),
+    "another width": (["eval", "RUN/qm-8", "-n", "20"], "expected a width of [32, 4, 2], got qm-8"),
+    "no width": (["eval", "RUN/qm-x", "-n", "20"], "expected a width of [32, 4, 2], got qm-x"),
+    "nothing to compare": (["compare", "a.json", "b.json"], "expected a JSON file at a.json"),
+    "other images": (["compare", "ALL/all.qm-4.json", "RUN/qm-4/eval.json"], "expected results on the same images"),
+    "several at once": (["compare", "ALL/all.json", "ALL/all.json"], "with its .npz beside it"),
+}
+
+
+@pytest.mark.parametrize("name", BAD)
+def test_a_mistake_is_one_clear_line_and_exit_code_2(
+    name: str, small_run: Path, evaluated: Path, tmp_path: Path
+) -> None:
+    arguments, expected = BAD[name]
+    done = call([part.replace("RUN", str(small_run)).replace("ALL", str(evaluated)) for part in arguments], tmp_path)
+    assert done.returncode == 2, done.stdout + done.stderr
+    assert done.stdout == ""
+    *_, line = done.stderr.strip().splitlines()
+    assert line.startswith("error: ")
+    assert expected in line
+    assert "Traceback" not in done.stderr
+    assert not list(tmp_path.iterdir())
