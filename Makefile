@@ -3,7 +3,7 @@ BIN := .venv/bin
 # Installed again only when a list of dependencies has changed.
 LISTS := setup.cfg pyproject.toml constraints.txt
 
-.PHONY: demo test check slow docs clean
+.PHONY: demo test check docs clean
 
 demo: .venv/.run           ## train, quantise, export and check three networks on digits
 	$(BIN)/qrobust run recipes/digits.toml
@@ -15,9 +15,6 @@ check: .venv/.dev
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
-
-slow: .venv/.dev           ## the tests that take minutes
-	$(BIN)/pytest -m slow
 
 docs: .venv/.dev           ## write docs/cli.md and recipes/README.md anew
 	$(BIN)/python docs/generate.py

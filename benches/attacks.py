@@ -10,6 +10,7 @@ Needs torchattacks, foolbox and pyautoattack.
 from __future__ import annotations
 
 import argparse
+import copy
 import statistics
 import time
 from collections.abc import Callable
@@ -59,7 +60,10 @@ def auto_ours(threat: Threat) -> Attack:
 
 
 def auto_alone(threat: Threat) -> Attack:
+    """On a contiguous copy: pyautoattack 0.2 takes views of gradients, which a channels-last network has not."""
+
     def run(model: nn.Module, x: Tensor, y: Tensor) -> Tensor:
+        model, x = copy.deepcopy(model).to(memory_format=torch.contiguous_format), x.contiguous()
         attack = AutoAttack(model, norm="Linf", eps=threat.eps, seed=0, version="standard")
         return attack.run_standard_evaluation(x, y, batch_size=len(x))[0]
 

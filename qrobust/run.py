@@ -107,6 +107,8 @@ class Run:
         chosen = self.recipe.seed if seed is None else seed
         state = path.with_suffix(".partial.npz") if path else None
         model, images, twin = self.network(bits), self.dataset.test, self.twin(bits)
+        if twin is None:  # the float network itself: nothing to transfer from
+            attacks = [attack for attack in attacks if attack.family != "transfer"] or attacks
         outcomes = evaluate(
             model,
             images,
@@ -120,7 +122,8 @@ class Run:
             label=f"evaluate qm-{bits}",
         )
         some = images.take(slice(0, n))
-        flags = doubt(model, some, threat=self.threat, twin=twin, seed=chosen, thorough=thorough)
+        others = [self.network(width) for width in self.recipe.bits if width not in (bits, FLOAT)] if thorough else []
+        flags = doubt(model, some, threat=self.threat, twin=twin, others=others, seed=chosen, thorough=thorough)
         more["flags"] = [flag.to_dict() for flag in flags]
         if path is not None and state is not None:
             outcomes.save(path, **more)

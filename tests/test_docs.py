@@ -33,7 +33,8 @@ def test_generated_documents_are_up_to_date(path: Path) -> None:
 
 
 def test_every_command_of_the_readme_exists() -> None:
-    verbs = set(re.findall(r"^qrobust ([a-z]+)", "\n".join(re.findall(r"```(?:sh)?\n(.*?)```", README, re.S)), re.M))
+    shell = "\n".join(re.findall(r"^```sh\n(.*?)^```", README, re.S | re.M))
+    verbs = set(re.findall(r"^qrobust ([a-z]+)", shell, re.M))
     assert verbs
     assert verbs <= set(_generator().VERBS)
 

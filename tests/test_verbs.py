@@ -3,16 +3,34 @@
 from __future__ import annotations
 
 import json
+import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pytest
 
+from qrobust.__main__ import main
 from qrobust.evaluate import read_outcomes
 
 from .conftest import call
 
 WIDTHS = ("qm-32", "qm-4", "qm-2")
+Here = Callable[..., tuple[int, str, str]]
+
+
+@pytest.fixture
+def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Here:
+    """`qrobust ARGUMENTS` in this process, seconds faster than in its own: exit code, output, errors."""
+    monkeypatch.chdir(tmp_path)
+
+    def run(*arguments: str) -> tuple[int, str, str]:
+        monkeypatch.setattr(sys, "argv", ["qrobust", *arguments])
+        with pytest.raises(SystemExit) as end:
+            main()
+        return int(end.value.code or 0), *capsys.readouterr()
+
+    return run
 
 
 @pytest.fixture(scope="module")
@@ -39,10 +57,9 @@ def test_every_width_has_its_own_result_and_masks(evaluated: Path) -> None:
         assert isinstance(result["flags"], list)
 
 
-def test_one_width_alone_is_the_same(small_run: Path, evaluated: Path, tmp_path: Path) -> None:
+def test_one_width_alone_is_the_same(here: Here, small_run: Path, evaluated: Path, tmp_path: Path) -> None:
     arguments = ["eval", str(small_run / "qm-4"), "--attacks", "pgd-3, fgsm", "-n", "40", "--json", "one.json"]
-    done = call(arguments, tmp_path)
-    assert done.returncode == 0, done.stderr
+    assert here(*arguments)[0] == 0
     assert {path.name for path in tmp_path.iterdir()} == {"one.json", "one.npz"}
     _, alone = read_outcomes(tmp_path / "one.json")
     _, among = read_outcomes(evaluated / "all.qm-4.json")
@@ -50,27 +67,27 @@ def test_one_width_alone_is_the_same(small_run: Path, evaluated: Path, tmp_path:
     assert all(np.array_equal(alone[name], among[name]) for name in alone)
 
 
-def test_without_attacks_the_recipes_are_made(small_run: Path, tmp_path: Path) -> None:
-    done = call(["eval", str(small_run / "qm-2"), "-n", "20", "--json", "one.json"], tmp_path)
-    assert done.returncode == 0, done.stderr
+def test_without_attacks_the_recipes_are_made(here: Here, small_run: Path, tmp_path: Path) -> None:
+    assert here("eval", str(small_run / "qm-2"), "-n", "20", "--json", "one.json")[0] == 0
     assert list(read_outcomes(tmp_path / "one.json")[0]["attacks"]) == ["gn", "pgd-5"]
 
 
-def test_the_seed_is_that_of_the_command(small_run: Path, tmp_path: Path) -> None:
-    done = call(["eval", str(small_run / "qm-2"), "-n", "9", "--seed", "5", "--json", "one.json"], tmp_path)
-    assert done.returncode == 0, done.stderr
+def test_the_seed_is_that_of_the_command(here: Here, small_run: Path, tmp_path: Path) -> None:
+    assert here("eval", str(small_run / "qm-2"), "-n", "9", "--seed", "5", "--json", "one.json")[0] == 0
     assert read_outcomes(tmp_path / "one.json")[0]["seed"] == 5
 
 
-def test_compare_two_widths(evaluated: Path) -> None:
-    done = call(["compare", "all.qm-32.json", "all.qm-4.json", "--json", "paired.json"], evaluated)
-    assert done.returncode == 0, done.stderr
-    assert "(40 images)" in done.stdout
-    result = json.loads((evaluated / "paired.json").read_text())
+def test_compare_two_widths(here: Here, evaluated: Path, tmp_path: Path) -> None:
+    code, out, _ = here(
+        "compare", *(str(evaluated / f"all.{width}.json") for width in WIDTHS[:2]), "--json", "paired.json"
+    )
+    assert code == 0
+    assert "(40 images)" in out
+    result = json.loads((tmp_path / "paired.json").read_text())
     first, second = (read_outcomes(evaluated / f"all.{width}.json")[1] for width in WIDTHS[:2])
     assert list(result["sets"]) == ["clean", "fgsm", "pgd-3", "worst_case"]
     for name, row in result["sets"].items():
-        assert name in done.stdout
+        assert name in out
         if name != "worst_case":
             assert row["gained"] == np.flatnonzero(second[name] & ~first[name]).tolist()
             assert row["lost"] == np.flatnonzero(first[name] & ~second[name]).tolist()
@@ -105,14 +122,14 @@ BAD = {
 
 @pytest.mark.parametrize("name", BAD)
 def test_a_mistake_is_one_clear_line_and_exit_code_2(
-    name: str, small_run: Path, evaluated: Path, tmp_path: Path
+    name: str, here: Here, small_run: Path, evaluated: Path, tmp_path: Path
 ) -> None:
     arguments, expected = BAD[name]
-    done = call([part.replace("RUN", str(small_run)).replace("ALL", str(evaluated)) for part in arguments], tmp_path)
-    assert done.returncode == 2, done.stdout + done.stderr
-    assert done.stdout == ""
-    *_, line = done.stderr.strip().splitlines()
+    code, out, errors = here(
+        *(part.replace("RUN", str(small_run)).replace("ALL", str(evaluated)) for part in arguments)
+    )
+    assert (code, out) == (2, "")
+    (line,) = errors.strip().splitlines()
     assert line.startswith("error: ")
     assert expected in line
-    assert "Traceback" not in done.stderr
     assert not list(tmp_path.iterdir())

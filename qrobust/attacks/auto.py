@@ -31,8 +31,31 @@ def autoattack_part(model: nn.Module, x: Tensor, y: Tensor, *, part: str, threat
             classes = model(x[:1]).shape[1]
         if classes < FEWEST_CLASSES:
             raise RecipeError(f"expected {FEWEST_CLASSES} classes or more for autoattack, got {classes}; use pgd")
-        found: Tensor = _attacker(model, x, threat, seed, part, min(9, classes - 1)).perturb(x, y)
+        attacker = _attacker(_Contiguous(model), x, threat, seed, part, min(9, classes - 1))
+        found: Tensor = attacker.perturb(x.contiguous(), y)
     return found.detach()
+
+
+class _ContiguousGradient(torch.autograd.Function):
+    """The identity, whose gradient comes back contiguous: the package takes flat views of it."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:  # noqa: ARG004
+        return x.view_as(x)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> Tensor:  # noqa: ARG004
+        return grads[0].contiguous()
+
+
+class _Contiguous(nn.Module):
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, x: Tensor) -> Tensor:
+        logits: Tensor = self.model(_ContiguousGradient.apply(x))  # type: ignore[no-untyped-call]
+        return logits
 
 
 def _attacker(model: nn.Module, x: Tensor, threat: Threat, seed: int, part: str, targets: int) -> Any:

@@ -10,6 +10,7 @@ from torch.nn import functional as F
 
 from ..objectives import margin
 from ..threat import Threat
+from .checks import check_images, check_output
 from .crafting import crafting, input_gradient
 
 TPGD_START = 1e-3
@@ -45,6 +46,7 @@ def pgd(
     >>> from qrobust.threat import Threat
     >>> x_adv = pgd(nn.Flatten(), torch.rand(2, 3, 1, 1), torch.tensor([0, 1]), threat=Threat("linf", 0.1))
     """
+    check_images(x)
     x_adv = x.clone()
     with crafting(model, training=training):
         todo = torch.arange(len(x), device=x.device)
@@ -85,6 +87,7 @@ def tpgd(
 
     Starts from x + 0.001·N(0, 1), where the KL's gradient is not yet zero. y is not used. Shapes as in `pgd`.
     """
+    check_images(x)
     source = x.device if generator is None else generator.device
     noise = torch.empty(x.shape, dtype=x.dtype, device=source).normal_(generator=generator)
     start = threat.project(x + TPGD_START * noise.to(x.device), x)
@@ -110,9 +113,12 @@ def _ascend(
     loss: Loss,
 ) -> Tensor:
     x_adv = start
-    for _ in range(steps):
+    for step in range(steps):
         x_adv = x_adv.detach().requires_grad_(True)
-        gradient = input_gradient(loss(model(x_adv), y), x_adv)
+        logits = model(x_adv)
+        if step == 0:
+            check_output(logits, y)
+        gradient = input_gradient(loss(logits, y), x_adv)
         with torch.no_grad():
             x_adv = threat.project(x_adv + step_size * threat.direction(gradient), x)
     return x_adv.detach()

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from ..objectives import margin
+from .checks import check_images
 from .crafting import crafting, input_gradient
 
 INSIDE = 1 - 1e-6  # atanh is infinite at black and white
@@ -30,6 +31,7 @@ def cw(
 
     x: images (n, c, h, w) in [0,1]. y: labels (n,). lr: of Adam, in the units of w.
     """
+    check_images(x)
     best, nearest = x.clone(), torch.full((len(x),), float("inf"), device=x.device)
     w = torch.atanh((2 * x - 1) * INSIDE).requires_grad_(True)
     optimizer = torch.optim.Adam([w], lr=lr)

@@ -9,6 +9,7 @@ from torch import Generator, Tensor, nn
 from ..errors import RecipeError
 from ..runtime import square_attack
 from ..threat import Threat
+from .checks import check_images
 from .crafting import crafting
 
 
@@ -25,6 +26,7 @@ def square(
 
     x: images (n, c, h, w) in [0,1]. y: labels (n,). queries: at most, an image. Raises RecipeError for l2.
     """
+    check_images(x)
     if threat.norm != "linf":
         raise RecipeError(f"expected a threat in linf for square, got {threat.norm}; choose another attack")
     seed = int(torch.randint(2**31, (1,), generator=generator))

@@ -6,7 +6,7 @@ once; docs/flags.md has a paragraph for each.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass
 from functools import cached_property
 from typing import Any
@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from .. import machine
 from ..attacks import Attack, Scene, crafting, input_gradient, named
@@ -57,18 +58,36 @@ class Doubt:
 
 
 class Subject:
-    """The network under doubt on n images: x (n, c, h, w) in [0,1], y (n,), and masks that doubts share."""
+    """The network under doubt on n images: x (n, c, h, w) in [0,1], y (n,), and masks that doubts share.
 
-    def __init__(self, model: nn.Module, images: Images, threat: Threat, twin: nn.Module | None, seed: int) -> None:
-        self.model, self.threat, self.twin, self.seed = model, threat, twin, seed
+    twin: the float network behind a quantised one. others: further networks whose examples may transfer.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        images: Images,
+        threat: Threat,
+        twin: nn.Module | None = None,
+        others: Sequence[nn.Module] = (),
+        seed: int = 0,
+    ) -> None:
+        self.model, self.threat, self.twin, self.others, self.seed = model, threat, twin, others, seed
         self.x = to_unit(images.x, machine.device(), channels_last=True)
         self.y = images.y.to(self.x.device)
 
-    def right(self, attack: str, *, model: nn.Module | None = None, threat: Threat | None = None) -> Tensor:
+    def right(
+        self,
+        attack: str,
+        *,
+        model: nn.Module | None = None,
+        threat: Threat | None = None,
+        twin: nn.Module | None = None,
+    ) -> Tensor:
         """Mask (n,) of images right when clean and under a named attack, crafted on `model` (default: its own)."""
         within = threat or self.threat
         chosen: Attack = named(attack, within)
-        scene = Scene(model or self.model, within, self.twin, self.seed)
+        scene = Scene(model or self.model, within, twin or self.twin, self.seed)
         x_adv = chosen.craft(scene, self.x, self.y, machine.generator(self.seed, "doubt", attack))
         return self.clean & judge(self.model, self.x, self.y, x_adv, within if chosen.bounded else None)
 
@@ -95,9 +114,13 @@ class Subject:
     @cached_property
     def gradient(self) -> Tensor:
         """Input gradient of the cross-entropy, (n, c, h, w)."""
+        return self.gradient_of(self.model)
+
+    def gradient_of(self, model: nn.Module) -> Tensor:
+        """That of a network, this one's or its twin's."""
         x = self.x.clone().requires_grad_(True)
-        with crafting(self.model):
-            return input_gradient(cross_entropy(self.model(x), self.y), x)
+        with crafting(model):
+            return input_gradient(cross_entropy(model(x), self.y), x)
 
     def share(self, mask: Tensor) -> float:
         """Share of the n images."""
@@ -123,15 +146,17 @@ def doubt(
     *,
     threat: Threat,
     twin: nn.Module | None = None,
+    others: Sequence[nn.Module] = (),
     n: int = 200,
     seed: int = 0,
     thorough: bool = True,
 ) -> list[Flag]:
     """The flags of a network on the first n images; an empty list says that no doubt was confirmed, no more.
 
-    twin: the float network behind a quantised one, for transfer. thorough: all doubts, else the cheap ones.
+    twin: the float network behind a quantised one. others: other widths of it, for transfer. thorough: all
+    doubts, else the cheap ones.
     """
-    subject = Subject(model.eval(), images.take(slice(0, n)), threat, twin, seed)
+    subject = Subject(model.eval(), images.take(slice(0, n)), threat, twin, others, seed)
     return list(_flags(subject, [d for d in DOUBTS if thorough or d.cheap]))
 
 
@@ -174,6 +199,14 @@ def _one_place(subject: Subject) -> float:
     return float(energy.topk(max(1, round(CORNER * len(energy)))).values.sum())
 
 
+def _turned_gradient(subject: Subject) -> float:
+    """One minus the median cosine with the twin's gradient."""
+    if subject.twin is None:
+        return 0.0
+    cosine = F.cosine_similarity(subject.gradient.flatten(1), subject.gradient_of(subject.twin).flatten(1), dim=1)
+    return 1 - float(cosine.median())
+
+
 def _loss_disagreement(subject: Subject) -> float:
     return abs(subject.share(subject.ce) - subject.share(subject.margin))
 
@@ -200,9 +233,10 @@ def _backward_variants(subject: Subject) -> float:
 
 
 def _transfer(subject: Subject) -> float:
-    if subject.twin is None:
-        return 0.0
-    return subject.share(subject.white_box & ~subject.right(f"transfer-{STEPS}:loss=margin"))
+    left = subject.white_box
+    for source in filter(None, (subject.twin, *subject.others)):
+        left = left & subject.right(f"transfer-{STEPS}:loss=margin", twin=source.eval())
+    return subject.share(subject.white_box & ~left)
 
 
 def _square(subject: Subject) -> float:
@@ -261,6 +295,8 @@ DOUBTS: tuple[Doubt, ...] = (
           "look for rounding without straight-through, saturated softmax, clamps; attack through a twin", cheap=True),
     Doubt("one-place", _one_place, 0.5, "most of the gradient lies in the same few pixels of every image",
           "look at these pixels: they may give the label away", cheap=True),
+    Doubt("turned-gradient", _turned_gradient, 0.9, "the gradient points elsewhere than the float twin's",
+          "look at the backward pass of the quantisers; attack through the twin", cheap=True),
     Doubt("loss-disagreement", _loss_disagreement, 0.01, "cross-entropy and margin attacks should agree within a point",
           "report the worst case of both; look at the scale of the logits"),
     Doubt("temperature", _temperature, 0.02, "scaling the logits lets cross-entropy attacks break more", MASKED),
@@ -268,7 +304,7 @@ DOUBTS: tuple[Doubt, ...] = (
           "raise steps and restarts until the accuracy stands still"),
     Doubt("backward-variants", _backward_variants, 0.01, "another straight-through backward pass breaks more",
           "report the worst case over backward passes"),
-    Doubt("transfer-wins", _transfer, 0.002, "examples from the float twin break what white-box ones do not", MASKED),
+    Doubt("transfer-wins", _transfer, 0.002, "examples from another width break what white-box ones do not", MASKED),
     Doubt("square-wins", _square, 0.002, "an attack without gradients breaks what those with them do not", MASKED),
     Doubt("noise-wins", _noise, 0.002, "random noise breaks what the attacks do not", MASKED),
     Doubt("one-step-wins", _one_step, 0.01, "one step is stronger than many", MASKED),

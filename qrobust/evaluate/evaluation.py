@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import io
 import time
-import zipfile
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -22,7 +21,7 @@ from ..progress import bar
 from ..storage import digest, write_bytes
 from ..threat import Threat
 from .judge import check_logits, judge, predict
-from .outcomes import CLEAN, Outcomes
+from .outcomes import CLEAN, UNREADABLE, Outcomes
 
 UNKNOWN, WRONG, RIGHT = -1, 0, 1
 SAVE_EVERY = 5.0  # seconds
@@ -135,7 +134,7 @@ class _Journal:
         try:
             with np.load(io.BytesIO(path.read_bytes()), allow_pickle=False) as stored:
                 return {name: stored[name] for name in stored if name != "key"} if stored["key"] == self._key else {}
-        except (OSError, EOFError, KeyError, TypeError, ValueError, zipfile.BadZipFile):
+        except UNREADABLE:
             return {}
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from ..attacks.checks import check_output
 from ..errors import DataError, ModelError
 from ..threat import Threat
 
@@ -32,10 +33,8 @@ def judge(model: nn.Module, x: Tensor, y: Tensor, x_adv: Tensor, threat: Threat 
 @torch.no_grad()
 def predict(model: nn.Module, x: Tensor) -> Tensor:
     """Labels (n,) for images (n, c, h, w). Raises ModelError for an output that is no finite logits."""
-    logits = model(x)
-    if not isinstance(logits, Tensor) or logits.dim() != 2 or len(logits) != len(x):
-        got = tuple(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
-        raise ModelError(f"expected logits of shape ({len(x)}, classes), got {got}; return the logits alone")
+    logits: Tensor = model(x)
+    check_output(logits, torch.zeros(len(x), dtype=torch.long))
     if not torch.isfinite(logits).all():
         raise ModelError("expected finite logits, got NaN or infinity; the network has diverged")
     return logits.argmax(1)

@@ -20,6 +20,8 @@ from ..storage import read_json, write_bytes, write_json
 from ..threat import Threat
 
 CLEAN = "clean"
+# What numpy and zipfile raise for a file that is no .npz, or one that was cut or changed.
+UNREADABLE = (OSError, EOFError, KeyError, RuntimeError, TypeError, ValueError, zipfile.BadZipFile, zlib.error)
 Mask = npt.NDArray[np.bool_]
 
 
@@ -84,7 +86,7 @@ def read_outcomes(path: Path) -> tuple[dict[str, Any], dict[str, Mask]]:
         with np.load(io.BytesIO(path.with_suffix(".npz").read_bytes()), allow_pickle=False) as stored:
             for name in (CLEAN, *result["attacks"]):
                 masks[name] = np.unpackbits(stored[name], count=result["n"]).astype(bool)
-    except (OSError, EOFError, KeyError, TypeError, ValueError, zipfile.BadZipFile, zlib.error) as error:
+    except UNREADABLE as error:
         raise RunError(
             f"expected an evaluation at {path} with its .npz beside it, got: {error}; write one by qrobust eval --json"
         ) from error

@@ -17,8 +17,9 @@ from torch import Tensor, nn
 # The clip may be learned down to zero: a scale must stay a number one can divide by.
 SMALLEST_CLIP = 1e-6
 CLIP_CANDIDATES = 80
-# Share of the gradient that passes outside the clip, by the name of a backward pass.
-STRAIGHT_THROUGH = {"identity": 1.0, "leaky": 0.1}
+STRAIGHT_THROUGH = ("identity", "leaky", "soft")  # backward passes that only a doubt uses
+LEAK = 0.1
+SOFTNESS = 0.9
 
 
 class LearnedClip(torch.autograd.Function):
@@ -26,7 +27,7 @@ class LearnedClip(torch.autograd.Function):
 
     With u = x/α and inside = low/high < u < 1 (no gradient at the bounds, as with relu at 0):
 
-        dx = g                       weights (leak 1): straight through
+        dx = g                       weights ("identity"): straight through
         dx = g·1[inside]             activations
         dα = Σ g·((q/α - u)·1[inside] + 1[u > 1] + (low/high)·1[u < low/high])
 
@@ -34,19 +35,21 @@ class LearnedClip(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, clip: Tensor, low: int, high: int, leak: float) -> Tensor:
+    def forward(ctx: Any, x: Tensor, clip: Tensor, low: int, high: int, backward: str) -> Tensor:
         ctx.save_for_backward(x, clip)
-        ctx.settings = (low, high, leak)
+        ctx.settings = (low, high, backward)
         return fake_quantize(x, clip, low, high)
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         (g,) = grads
         x, clip = ctx.saved_tensors
-        low, high, leak = ctx.settings
-        dx = g if leak == 1 else _inside(g, x, clip, low, high)
-        if 0 < leak < 1:
-            dx = dx + leak * (g - dx)
+        low, high, backward = ctx.settings
+        dx = g if backward == "identity" else _inside(g, x, clip, low, high)
+        if backward == "leaky":
+            dx = dx + LEAK * (g - dx)
+        elif backward == "soft":
+            dx = dx * (1 - SOFTNESS * torch.cos(2 * math.pi * x * (high / clip)))
         if not ctx.needs_input_grad[1]:
             return dx, None, None, None, None
         u = x / clip
@@ -127,7 +130,7 @@ class Quantizer(nn.Module):
         self.observed: int | None = None
         self.held: tuple[Tensor, ...] | None = None
         self.holding = False
-        self.leak = 0.0
+        self.backward = "clipped" if masked else "identity"
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """(dequantised x, scale, zero point, bit width); calibrates first inside `calibrating`."""
@@ -136,7 +139,7 @@ class Quantizer(nn.Module):
         if self.observed is not None and not self.fixed:
             self._observe(x.detach())
         clip = self.effective_clip()
-        settings = (self.low, self.high, self.leak if self.masked else 1.0)
+        settings = (self.low, self.high, self.backward)
         value: Tensor = LearnedClip.apply(x, clip, *settings)  # type: ignore[no-untyped-call]
         result = (value, clip / self.high, self.zero_point, self.bit_width)
         if self.holding:
@@ -212,14 +215,16 @@ def calibrating(model: nn.Module) -> Iterator[None]:
 def straight_through(model: nn.Module, form: str) -> Iterator[None]:
     """Inside, gradients pass every activation quantiser in another form: a doubt, never a training setting.
 
-    "identity": all of the gradient passes; "leaky": a tenth passes outside the clip. Raises KeyError for others.
+    "identity": all of the gradient passes; "leaky": a tenth passes outside the clip; "soft": the slope of a
+    smooth staircase, 1 - 0.9·cos(2πx/s), inside it. Raises KeyError for others.
     """
-    leaks = STRAIGHT_THROUGH[form]
+    if form not in STRAIGHT_THROUGH:
+        raise KeyError(form)
     chosen = [quantizer for quantizer in quantizers(model) if quantizer.masked]
     for quantizer in chosen:
-        quantizer.leak = leaks
+        quantizer.backward = form
     try:
         yield
     finally:
         for quantizer in chosen:
-            quantizer.leak = 0.0
+            quantizer.backward = "clipped"

@@ -38,9 +38,10 @@ def images(n=N):
     return Images((x[:n] * 255).round().to(torch.uint8), y[:n])
 
 
-def driven(x, y, threat, batch_size):
+def driven(x, y, threat, batch_size, *parts):
     """x_adv of the package's own driver, and which images it leaves right."""
     whole = pyautoattack.AutoAttack(digits_net(), norm=NORMS[threat.norm], eps=threat.eps, seed=SEED)
+    whole.attacks_to_run = list(parts or PARTS)
     x_adv, labels = whole.run_standard_evaluation(x, y, batch_size=batch_size)
     return x_adv, labels == y
 
@@ -65,6 +66,17 @@ def test_crafting_is_the_drivers_to_the_pixel(threat):
     x_adv = named("autoattack", threat).craft(Scene(digits_net(), threat, seed=SEED), x, y, seeded())
     assert torch.equal(x_adv[~left], expected[~left])
     assert (digits_net()(x_adv).argmax(1) == y).tolist() == left.tolist()
+
+
+@pytest.mark.parametrize("part", PARTS)
+def test_every_part_is_the_drivers_to_the_pixel(part):
+    _, (x, y) = digits()
+    right, threat = digits_net()(x).argmax(1) == y, THREATS["linf"]
+    x, y = x[right][:N], y[right][:N]
+    expected, left = driven(x, y, threat, N, part)
+    x_adv = autoattack_part(digits_net(), x, y, part=part, threat=threat, seed=SEED)
+    assert 0 < left.sum() < N
+    assert torch.equal(x_adv[~left], expected[~left])
 
 
 @pytest.mark.parametrize("part", PARTS)
@@ -100,3 +112,17 @@ def test_too_few_classes_are_refused(part):
     with pytest.raises(RecipeError) as caught:
         autoattack_part(smooth_net(classes=3), x, y, part=part, threat=THREATS["linf"])
     assert str(caught.value) == "expected 4 classes or more for autoattack, got 3; use pgd"
+
+
+def test_a_channels_last_network_is_attacked_too():
+    """Its gradients have no flat views, which the package takes."""
+    torch.manual_seed(0)
+    model = torch.nn.Sequential(
+        torch.nn.Conv2d(3, 4, 3), torch.nn.ReLU(), torch.nn.Flatten(), torch.nn.Linear(144, 10)
+    ).eval()
+    model = model.to(memory_format=torch.channels_last)
+    x = torch.rand(4, 3, 8, 8).contiguous(memory_format=torch.channels_last)
+    y = model(x).argmax(1)
+    found = autoattack_part(model, x, y, part="apgd-ce", threat=Threat("linf", 0.1))
+    assert (found - x).abs().max() <= 0.1 + 1e-6
+    assert (model(found).argmax(1) != y).any()

@@ -93,6 +93,23 @@ def test_a_result_without_its_masks_is_refused(tmp_path, spoil):
     assert text.endswith("; write one by qrobust eval --json")
 
 
+def test_no_changed_byte_changes_a_mask(tmp_path):
+    """Each byte in turn: masks come back as they were, or the file is refused."""
+    path, refused = tmp_path / "eval.json", 0
+    found = outcomes(clean="11111111" * 9, fgsm="1100101011110101" * 4 + "10101010")
+    found.save(path)
+    data = path.with_suffix(".npz").read_bytes()
+    for k in range(len(data)):
+        path.with_suffix(".npz").write_bytes(data[:k] + bytes([data[k] ^ 255]) + data[k + 1 :])
+        try:
+            _, masks = read_outcomes(path)
+        except RunError:
+            refused += 1
+        else:
+            assert all(np.array_equal(masks[name], found.correct[name]) for name in masks), k
+    assert len(data) / 2 < refused < len(data)
+
+
 @pytest.mark.parametrize("content", ["[1, 2]", '{"n": 4}', '{"qm-4": {"attacks": {}}}', "3"])
 def test_another_json_is_refused(tmp_path, content):
     path = tmp_path / "eval.json"

@@ -1,0 +1,34 @@
+"""What attacks ask of images, labels and networks, told in one line."""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+from ..errors import DataError, ModelError
+
+
+def check_images(x: Tensor) -> None:
+    """Raises DataError for images that are no floats in [0, 1]."""
+    if not x.is_floating_point():
+        raise DataError(f"expected float images in [0, 1], got {x.dtype}; divide 8-bit images by 255")
+    if not x.numel():
+        return
+    low, high = float(x.min()), float(x.max())
+    if not (low >= 0 and high <= 1):  # also true for NaN
+        raise DataError(
+            f"expected images in [0, 1], got [{low:.3g}, {high:.3g}]; pass unnormalised images, "
+            "normalisation belongs inside the model"
+        )
+
+
+def check_output(logits: object, y: Tensor) -> None:
+    """Raises ModelError for an output that is no logits (n, classes), DataError for labels out of range."""
+    if not isinstance(logits, Tensor) or logits.dim() != 2 or len(logits) != len(y):
+        got = tuple(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
+        raise ModelError(f"expected logits of shape ({len(y)}, classes), got {got}; return the logits alone")
+    if not len(y):
+        return
+    low, high = int(y.min()), int(y.max())
+    if low < 0 or high >= logits.shape[1]:
+        wrong = low if low < 0 else high
+        raise DataError(f"expected labels in [0, {logits.shape[1] - 1}], got {wrong}; number the classes from 0")
