@@ -22,6 +22,14 @@ def device() -> torch.device:
     return torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
+def device_of(model: nn.Module) -> torch.device:
+    """Where a network's weights are: images follow it. A network without any is taken to be on the CPU."""
+    import torch
+
+    tensors = (*model.parameters(), *model.buffers())
+    return tensors[0].device if tensors else torch.device("cpu")
+
+
 def placed(model: nn.Module) -> nn.Module:
     """The network on the device, channels last (convolutions 1.3 times faster on a CPU, more on a GPU)."""
     import torch

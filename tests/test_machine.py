@@ -53,3 +53,9 @@ def test_versions_and_hardware_are_json():
 def test_a_package_that_is_not_there_is_left_out(monkeypatch):
     monkeypatch.setattr(machine, "PACKAGES", ("torch", "no-such-package-here"))
     assert set(machine.versions()) == {"python", "torch"}
+
+
+def test_images_follow_the_weights():
+    assert machine.device_of(torch.nn.Linear(2, 2)) == torch.device("cpu")
+    assert machine.device_of(torch.nn.Linear(2, 2, device="meta")) == torch.device("meta")
+    assert machine.device_of(torch.nn.Flatten()) == torch.device("cpu")

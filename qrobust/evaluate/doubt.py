@@ -73,7 +73,7 @@ class Subject:
         seed: int = 0,
     ) -> None:
         self.model, self.threat, self.twin, self.others, self.seed = model, threat, twin, others, seed
-        self.x = to_unit(images.x, machine.device(), channels_last=True)
+        self.x = to_unit(images.x, machine.device_of(model), channels_last=True)
         self.y = images.y.to(self.x.device)
 
     def right(

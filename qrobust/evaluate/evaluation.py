@@ -57,7 +57,7 @@ def evaluate(
     journal = _Journal(state, digest([described, outcomes.images, *networks]), len(images))
     scene = Scene(model, threat, twin, seed)
     model.eval()
-    check_logits(model, to_unit(images.x[:batch_size], machine.device(), channels_last=True))
+    check_logits(model, to_unit(images.x[:batch_size], machine.device_of(model), channels_last=True))
     with bar(label, (len(attacks) + 1) * len(images), "images") as moving:
         for attack in (None, *attacks):
             name = CLEAN if attack is None else attack.name
@@ -97,7 +97,7 @@ def _under(
 def _one_batch(
     scene: Scene, batch: Images, attack: Attack | None, part: str, generator: torch.Generator
 ) -> npt.NDArray[np.bool_]:
-    x = to_unit(batch.x, machine.device(), channels_last=True)
+    x = to_unit(batch.x, machine.device_of(scene.model), channels_last=True)
     y = batch.y.to(x.device)
     if attack is None:
         right = predict(scene.model, x) == y

@@ -44,7 +44,7 @@ def make_suite(
     scene = Scene(model, threat, twin, seed)
     parts: dict[str, list[Tensor]] = {}
     for index, batch in enumerate(images.batches(batch_size)):
-        x = to_unit(batch.x, machine.device(), channels_last=True)
+        x = to_unit(batch.x, machine.device_of(model), channels_last=True)
         y = batch.y.to(x.device)
         for attack in (None, *attacks):
             name = "clean" if attack is None else attack.name

@@ -42,6 +42,7 @@ class LearnedClip(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        """dx and dα of the class's formulas; dα is left out while nothing asks for it, as in an attack."""
         (g,) = grads
         x, clip = ctx.saved_tensors
         low, high, backward = ctx.settings
