@@ -35,7 +35,7 @@ from .recipe import Recipe
 from .storage import digest, read_json, write_json, write_text
 from .summary import report
 from .threat import Threat
-from .train import Job, fit, load_weights, save_weights
+from .train import Job, fit, load_weights, read_metadata, save_weights
 
 FLOAT = 32
 
@@ -75,6 +75,7 @@ class Run:
 
     def train(self) -> None:
         """Train the float network, then quantise width by width."""
+        self._refuse_another_training()  # before anything in the folder changes
         write_text(self.folder / "recipe.toml", recipe.dump(self.recipe))
         for bits in self.recipe.bits:
             self._stage(self._at(bits) / "train.json", self.train_key(bits), partial(self._train, bits))
@@ -298,6 +299,20 @@ class Run:
             write_json(path, {"key": key, **work()})
             self._tell(path)
 
+    def _refuse_another_training(self) -> None:
+        """Raises RunError if a width was trained, or is in training, with other settings."""
+        for bits in self.recipe.bits:
+            record, state = self._at(bits) / "train.json", self._at(bits) / "checkpoint" / "last.safetensors"
+            if record.exists():
+                found = read_json(record).get("key")
+            else:
+                found = read_metadata(state).get("key") if state.exists() else None
+            if found not in (None, self.train_key(bits)):
+                raise RunError(
+                    f"expected a run of this recipe in {self.folder}, got one trained with other settings "
+                    "(data, model, threat, train, quant or seed differ); give another --out or remove it"
+                )
+
     def _done(self, path: Path, key: str) -> bool:
         """Whether a stage's file is there and of these settings."""
         if not path.exists():
@@ -305,11 +320,6 @@ class Run:
         if read_json(path).get("key") == key:
             note(f"{path.relative_to(self.folder) if path.is_relative_to(self.folder) else path}: done before")
             return True
-        if path.name == "train.json":
-            raise RunError(
-                f"expected a run of this recipe in {self.folder}, got one trained with other settings "
-                "(data, model, threat, train, quant or seed differ); give another --out or remove it"
-            )
         return False
 
     def _tell(self, path: Path) -> None:

@@ -58,11 +58,19 @@ def test_a_second_run_finds_every_stage_done(small_run: Path) -> None:
     assert before == {path: path.stat().st_mtime_ns for path in before}
 
 
-def test_other_training_settings_are_refused(small_run: Path) -> None:
-    done = call(["run", "digits", *overrides("train.lr=0.05"), "--out", str(small_run)], small_run.parent)
+@pytest.mark.parametrize("finished", [True, False])
+def test_other_training_settings_are_refused_and_nothing_changes(
+    small_run: Path, tmp_path: Path, finished: bool
+) -> None:
+    folder = shutil.copytree(small_run, tmp_path / "run")
+    if not finished:
+        (folder / "qm-32" / "train.json").unlink()
+    before = {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+    done = call(["run", "digits", *overrides("train.lr=0.05"), "--out", str(folder)], tmp_path)
     assert done.returncode == 2
     assert len(done.stderr.strip().splitlines()) == 1
     assert "give another --out" in done.stderr
+    assert before == {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
 
 
 def test_other_evaluation_settings_redo_the_evaluation_only(small_run: Path, tmp_path: Path) -> None:
