@@ -2,21 +2,92 @@
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from .errors import DataError
 from .spectrum import spectral_distance
 
 
-def cross_entropy(logits: Tensor, y: Tensor) -> Tensor:
-    """mean_i -log softmax(z_i)[y_i]; logits (n, classes), y (n,)."""
-    return F.cross_entropy(logits, y)
+def cross_entropy(logits: Tensor, y: Tensor, *, smoothing: float = 0.0) -> Tensor:
+    """mean_i -Σ_k t_ik log softmax(z_i)_k, with targets t = (1 - smoothing)·y + smoothing/classes.
+
+    logits: (n, classes). y: labels (n,), which stand for their one-hot rows, or probabilities (n, classes)
+    of mixed images. smoothing: in [0, 1] (Szegedy et al. 2016, arXiv 1512.00567, section 7).
+    """
+    return F.cross_entropy(logits, y, label_smoothing=smoothing)
+
+
+def binary_cross_entropy(logits: Tensor, targets: Tensor) -> Tensor:
+    """mean_ik -t_ik log sigmoid(z_ik) - (1 - t_ik) log(1 - sigmoid(z_ik)): every class a question of its own.
+
+    logits: (n, classes). targets: probabilities (n, classes), or labels (n,), which stand for their one-hot
+    rows. The mean is over all n·classes numbers, so gradients are smaller than cross-entropy's.
+
+    Huang et al., "What Do Adversarially trained Neural Networks Focus: A Fourier Domain-based Study", section 3.2,
+    names it for mixed labels.
+    """
+    if not targets.is_floating_point():
+        targets = F.one_hot(targets, logits.shape[1])
+    return F.binary_cross_entropy_with_logits(logits, targets.to(logits.dtype))
+
+
+def divergence(clean: Tensor, adversarial: Tensor) -> Tensor:
+    """mean_i KL(p_i ‖ q_i) = mean_i Σ_k p_ik (log p_ik - log q_ik), p = softmax(clean), q = softmax(adversarial).
+
+    clean, adversarial: logits (n, classes), both with gradient.
+    """
+    return _divergences(clean, adversarial).mean()
+
+
+def trades(clean: Tensor, adversarial: Tensor, y: Tensor, *, beta: float = 6.0, smoothing: float = 0.0) -> Tensor:
+    """cross_entropy(clean, y) + beta · divergence(clean, adversarial).
+
+    clean, adversarial: logits (n, classes), both with gradient. y, smoothing: as in `cross_entropy`.
+
+    Zhang et al. 2019, arXiv 1901.08573; beta is their 1/λ.
+    """
+    return cross_entropy(clean, y, smoothing=smoothing) + beta * divergence(clean, adversarial)
+
+
+def boosted_cross_entropy(logits: Tensor, y: Tensor) -> Tensor:
+    """mean_i -log p_y - log(1 - max_{k≠y} p_k), p = softmax(z_i): the label up, its closest rival down.
+
+    logits: (n, classes), at least two classes, in which case it is twice the cross-entropy. y: labels (n,).
+    Raises DataError for mixed labels.
+
+    Wang et al. 2020, "Improving Adversarial Robustness Requires Revisiting Misclassified Examples".
+    The second term is exact here, as the log of the summed probabilities of all classes but the rival.
+    The authors' code adds 1e-4 to 1 - p_k instead, so there the term ends at 9.2 and its gradient fades
+    for p_k above 0.9999; here both go on, with the gradient of each logit within ±2/n.
+    """
+    if y.is_floating_point():
+        raise DataError("expected labels (n,), got probabilities; use cross_entropy or trades for mixed labels")
+    log_p = F.log_softmax(logits, dim=1)
+    rival = log_p.scatter(1, y[:, None], float("-inf")).argmax(dim=1, keepdim=True)
+    log_rest = log_p.scatter(1, rival, float("-inf")).logsumexp(dim=1)
+    return -(_of_label(log_p, y) + log_rest).mean()
+
+
+def mart(clean: Tensor, adversarial: Tensor, y: Tensor, *, beta: float = 6.0) -> Tensor:
+    """boosted_cross_entropy(adversarial, y) + beta · mean_i KL(p_i ‖ q_i) (1 - p_i,y), p and q as in `divergence`.
+
+    clean, adversarial: logits (n, classes), both with gradient, the weight 1 - p_y too. y: labels (n,).
+    Raises DataError for mixed labels.
+
+    Wang et al. 2020, as in `boosted_cross_entropy`; beta is their λ. The authors' code adds 1e-12 to q
+    and 1e-7 to the weight, here both are exact.
+    """
+    boosted = boosted_cross_entropy(adversarial, y)
+    weights = -torch.expm1(_of_label(F.log_softmax(clean, dim=1), y))
+    return boosted + beta * (_divergences(clean, adversarial) * weights).mean()
 
 
 def margin(logits: Tensor, y: Tensor) -> Tensor:
     """max_{k≠y} z_k - z_y per sample, (n,): positive where the label is lost."""
     others = logits.scatter(1, y[:, None], float("-inf"))
-    return others.amax(dim=1) - logits.gather(1, y[:, None])[:, 0]
+    return others.amax(dim=1) - _of_label(logits, y)
 
 
 def sar(clean: Tensor, adversarial: Tensor, *, form: str = "batch", distance: str = "l1") -> Tensor:
@@ -27,3 +98,14 @@ def sar(clean: Tensor, adversarial: Tensor, *, form: str = "batch", distance: st
     Huang et al., "A Spectral Perspective towards Understanding and Improving Adversarial Robustness", eq. 3.
     """
     return spectral_distance(clean, adversarial, form=form, distance=distance)
+
+
+def _divergences(clean: Tensor, adversarial: Tensor) -> Tensor:
+    """KL(softmax(clean) ‖ softmax(adversarial)) per sample, (n,)."""
+    log_p, log_q = F.log_softmax(clean, dim=1), F.log_softmax(adversarial, dim=1)
+    return F.kl_div(log_q, log_p, reduction="none", log_target=True).sum(dim=1)
+
+
+def _of_label(values: Tensor, y: Tensor) -> Tensor:
+    """values[i, y_i], (n,)."""
+    return values.gather(1, y[:, None])[:, 0]

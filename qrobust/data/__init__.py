@@ -8,10 +8,12 @@ Images rest as uint8 and become float32 in [0,1] on the device; normalisation be
 from .batches import epoch_batches
 from .images import Dataset, Images, make_images, to_unit
 from .loading import load
+from .mixing import MIXES
 from .settings import DataSettings, Settings
 from .sources import SOURCES
 
 __all__ = [
+    "MIXES",
     "SOURCES",
     "DataSettings",
     "Dataset",

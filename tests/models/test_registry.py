@@ -30,7 +30,7 @@ def test_one_decorated_function_adds_a_network(own_list):
 def test_an_unknown_network_is_refused():
     with pytest.raises(ModelError, match=r"^expected a network, got 'resnet9'; did you mean 'resnet8'\?$"):
         build("resnet9", in_channels=1, classes=10)
-    with pytest.raises(ModelError, match=r"^expected a network, got 'xyz'; known: .*resnet20, resnet8"):
+    with pytest.raises(ModelError, match=r"^expected a network, got 'xyz'; known: .*resnet20, resnet34"):
         build("xyz", in_channels=1, classes=10)
 
 
