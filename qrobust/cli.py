@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Optional
 
@@ -45,7 +46,10 @@ def run(recipe: RecipeName, override: Overrides = None, out: Out = None, json: J
     from .summary import table
 
     started = _open(recipe, override, out)
-    result = started.all_stages()
+    with _joined():
+        result = started.all_stages()
+    if result is None:  # another process has it
+        return 0
     _write(json, result)
     console = Console()
     console = console if console.is_terminal else Console(width=TABLE_WIDTH)
@@ -61,8 +65,10 @@ def run(recipe: RecipeName, override: Overrides = None, out: Out = None, json: J
 def train(recipe: RecipeName, override: Overrides = None, out: Out = None) -> int:
     """Train the float network and quantise it to every width of the recipe; continues where it stopped."""
     started = _open(recipe, override, out)
-    started.train()
-    print(f"networks: {started.folder}")
+    with _joined():
+        started.train()
+        if _speaks():
+            print(f"networks: {started.folder}")
     return 0
 
 
@@ -75,6 +81,7 @@ def evaluate(
     doubt: Annotated[
         bool, typer.Option("--doubt", help="Ask every doubt of docs/flags.md, not the cheap ones only.")
     ] = False,
+    average: Annotated[bool, typer.Option("--average", help="The weight averages of a run's networks.")] = False,
     json: Json = None,
 ) -> int:
     """Attack the networks of a run, or an artifact; with --json it goes on where it was stopped."""
@@ -83,7 +90,10 @@ def evaluate(
     from .summary import evaluation_table
     from .verbs import evaluate_folder
 
-    results = evaluate_folder(folder, attacks, n, seed, json, doubt)
+    with _joined():
+        results = evaluate_folder(folder, attacks, n, seed, json, thorough=doubt, averaged=average)
+        if not _speaks():
+            return 0
     console = Console()
     console = console if console.is_terminal else Console(width=TABLE_WIDTH)
     console.print(evaluation_table(results))
@@ -215,6 +225,18 @@ def _open(name: str, overrides: list[str] | None, out: Path | None) -> Run:
     from .run import Run
 
     return Run(settings, out or Path("runs") / settings.name)
+
+
+def _joined() -> AbstractContextManager[None]:
+    from .distributed import joined
+
+    return joined()
+
+
+def _speaks() -> bool:
+    from .distributed import is_first
+
+    return is_first()
 
 
 def _sizes(text: str) -> list[int]:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import hashlib
 import os
 import platform
+from collections.abc import Iterator
+from contextlib import contextmanager
 from importlib import metadata
 from typing import TYPE_CHECKING, Any
 
@@ -45,9 +47,29 @@ def generator(*parts: object) -> Generator:
     """
     import torch
 
+    return torch.Generator().manual_seed(seed(*parts))
+
+
+def seed(*parts: object) -> int:
+    """The number that `generator` starts from."""
     text = "/".join(map(str, parts))
-    seed = int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "big") >> 1
-    return torch.Generator().manual_seed(seed)
+    return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "big") >> 1
+
+
+@contextmanager
+def precision(name: str) -> Iterator[None]:
+    """Inside, matrix products and convolutions in "float32", "tf32" (GPU only) or "bf16" (autocast)."""
+    import torch
+
+    before = torch.get_float32_matmul_precision(), torch.backends.cudnn.allow_tf32
+    torch.set_float32_matmul_precision("highest" if name == "float32" else "high")
+    torch.backends.cudnn.allow_tf32 = name != "float32"
+    try:
+        with torch.autocast(device().type, torch.bfloat16, enabled=name == "bf16"):
+            yield
+    finally:
+        torch.set_float32_matmul_precision(before[0])
+        torch.backends.cudnn.allow_tf32 = before[1]
 
 
 def versions() -> dict[str, str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -18,7 +19,8 @@ from rich.progress import (
 )
 from rich.text import Text
 
-console = Console(stderr=True)
+# Of several processes that torchrun starts, the first speaks.
+console = Console(stderr=True, quiet=os.environ.get("RANK", "0") != "0")
 
 
 def note(text: str) -> None:
@@ -58,7 +60,7 @@ class Bar:
 @contextmanager
 def bar(label: str, total: int, unit: str) -> Iterator[Bar]:
     """A bar of `total` units on a terminal; silent elsewhere."""
-    if not sys.stderr.isatty():
+    if console.quiet or not sys.stderr.isatty():
         yield Bar(None, total)
         return
     columns = (

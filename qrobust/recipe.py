@@ -38,14 +38,24 @@ def _radius(value: Any) -> Any:
 
 
 def _start(value: Any) -> Any:
-    if value != "first-drop" and not (isinstance(value, int) and value >= 0):
+    if value != "first-drop" and (isinstance(value, bool) or not isinstance(value, int) or value < 0):
         raise ValueError("expected an epoch, counted from 0, or 'first-drop'")
     return value
 
 
-Number = Annotated[float, BeforeValidator(_fraction)]
+def _number(value: Any) -> Any:
+    if isinstance(value, bool):  # which Python counts among the integers
+        raise ValueError("expected a number")
+    return value
+
+
 Start = Annotated[int | Literal["first-drop"], BeforeValidator(_start)]
-Radius = Annotated[float, BeforeValidator(_radius), Field(ge=0, le=1)]
+Radius = Annotated[float, BeforeValidator(_number), BeforeValidator(_radius), Field(ge=0, le=1)]
+Int = Annotated[int, BeforeValidator(_number)]
+Float = Annotated[float, BeforeValidator(_number)]
+Count = Annotated[int, BeforeValidator(_number), Field(gt=0)]
+Positive = Annotated[float, BeforeValidator(_number), Field(gt=0)]
+Weight = Annotated[float, BeforeValidator(_number), Field(ge=0)]
 
 
 class Table(BaseModel):
@@ -60,11 +70,11 @@ class Data(Table):
     name: str
     root: str | None = None
     download: bool = False
-    train_size: Annotated[int, Field(gt=0)] | None = None
-    test_size: Annotated[int, Field(gt=0)] | None = None
-    validation: Annotated[float, Field(ge=0, le=0.5)] = 0.1
-    size: Annotated[int, Field(gt=0)] | None = None
-    crop: Annotated[int, Field(ge=0)] = 0  # padding of the random crop, pixels
+    train_size: Count | None = None
+    test_size: Count | None = None
+    validation: Annotated[Float, Field(ge=0, le=0.5)] = 0.1
+    size: Count | None = None
+    crop: Annotated[Int, Field(ge=0)] = 0  # padding of the random crop, pixels
     flip: bool = False
 
 
@@ -94,42 +104,88 @@ class ThreatModel(Table):
 
 
 class Craft(Table):
-    """PGD inside training."""
+    """The attack inside training. step_size None: what its kind is published with, as `length` says."""
 
-    steps: Annotated[int, Field(gt=0)] = 7
-    step_size: Radius = 2 / 255
+    kind: Literal["pgd", "fgsm-rs", "n-fgsm"] = "pgd"
+    steps: Count = 7  # of pgd; the others take one
+    step_size: Radius | None = None
     random_start: bool = True
     mode: Literal["eval", "train"] = "eval"  # of batch-norm, while crafting
 
+    def length(self, eps: float) -> float:
+        """Of a step: eps/4 for pgd, 1.25 eps for fgsm-rs, eps for n-fgsm, unless the recipe gives one."""
+        return (
+            eps * {"pgd": 0.25, "fgsm-rs": 1.25, "n-fgsm": 1.0}[self.kind] if self.step_size is None else self.step_size
+        )
+
 
 class Sar(Table):
-    """Spectral alignment: its weight, form, and first epoch (or the first learning-rate drop)."""
+    """Spectral alignment: its weight, form, and first epoch (or the first learning-rate drop).
 
-    weight: Annotated[float, Field(ge=0)] = 0.1
+    reference: whose logits of the clean images are aligned to: the "model"'s own (SAR) or its weight
+    "average"'s (SARWA).
+    """
+
+    weight: Weight = 0.1
     form: Form = "batch"
     distance: Distance = "l1"
     start: Start = "first-drop"
+    reference: Literal["model", "average"] = "model"
+
+
+class Awp(Table):
+    """Adversarial weight perturbation: gradients are taken at weights moved by gamma·‖w‖ along the ascent."""
+
+    gamma: Weight = 0.01
+    start: Start = 0
+
+
+class Average(Table):
+    """Weight averaging from `start` on: an equal mean over epochs, or an exponential one over steps.
+
+    deploy: whether the averaged network, not the trained one, is evaluated, quantised and exported.
+    """
+
+    kind: Literal["equal", "exponential"] = "equal"
+    decay: Annotated[Float, Field(gt=0, lt=1)] = 0.999  # of the exponential mean, a step
+    start: Start = "first-drop"
+    deploy: bool = False
+
+
+class Mix(Table):
+    """Images and labels mixed within a batch, before the attack ("clean") or after it ("adversarial")."""
+
+    kind: Literal["mixup", "cutout", "cutmix"]
+    on: Literal["clean", "adversarial"] = "clean"
+    alpha: Positive = 1.0  # of the share's beta distribution
+    loss: Literal["bce", "ce"] = "bce"
 
 
 class Validation(Table):
     """PGD on the validation split after every `every`-th epoch and the last; the best epoch is kept."""
 
-    every: Annotated[int, Field(gt=0)] = 1
-    steps: Annotated[int, Field(gt=0)] = 20
-    step_size: Radius = 2 / 255
+    every: Count = 1
+    steps: Count = 20
+    step_size: Radius | None = None  # None: eps/4
 
 
 class Schedule(Table):
-    """Epochs and SGD; `lr` is multiplied by `factors[i]` at epoch `milestones[i]`."""
+    """Epochs and SGD. shape "step": `lr` is multiplied by `factors[i]` at epoch `milestones[i]`; "cosine": down
+    to 0; "cyclic": up from 0 over the first two fifths, then down to 0.
+    """
 
-    epochs: Annotated[int, Field(gt=0)]
-    batch_size: Annotated[int, Field(gt=0)] = 128
-    lr: Annotated[float, Field(gt=0)] = 0.1
-    momentum: Annotated[float, Field(ge=0, lt=1)] = 0.9
-    weight_decay: Annotated[float, Field(ge=0)] = 5e-4
-    milestones: tuple[int, ...] = ()
-    factors: tuple[float, ...] | None = None
+    epochs: Count
+    batch_size: Count = 128
+    lr: Positive = 0.1
+    momentum: Annotated[Float, Field(ge=0, lt=1)] = 0.9
+    weight_decay: Weight = 5e-4
+    shape: Literal["step", "cosine", "cyclic"] = "step"
+    milestones: tuple[Int, ...] = ()
+    factors: tuple[Float, ...] | None = None
+    gradient_clip: Positive | None = None  # largest norm of all gradients together
     sar: Sar | None = None
+    awp: Awp | None = None
+    average: Average | None = None
 
     @model_validator(mode="after")
     def _drops(self) -> Schedule:
@@ -137,17 +193,57 @@ class Schedule(Table):
             raise ValueError(f"expected one factor a milestone, got {len(self.factors)} for {len(self.milestones)}")
         if list(self.milestones) != sorted(set(self.milestones)):
             raise ValueError(f"expected rising milestones, got {list(self.milestones)}")
-        if self.sar is not None and self.sar.start == "first-drop" and not self.milestones:
-            raise ValueError("expected milestones, for sar.start = 'first-drop', got none; give sar.start an epoch")
+        if self.milestones and self.shape != "step":
+            raise ValueError(f"expected no milestones with shape {self.shape!r}, got {list(self.milestones)}")
+        for key in ("sar", "awp", "average"):
+            part = getattr(self, key)
+            if part is not None and part.start == "first-drop" and not self.milestones:
+                raise ValueError(
+                    f"expected milestones, for {key}.start = 'first-drop', got none; give {key}.start an epoch"
+                )
+        return self
+
+    @model_validator(mode="after")
+    def _aligned(self) -> Schedule:
+        if self.sar is None or self.sar.reference == "model":
+            return self
+        if self.average is None:
+            raise ValueError("expected a table average for sar.reference = 'average', got none; add one")
+        sar, average = (self.milestones[0] if s == "first-drop" else s for s in (self.sar.start, self.average.start))
+        if int(sar) < int(average):
+            raise ValueError(f"expected sar.start at or after average.start, epoch {average}, got {sar}; change one")
         return self
 
 
 class Training(Schedule):
-    """Training of the float network, and the attack that the quantised ones train against too."""
+    """Training of the float network, and the attack that the quantised ones train against too.
 
-    method: Literal["natural", "at"] = "at"
+    beta: weight of the second term of trades and mart. smoothing: of labels. low_pass: bandwidth that natural
+    training keeps of its images (L-model). precision: of the forward and backward passes.
+    """
+
+    method: Literal["natural", "at", "trades", "mart"] = "at"
+    beta: Weight = 6.0
+    smoothing: Annotated[Float, Field(ge=0, lt=1)] = 0.0
+    low_pass: Count | None = None
+    precision: Literal["float32", "tf32", "bf16"] = "float32"
     attack: Craft = Craft()
+    mix: Mix | None = None
     validation: Validation = Validation()
+
+    @model_validator(mode="after")
+    def _composed(self) -> Training:
+        if self.method == "natural" and (self.sar or (self.mix and self.mix.on == "adversarial")):
+            raise ValueError("expected a method with an attack for sar or a mix of adversarial images, got 'natural'")
+        if self.method != "natural" and self.low_pass is not None:
+            raise ValueError(f"expected method = 'natural' for low_pass, got {self.method!r}")
+        if self.method in ("trades", "mart") and self.mix is not None:
+            raise ValueError(f"expected method 'at' or 'natural' for mixed images, got {self.method!r}; remove mix")
+        if self.method == "trades" and self.attack.kind != "pgd":  # it ascends the divergence, in many steps
+            raise ValueError(f"expected attack.kind = 'pgd' for 'trades', got {self.attack.kind!r}")
+        if self.smoothing and (self.method == "mart" or self.mix):
+            raise ValueError("expected no label smoothing with mart or mixed labels, got some; remove smoothing")
+        return self
 
 
 class Quantisation(Schedule):
@@ -156,38 +252,38 @@ class Quantisation(Schedule):
     fat: Literal["paper", "normalised", "identity", "none"] = "normalised"
     edge_layers: Literal["int8", "float"] = "int8"
     per_channel: bool = True
-    calibration: Annotated[int, Field(gt=0)] = 512  # images
+    calibration: Count = 512  # images
 
 
 class Evaluation(Table):
     """Attacks by name, and how many test images (None: all)."""
 
     attacks: tuple[str, ...] = ("gn", "fgsm", "pgd-20")
-    n: Annotated[int, Field(gt=0)] | None = None
-    batch_size: Annotated[int, Field(gt=0)] = 250
+    n: Count | None = None
+    batch_size: Count = 250
 
 
 class Export(Table):
     """Where the artifact must run, and the frozen suite that travels with it."""
 
     target: str = "ort-cpu"
-    suite_n: Annotated[int, Field(gt=0)] | None = None  # None: as many as are evaluated
+    suite_n: Count | None = None  # None: as many as are evaluated
     suite_attacks: tuple[str, ...] = ("pgd-20",)
 
 
 class Benchmark(Table):
     """What is timed."""
 
-    batches: tuple[Annotated[int, Field(gt=0)], ...] = (1, 32)
-    threads: Annotated[int, Field(ge=0)] = 1  # 0: as many as the runtime likes
-    seconds: Annotated[float, Field(gt=0)] = 2.0
+    batches: tuple[Count, ...] = (1, 32)
+    threads: Annotated[Int, Field(ge=0)] = 1  # 0: as many as the runtime likes
+    seconds: Positive = 2.0
 
 
 class Recipe(Table):
     """A whole recipe. `claim` holds numbers that a paper prints; nothing reads them but people."""
 
     name: str
-    seed: int = 0
+    seed: Int = 0
     bits: tuple[Bits, ...] = (32, 4, 2)
     data: Data
     model: Model
@@ -205,6 +301,12 @@ class Recipe(Table):
             raise ValueError(f"expected bits to fall from 32, the float network, as [32, 4, 2], got {list(self.bits)}")
         if len(self.bits) > 1 and self.quant is None:
             raise ValueError("expected a table [quant] for widths below 32, got none")
+        return self
+
+    @model_validator(mode="after")
+    def _attacked(self) -> Recipe:
+        if self.train.method == "natural" and self.quant is not None and self.quant.sar is not None:
+            raise ValueError("expected a train.method with an attack for quant.sar, got 'natural'; remove one")
         return self
 
 
@@ -282,7 +384,9 @@ def _override(text: str) -> dict[str, Any]:
 
 
 def _explain(schema: type[BaseModel], error: ValidationError) -> str:
-    first = error.errors()[0]
+    wrong = error.errors()
+    # A misspelt key is also a missing one: the spelling is what helps.
+    first = next((one for one in wrong if one["type"] == "extra_forbidden"), wrong[0])
     where = ".".join(str(part) for part in first["loc"]) or schema.__name__.lower()
     if first["type"] == "extra_forbidden":
         return f"unknown key {where!r}{did_you_mean(str(first['loc'][-1]), _fields(schema, first['loc'][:-1]))}"

@@ -24,7 +24,7 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 
-from . import data, machine, models, quant, recipe, runtime
+from . import data, distributed, machine, models, quant, recipe, runtime
 from .attacks import Attack, named
 from .bench import bench
 from .errors import RunError
@@ -35,16 +35,16 @@ from .recipe import Recipe
 from .storage import digest, read_json, write_json, write_text
 from .summary import report
 from .threat import Threat
-from .train import Job, fit, load_weights, read_metadata, save_weights
+from .train import AVERAGE, MODEL, Job, fit, load_weights, read_metadata, save_weights
 
 FLOAT = 32
 
 
 class Run:
-    """A recipe at work in a folder."""
+    """A recipe at work in a folder. averaged: use weight averages where there are some, deployed or not."""
 
-    def __init__(self, settings: Recipe, folder: Path) -> None:
-        self.recipe, self.folder = settings, folder
+    def __init__(self, settings: Recipe, folder: Path, *, averaged: bool = False) -> None:
+        self.recipe, self.folder, self.averaged = settings, folder, averaged
         self.threat = Threat(settings.threat.norm, settings.threat.eps)
         self.target = load_target(settings.export.target)
         self.attacks = self._named(settings.evaluate.attacks)
@@ -52,18 +52,20 @@ class Run:
         self._networks: dict[int, nn.Module] = {}
 
     @classmethod
-    def open(cls, folder: Path) -> Run:
+    def open(cls, folder: Path, *, averaged: bool = False) -> Run:
         """The run of a folder. Raises RunError if it is none."""
         path = folder / "recipe.toml"
         if not path.is_file():
             raise RunError(f"expected a run folder with recipe.toml, got {folder}; make one by qrobust run RECIPE")
-        return cls(recipe.load(str(path)), folder)
+        return cls(recipe.load(str(path)), folder, averaged=averaged)
 
-    def all_stages(self) -> dict[str, Any]:
-        """Everything, in order; returns the report."""
+    def all_stages(self) -> dict[str, Any] | None:
+        """Everything, in order; returns the report. Of several processes the first goes on alone after evaluation."""
         self.train()
         for bits in self.recipe.bits:
             self.evaluate(bits)
+        if not distributed.is_first():
+            return None
         for bits in self.recipe.bits:
             self.export(bits)
         self.bench()
@@ -76,9 +78,12 @@ class Run:
     def train(self) -> None:
         """Train the float network, then quantise width by width."""
         self._refuse_another_training()  # before anything in the folder changes
-        write_text(self.folder / "recipe.toml", recipe.dump(self.recipe))
+        distributed.wait()
+        if distributed.is_first():
+            write_text(self.folder / "recipe.toml", recipe.dump(self.recipe))
         for bits in self.recipe.bits:
             self._stage(self._at(bits) / "train.json", self.train_key(bits), partial(self._train, bits))
+            distributed.wait()
 
     def evaluate(self, bits: int) -> None:
         """Attack the torch network."""
@@ -88,7 +93,8 @@ class Run:
         if self._done(path, key):
             return
         self.attack(bits, self.attacks, n=settings.n, path=path, key=key)
-        self._tell(path)
+        if distributed.is_first():
+            self._tell(path)
 
     def attack(
         self,
@@ -124,11 +130,14 @@ class Run:
         )
         some = images.take(slice(0, n))
         others = [self.network(width) for width in self.recipe.bits if width not in (bits, FLOAT)] if thorough else []
-        flags = doubt(model, some, threat=self.threat, twin=twin, others=others, seed=chosen, thorough=thorough)
-        more["flags"] = [flag.to_dict() for flag in flags]
-        if path is not None and state is not None:
-            outcomes.save(path, **more)
-            state.unlink(missing_ok=True)
+        if distributed.is_first():
+            flags = doubt(model, some, threat=self.threat, twin=twin, others=others, seed=chosen, thorough=thorough)
+            more["flags"] = [flag.to_dict() for flag in flags]
+            if path is not None:
+                outcomes.save(path, **more)
+        if state is not None:
+            distributed.own(state).unlink(missing_ok=True)
+        distributed.wait()
         return outcomes.to_dict() | more
 
     def export(self, bits: int, target: Target | None = None, folder: Path | None = None) -> Path:
@@ -204,11 +213,11 @@ class Run:
         return found
 
     def network(self, bits: int) -> nn.Module:
-        """The trained network of a width, on the device."""
+        """The trained network of a width, on the device: its weight average where the recipe deploys that."""
         if bits not in self._networks:
             model = self.untrained(bits)
-            load_weights(self._at(bits) / "model.safetensors", model)
-            self._networks[bits] = machine.placed(model)
+            load_weights(self._weights(bits, self._deployed(bits)), model)
+            self._networks[bits] = machine.placed(model).eval()
         return self._networks[bits]
 
     def twin(self, bits: int) -> nn.Module | None:
@@ -227,24 +236,25 @@ class Run:
     def _train(self, bits: int) -> dict[str, Any]:
         started = time.perf_counter()
         model = machine.placed(self._start(bits))
-        schedule = self.recipe.train if bits == FLOAT else self.recipe.quant
-        assert schedule is not None
         job = Job(
             label=f"train qm-{bits}" if bits == FLOAT else f"quantize qm-{bits}",
             key=self.train_key(bits),
             folder=self._at(bits),
-            schedule=schedule,
+            schedule=self._schedule(bits),
             training=self.recipe.train,
             data=self.recipe.data,
             threat=self.threat,
             seed=self.recipe.seed,
+            precision=self.recipe.train.precision if bits == FLOAT else "float32",
         )
         state = fit(model, self.dataset, job)
-        if isinstance(model, fx.GraphModule):
-            quant.round_biases(model)
-        model.eval()
-        save_weights(self._at(bits) / "model.safetensors", model, {"key": job.key, "bits": bits})
-        self._networks[bits] = model
+        for name in state.best:
+            model.load_state_dict(state.best_of(name))
+            if isinstance(model, fx.GraphModule):
+                quant.round_biases(model)
+            if distributed.is_first():
+                save_weights(self._weights(bits, name), model, {"key": job.key, "bits": bits})
+        distributed.wait()
         return {
             "bits": bits,
             "epochs": state.epoch,
@@ -296,8 +306,10 @@ class Run:
 
     def _stage(self, path: Path, key: str, work: Callable[[], dict[str, Any]]) -> None:
         if not self._done(path, key):
-            write_json(path, {"key": key, **work()})
-            self._tell(path)
+            result = {"key": key, **work()}
+            if distributed.is_first():
+                write_json(path, result)
+                self._tell(path)
 
     def _refuse_another_training(self) -> None:
         """Raises RunError if a width was trained, or is in training, with other settings."""
@@ -324,6 +336,22 @@ class Run:
 
     def _tell(self, path: Path) -> None:
         note(f"{path.relative_to(self.folder) if path.is_relative_to(self.folder) else path}: written")
+
+    def _schedule(self, bits: int) -> recipe.Schedule:
+        schedule = self.recipe.train if bits == FLOAT else self.recipe.quant
+        assert schedule is not None
+        return schedule
+
+    def _deployed(self, bits: int) -> str:
+        average = self._schedule(bits).average
+        return AVERAGE if average is not None and (average.deploy or self.averaged) else MODEL
+
+    def has_average(self, bits: int) -> bool:
+        """Whether training of a width averages weights."""
+        return self._schedule(bits).average is not None
+
+    def _weights(self, bits: int, name: str) -> Path:
+        return self._at(bits) / f"{name}.safetensors"
 
     def _at(self, bits: int) -> Path:
         return self.folder / f"qm-{bits}"

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from .attacks import Attack, named
 from .data import make_images
+from .distributed import is_first
 from .errors import RecipeError
 from .evaluate import evaluate
 from .run import Run
@@ -27,27 +28,38 @@ Results = dict[str, dict[str, Any]]
 
 
 def evaluate_folder(
-    folder: Path, attacks: str, n: int | None, seed: int | None, json: Path | None, thorough: bool
+    folder: Path,
+    attacks: str,
+    n: int | None,
+    seed: int | None,
+    json: Path | None,
+    *,
+    thorough: bool = False,
+    averaged: bool = False,
 ) -> Results:
     """Results by network of a run folder, of one RUN/qm-N, or of an artifact, with the flags of their doubts.
 
     attacks: names with commas, a key of PROTOCOLS, or "" for the recipe's. n: None takes all test images.
     json: for one network its result; for several all of them, and one each in a file with the network's name
-    before the suffix; masks beside them. thorough: all doubts, else the cheap ones.
+    before the suffix; masks beside them. thorough: all doubts, else the cheap ones. averaged: the weight
+    averages of a run's networks instead of what its recipe deploys; those without one are left out.
     """
     if json is not None and json.suffix != ".json":  # else the masks of all networks would share one .npz
         raise RecipeError(f"expected a file that ends in .json for --json, got {json}; masks go to .npz beside it")
     if (folder / "manifest.json").exists():
         return _evaluate_artifact(folder, attacks, n, seed, json)
     one = folder.name.startswith("qm-") and not (folder / "recipe.toml").exists()
-    run = Run.open(folder.parent if one else folder)
+    run = Run.open(folder.parent if one else folder, averaged=averaged)
     widths = [_width(folder, run)] if one else list(run.recipe.bits)
+    widths = [bits for bits in widths if run.has_average(bits)] if averaged else widths
+    if not widths:
+        raise RecipeError(f"expected a run with weight averages, got {folder}; add a table train.average and train")
     chosen = _named(attacks, run.threat, run.recipe.evaluate.attacks)
     results = {}
     for bits in widths:
         path = json if json is None or one else json.with_name(f"{json.stem}.qm-{bits}{json.suffix}")
         results[f"qm-{bits}"] = run.attack(bits, chosen, n=n, seed=seed, path=path, thorough=thorough)
-    if json is not None and not one:
+    if json is not None and not one and is_first():
         write_json(json, results)
     return results
 

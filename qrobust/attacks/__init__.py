@@ -2,7 +2,7 @@
 
 from .auto import autoattack_part
 from .crafting import Holdable, crafting, input_gradient
-from .gradient import bim, fgsm, pgd, tpgd
+from .gradient import bim, far_off, fgsm, n_fgsm, nearby, pgd, tpgd
 from .minimum import cw
 from .named import Attack, Scene, named
 from .noise import gaussian_noise
@@ -16,10 +16,13 @@ __all__ = [
     "bim",
     "crafting",
     "cw",
+    "far_off",
     "fgsm",
     "gaussian_noise",
     "input_gradient",
+    "n_fgsm",
     "named",
+    "nearby",
     "pgd",
     "square",
     "tpgd",

@@ -26,7 +26,8 @@ def autoattack_part(model: nn.Module, x: Tensor, y: Tensor, *, part: str, threat
 
     part: one of PARTS. Raises RecipeError for fewer than four classes.
     """
-    with crafting(model), torch.random.fork_rng(devices=[x.device] if x.is_cuda else []):
+    # Not folded: its result shall be the package's own to the last bit.
+    with crafting(model, fold=False), torch.random.fork_rng(devices=[x.device] if x.is_cuda else []):
         with torch.no_grad():
             classes = model(x[:1]).shape[1]
         if classes < FEWEST_CLASSES:

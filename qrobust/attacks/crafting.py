@@ -10,6 +10,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
+from .folding import folded
+
 
 @runtime_checkable
 class Holdable(Protocol):
@@ -20,9 +22,10 @@ class Holdable(Protocol):
 
 
 @contextmanager
-def crafting(model: nn.Module, *, training: bool = False) -> Iterator[None]:
+def crafting(model: nn.Module, *, training: bool = False, fold: bool = True) -> Iterator[None]:
     """Inside: eval mode (or train mode), no gradients for parameters, each weight computed once.
 
+    fold: in eval mode, batch-norms are folded into the convolutions before them, which moves logits by rounding.
     Leaves every module's mode and every parameter's `requires_grad` as found, also after an error.
     """
     modes = [(module, module.training) for module in model.modules()]
@@ -33,10 +36,12 @@ def crafting(model: nn.Module, *, training: bool = False) -> Iterator[None]:
         for parameter in asked:
             parameter.requires_grad_(False)
             stack.callback(parameter.requires_grad_, True)
+        model.train(training)
+        if fold and not training:
+            stack.enter_context(folded(model))
         for holder in holders:
             holder.hold(True)
             stack.callback(holder.hold, False)
-        model.train(training)
         stack.enter_context(parametrize.cached())
         yield
 

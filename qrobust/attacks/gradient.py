@@ -14,6 +14,7 @@ from .checks import check_images, check_output
 from .crafting import crafting, input_gradient
 
 TPGD_START = 1e-3
+N_FGSM_NOISE = 2  # times eps
 Loss = Callable[[Tensor, Tensor], Tensor]
 LOSSES: dict[str, Loss] = {
     "ce": lambda logits, y: F.cross_entropy(logits, y, reduction="sum"),
@@ -31,6 +32,7 @@ def pgd(
     step_size: float = 2 / 255,
     restarts: int = 1,
     random_start: bool = True,
+    start: Tensor | None = None,
     loss: str = "ce",
     training: bool = False,
     generator: Generator | None = None,
@@ -39,9 +41,10 @@ def pgd(
 
         x_{t+1} = project(x_t + step_size · direction(∇_x loss(f(x_t), y)))
 
-    x: images (n, c, h, w) in [0,1]. y: labels (n,). step_size: in the units of `threat.eps`.
-    loss: "ce", or "margin" (CW-inf). training: batch-norm's mode while crafting. Images that a restart
-    broke leave the batch of the next. Returns x_adv (n, c, h, w), within the threat.
+    x: images (n, c, h, w) in [0,1]. y: labels (n,), or for "ce" shares of mixed labels (n, classes).
+    step_size: in the units of `threat.eps`. start: images to begin the first of the restarts at, instead of
+    a random draw. loss: "ce", or "margin" (CW-inf). training: batch-norm's mode while crafting. Images that
+    a restart broke leave the batch of the next. Returns x_adv (n, c, h, w), within the threat.
 
     >>> from qrobust.threat import Threat
     >>> x_adv = pgd(nn.Flatten(), torch.rand(2, 3, 1, 1), torch.tensor([0, 1]), threat=Threat("linf", 0.1))
@@ -51,7 +54,8 @@ def pgd(
     with crafting(model, training=training):
         todo = torch.arange(len(x), device=x.device)
         for restart in range(restarts):
-            start = threat.random_start(x[todo], generator) if random_start else x[todo]
+            if restart or start is None:
+                start = threat.random_start(x[todo], generator) if random_start else x[todo]
             x_adv[todo] = _ascend(model, x[todo], y[todo], start, threat, steps, step_size, LOSSES[loss])
             if restart + 1 < restarts:
                 with torch.no_grad():
@@ -81,21 +85,61 @@ def tpgd(
     threat: Threat,
     steps: int = 20,
     step_size: float = 2 / 255,
+    start: Tensor | None = None,
+    training: bool = False,
     generator: Generator | None = None,
 ) -> Tensor:
     r"""The attack inside TRADES (Zhang et al. 2019, arXiv 1901.08573): ascends KL(f(x) ‖ f(x')), without labels.
 
-    Starts from x + 0.001·N(0, 1), where the KL's gradient is not yet zero. y is not used. Shapes as in `pgd`.
+    Starts `nearby`, where the KL's gradient is not yet zero. y is not used. Others as in `pgd`.
     """
     check_images(x)
-    source = x.device if generator is None else generator.device
-    noise = torch.empty(x.shape, dtype=x.dtype, device=source).normal_(generator=generator)
-    start = threat.project(x + TPGD_START * noise.to(x.device), x)
+    start = nearby(x, threat, generator) if start is None else start
     labels = y if y is not None else torch.zeros(len(x), dtype=torch.long, device=x.device)
-    with crafting(model):
+    with crafting(model, training=training):
         with torch.no_grad():
             clean = F.softmax(model(x), dim=1)
         return _ascend(model, x, labels, start, threat, steps, step_size, _divergence(clean))
+
+
+def nearby(x: Tensor, threat: Threat, generator: Generator | None = None) -> Tensor:
+    """x + 0.001·N(0, 1), within the threat."""
+    source = x.device if generator is None else generator.device
+    noise = torch.empty(x.shape, dtype=x.dtype, device=source).normal_(generator=generator)
+    return threat.project(x + TPGD_START * noise.to(x.device), x)
+
+
+def n_fgsm(
+    model: nn.Module,
+    x: Tensor,
+    y: Tensor,
+    *,
+    threat: Threat,
+    step_size: float | None = None,
+    start: Tensor | None = None,
+    training: bool = False,
+    generator: Generator | None = None,
+) -> Tensor:
+    """One step from noise of twice eps, **not projected** back: for training only (de Jorge et al. 2022,
+    arXiv 2202.01181), where it does not overfit to one step as FGSM does.
+
+    step_size: None means eps. start: None means `far_off`. Others as in `pgd`; x_adv lies within 3 eps.
+    """
+    check_images(x)
+    start = far_off(x, threat, generator) if start is None else start
+    free = _scaled(threat, N_FGSM_NOISE + 1)
+    with crafting(model, training=training):
+        return _ascend(model, x, y, start, free, 1, threat.eps if step_size is None else step_size, LOSSES["ce"])
+
+
+def far_off(x: Tensor, threat: Threat, generator: Generator | None = None) -> Tensor:
+    """A random point within twice eps."""
+    return _scaled(threat, N_FGSM_NOISE).random_start(x, generator)
+
+
+def _scaled(threat: Threat, factor: float) -> Threat:
+    eps = threat.eps * factor
+    return Threat(threat.norm, min(eps, 1.0) if threat.norm == "linf" else eps, threat.bounds)
 
 
 def _divergence(clean: Tensor) -> Loss:

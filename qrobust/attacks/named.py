@@ -1,7 +1,8 @@
 """Attacks as recipes and the command line spell them.
 
 `gn`, `fgsm`, `bim-20`, `pgd-20`, `pgd-20x5` (five restarts), `tpgd-20`, `cw-20` (L2, unbounded), `cw-inf-30`,
-`square-5000` (queries), `transfer-20` (PGD on the float twin), `autoattack`. Settings follow, each behind a
+`square-5000` (queries), `transfer-20` (PGD on the float twin), `autoattack`, and two of its parts alone, `apgd-ce` and
+`apgd-t` (targeted). Settings follow, each behind a
 colon: `pgd-20:step_size=1/255`, `cw-20:c=10:lr=0.05`.
 """
 
@@ -176,11 +177,17 @@ _FAMILIES = {
     "transfer": _Family(
         _transfer, count="steps", restarts=True, step_size=True, defaults={"loss": "ce"}
     ),
+    "apgd-ce": _Family(
+        lambda s, x, y, _g, _k: autoattack_part(s.model, x, y, threat=s.threat, seed=s.seed, part="apgd-ce")
+    ),
+    "apgd-t": _Family(
+        lambda s, x, y, _g, _k: autoattack_part(s.model, x, y, threat=s.threat, seed=s.seed, part="apgd-t")
+    ),
     "autoattack": _Family(
         lambda s, x, y, _g, k: autoattack_part(s.model, x, y, threat=s.threat, seed=s.seed, **k), parts=PARTS
     ),
 }  # fmt: skip
 EXAMPLES = (
     "gn", "fgsm", "bim-20", "pgd-20", "pgd-20x5", "tpgd-20", "cw-20", "cw-inf-30", "square-5000", "transfer-20",
-    "autoattack",
+    "apgd-ce", "apgd-t", "autoattack",
 )  # fmt: skip

@@ -13,7 +13,7 @@ import numpy.typing as npt
 import torch
 from torch import nn
 
-from .. import machine
+from .. import distributed, machine
 from ..attacks import Attack, Scene
 from ..data import Images, to_unit
 from ..errors import DataError, RecipeError
@@ -54,7 +54,8 @@ def evaluate(
     described = digest([[(a.name, a.settings) for a in attacks], threat.norm, threat.eps, seed, batch_size])
     outcomes = Outcomes(threat, seed, tuple(attacks), _fingerprint(images))
     networks = [_weights(network) for network in (model, twin) if network is not None]
-    journal = _Journal(state, digest([described, outcomes.images, *networks]), len(images))
+    place = distributed.own(state) if state else None
+    journal = _Journal(place, digest([described, outcomes.images, *networks]), len(images))
     scene = Scene(model, threat, twin, seed)
     model.eval()
     check_logits(model, to_unit(images.x[:batch_size], machine.device_of(model), channels_last=True))
@@ -84,12 +85,13 @@ def _under(
     for part in ("",) if attack is None else attack.parts:
         verdicts = journal.verdicts(f"{name}/{part}")
         todo = np.flatnonzero(right)
-        for start in range(0, len(todo), batch_size):
+        for start in range(distributed.rank() * batch_size, len(todo), distributed.world() * batch_size):
             which = todo[start : start + batch_size]
             if (verdicts[which] == UNKNOWN).any():
                 generator = machine.generator(scene.seed, name, part, start)
                 verdicts[which] = _one_batch(scene, images.take(torch.from_numpy(which)), attack, part, generator)
                 journal.save()
+        verdicts[:] = distributed.greatest(torch.from_numpy(verdicts).to(machine.device())).cpu().numpy()
         right[todo] = verdicts[todo] == RIGHT
     return right
 

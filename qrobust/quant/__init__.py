@@ -5,7 +5,7 @@ from .convert import BITS, EDGE_LAYERS, calibrate, quantize, requantize
 from .layers import FAT, fold_fat, set_export_form
 from .qcdq import INPUT, OPSET, OUTPUT, write_qcdq
 from .quantizers import STRAIGHT_THROUGH, LearnedClip, Quantizer, best_clip, quantizers, straight_through
-from .training import bits_per_layer, parameter_groups
+from .training import bits_per_layer, latent_weights, parameter_groups
 
 __all__ = [
     "BITS",
@@ -21,6 +21,7 @@ __all__ = [
     "bits_per_layer",
     "calibrate",
     "fold_fat",
+    "latent_weights",
     "parameter_groups",
     "quantize",
     "quantizers",

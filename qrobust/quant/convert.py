@@ -15,6 +15,7 @@ from torch import Tensor, fx, nn
 from torch.nn import functional as F
 
 from ..errors import ModelError, did_you_mean
+from ..models.statistics import statistics_anew
 from ..spectrum import FAT_FORMS
 from .layers import FAT, quantized_activation, quantized_conv, quantized_linear
 from .quantizers import calibrating, quantizers
@@ -76,14 +77,8 @@ def requantize(model: nn.Module, bits: int, *, calibration: Iterable[Tensor]) ->
 @torch.no_grad()
 def calibrate(model: nn.Module, batches: Iterable[Tensor]) -> None:
     """Place clips and batch-norm statistics by batches of images in [0,1]; leaves the mode as it was."""
-    training, norms = model.training, [m for m in model.modules() if isinstance(m, nn.BatchNorm2d)]
-    momenta = [norm.momentum for norm in norms]
-    for norm in norms:
-        norm.reset_running_stats()
-        norm.momentum = None  # a plain mean over the batches
-    model.train()
     count = 0
-    with calibrating(model):
+    with statistics_anew(model), calibrating(model):
         for x in batches:
             if not (x.min() >= 0 and x.max() <= 1):  # so that NaN is refused too
                 raise ModelError(
@@ -94,9 +89,6 @@ def calibrate(model: nn.Module, batches: Iterable[Tensor]) -> None:
             count += 1
     if not count:
         raise ModelError("expected at least one batch of calibration images, got none; pass some")
-    for norm, momentum in zip(norms, momenta, strict=True):
-        norm.momentum = momentum
-    model.train(training)
 
 
 def _check(bits: int, fat: str, edge_layers: str) -> None:

@@ -34,6 +34,11 @@ def parameter_groups(model: nn.Module, *, lr: float, weight_decay: float) -> lis
     return [group for group in groups if group["params"]]
 
 
+def latent_weights(model: nn.Module) -> list[nn.Parameter]:
+    """What weight perturbation moves: weights of two dimensions or more, before FAT and quantisers."""
+    return [p for p in parameter_groups(model, lr=1, weight_decay=0)[0]["params"] if p.dim() > 1]
+
+
 def bits_per_layer(model: nn.Module) -> dict[str, int]:
     """Width of every convolution's and linear layer's weight by module path; 32 is float."""
     widths = {}

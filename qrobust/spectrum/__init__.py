@@ -2,5 +2,6 @@
 
 from .alignment import spectral_distance
 from .fat import FAT_FORMS, fat_mask, fat_transform
+from .filters import high_pass, low_pass
 
-__all__ = ["FAT_FORMS", "fat_mask", "fat_transform", "spectral_distance"]
+__all__ = ["FAT_FORMS", "fat_mask", "fat_transform", "high_pass", "low_pass", "spectral_distance"]

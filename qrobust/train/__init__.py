@@ -1,7 +1,20 @@
 """Adversarial training that continues where it stopped."""
 
 from .checkpoint import load_weights, read_metadata, save_weights
-from .loop import Job, fit
-from .schedule import learning_rate, sar_starts
+from .job import Job
+from .loop import AVERAGE, MODEL, fit
+from .methods import METHODS
+from .schedule import first_epoch, learning_rate
 
-__all__ = ["Job", "fit", "learning_rate", "load_weights", "read_metadata", "sar_starts", "save_weights"]
+__all__ = [
+    "AVERAGE",
+    "METHODS",
+    "MODEL",
+    "Job",
+    "first_epoch",
+    "fit",
+    "learning_rate",
+    "load_weights",
+    "read_metadata",
+    "save_weights",
+]

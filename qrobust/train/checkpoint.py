@@ -23,15 +23,19 @@ FORMAT = "qrobust-1"
 class State:
     """Where training stands after an epoch: tensors by name, and numbers that JSON can hold.
 
-    key: digest of the settings. epoch: epochs done. history: one metrics record an epoch. best: the record
-    kept; its weights are the tensors under `best.`.
+    key: digest of the settings. epoch: epochs done. history: one metrics record an epoch. best: the record of
+    the best epoch of the "model" and, where there is one, of its "average"; `best_of` gives their weights.
     """
 
     key: str
     epoch: int = 0
     history: list[dict[str, Any]] = field(default_factory=list)
-    best: dict[str, Any] | None = None
+    best: dict[str, dict[str, Any]] = field(default_factory=dict)
     tensors: dict[str, Tensor] = field(default_factory=dict)
+
+    def best_of(self, name: str) -> dict[str, Tensor]:
+        """Weights of the best epoch of "model" or "average"; empty if there is none."""
+        return part(self.tensors, f"best.{name}.")
 
 
 def save_weights(path: Path, model: nn.Module, metadata: Mapping[str, Any]) -> None:

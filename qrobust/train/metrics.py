@@ -9,6 +9,8 @@ from typing import Any
 
 from torch.utils.tensorboard import SummaryWriter
 
+from .. import distributed
+
 
 def json_lines(records: Iterable[Mapping[str, Any]]) -> str:
     """One JSON object a line."""
@@ -16,13 +18,18 @@ def json_lines(records: Iterable[Mapping[str, Any]]) -> str:
 
 
 class EventLog:
-    """TensorBoard events in a run's folder; a continued run hides what was written beyond `epoch`."""
+    """TensorBoard events in a run's folder; a continued run hides what was written beyond `epoch`.
+
+    Only the first of several processes writes.
+    """
 
     def __init__(self, folder: Path, epoch: int) -> None:
-        self._writer = SummaryWriter(str(folder), purge_step=epoch + 1)
+        self._writer = SummaryWriter(str(folder), purge_step=epoch + 1) if distributed.is_first() else None
 
     def write(self, record: Mapping[str, Any]) -> None:
         """All numbers of an epoch."""
+        if self._writer is None:
+            return
         for name, value in record.items():
             if name != "epoch":
                 self._writer.add_scalar(name, value, record["epoch"])
@@ -30,4 +37,5 @@ class EventLog:
 
     def close(self) -> None:
         """End the writer's thread and its file."""
-        self._writer.close()
+        if self._writer is not None:
+            self._writer.close()

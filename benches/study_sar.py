@@ -1,0 +1,111 @@
+"""Does spectral alignment help, image by image, at a size that two CPU cores can train?
+
+    python benches/study_sar.py OUT --root FOLDER [--seeds 0,1,2] [--json benches/results/study-sar.json]
+
+For each seed one network is trained adversarially up to the first drop of the learning rate; from that checkpoint AT,
+AT + SAR and AT + SARWA go on. All are evaluated on the same test images and compared in pairs. It continues where it
+was stopped.
+"""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from typing import Any
+
+from qrobust import machine, recipe
+from qrobust.attacks import named
+from qrobust.evaluate import compare
+from qrobust.run import Run
+from qrobust.storage import read_json, write_json
+from qrobust.train.average import Average
+from qrobust.train.checkpoint import load_state, save_state
+
+TRUNK, EPOCHS = 10, 14
+SETTINGS = (
+    "data.train_size=10000", "model.activation=relu", "train.batch_size=128", "train.precision=bf16",
+    f"train.milestones=[{TRUNK}, {TRUNK + 3}]", "train.factors=[0.1, 0.1]", "train.validation.steps=10",
+)  # fmt: skip
+VARIANTS = {
+    "at": (),
+    "sar": ("train.sar.weight=0.1",),
+    "sarwa": ("train.sar.weight=0.15", "train.sar.reference=average", "train.average.kind=equal"),
+}
+ATTACKS = ("pgd-20", "cw-inf-30", "apgd-ce", "apgd-t")
+STATE = Path("qm-32", "checkpoint", "last.safetensors")
+
+
+def opened(folder: Path, root: Path, seed: int, epochs: int, more: tuple[str, ...] = ()) -> Run:
+    """A run of the study's setting."""
+    settings = (*SETTINGS, f"data.root={root}", f"seed={seed}", f"train.epochs={epochs}", *more)
+    return Run(recipe.load("cifar10-resnet20", settings), folder)
+
+
+def branch(trunk: Path, run: Run) -> None:
+    """Let a run begin where the trunk ended; epochs before the drop are the same for all variants."""
+    state = load_state(trunk / STATE)
+    state.key = run.train_key(32)
+    if run.recipe.train.average is not None:
+        fresh = Average(run.untrained(32), run.recipe.train.average).state_dict()
+        state.tensors |= {f"average.{name}": value for name, value in fresh.items()}
+    save_state(run.folder / STATE, state)
+
+
+def train(out: Path, root: Path, seed: int) -> dict[str, Run]:
+    """The trunk of a seed, and its variants."""
+    trunk = opened(out / f"seed-{seed}" / "trunk", root, seed, TRUNK)
+    trunk.train()
+    runs = {}
+    for name, more in VARIANTS.items():
+        runs[name] = opened(out / f"seed-{seed}" / name, root, seed, EPOCHS, more)
+        if not (runs[name].folder / STATE).exists():
+            branch(trunk.folder, runs[name])
+        runs[name].train()
+    return runs
+
+
+def evaluate(run: Run, attacks: tuple[str, ...], n: int, path: Path) -> dict[str, Any]:
+    """The result at `path`, made if it is not there."""
+    if not path.exists():
+        chosen = [named(name, run.threat) for name in attacks]
+        run.attack(32, chosen, n=n, path=path, thorough=False)
+    result: dict[str, Any] = read_json(path)
+    return result
+
+
+def main() -> None:
+    """Train, then evaluate, then compare."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("out", type=Path)
+    parser.add_argument("--root", type=Path, required=True, help="folder of CIFAR-10")
+    parser.add_argument("--seeds", default="0,1,2")
+    parser.add_argument("--n", type=int, default=1000)
+    parser.add_argument("--n-auto", type=int, default=0, help="images for AutoAttack on the first seed's networks")
+    parser.add_argument("--json", type=Path)
+    options = parser.parse_args()
+    seeds = [int(seed) for seed in options.seeds.split(",")]
+    runs = {seed: train(options.out, options.root, seed) for seed in seeds}
+    result: dict[str, Any] = {"recipe": recipe.dump(runs[seeds[0]]["at"].recipe), "trunk": TRUNK, "epochs": EPOCHS}
+    result["seeds"] = {str(seed): one_seed(runs[seed], options) for seed in seeds}
+    if options.n_auto:
+        result["autoattack"] = one_seed(runs[seeds[0]], options, ("autoattack",), options.n_auto)
+    if options.json:
+        write_json(options.json, result | {"versions": machine.versions(), "hardware": machine.hardware()})
+
+
+def one_seed(
+    runs: dict[str, Run], options: argparse.Namespace, attacks: tuple[str, ...] = ATTACKS, n: int | None = None
+) -> dict[str, Any]:
+    """Results of all variants, and the paired differences of SAR and SARWA to AT."""
+    stem = "-".join(attacks)
+    paths = {name: run.folder / f"{stem}.json" for name, run in runs.items()}
+    results = {name: evaluate(run, attacks, n or options.n, paths[name]) for name, run in runs.items()}
+    against = {name: compare(paths["at"], paths[name])["sets"] for name in VARIANTS if name != "at"}
+    for sets in against.values():
+        for row in sets.values():
+            row |= {"gained": len(row["gained"]), "lost": len(row["lost"])}
+    return {"results": results, "against_at": against}
+
+
+if __name__ == "__main__":
+    main()

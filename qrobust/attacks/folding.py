@@ -1,0 +1,114 @@
+"""Convolutions that stand in for themselves and the batch-norm behind them, while a network is attacked.
+
+In eval mode batch-norm is an affine map with constants, so it can be folded into the weights before it. On a CPU
+that makes an attack step on a ResNet-20 one and a half times as fast; logits move by rounding alone.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from functools import partial
+from weakref import WeakKeyDictionary
+
+import torch
+from torch import Tensor, fx, nn
+from torch.nn import functional as F
+
+from ..distributed import _SharedBatchNorm
+
+CONVS, NORMS = (nn.Conv2d,), (nn.BatchNorm2d, _SharedBatchNorm)  # in eval mode the two norms are the same
+Pair = tuple[str, str]  # names of a convolution and of the batch-norm that alone reads it
+_pairs: WeakKeyDictionary[nn.Module, tuple[Pair, ...]] = WeakKeyDictionary()
+
+
+@contextmanager
+def folded(model: nn.Module) -> Iterator[None]:
+    """Inside, batch-norms pass their input on and the convolutions before them do their work.
+
+    A network in train mode, that torch.fx cannot trace, or that has no such pair, stays as it is; so does a
+    pair in which somebody listens (forward hooks) or has changed what a layer does.
+    """
+    with ExitStack() as stack:
+        for conv, norm in _found(model):
+            weight, bias = _fold(conv, norm)
+            _replace(stack, conv, partial(_convolve, conv, weight, bias))
+            _replace(stack, norm, _pass_on)
+        yield
+
+
+def _found(model: nn.Module) -> Iterator[tuple[nn.Conv2d, nn.BatchNorm2d]]:
+    if model.training:  # there the graph may be another
+        return
+    if model not in _pairs:
+        _pairs[model] = tuple(_trace(model))
+    for names in _pairs[model]:
+        try:
+            conv, norm = (model.get_submodule(name) for name in names)
+        except AttributeError:  # taken out since
+            continue
+        if isinstance(conv, nn.Conv2d) and isinstance(norm, nn.BatchNorm2d) and _can_fold(conv, norm):
+            yield conv, norm
+
+
+class _Tracer(fx.Tracer):
+    """Looks only into what holds a batch-norm: quantisers and parametrised layers are never handed a proxy."""
+
+    def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
+        """Whether a module is one call in the graph."""
+        holds = any(isinstance(child, nn.BatchNorm2d) for child in m.modules())
+        return not holds or super().is_leaf_module(m, module_qualified_name)
+
+
+def _trace(model: nn.Module) -> Iterator[Pair]:
+    try:
+        with torch.random.fork_rng(devices=[]), warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            nodes = list(_Tracer().trace(model).nodes)
+    except Exception:  # torch.fx raises many kinds; none of them is the attack's concern
+        return
+    calls = [node.target for node in nodes if node.op == "call_module"]
+    for node in nodes:
+        source = node.all_input_nodes[0] if node.op == "call_module" and node.all_input_nodes else None
+        if source is None or source.op != "call_module" or len(source.users) != 1:
+            continue
+        if calls.count(node.target) == calls.count(source.target) == 1:
+            yield str(source.target), str(node.target)
+
+
+def _can_fold(conv: nn.Conv2d, norm: nn.BatchNorm2d) -> bool:
+    constant = not norm.training and norm.running_mean is not None and norm.running_var is not None
+    return constant and conv.padding_mode == "zeros" and _is_plain(conv, CONVS) and _is_plain(norm, NORMS)
+
+
+def _is_plain(module: nn.Module, kinds: tuple[type[nn.Module], ...]) -> bool:
+    """Whether the forward pass is torch's own, and nothing happens before or after it (as with weight_norm)."""
+    hooks = (*module._forward_pre_hooks.values(), *module._forward_hooks.values())
+    return type(module) in kinds and not hooks and "forward" not in vars(module)
+
+
+@torch.no_grad()
+def _fold(conv: nn.Conv2d, norm: nn.BatchNorm2d) -> tuple[Tensor, Tensor]:
+    """w·γ/σ and β + (b - μ)·γ/σ."""
+    assert norm.running_mean is not None
+    assert norm.running_var is not None
+    deviation = (norm.running_var + norm.eps).sqrt()
+    factor = 1 / deviation if norm.weight is None else norm.weight / deviation
+    shift = -norm.running_mean if conv.bias is None else conv.bias - norm.running_mean
+    bias = shift * factor if norm.bias is None else norm.bias + shift * factor
+    return conv.weight * factor[:, None, None, None], bias
+
+
+# `input` is torch's own name for it, by which a network may call.
+def _convolve(conv: nn.Conv2d, weight: Tensor, bias: Tensor, input: Tensor) -> Tensor:
+    return F.conv2d(input, weight, bias, conv.stride, conv.padding, conv.dilation, conv.groups)
+
+
+def _pass_on(input: Tensor) -> Tensor:
+    return input
+
+
+def _replace(stack: ExitStack, module: nn.Module, forward: object) -> None:
+    vars(module)["forward"] = forward
+    stack.callback(vars(module).pop, "forward")

@@ -1,0 +1,35 @@
+"""What is asked of a training."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from ..recipe import Data, Schedule, Training
+from ..threat import Threat
+from .schedule import first_epoch
+
+
+@dataclass(frozen=True)
+class Job:
+    """What to train: schedule, method and attack, data settings, threat, seed.
+
+    label: for people, and part of the random streams. key: digest of all that decides the result; a
+    checkpoint with another key is refused. folder: gets checkpoint/, metrics.jsonl and TensorBoard events.
+    precision: of the passes, as a recipe's `train.precision`.
+    """
+
+    label: str
+    key: str
+    folder: Path
+    schedule: Schedule
+    training: Training
+    data: Data
+    threat: Threat
+    seed: int
+    precision: str = "float32"
+
+    def started(self, part: str, epoch: int) -> bool:
+        """Whether the schedule has a part ("sar", "awp", "average") and it has begun by this epoch, from 0."""
+        settings = getattr(self.schedule, part)
+        return settings is not None and epoch >= first_epoch(settings.start, self.schedule)

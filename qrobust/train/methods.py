@@ -1,0 +1,99 @@
+"""Training methods: what is crafted, and which terms the loss is made of."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Literal
+
+import torch
+from torch import Generator, Tensor, nn
+
+from .. import objectives
+from ..attacks import far_off, n_fgsm, nearby, pgd, tpgd
+from ..recipe import Sar, Training
+from ..threat import Threat
+
+
+class Views:
+    """A batch as a loss sees it; each pass through the network is made once, when first asked for.
+
+    x, x_adv: (n, c, h, w) in [0,1]; x_adv is None where nothing is crafted. y: labels (n,), or shares of
+    mixed labels (n, classes).
+    """
+
+    def __init__(self, model: nn.Module, x: Tensor, y: Tensor, x_adv: Tensor | None) -> None:
+        self.model, self.x, self.y, self.x_adv = model, x, y, x_adv
+
+    @cached_property
+    def clean(self) -> Tensor:
+        """Logits of the clean images, (n, classes)."""
+        logits: Tensor = self.model(self.x)
+        return logits.float()
+
+    @cached_property
+    def adversarial(self) -> Tensor:
+        """Logits of the perturbed images, (n, classes)."""
+        logits: Tensor = self.model(self.x_adv)
+        return logits.float()
+
+    def classify(self, logits: Tensor, settings: Training) -> Tensor:
+        """The classification term: cross-entropy, or the binary one where the recipe mixes labels with it."""
+        if settings.mix is not None and settings.mix.loss == "bce":
+            return objectives.binary_cross_entropy(logits, self.y)
+        return objectives.cross_entropy(logits, self.y, smoothing=settings.smoothing)
+
+
+@dataclass(frozen=True)
+class Method:
+    """loss: of a batch. ascends: the attack's objective, "ce" or "kl", or None for no attack.
+
+    judged: whose logits the training accuracy is counted on.
+    """
+
+    loss: Callable[[Views, Training], Tensor]
+    ascends: Literal["ce", "kl"] | None = "ce"
+    judged: Literal["clean", "adversarial"] = "adversarial"
+
+
+METHODS = {
+    "natural": Method(lambda v, s: v.classify(v.clean, s), ascends=None, judged="clean"),
+    "at": Method(lambda v, s: v.classify(v.adversarial, s)),
+    "trades": Method(
+        lambda v, s: objectives.trades(v.clean, v.adversarial, v.y, beta=s.beta, smoothing=s.smoothing), ascends="kl"
+    ),
+    "mart": Method(lambda v, s: objectives.mart(v.clean, v.adversarial, v.y, beta=s.beta)),
+}
+
+
+def aligned(views: Views, sar: Sar, average: nn.Module | None) -> Tensor:
+    """The spectral term, weighted: SAR aligns to the network's own clean logits, SARWA to the average's."""
+    if sar.reference == "model":
+        reference = views.clean
+    else:
+        assert average is not None
+        with torch.no_grad():
+            reference = average(views.x).float()
+    return sar.weight * objectives.sar(reference, views.adversarial, form=sar.form, distance=sar.distance)
+
+
+def draw_start(x: Tensor, settings: Training, threat: Threat, generator: Generator) -> Tensor:
+    """Where the attack on a whole batch begins: drawn for all of it, so that its parts can be crafted apart."""
+    if METHODS[settings.method].ascends == "kl":
+        return nearby(x, threat, generator)
+    if settings.attack.kind == "n-fgsm":
+        return far_off(x, threat, generator)
+    return threat.random_start(x, generator) if settings.attack.random_start else x
+
+
+def craft(model: nn.Module, x: Tensor, y: Tensor, start: Tensor, settings: Training, threat: Threat) -> Tensor:
+    """x_adv for the loss, (n, c, h, w)."""
+    how = settings.attack
+    step, training = how.length(threat.eps), how.mode == "train"
+    if METHODS[settings.method].ascends == "kl":
+        return tpgd(model, x, threat=threat, steps=how.steps, step_size=step, start=start, training=training)
+    if how.kind == "n-fgsm":
+        return n_fgsm(model, x, y, threat=threat, step_size=step, start=start, training=training)
+    steps = how.steps if how.kind == "pgd" else 1
+    return pgd(model, x, y, threat=threat, steps=steps, step_size=step, start=start, training=training)

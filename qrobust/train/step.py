@@ -1,0 +1,114 @@
+"""One step: mix, craft, perturb, descend."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import torch
+from torch import Generator, Tensor, nn
+
+from .. import distributed, machine
+from ..data import MIXES
+from ..quant import latent_weights
+from ..spectrum import low_pass
+from .average import Average
+from .job import Job
+from .methods import METHODS, Views, aligned, craft, draw_start
+from .perturb import fixed_statistics, perturbed
+
+Objective = Callable[[nn.Module], tuple[Tensor, Tensor]]
+
+
+@dataclass(frozen=True)
+class Batch:
+    """This process's part of a batch: images x to learn from, labels y (or their shares), x_adv where crafted."""
+
+    x: Tensor
+    y: Tensor
+    x_adv: Tensor | None
+
+
+@dataclass(frozen=True)
+class Stepper:
+    """What every step of a training needs."""
+
+    model: nn.Module
+    optimizer: torch.optim.Optimizer
+    average: Average | None
+    job: Job
+    classes: int
+
+    def step(self, whole: nn.Module, x: Tensor, y: Tensor, epoch: int, generator: Generator) -> Tensor:
+        """Descend on a batch that all processes hold; (sum of losses, number right, number) of this one's part.
+
+        whole: the model, or what averages its gradients over processes. generator: the same on all of them.
+        """
+        batch = self.prepare(x, y, generator)
+        share = len(batch.y) * distributed.world() / len(y)  # gradients are averaged over processes, not images
+        self.model.train()
+
+        def objective(network: nn.Module) -> tuple[Tensor, Tensor]:
+            loss, logits = self.loss(Views(network, batch.x, batch.y, batch.x_adv), epoch)
+            return loss * share, logits
+
+        with self._perturbed(objective, epoch):
+            loss, logits = objective(whole)
+            self.optimizer.zero_grad(set_to_none=True)
+            loss.backward()  # type: ignore[no-untyped-call]
+        if self.job.schedule.gradient_clip is not None:
+            nn.utils.clip_grad_norm_(self.model.parameters(), self.job.schedule.gradient_clip)
+        self.optimizer.step()
+        if self._averages_steps(epoch):
+            assert self.average is not None
+            self.average.update(self.model)
+        right = (logits.argmax(1) == distributed.part(y)).sum()
+        losses = loss.detach().double() * len(y) / distributed.world()
+        return torch.stack([losses, right, right.new_tensor(len(batch.y))])
+
+    def loss(self, views: Views, epoch: int) -> tuple[Tensor, Tensor]:
+        """The method's loss with spectral alignment where it is due, and the logits that are counted."""
+        method = METHODS[self.job.training.method]
+        loss = method.loss(views, self.job.training)
+        if self.job.schedule.sar is not None and self.job.started("sar", epoch):
+            loss = loss + aligned(views, self.job.schedule.sar, self.average)
+        logits: Tensor = getattr(views, method.judged)
+        return loss, logits.detach()
+
+    def prepare(self, x: Tensor, y: Tensor, generator: Generator) -> Batch:
+        """Mixed, filtered and crafted. Starts are drawn for the whole batch: several processes do what one would."""
+        training, threat = self.job.training, self.job.threat
+        mix = training.mix
+        if training.low_pass is not None:
+            x = low_pass(x, training.low_pass).clamp(0, 1)
+        if mix is not None and mix.on == "clean":
+            x, y = MIXES[mix.kind](x, y, classes=self.classes, alpha=mix.alpha, generator=generator)
+        x = x.contiguous(memory_format=torch.channels_last)
+        if METHODS[training.method].ascends is None:
+            return Batch(distributed.part(x), distributed.part(y), None)
+        start = draw_start(x, training, threat, generator)
+        x, y, start = (distributed.part(tensor) for tensor in (x, y, start))
+        x_adv = craft(self.model, x, y, start, training, threat)
+        if mix is not None and mix.on == "adversarial":
+            own = machine.generator(int(torch.randint(2**62, (1,), generator=generator)), distributed.rank())
+            x_adv, y = MIXES[mix.kind](x_adv, y, classes=self.classes, alpha=mix.alpha, generator=own)
+        return Batch(x, y, x_adv)
+
+    def _averages_steps(self, epoch: int) -> bool:
+        average = self.job.schedule.average
+        return average is not None and average.kind == "exponential" and self.job.started("average", epoch)
+
+    @contextmanager
+    def _perturbed(self, objective: Objective, epoch: int) -> Iterator[None]:
+        """Inside, the weights stand where adversarial weight perturbation moves them, if it is due."""
+        awp = self.job.schedule.awp
+        if awp is None or not self.job.started("awp", epoch):
+            yield
+            return
+        weights = latent_weights(self.model)
+        with fixed_statistics(self.model):
+            gradients = torch.autograd.grad(objective(self.model)[0], weights)
+        gradients = tuple(distributed.summed(gradient) for gradient in gradients)
+        with perturbed(weights, gradients, awp.gamma):
+            yield
