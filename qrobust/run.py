@@ -28,7 +28,7 @@ from . import data, distributed, machine, models, quant, recipe, runtime
 from .attacks import Attack, named
 from .bench import bench
 from .errors import RunError
-from .evaluate import doubt, evaluate
+from .evaluate import CHEAP, DOUBTS, Subject, evaluate, examine
 from .export import Contents, Target, load_target, make_suite, optimised_ops, write_artifact
 from .progress import note
 from .recipe import Recipe
@@ -131,8 +131,9 @@ class Run:
         some = images.take(slice(0, n))
         others = [self.network(width) for width in self.recipe.bits if width not in (bits, FLOAT)] if thorough else []
         if distributed.is_first():
-            flags = doubt(model, some, threat=self.threat, twin=twin, others=others, seed=chosen, thorough=thorough)
-            more["flags"] = [flag.to_dict() for flag in flags]
+            subject = Subject(model, some, self.threat, twin=twin, others=others, seed=chosen)
+            found = examine(subject, DOUBTS if thorough else CHEAP)
+            more |= {"doubts": found.measured, "flags": [flag.to_dict() for flag in found.flags]}
             if path is not None:
                 outcomes.save(path, **more)
         if state is not None:

@@ -53,12 +53,14 @@ def _found(model: nn.Module) -> Iterator[tuple[nn.Conv2d, nn.BatchNorm2d]]:
 
 
 class _Tracer(fx.Tracer):
-    """Looks only into what holds a batch-norm: quantisers and parametrised layers are never handed a proxy."""
+    """Looks only into what holds a batch-norm and has no hooks: these, quantisers and parametrised layers are never
+    handed a proxy.
+    """
 
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
         """Whether a module is one call in the graph."""
-        holds = any(isinstance(child, nn.BatchNorm2d) for child in m.modules())
-        return not holds or super().is_leaf_module(m, module_qualified_name)
+        holds = any(isinstance(child, nn.BatchNorm2d) for child in m.modules() if child is not m)
+        return not holds or _has_hooks(m) or super().is_leaf_module(m, module_qualified_name)
 
 
 def _trace(model: nn.Module) -> Iterator[Pair]:
@@ -84,8 +86,11 @@ def _can_fold(conv: nn.Conv2d, norm: nn.BatchNorm2d) -> bool:
 
 def _is_plain(module: nn.Module, kinds: tuple[type[nn.Module], ...]) -> bool:
     """Whether the forward pass is torch's own, and nothing happens before or after it (as with weight_norm)."""
-    hooks = (*module._forward_pre_hooks.values(), *module._forward_hooks.values())
-    return type(module) in kinds and not hooks and "forward" not in vars(module)
+    return type(module) in kinds and not _has_hooks(module) and "forward" not in vars(module)
+
+
+def _has_hooks(module: nn.Module) -> bool:
+    return bool(module._forward_pre_hooks or module._forward_hooks)
 
 
 @torch.no_grad()

@@ -34,11 +34,13 @@ def cw(
     check_images(x)
     best, nearest = x.clone(), torch.full((len(x),), float("inf"), device=x.device)
     w = torch.atanh((2 * x - 1) * INSIDE).requires_grad_(True)
+    # Distances are to where w begins: else Adam would stretch the 1e-7 between it and x to a whole step.
+    origin = (torch.tanh(w.detach()) + 1) / 2
     optimizer = torch.optim.Adam([w], lr=lr)
     with crafting(model):
         for _ in range(steps):
             candidate = (torch.tanh(w) + 1) / 2
-            distance = (candidate - x).flatten(1).square().sum(dim=1)
+            distance = (candidate - origin).flatten(1).square().sum(dim=1)
             lost = margin(model(candidate), y)
             loss = distance.sum() + c * (-lost).clamp_min(-kappa).sum()
             w.grad = input_gradient(loss, w)

@@ -1,19 +1,23 @@
 """Robustness numbers: attacks propose, `judge` decides, every number comes with n and an interval."""
 
 from .compare import compare
-from .doubt import DOUBTS, Flag, doubt
+from .doubt import CHEAP, DOUBTS, Flag, doubt, examine
 from .evaluation import evaluate
 from .judge import judge, predict
 from .outcomes import Outcomes, read_outcomes
 from .statistics import mcnemar
+from .subject import Subject
 
 __all__ = [
+    "CHEAP",
     "DOUBTS",
     "Flag",
     "Outcomes",
+    "Subject",
     "compare",
     "doubt",
     "evaluate",
+    "examine",
     "judge",
     "mcnemar",
     "predict",

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import io
 import time
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -16,6 +17,7 @@ from torch import nn
 from .. import distributed, machine
 from ..attacks import Attack, Scene
 from ..data import Images, to_unit
+from ..data.images import pixel_bytes
 from ..errors import DataError, RecipeError
 from ..progress import bar
 from ..storage import digest, write_bytes
@@ -46,8 +48,8 @@ def evaluate(
     images: uint8. n: None takes all. twin: the float network that transfer attacks craft on. state: a file
     that keeps verdicts batch by batch; with the same settings a stopped evaluation goes on from there.
     An image that is wrong when clean is wrong under every bounded attack, and no attack spends time on it.
-    Every attack has a random stream of its own. Raises RecipeError for an empty list of attacks, DataError
-    for no images, or more than there are; ModelError for an output that is no logits.
+    Every attack has a random stream of its own. Raises RecipeError for an empty list of attacks or a repeated one,
+    DataError for no images, or more than there are; ModelError for an output that is no logits.
     """
     _check(attacks, images, n)
     images = images.take(slice(0, n))
@@ -143,13 +145,18 @@ class _Journal:
 def _check(attacks: Sequence[Attack], images: Images, n: int | None) -> None:
     if not attacks:
         raise RecipeError("expected at least one attack, got none; a clean accuracy says nothing of robustness")
+    if repeated := [name for name, count in Counter(attack.name for attack in attacks).items() if count > 1]:
+        raise RecipeError(f"expected each attack once, got {repeated[0]} more often; remove the repetition")
     if n is not None and not 1 <= n <= len(images):
         raise DataError(f"expected n in [1, {len(images)}], as many test images as there are, got {n}; change it")
 
 
 def _fingerprint(images: Images) -> str:
-    content = images.x.cpu().numpy().tobytes() + images.y.cpu().numpy().tobytes()
-    return hashlib.sha256(content).hexdigest()
+    state = hashlib.sha256()
+    for pixels in pixel_bytes(images):
+        state.update(pixels)
+    state.update(images.y.cpu().numpy().tobytes())
+    return state.hexdigest()
 
 
 def _weights(model: nn.Module) -> str:

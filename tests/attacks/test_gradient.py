@@ -7,7 +7,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from qrobust.attacks import bim, fgsm, pgd, tpgd
+from qrobust.attacks import bim, far_off, fgsm, n_fgsm, nearby, pgd, tpgd
 from qrobust.attacks.gradient import LOSSES
 from qrobust.objectives import margin
 from qrobust.threat import Threat
@@ -232,3 +232,143 @@ def test_tpgd_draws_from_the_generator():
     first, again, other = (tpgd(model, x, threat=L2, steps=1, generator=seeded(seed)) for seed in (1, 1, 2))
     assert torch.equal(first, again)
     assert not torch.equal(first, other)
+
+
+# Starts that are given
+
+
+@THREATS
+def test_a_start_that_is_given_is_the_draw(threat):
+    model, (x, y) = smooth_net(), batch()
+    options = {"threat": threat, "steps": 3, "step_size": threat.eps / 4}
+    drawn, drawn_kl = pgd(model, x, y, generator=seeded(), **options), tpgd(model, x, generator=seeded(), **options)
+    assert torch.equal(pgd(model, x, y, start=threat.random_start(x, seeded()), **options), drawn)
+    assert torch.equal(tpgd(model, x, start=nearby(x, threat, seeded()), **options), drawn_kl)
+    assert torch.equal(pgd(model, x, y, start=x, **options), pgd(model, x, y, random_start=False, **options))
+    one = n_fgsm(model, x, y, threat=threat, generator=seeded())
+    assert torch.equal(n_fgsm(model, x, y, threat=threat, start=far_off(x, threat, seeded())), one)
+
+
+def test_parts_of_a_batch_from_their_parts_of_a_start():
+    """So several processes craft what one would."""
+    model, (x, y) = smooth_net().eval(), batch()
+    start = LINF.random_start(x, seeded())
+    whole = pgd(model, x, y, threat=LINF, steps=3, start=start)
+    parts = [pgd(model, x[k::2], y[k::2], threat=LINF, steps=3, start=start[k::2]) for k in (0, 1)]
+    for k, part in enumerate(parts):
+        torch.testing.assert_close(part, whole[k::2])
+
+
+def test_a_start_serves_the_first_restart_alone():
+    model, draws, original = kinked_net(), [], Threat.random_start
+
+    class Counting(Threat):
+        def random_start(self, x, generator=None):
+            draws.append(len(x))
+            return original(self, x, generator)
+
+    x = torch.rand(50, 3, 2, 2, generator=seeded())
+    y = model(x).argmax(1)
+    options = {"threat": Counting("linf", 1e-5), "steps": 1, "step_size": 1e-5, "generator": seeded()}
+    pgd(model, x, y, start=x, restarts=1, **options)
+    assert draws == []
+    pgd(model, x, y, start=x, restarts=3, **options)
+    assert draws == [50, 50]
+    start = x.clone()
+    pgd(model, x, y, start=start, **options)
+    assert torch.equal(start, x)  # not changed in place
+
+
+@THREATS
+def test_near_and_far(threat):
+    x = 0.4 + 0.2 * torch.rand(8, 3, 6, 6, generator=seeded())
+    near, far = nearby(x, threat, seeded()) - x, far_off(x, threat, seeded()) - x
+    assert near.std() == pytest.approx(1e-3, rel=0.1)
+    distance = threat.distance(x + far, x)
+    assert distance.max() <= 2 * threat.eps + 1e-6
+    assert distance.max() > 1.5 * threat.eps
+    for start in (nearby, far_off):
+        first, again, other = (start(x, threat, seeded(seed)) for seed in (1, 1, 2))
+        assert torch.equal(first, again)
+        assert not torch.equal(first, other)
+
+
+@THREATS
+@pytest.mark.parametrize("start", [nearby, far_off])
+def test_starts_are_images(start, threat):
+    x, _ = batch()
+    drawn = start(x, threat, seeded())
+    assert drawn.min() >= 0
+    assert drawn.max() <= 1
+
+
+def test_a_start_near_images_stays_within_a_tiny_threat():
+    x, tiny = batch()[0], Threat("linf", 1e-4)
+    assert tiny.distance(nearby(x, tiny, seeded()), x).max() <= 1e-4 + 1e-7
+
+
+# One step from far off
+
+
+@THREATS
+def test_one_step_from_far_off_is_not_projected_on_the_threat(threat):
+    (x, y), model = batch(), smooth_net().eval()
+    x_adv = n_fgsm(model, x, y, threat=threat, generator=seeded())
+    distance = threat.distance(x_adv, x)
+    assert distance.max() <= 3 * threat.eps + 1e-6
+    assert distance.max() > 1.5 * threat.eps
+    assert x_adv.min() >= 0
+    assert x_adv.max() <= 1
+    assert not x_adv.requires_grad
+    start = far_off(x, threat, seeded()).requires_grad_(True)
+    (gradient,) = torch.autograd.grad(F.cross_entropy(model(start), y, reduction="sum"), start)
+    expected = (start + threat.eps * threat.direction(gradient)).clamp(0, 1).detach()
+    torch.testing.assert_close(x_adv, expected, atol=1e-5, rtol=0)
+
+
+def test_one_step_from_far_off_of_another_length():
+    (x, y), model = batch(), smooth_net().eval()
+    start = far_off(x, LINF, seeded())
+    short = n_fgsm(model, x, y, threat=LINF, step_size=0.001, start=start)
+    assert LINF.distance(short, start).max() <= 0.001 + 1e-6
+    assert not torch.equal(short, start)
+
+
+def test_a_large_threat_ends_at_the_range_of_pixels():
+    (x, y), large = batch(), Threat("linf", 0.6)
+    x_adv = n_fgsm(smooth_net(), x, y, threat=large, generator=seeded())
+    assert x_adv.min() >= 0
+    assert x_adv.max() <= 1
+
+
+def test_one_step_from_far_off_leaves_the_network_alone():
+    model, (x, y) = smooth_net().train(), batch()
+    before = copy_of(model)
+    n_fgsm(model, x, y, threat=LINF)
+    assert is_unchanged(model, before)
+    n_fgsm(model, x, y, threat=LINF, training=True)
+    assert not is_unchanged(model, before)
+    assert all(parameter.requires_grad and parameter.grad is None for parameter in model.parameters())
+
+
+# Mixed labels
+
+
+def test_one_hot_shares_are_labels():
+    model, (x, y) = smooth_net(), batch()
+    for attack in (pgd, n_fgsm):
+        start = LINF.random_start(x, seeded())
+        labelled, shared = (attack(model, x, t, threat=LINF, start=start) for t in (y, F.one_hot(y, 3).float()))
+        assert torch.equal(labelled, shared)
+
+
+@pytest.mark.parametrize("attack", [pgd, n_fgsm])
+def test_the_loss_of_shares_rises(attack):
+    (x, y), model = batch(n=30), smooth_net().eval()
+    targets = 0.7 * F.one_hot(y, 3) + 0.3 * F.one_hot((y + 1) % 3, 3)
+    start = LINF.random_start(x, seeded())
+    x_adv = attack(model, x, targets, threat=LINF, start=start)
+    before, after = (F.cross_entropy(model(images), targets, reduction="none") for images in (start, x_adv))
+    assert (after > before).all()
+    hard = attack(model, x, y, threat=LINF, start=start)
+    assert not torch.equal(x_adv, hard)  # the shares matter
