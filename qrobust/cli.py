@@ -191,7 +191,7 @@ def recipes() -> int:
     from . import resources
 
     for name, path in resources.listing("recipes"):
-        print(f"{name:<28} {_first_comment(path)}")
+        print(f"{name:<44} {_first_comment(path)}")
     return 0
 
 

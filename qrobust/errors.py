@@ -17,6 +17,8 @@ from __future__ import annotations
 import difflib
 from collections.abc import Iterable
 
+MOST_NAMES = 20  # in one line of an error
+
 
 class QrobustError(Exception):
     """Base of all errors that a user can mend; the message is one line: expected, got, what to do."""
@@ -49,7 +51,10 @@ class ExportError(QrobustError):
 
 
 def did_you_mean(name: str, known: Iterable[str]) -> str:
-    """`; did you mean 'x'?` for the known name closest to `name`, or all of them if none is close."""
+    """`; did you mean 'x'?` for the known name closest to `name`, or the known names if none is close."""
     known = sorted(known)
     close = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
-    return f"; did you mean {close[0]!r}?" if close else f"; known: {', '.join(known)}"
+    if close:
+        return f"; did you mean {close[0]!r}?"
+    more = f", … ({len(known)} in all)" if len(known) > MOST_NAMES else ""
+    return f"; known: {', '.join(known[:MOST_NAMES])}{more}"

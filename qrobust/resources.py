@@ -1,4 +1,7 @@
-"""Finding recipes and targets: a path wins, then the checkout's folder, then the installed share/qrobust."""
+"""Finding recipes and targets: a path wins, then the checkout's folder, then the installed share/qrobust.
+
+A name is the path below the folder of its kind, without suffix: `digits`, `spectral/cifar10-resnet18-at`.
+"""
 
 from __future__ import annotations
 
@@ -15,7 +18,9 @@ KINDS = ("recipes", "export")
 
 
 def find(kind: str, name: str) -> Path:
-    """The TOML file for a name (`digits`) or path (`my/recipe.toml`). Raises RecipeError if there is none.
+    """The TOML file for a name (`digits`, `fourier/cifar10`) or path (`my/recipe.toml`).
+
+    Raises RecipeError if there is none.
 
     kind: "recipes" or "export".
     """
@@ -23,20 +28,28 @@ def find(kind: str, name: str) -> Path:
         path = Path(name)
         if path.is_file():
             return path
-        name = path.name if kind == path.parent.name else name
+        name = _below(kind, path) or name
     known = dict(listing(kind))
     stem = name.removesuffix(".toml")
     if stem in known:
         return known[stem]
-    raise RecipeError(f"expected a file or one of qrobust's {kind}, got {name!r}{did_you_mean(stem, known)}")
+    alike = [full for full in known if full.endswith(f"/{stem}")]  # the folder was left out
+    raise RecipeError(f"expected a file or one of qrobust's {kind}, got {name!r}{did_you_mean(stem, alike or known)}")
 
 
 def listing(kind: str) -> Iterator[tuple[str, Path]]:
     """Name and path of every TOML of a kind; a checkout hides what is installed."""
     for folder in folders(kind):
         if folder.is_dir():
-            yield from ((path.stem, path) for path in sorted(folder.glob("*.toml")))
+            yield from sorted((_name(path, folder), path) for path in folder.rglob("*.toml"))
             return
+
+
+def name_of(kind: str, path: Path) -> str:
+    """What `find` calls a shipped file; of any other, the file's name without suffix."""
+    whole = path.resolve()
+    shelves = [folder.resolve() for folder in folders(kind)]
+    return next((_name(whole, folder) for folder in shelves if whole.is_relative_to(folder)), path.stem)
 
 
 def folders(kind: str) -> list[Path]:
@@ -45,6 +58,16 @@ def folders(kind: str) -> list[Path]:
     installed = [sysconfig.get_path("data"), sysconfig.get_path("data", user)]
     checkout = Path(__file__).resolve().parent.parent / kind
     return [checkout, *(Path(base) / "share" / "qrobust" / kind for base in installed)]
+
+
+def _name(path: Path, folder: Path) -> str:
+    return path.relative_to(folder).with_suffix("").as_posix()
+
+
+def _below(kind: str, path: Path) -> str:
+    """What stands behind the last folder called `kind`: documents print `recipes/digits.toml`."""
+    _, found, rest = f"/{path.as_posix()}".rpartition(f"/{kind}/")
+    return rest if found else ""
 
 
 def read_toml(path: Path) -> dict[str, Any]:

@@ -32,7 +32,8 @@ def test_a_wheel_holds_the_package_the_recipes_and_the_targets(wheel: Path) -> N
     assert "qrobust/py.typed" in names
     shipped = {name.partition(".data/data/")[2] for name in names if ".data/data/" in name}
     for kind in resources.KINDS:
-        assert {f"share/qrobust/{kind}/{p.name}" for p in (ROOT / kind).iterdir() if p.is_file()} <= shipped
+        files = {path.relative_to(ROOT).as_posix() for path in (ROOT / kind).rglob("*") if path.is_file()}
+        assert {f"share/qrobust/{name}" for name in files} <= shipped
     assert not [name for name in names if name.startswith(("tests/", "benches/", "docs/"))]
 
 
@@ -43,11 +44,14 @@ def test_an_installed_wheel_finds_recipes_by_name(wheel: Path, tmp_path: Path) -
     pip = [sys.executable, "-m", "pip", "--python", str(python), "install", "-q", "--no-deps", str(wheel)]
     subprocess.run(pip, check=True, capture_output=True)
     program = (
-        "from qrobust import resources as r; print(r.find('recipes', 'digits')); print(r.find('export', 'ort-cpu'))"
+        "from qrobust import resources as r; print(r.find('recipes', 'digits')); print(r.find('export', 'ort-cpu'))\n"
+        "print(r.find('recipes', 'spectral/cifar10-resnet18-at')); print(*dict(r.listing('recipes')).values())"
     )
     done = subprocess.run([str(python), "-I", "-c", program], capture_output=True, text=True, cwd=tmp_path)
     assert done.returncode == 0, done.stderr
-    for line in done.stdout.split():
+    lines = done.stdout.split()
+    assert len(lines) == 3 + sum(1 for _ in (ROOT / "recipes").rglob("*.toml"))
+    for line in lines:
         assert Path(line).is_relative_to(tmp_path / "env" / "share" / "qrobust")
 
 

@@ -44,6 +44,51 @@ def test_the_path_printed_in_the_documentation_works_anywhere(shelves, tmp_path,
         resources.find("recipes", "elsewhere/digits.toml")
 
 
+# folders below
+
+
+@pytest.fixture
+def deep(shelves):
+    """The checkout's folder with a folder of recipes in it, one called like another above."""
+    folder = shelves[0] / "paper"
+    folder.mkdir()
+    for name in ("digits", "resnet", "resnet-sar"):
+        (folder / f"{name}.toml").write_text(f"from = 'paper/{name}'")
+    return folder
+
+
+def test_names_are_paths_below_the_folder(shelves, deep):
+    found = dict(resources.listing("recipes"))
+    assert list(found) == ["cifar10", "digits", "paper/digits", "paper/resnet", "paper/resnet-sar"]
+    assert [resources.find("recipes", name) for name in found] == list(found.values())
+    assert resources.find("recipes", "paper/resnet.toml") == deep / "resnet.toml"
+    assert resources.find("recipes", "digits") == shelves[0] / "digits.toml"
+
+
+def test_a_path_wins_over_a_name_with_a_folder(shelves, deep, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert resources.find("recipes", "recipes/paper/resnet.toml") == deep / "resnet.toml"
+    (tmp_path / "paper").mkdir()
+    (tmp_path / "paper" / "resnet.toml").write_text("from = 'here'")
+    assert resources.read_toml(resources.find("recipes", "paper/resnet.toml")) == {"from": "here"}
+    assert resources.find("recipes", "paper/resnet") == deep / "resnet.toml"
+
+
+@pytest.mark.parametrize(("name", "meant"), [("paper/resnte", "paper/resnet"), ("resnet-sar", "paper/resnet-sar")])
+def test_a_missing_name_with_a_folder_gets_a_hint(deep, name, meant):
+    with pytest.raises(RecipeError) as caught:
+        resources.find("recipes", name)
+    assert str(caught.value).endswith(f"got {name!r}; did you mean {meant!r}?")
+
+
+def test_a_file_has_the_name_it_is_found_by(shelves, deep, tmp_path):
+    for name, path in resources.listing("recipes"):
+        assert resources.name_of("recipes", path) == name
+    assert resources.name_of("recipes", shelves[1] / "only-installed.toml") == "only-installed"
+    assert resources.name_of("recipes", tmp_path / "my.recipe.toml") == "my.recipe"
+    assert resources.name_of("recipes", deep / ".." / "digits.toml") == "digits"
+
+
 def test_the_checkout_hides_what_is_installed(shelves):
     assert [name for name, _ in resources.listing("recipes")] == ["cifar10", "digits"]
     for path in shelves[0].iterdir():

@@ -1,0 +1,267 @@
+"""The shipped recipes: they load, repeat nothing, claim what the papers print, and train."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import math
+import re
+from collections import Counter
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from qrobust import data, models, recipe, resources
+from qrobust.attacks import named
+from qrobust.recipe import Recipe
+from qrobust.run import Run
+from qrobust.threat import Threat
+
+ROOT = Path(__file__).resolve().parent.parent
+SHIPPED = dict(resources.listing("recipes"))
+FOLDERS = ("spectral", "fourier")
+BASES = {
+    "spectral/cifar10-resnet18", "spectral/cifar100-resnet18", "spectral/tiny-imagenet-resnet18",
+    "fourier/cifar10", "fourier/cifar10-resnet20", "fourier/cifar10-resnet20-quantised",
+}  # fmt: skip
+ROWS = sorted(name for name in SHIPPED if name.startswith(FOLDERS) and name not in BASES)
+SPECTRAL = [name for name in ROWS if name.startswith("spectral/")]
+# Rows of each table that can be trained: of the spectral perspective and of the Fourier-domain study.
+PRINTED = {
+    "spectral": {"I": 9, "II": 9, "III": 6, "IV": 12, "V": 6, "VI": 12, "VII": 12},
+    "fourier": {"1": 1, "2": 5, "3": 7, "4": 4, "5": 5},
+}
+LARGE = ("resnet152", "wrn34_10", "wrn34_15")
+
+
+def own(name: str) -> dict[str, Any]:
+    """What the recipe's file itself says."""
+    return resources.read_toml(SHIPPED[name])
+
+
+def tables(name: str) -> list[str]:
+    """The tables of its paper that have a recipe's row."""
+    paper = "Spectral perspective" if name in SPECTRAL else "Fourier-domain study"
+    match = re.fullmatch(rf"{paper}, tables? ([IV\d]+(?:, [IV\d]+)*)", own(name)["claim"]["source"])
+    assert match is not None
+    return match[1].split(", ")
+
+
+def leaves(table: Any, path: tuple[str, ...] = ()) -> dict[tuple[str, ...], Any]:
+    if not isinstance(table, dict):
+        return {path: table}
+    return {k: v for key, value in table.items() for k, v in leaves(value, (*path, key)).items()}
+
+
+@pytest.mark.parametrize("name", SHIPPED)
+def test_it_loads_and_says_what_it_is(name: str) -> None:
+    loaded = recipe.load(name)
+    assert SHIPPED[name].read_text().startswith("# ")
+    assert SHIPPED[name].read_text().count("\n") <= (25 if name in ROWS else 45)
+    assert loaded.data.name in data.SOURCES
+    threat = Threat(loaded.threat.norm, loaded.threat.eps)
+    for attack in (*loaded.evaluate.attacks, *loaded.export.suite_attacks):
+        assert named(attack, threat).name == attack
+
+
+@pytest.mark.parametrize("name", SHIPPED)
+def test_its_network_can_be_built(name: str) -> None:
+    settings = recipe.load(name).model
+    with torch.device("meta"):
+        model = models.build(settings.name, in_channels=3, classes=10, **settings.options)
+    assert sum(p.numel() for p in model.parameters()) > 0
+
+
+@pytest.mark.parametrize("name", SHIPPED)
+def test_it_repeats_nothing_that_it_inherits(name: str) -> None:
+    mine = own(name)
+    base = mine.pop("extends", None)
+    mine.pop("claim", None)
+    if base is None:
+        return
+    beside = f"{Path(name).parent.as_posix()}/{base}".removeprefix("./")
+    inherited = leaves(recipe.load(beside if beside in SHIPPED else base).model_dump(mode="json"))
+    same = [path for path, value in leaves(mine).items() if inherited.get(path) == value]
+    assert same == []
+
+
+# claims
+
+
+@pytest.mark.parametrize("name", SHIPPED)
+def test_a_claim_is_its_own_and_of_shares(name: str) -> None:
+    claim = own(name).get("claim", {})
+    assert recipe.load(name).claim == claim
+    assert (claim == {}) == (name in BASES or (name not in ROWS and "fat" not in name))
+    numbers = {path: value for path, value in leaves(claim).items() if path != ("source",)}
+    assert all(isinstance(value, float) and 0 <= value < 1 for value in numbers.values())
+
+
+@pytest.mark.parametrize("name", ROWS)
+def test_what_is_claimed_is_measured(name: str) -> None:
+    attacks = {"clean", *recipe.load(name).evaluate.attacks}
+    claimed = {path[-1] for path in leaves(own(name)["claim"]) if not path[-1].startswith("lpf-")}
+    assert claimed - {"source"} == attacks
+
+
+@pytest.mark.parametrize("folder", FOLDERS)
+def test_every_row_of_the_papers_has_a_recipe(folder: str) -> None:
+    found: Counter[str] = Counter()
+    for name in ROWS:
+        if name.startswith(f"{folder}/"):
+            networks = sum(key.startswith("QM-") for key in own(name)["claim"])
+            found.update(dict.fromkeys(tables(name), networks or 1))
+    assert found == PRINTED[folder]
+
+
+@pytest.mark.parametrize(
+    ("name", "key", "share"),
+    [
+        ("spectral/cifar10-resnet18-at-sar", "autoattack", 0.5002),
+        ("spectral/cifar10-wrn34-10-at-sarwa", "pgd-20", 0.5879),
+        ("spectral/tiny-imagenet-resnet18-trades-sarwa", "clean", 0.4894),
+        ("fourier/cifar10-efficientnet-b0-at", "cw-20", 0.4639),
+        ("fourier/cifar10-resnet20-a-cutout", "pgd-20", 0.2761),
+    ],
+)
+def test_some_numbers_of_the_papers(name: str, key: str, share: float) -> None:
+    assert recipe.load(name).claim[key] == share
+
+
+# settings of the spectral perspective, as a recipe's name spells them
+
+
+METHODS = {"natural": "natural", "model": "natural", "at": "at", "trades": "trades", "mart": "mart", "awp": "at"}
+
+
+def parts(name: str) -> set[str]:
+    return set(name.rpartition("/")[2].split("-"))
+
+
+@pytest.mark.parametrize("name", SPECTRAL)
+def test_its_schedule(name: str) -> None:
+    loaded, spelt = recipe.load(name), parts(name)
+    schedule = loaded.train
+    assert (schedule.epochs, schedule.milestones) == ((200, (100, 150)) if "awp" in spelt else (100, (75, 90)))
+    assert schedule.weight_decay == (2e-4 if spelt & {"trades", "mart"} else 5e-4)
+    assert (schedule.batch_size, schedule.lr, loaded.data.validation) == (128, 0.1, 0.1)
+    assert (schedule.attack.steps, schedule.attack.step_size, schedule.validation.steps) == (10, 2 / 255, 20)
+    assert (loaded.data.crop, loaded.data.flip) == (0 if "tiny" in spelt else 4, True)
+    assert (loaded.bits, loaded.threat.eps) == ((32,), 8 / 255)
+
+
+@pytest.mark.parametrize("name", SPECTRAL)
+def test_its_method(name: str) -> None:
+    loaded, spelt = recipe.load(name), parts(name)
+    schedule = loaded.train
+    (method,) = spelt & METHODS.keys()
+    assert schedule.method == METHODS[method]
+    assert (schedule.awp.gamma if schedule.awp else None) == (0.01 if "awp" in spelt else None)
+    assert schedule.low_pass == ((32 if "tiny" in spelt else 16) if "model" in spelt else None)
+    if not spelt & {"sar", "sarwa"}:
+        assert schedule.sar is None
+        assert schedule.average is None
+        return
+    assert schedule.sar is not None
+    weight = 0.05 if "tiny" in spelt else 0.15 if "sarwa" in spelt else 0.1
+    assert (schedule.sar.weight, schedule.sar.form, schedule.sar.start) == (weight, "batch", "first-drop")
+    assert schedule.sar.reference == ("average" if "sarwa" in spelt else "model")
+    average = schedule.average.model_dump() if schedule.average else None
+    equal = {"kind": "equal", "decay": 0.999, "start": "first-drop", "deploy": False}
+    assert average == (equal if "sarwa" in spelt else None)
+
+
+# they train
+
+
+def images(folder: Path, side: int) -> Path:
+    """A file of 16 images of noise, half of them for validation."""
+    x = np.random.default_rng(0).integers(0, 256, (16, 3, side, side), dtype=np.uint8)
+    y = np.arange(16) % 2
+    np.savez(folder / "images.npz", x_train=x, y_train=y, x_test=x[:4], y_test=y[:4])
+    return folder / "images.npz"
+
+
+def small(name: str, file: Path, *more: str) -> Recipe:
+    """The recipe on 8 images in batches of 4, every part of its schedule from the first epoch."""
+    whole = recipe.load(name)
+    settings = [
+        "data.name=npz", f"data.root={file}", "data.train_size=16", "data.test_size=4", "data.validation=0.5",
+        "train.attack.steps=2", "train.validation.steps=1",
+    ]  # fmt: skip
+    for table in ("train", "quant"):
+        schedule = getattr(whole, table)
+        if schedule is not None:
+            settings += [f"{table}.{key}" for key in ("epochs=1", "batch_size=4", "milestones=[]", "factors=[]")]
+            settings += [f"{table}.{part}.start=0" for part in ("sar", "awp", "average") if getattr(schedule, part)]
+    return recipe.load(name, [*settings, *more])
+
+
+def train(settings: Recipe, folder: Path) -> None:
+    """Trains every width for its two steps; weights and loss stay finite."""
+    run = Run(settings, folder)
+    run.train()
+    for bits in settings.bits:
+        (line,) = (folder / f"qm-{bits}" / "metrics.jsonl").read_text().splitlines()
+        assert math.isfinite(json.loads(line)["loss"])
+        assert (folder / f"qm-{bits}" / "average.safetensors").exists() == (run.has_average(bits))
+
+
+@pytest.mark.parametrize("name", SHIPPED)
+def test_it_trains_a_small_network(name: str, tmp_path: Path) -> None:
+    train(small(name, images(tmp_path, 32), "model.name=resnet8"), tmp_path / "run")
+
+
+def _moderate(name: str) -> bool:
+    """Neither a large network nor large images, and not the same network again with a hundred classes."""
+    settings = recipe.load(name)
+    small_data = settings.data.name == "cifar10" or name.endswith("imagenet-resnet18-at-sarwa")
+    return small_data and settings.model.name not in LARGE
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", [name for name in ROWS if _moderate(name)])
+def test_it_trains_its_own_network(name: str, tmp_path: Path) -> None:
+    side = 64 if "tiny" in name else 32
+    train(small(name, images(tmp_path, side)), tmp_path / "run")
+
+
+# the table of what is measured
+
+
+def test_a_committed_result_fills_its_row(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    generator = _generator()
+    cell = {"accuracy": 0.5, "ci95": [0.45, 0.55]}
+    width = {"bits": 4, "before": {"n": 1000, "clean": cell, "attacks": {"pgd-20": cell}}}
+    (tmp_path / "fourier").mkdir()
+    (tmp_path / "fourier" / "cifar10-resnet20-qm.json").write_text(json.dumps({"widths": [width]}))
+    monkeypatch.setattr(generator, "RESULTS", tmp_path)
+    table = generator.recipe_table().splitlines()
+    (filled,) = (line for line in table if "`fourier/cifar10-resnet20-qm`, QM-4 " in line)
+    cells = [part.strip() for part in filled.strip("|").split("|")]
+    shown = "50.0% (45.0%–55.0%)"
+    assert (
+        cells[1:]
+        == ["67.58", "65.13", "42.16", "38.75", "38.50", "56.81", "43.81", "1000", shown, "", "", shown] + [""] * 3
+    )
+    assert sum(shown in line for line in table) == 1
+
+
+@pytest.mark.parametrize("folder", FOLDERS)
+def test_results_below_the_papers_are_of_recipes(folder: str) -> None:
+    results = ROOT / "benches" / "results"
+    names = {path.relative_to(results).with_suffix("").as_posix() for path in (results / folder).rglob("*.json")}
+    assert names <= set(ROWS)
+
+
+def _generator() -> ModuleType:
+    spec = importlib.util.spec_from_file_location("generate", ROOT / "docs" / "generate.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
