@@ -3,8 +3,8 @@
     python benches/study_sar.py OUT --root FOLDER [--seeds 0,1,2] [--json benches/results/study-sar.json]
 
 For each seed one network is trained adversarially up to the first drop of the learning rate; from that checkpoint AT,
-AT + SAR and AT + SARWA go on. All are evaluated on the same test images and compared in pairs. It continues where it
-was stopped.
+AT + SAR and AT + SARWA go on, all in bf16. All are evaluated on the same test images and compared in pairs. The first
+seed's AT is trained once more in float32, which says what bf16 changes. It continues where it was stopped.
 """
 
 from __future__ import annotations
@@ -51,6 +51,13 @@ def branch(trunk: Path, run: Run) -> None:
     save_state(run.folder / STATE, state)
 
 
+def in_float32(out: Path, root: Path, seed: int) -> Run:
+    """AT of a seed from its first epoch on, in float32."""
+    run = opened(out / f"seed-{seed}" / "float32", root, seed, EPOCHS, ("train.precision=float32",))
+    run.train()
+    return run
+
+
 def train(out: Path, root: Path, seed: int) -> dict[str, Run]:
     """The trunk of a seed, and its variants."""
     trunk = opened(out / f"seed-{seed}" / "trunk", root, seed, TRUNK)
@@ -87,6 +94,8 @@ def main() -> None:
     runs = {seed: train(options.out, options.root, seed) for seed in seeds}
     result: dict[str, Any] = {"recipe": recipe.dump(runs[seeds[0]]["at"].recipe), "trunk": TRUNK, "epochs": EPOCHS}
     result["seeds"] = {str(seed): one_seed(runs[seed], options) for seed in seeds}
+    pair = {"at": runs[seeds[0]]["at"], "float32": in_float32(options.out, options.root, seeds[0])}
+    result["precision"] = one_seed(pair, options)
     if options.n_auto:
         result["autoattack"] = one_seed(runs[seeds[0]], options, ("autoattack",), options.n_auto)
     if options.json:
@@ -100,7 +109,7 @@ def one_seed(
     stem = "-".join(attacks)
     paths = {name: run.folder / f"{stem}.json" for name, run in runs.items()}
     results = {name: evaluate(run, attacks, n or options.n, paths[name]) for name, run in runs.items()}
-    against = {name: compare(paths["at"], paths[name])["sets"] for name in VARIANTS if name != "at"}
+    against = {name: compare(paths["at"], paths[name])["sets"] for name in paths if name != "at"}
     for sets in against.values():
         for row in sets.values():
             row |= {"gained": len(row["gained"]), "lost": len(row["lost"])}

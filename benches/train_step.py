@@ -3,9 +3,9 @@
     python benches/train_step.py [--json benches/results/train_step.json]
 
 A step crafts with PGD and descends once. Ours, in float32 and bf16, takes turns with (a) a loop around torchattacks'
-PGD and (b) the loop that public adversarial-training code is made of, which asks for the weights' gradients at every attack
-step and throws them away. Ratios are of medians; below 1, ours took less time. `same` is the largest difference between
-the weights after one step of ours in float32 and of (b) from the same start, as a share of the largest change.
+PGD and (b) the loop that public adversarial-training code is made of, which asks for the weights' gradients at every
+attack step and throws them away. Ratios are of medians; below 1, ours took less time. `same` is the largest difference
+between the weights after one step of ours in float32 and of (b) from the same start, as a share of the largest change.
 `outside` is the share of our step that is not forward and backward passes. Needs torchattacks.
 """
 

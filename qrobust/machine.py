@@ -65,7 +65,8 @@ def precision(name: str) -> Iterator[None]:
     torch.set_float32_matmul_precision("highest" if name == "float32" else "high")
     torch.backends.cudnn.allow_tf32 = name != "float32"
     try:
-        with torch.autocast(device().type, torch.bfloat16, enabled=name == "bf16"):
+        # No cache: it would hold the cast of a weight until the end of the context, over all optimiser steps.
+        with torch.autocast(device().type, torch.bfloat16, enabled=name == "bf16", cache_enabled=False):
             yield
     finally:
         torch.set_float32_matmul_precision(before[0])

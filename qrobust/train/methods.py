@@ -79,7 +79,12 @@ def aligned(views: Views, sar: Sar, average: nn.Module | None) -> Tensor:
 
 
 def draw_start(x: Tensor, settings: Training, threat: Threat, generator: Generator) -> Tensor:
-    """Where the attack on a whole batch begins: drawn for all of it, so that its parts can be crafted apart."""
+    """Where the attack on a whole batch begins: drawn for all of it, so that its parts can be crafted apart.
+
+    On a GPU the numbers are drawn there, from a seed that the generator gives: a batch's noise is slow to carry.
+    """
+    if x.is_cuda:
+        generator = Generator(x.device).manual_seed(int(torch.randint(2**62, (1,), generator=generator)))
     if METHODS[settings.method].ascends == "kl":
         return nearby(x, threat, generator)
     if settings.attack.kind == "n-fgsm":
