@@ -74,6 +74,7 @@ class Data(Table):
     test_size: Count | None = None
     validation: Annotated[Float, Field(ge=0, le=0.5)] = 0.1
     size: Count | None = None
+    cache: str | None = None  # folder of decoded images, mapped instead of held in memory
     crop: Annotated[Int, Field(ge=0)] = 0  # padding of the random crop, pixels
     flip: bool = False
 
@@ -314,7 +315,7 @@ def load(name: str, overrides: Iterable[str] = ()) -> Recipe:
     """The recipe of a name or path, with what it extends and `key=value` overrides. Raises RecipeError."""
     path = resources.find("recipes", name)
     table = _extended(path, ())
-    table.setdefault("name", path.stem)
+    table.setdefault("name", resources.name_of("recipes", path))
     for override in overrides:
         table = _merge(table, _override(override))
     return parse(table, source=str(path))
@@ -352,7 +353,8 @@ def _extended(path: Path, seen: tuple[Path, ...]) -> dict[str, Any]:
     own = beside.resolve() == path.resolve() and path.resolve() != _shipped(base)
     parent = beside if beside.is_file() and not own else resources.find("recipes", base)
     inherited = _extended(parent, (*seen, path.resolve()))
-    inherited.pop("name", None)
+    for key in ("name", "claim"):  # a variant carries no paper's numbers but its own
+        inherited.pop(key, None)
     return _merge(inherited, table)
 
 

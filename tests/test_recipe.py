@@ -147,6 +147,9 @@ def test_what_is_no_override(folder, text):
 
 RISING = "expected bits to fall from 32, the float network, as [32, 4, 2], got"
 EPS = "threat.eps: expected a share of the pixel range [0, 1]; write '8/255', not 8, got"
+ATTACKED = "expected a method with an attack for sar or a mix of adversarial images, got 'natural'"
+UNMIXED = "expected method 'at' or 'natural' for mixed images, got"
+SHARP = "expected no label smoothing with mart or mixed labels, got some; remove smoothing"
 REFUSALS = {
     "threat.eps=8": f"{EPS} 8",
     "threat.eps='510/255'": f"{EPS} '510/255'",
@@ -170,10 +173,58 @@ REFUSALS = {
     "model.classes=3": "model: expected no 'classes', which follows from the data, got one; remove it",
     "train.lr=inf": "train.lr: expected a finite number, got inf",
     "train.lr=nan": "train.lr: expected a finite number, got nan",
-    "train.method=trades": "train.method: expected 'natural' or 'at', got 'trades'",
+    "train.method=tardes": "train.method: expected 'natural', 'at', 'trades' or 'mart', got 'tardes'",
+    "train.epochs=true": "train.epochs: expected a number, got True",
+    "train.lr=true": "train.lr: expected a number, got True",
+    "train.beta=false": "train.beta: expected a number, got False",
+    "train.milestones=[true]": "train.milestones.0: expected a number, got True",
+    "seed=false": "seed: expected a number, got False",
+    "threat.eps=true": "threat.eps: expected a number, got True",
+    "train.sar.start=true": "train.sar.start: expected an epoch, counted from 0, or 'first-drop', got True",
+    "threat.ep=4/255": "unknown key 'threat.ep'; did you mean 'eps'?",
     "train.factors=[0.1]": "train: expected one factor a milestone, got 1 for 0",
     "quant.milestones=[3, 2]": "quant: expected rising milestones, got [3, 2]",
     "train.sar={}": ("train: expected milestones, for sar.start = 'first-drop', got none; give sar.start an epoch"),
+    "train.average={}": (
+        "train: expected milestones, for average.start = 'first-drop', got none; give average.start an epoch"
+    ),
+    "quant.awp={start = 'first-drop'}": (
+        "quant: expected milestones, for awp.start = 'first-drop', got none; give awp.start an epoch"
+    ),
+    "train.sar={start = 0, reference = 'average'}": (
+        "train: expected a table average for sar.reference = 'average', got none; add one"
+    ),
+    "quant={epochs = 2, sar = {start = 0, reference = 'average'}, average = {start = 1}}": (
+        "quant: expected sar.start at or after average.start, epoch 1, got 0; change one"
+    ),
+    "train={epochs = 9, milestones = [3], sar = {start = 2, reference = 'average'}, average = {}}": (
+        "train: expected sar.start at or after average.start, epoch 3, got 2; change one"
+    ),
+    "train={shape = 'cosine', milestones = [2]}": "train: expected no milestones with shape 'cosine', got [2]",
+    "quant={shape = 'cyclic', milestones = [2, 3]}": "quant: expected no milestones with shape 'cyclic', got [2, 3]",
+    "train.shape=round": "train.shape: expected 'step', 'cosine' or 'cyclic', got 'round'",
+    "train={method = 'natural', sar = {start = 0}}": f"train: {ATTACKED}",
+    "train={method = 'natural', mix = {kind = 'mixup', on = 'adversarial'}}": f"train: {ATTACKED}",
+    "train.low_pass=8": "train: expected method = 'natural' for low_pass, got 'at'",
+    "train={method = 'trades', mix = {kind = 'cutmix'}}": f"train: {UNMIXED} 'trades'; remove mix",
+    "train={method = 'mart', mix = {kind = 'cutout', on = 'adversarial'}}": f"train: {UNMIXED} 'mart'; remove mix",
+    "train={method = 'trades', attack = {kind = 'n-fgsm'}}": (
+        "train: expected attack.kind = 'pgd' for 'trades', got 'n-fgsm'"
+    ),
+    "train={method = 'trades', attack = {kind = 'fgsm-rs'}}": (
+        "train: expected attack.kind = 'pgd' for 'trades', got 'fgsm-rs'"
+    ),
+    "train={method = 'mart', smoothing = 0.1}": f"train: {SHARP}",
+    "train={smoothing = 0.1, mix = {kind = 'mixup'}}": f"train: {SHARP}",
+    "train.smoothing=1": "train.smoothing: expected less than 1, got 1",
+    "train.attack.kind=fgsm": "train.attack.kind: expected 'pgd', 'fgsm-rs' or 'n-fgsm', got 'fgsm'",
+    "train.mix={kin = 'mixup'}": "unknown key 'train.mix.kin'; did you mean 'kind'?",
+    "train.mix={}": "expected a value for 'train.mix.kind', got none; add it",
+    "train.mix={kind = 'mixup', alpha = 0}": "train.mix.alpha: expected greater than 0, got 0",
+    "train.awp.gamma=-1": "train.awp.gamma: expected greater than or equal to 0, got -1",
+    "train.average={start = 0, decay = 1}": "train.average.decay: expected less than 1, got 1",
+    "train.gradient_clip=0": "train.gradient_clip: expected greater than 0, got 0",
+    "train.precision=half": "train.precision: expected 'float32', 'tf32' or 'bf16', got 'half'",
     "train.sar.start=last": "train.sar.start: expected an epoch, counted from 0, or 'first-drop', got 'last'",
     "train.sar.start=-1": "train.sar.start: expected an epoch, counted from 0, or 'first-drop', got -1",
     "data.validation=0.9": "data.validation: expected less than or equal to 0.5, got 0.9",
@@ -189,6 +240,27 @@ def test_refusals(folder, override, text):
     source, _, rest = refusal(overridden, override).partition(": ")
     assert source == str(folder / "shipped" / "base.toml")
     assert rest.startswith(text) if text.endswith(": ") else rest == text
+
+
+def test_alignment_of_quantised_networks_needs_an_attack(folder):
+    text = refusal(overridden, "train.method=natural", "quant.sar={start = 0}")
+    assert text.endswith("recipe: expected a train.method with an attack for quant.sar, got 'natural'; remove one")
+    assert overridden("train.method=natural", "quant.average={start = 0}").quant.average.start == 0
+
+
+@pytest.mark.parametrize(
+    ("key", "table", "text"),
+    [
+        ("threat", {"ep": "8/255"}, "unknown key 'threat.ep'; did you mean 'eps'?"),
+        ("train", {"epoch": 3}, "unknown key 'train.epoch'; did you mean 'epochs'?"),
+        ("data", {"nam": "digits"}, "unknown key 'data.nam'; did you mean 'name'?"),
+        ("threat", {}, "expected a value for 'threat.eps', got none; add it"),
+    ],
+)
+def test_a_misspelt_key_that_is_required(key, table, text):
+    """Two mistakes in one: what is missing is there under another name, and that is what helps."""
+    whole = tomllib.loads(BASE) | {"name": "mine", key: table}
+    assert refusal(lambda: recipe.parse(whole, source="mine")) == f"mine: {text}"
 
 
 @pytest.mark.parametrize("key", ["data", "model", "threat", "train"])
@@ -213,6 +285,32 @@ def test_a_table_of_another_kind_is_checked_too():
     assert text == "there: unknown key 'sra'; did you mean 'sar'?"
 
 
+# attacks in training
+
+
+@pytest.mark.parametrize(("kind", "factor"), [("pgd", 0.25), ("fgsm-rs", 1.25), ("n-fgsm", 1.0)])
+def test_the_length_of_a_step(kind, factor):
+    """What its kind is published with, in units of eps; a recipe's own goes first."""
+    assert recipe.Craft(kind=kind).length(8 / 255) == pytest.approx(factor * 8 / 255)
+    assert recipe.Craft(kind=kind, step_size="2/255").length(8 / 255) == 2 / 255
+    assert recipe.Craft(kind=kind, step_size=0).length(8 / 255) == 0
+
+
+@pytest.mark.parametrize("part", ["sar", "average", "awp"])
+def test_parts_may_start_with_the_drop_or_with_an_epoch(folder, part):
+    loaded = overridden("train.milestones=[2]", f"train.{part}={{start = 'first-drop'}}", f"quant.{part}={{start = 4}}")
+    assert getattr(loaded.train, part).start == "first-drop"
+    assert getattr(loaded.quant, part).start == 4
+
+
+def test_alignment_to_an_average_that_begins_with_it_or_before(folder):
+    for start in (1, 2):
+        table = f"{{start = {start}, reference = 'average'}}"
+        assert overridden("quant.average={start = 1}", f"quant.sar={table}").quant.sar.start == start
+    both = overridden("train.milestones=[2]", "train.sar={reference = 'average'}", "train.average={}").train
+    assert both.sar.start == both.average.start == "first-drop"
+
+
 # dump
 
 
@@ -226,6 +324,15 @@ def test_a_table_of_another_kind_is_checked_too():
             "train.sar={weight = 0.2}",
             "claim.clean=76.67",
         ),
+        (
+            "train.method=trades",
+            "train.shape=cosine",
+            "train.attack.step_size=2/255",
+            "train.awp={gamma = 5e-3}",
+            "train.average={start = 1, kind = 'exponential'}",
+            "train.sar={start = 1, reference = 'average'}",
+        ),
+        ("train.mix={kind = 'cutmix'}", "train.precision=bf16", "train.gradient_clip=0.5"),
         ("evaluate.n=100", "data.root=/x", "quant.sar={start = 0}", "threat={norm = 'l2', eps = 0.5}"),
     ],
 )
@@ -239,8 +346,8 @@ def test_dump_is_a_recipe_again(folder, overrides):
 def test_dump_spells_out_every_default(folder):
     table = tomllib.loads(recipe.dump(recipe.load("base")))
     assert table["train"]["attack"] == {
+        "kind": "pgd",
         "steps": 7,
-        "step_size": 2 / 255,
         "random_start": True,
         "mode": "eval",
     }

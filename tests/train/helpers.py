@@ -1,5 +1,7 @@
 """Training small enough to repeat: 60 images of three classes, four epochs of three batches."""
 
+import json
+
 import torch
 from torch import nn
 
@@ -8,6 +10,7 @@ from qrobust.data import Dataset, Images
 from qrobust.recipe import Data, Schedule, Training
 from qrobust.threat import Threat
 from qrobust.train import Job
+from qrobust.train.step import Stepper
 
 SCHEDULE = {"epochs": 4, "batch_size": 20, "lr": 0.05, "milestones": [2]}
 TRAINING = {"attack": {"steps": 1}, "validation": {"steps": 1}}
@@ -60,3 +63,23 @@ def weights_of(model):
 
 def are_equal(first, second):
     return first.keys() == second.keys() and all(torch.equal(first[name], second[name]) for name in first)
+
+
+def metrics(folder):
+    """What metrics.jsonl holds, but for the clock."""
+    records = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    assert all(record.pop("images_per_second") > 0 for record in records)
+    return records
+
+
+def some_batch(n=12, seed=3):
+    """Images (n, 3, 6, 6) in [0,1] and labels."""
+    images = some_images(n, seed)
+    return images.x.to(machine.device()) / 255, images.y.to(machine.device())
+
+
+def stepper(model, task, average=None):
+    """What a training would step with."""
+    schedule = task.schedule
+    optimizer = torch.optim.SGD(model.parameters(), lr=schedule.lr, momentum=schedule.momentum)
+    return Stepper(model, optimizer, average, task, 3)

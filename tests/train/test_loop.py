@@ -1,17 +1,16 @@
 """Training goes on where it stopped, keeps the best epoch, and says why it gives up."""
 
-import json
 import threading
 
 import pytest
 import torch
 
-from qrobust import objectives
+from qrobust import machine, objectives
 from qrobust.errors import CheckpointError, RunError
-from qrobust.train import fit, loop, save_weights
+from qrobust.train import fit, loop, methods, save_weights, validation
 from qrobust.train.checkpoint import load_state
 
-from .helpers import are_equal, job, network, some_data, weights_of
+from .helpers import are_equal, job, metrics, network, some_data, weights_of
 
 DATA = some_data()
 
@@ -27,16 +26,10 @@ def train(task, data=DATA):
     return weights_of(model), state.history
 
 
-def metrics(folder):
-    """What metrics.jsonl holds, but for the clock."""
-    records = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
-    assert all(record.pop("images_per_second") > 0 for record in records)
-    return records
-
-
 def interrupt(monkeypatch, name, call):
-    """Stop with Ctrl-C at a call of a function of the loop."""
-    original, calls = getattr(loop, name), []
+    """Stop with Ctrl-C at a call of a function that training uses: attacks while it learns and while it validates."""
+    modules = (methods, validation) if name == "pgd" else (loop,)
+    original, calls = getattr(modules[0], name), []
 
     def stopping(*arguments, **options):
         calls.append(1)
@@ -44,18 +37,19 @@ def interrupt(monkeypatch, name, call):
             raise KeyboardInterrupt
         return original(*arguments, **options)
 
-    monkeypatch.setattr(loop, name, stopping)
+    for module in modules:
+        monkeypatch.setattr(module, name, stopping)
 
 
 def snapshots(monkeypatch):
     """The weights after every epoch, as validation sees them."""
-    seen, original = [], loop._validate
+    seen, original = [], loop._Work._validate
 
-    def validate(model, *rest):
-        seen.append(weights_of(model))
-        return original(model, *rest)
+    def validate(work, epoch):
+        seen.append(weights_of(work.model))
+        return original(work, epoch)
 
-    monkeypatch.setattr(loop, "_validate", validate)
+    monkeypatch.setattr(loop._Work, "_validate", validate)
     return seen
 
 
@@ -159,19 +153,17 @@ def test_it_learns(tmp_path):
 def test_the_best_epoch_is_kept(tmp_path, monkeypatch, robust, clean, best):
     seen = []
 
-    def validate(model, images, task, epoch):
-        seen.append(weights_of(model))
+    def validate(work, epoch):
+        seen.append(weights_of(work.model))
         found = {"validation_robust": robust[epoch], "validation_clean": clean[epoch]}
         return {} if robust[epoch] is None else found
 
-    monkeypatch.setattr(loop, "_validate", validate)
-    model = network()
-    state = fit(model, DATA, job(tmp_path, method="natural"))
-    assert state.best["epoch"] == best
-    assert are_equal(weights_of(model), seen[best - 1])
-    again = network(seed=1)
-    assert fit(again, DATA, job(tmp_path, method="natural")).best["epoch"] == best
-    assert are_equal(weights_of(again), seen[best - 1])
+    monkeypatch.setattr(loop._Work, "_validate", validate)
+    for model in (network(), network(seed=1)):  # trained, and taken from the checkpoint
+        state = fit(model, DATA, job(tmp_path, method="natural"))
+        assert (state.best["model"]["epoch"], list(state.best)) == (best, ["model"])
+        assert are_equal(weights_of(model), seen[best - 1])
+        assert are_equal(state.best_of("model"), seen[best - 1])
 
 
 def test_without_a_validation_split_the_last_epoch_is_kept(tmp_path, monkeypatch):
@@ -190,19 +182,28 @@ def test_validation_draws_the_same_noise_in_every_epoch(tmp_path, monkeypatch):
     """With nothing learned, the robust accuracy cannot move."""
     task = job(tmp_path, schedule={"lr": 1e-30, "weight_decay": 0}, validation={"steps": 1, "step_size": 1e-6})
     model = network().eval()
-    first, second = (loop._validate(model, DATA.validation, task, epoch) for epoch in (0, 1))
+    noises, original = [], validation.pgd
+
+    def recording(model, x, y, *, start, **options):
+        noises.append(start - x)
+        return original(model, x, y, start=start, **options)
+
+    monkeypatch.setattr(validation, "pgd", recording)
+    first, second = (validation.accuracies(model, DATA.validation, task) for _ in range(2))
     assert first == second
-    starts, original = [], loop.pgd
+    assert torch.equal(noises[0], noises[2])
+    assert not torch.equal(noises[0][:1], noises[1])
 
-    def recording(*arguments, generator, **options):
-        starts.append(generator.get_state())
-        return original(*arguments, generator=generator, **options)
 
-    monkeypatch.setattr(loop, "pgd", recording)
-    loop._validate(model, DATA.validation, task, 0)
-    loop._validate(model, DATA.validation, task, 3)
-    assert torch.equal(starts[0], starts[2])
-    assert not torch.equal(starts[0], starts[1])
+def test_accuracies_are_those_of_the_split(tmp_path):
+    """Shares by hand, in the last of two batches too; the network ends in eval mode."""
+    task, model, images = job(tmp_path, validation={"steps": 3}), network().train(), DATA.validation
+    clean, robust = validation.accuracies(model, images, task)
+    assert not model.training
+    with torch.no_grad():
+        right = model(images.x.to(machine.device()) / 255).argmax(1).cpu() == images.y
+    assert clean == pytest.approx(float(right.float().mean()))
+    assert robust <= clean
 
 
 # Methods
@@ -240,25 +241,39 @@ def test_alignment_without_weight_changes_statistics_alone(tmp_path, monkeypatch
 
 
 def test_settings_reach_attack_and_augmentation(tmp_path, monkeypatch):
-    crafted, batched, pgd, batches = [], [], loop.pgd, loop.epoch_batches
+    crafted, batched, pgd, batches = [], [], methods.pgd, loop.epoch_batches
 
-    def recording_pgd(*arguments, generator, **options):
-        crafted.append(options)
-        return pgd(*arguments, generator=generator, **options)
+    def recording_pgd(model, x, y, *, start, **options):
+        crafted.append({"moved": not torch.equal(start, x), **options})
+        return pgd(model, x, y, start=start, **options)
 
     def recording_batches(*arguments):
         batched.append(arguments[1:2] + arguments[4:])
         return batches(*arguments)
 
-    monkeypatch.setattr(loop, "pgd", recording_pgd)
+    for module in (methods, validation):
+        monkeypatch.setattr(module, "pgd", recording_pgd)
     monkeypatch.setattr(loop, "epoch_batches", recording_batches)
     craft = {"steps": 3, "step_size": 0.01, "random_start": False, "mode": "train"}
     task = job(tmp_path, schedule={"epochs": 1}, attack=craft, validation={"steps": 2, "step_size": 0.02})
     train(task)
-    crafting = {"steps": 3, "step_size": 0.01, "random_start": False, "training": True}
-    validating = {"steps": 2, "step_size": 0.02}
+    crafting = {"steps": 3, "step_size": 0.01, "moved": False, "training": True}
+    validating = {"steps": 2, "step_size": 0.02, "moved": True}
     assert crafted == [{"threat": task.threat, **options} for options in [crafting] * 3 + [validating] * 2]
     assert batched == [(20, 1, True)]
+
+
+def test_every_epoch_has_its_own_order_and_noise(tmp_path, monkeypatch):
+    seen, original = [], methods.pgd
+
+    def recording(model, x, y, *, start, **options):
+        seen.append((x, start - x))
+        return original(model, x, y, start=start, **options)
+
+    monkeypatch.setattr(methods, "pgd", recording)
+    train(job(tmp_path, schedule={"epochs": 2}))
+    for part in (0, 1):
+        assert not torch.equal(seen[0][part], seen[3][part])
 
 
 # Refusals
@@ -296,9 +311,9 @@ def test_a_damaged_checkpoint_is_refused(tmp_path):
 def test_a_loss_that_is_no_number_stops_the_run(tmp_path, monkeypatch):
     original, calls = objectives.cross_entropy, []
 
-    def failing(logits, y):
+    def failing(logits, y, **options):
         calls.append(1)
-        return original(logits, y) * (float("nan") if len(calls) == 8 else 1)
+        return original(logits, y, **options) * (float("nan") if len(calls) == 8 else 1)
 
     monkeypatch.setattr(objectives, "cross_entropy", failing)
     task = job(tmp_path)

@@ -1,9 +1,12 @@
-"""The learning rate and the start of alignment, epoch by epoch."""
+"""The learning rate, and where parts of a training begin, epoch by epoch."""
+
+import itertools
+import math
 
 import pytest
 
-from qrobust.recipe import Sar, Schedule
-from qrobust.train import learning_rate, sar_starts
+from qrobust.recipe import Average, Awp, Sar, Schedule
+from qrobust.train import first_epoch, learning_rate
 
 TABLE = {
     "constant": ({"epochs": 3}, [0.1] * 3),
@@ -14,16 +17,49 @@ TABLE = {
     ),
     "from the start": ({"epochs": 2, "milestones": [0]}, [0.01, 0.01]),
     "neighbours": ({"epochs": 4, "milestones": [1, 2]}, [0.1, 0.01, 1e-3, 1e-3]),
+    "cosine": (
+        {"epochs": 4, "lr": 2.0, "shape": "cosine"},
+        [2.0, 1 + math.sqrt(0.5), 1.0, 1 - math.sqrt(0.5), 0.0],
+    ),
+    "cyclic": (
+        {"epochs": 10, "shape": "cyclic"},
+        [0, 0.025, 0.05, 0.075, 0.1, 1 / 12, 1 / 15, 0.05, 1 / 30, 1 / 60, 0],
+    ),
 }
 
 
 @pytest.mark.parametrize(("settings", "rates"), TABLE.values(), ids=TABLE)
 def test_learning_rate(settings, rates):
     schedule = Schedule.model_validate(settings)
-    assert [learning_rate(schedule, epoch) for epoch in range(schedule.epochs)] == pytest.approx(rates)
+    assert [learning_rate(schedule, epoch) for epoch in range(len(rates))] == pytest.approx(rates, abs=1e-15)
 
 
+@pytest.mark.parametrize(("shape", "steepest"), [("cosine", math.pi / 2), ("cyclic", 2.5)])
+def test_smooth_shapes_have_no_jumps(shape, steepest):
+    """Between two batches the rate moves by no more than its steepest slope; it stays within 0 and lr."""
+    schedule, steps = Schedule(epochs=30, lr=0.2, shape=shape), 3000
+    rates = [learning_rate(schedule, 30 * step / steps) for step in range(steps + 1)]
+    jumps = [abs(after - before) for before, after in itertools.pairwise(rates)]
+    assert max(jumps) == pytest.approx(0.2 * steepest / steps, rel=1e-3)
+    assert min(rates) >= 0
+    assert max(rates) == pytest.approx(0.2)
+    assert rates[-1] == pytest.approx(0, abs=1e-15)
+
+
+def test_cyclic_rises_to_lr_at_two_fifths():
+    schedule = Schedule(epochs=15, lr=0.3, shape="cyclic")
+    assert learning_rate(schedule, 6) == pytest.approx(0.3)
+    assert [learning_rate(schedule, epoch) for epoch in (3, 10.5)] == pytest.approx([0.15, 0.15])
+
+
+@pytest.mark.parametrize("fraction", [0, 0.5, 0.999])
+def test_steps_do_not_move_within_an_epoch(fraction):
+    schedule = Schedule(epochs=6, milestones=(2, 4))
+    assert learning_rate(schedule, 1 + fraction) == 0.1
+    assert learning_rate(schedule, 2 + fraction) == pytest.approx(0.01)
+
+
+@pytest.mark.parametrize("part", [Sar, Awp, Average])
 @pytest.mark.parametrize(("start", "epoch"), [("first-drop", 3), (0, 0), (5, 5)])
-def test_alignment_starts(start, epoch):
-    sar = Sar(start=start)
-    assert sar_starts(sar, Schedule(epochs=9, milestones=(3, 6), sar=sar)) == epoch
+def test_a_part_starts(part, start, epoch):
+    assert first_epoch(part(start=start).start, Schedule(epochs=9, milestones=(3, 6))) == epoch

@@ -1,0 +1,235 @@
+"""Averages against numpy, their statistics against the data's, and that they are kept."""
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from qrobust import machine, recipe
+from qrobust.data import to_unit
+from qrobust.spectrum import low_pass
+from qrobust.train import average as average_module
+from qrobust.train import fit, loop
+from qrobust.train.average import Average
+from qrobust.train.checkpoint import load_state, part
+
+from .helpers import are_equal, job, network, some_batch, some_data, weights_of
+
+DATA = some_data()
+EQUAL = {"average": {"start": 1}}
+EXPONENTIAL = {"average": {"start": 1, "kind": "exponential", "decay": 0.8}}
+
+
+def followed(settings, networks):
+    average = Average(networks[0], settings)
+    for model in networks:
+        average.update(model)
+    return average
+
+
+def weight(model):
+    return model[5].weight.detach().cpu().double().numpy()
+
+
+@pytest.mark.parametrize("k", [1, 2, 7])
+def test_the_equal_mean(k):
+    networks = [network(seed=seed) for seed in range(k)]
+    average = followed(recipe.Average(start=0), networks)
+    np.testing.assert_allclose(weight(average.network), np.mean([weight(m) for m in networks], axis=0), atol=1e-6)
+    assert int(average.count) == k
+
+
+@pytest.mark.parametrize("k", [1, 2, 7])
+def test_the_exponential_mean(k):
+    """decay^(k-1)·w_1 + Σ (1 - decay)·decay^(k-i)·w_i."""
+    networks, decay = [network(seed=seed) for seed in range(k)], 0.8
+    average = followed(recipe.Average(kind="exponential", decay=decay, start=0), networks)
+    shares = [decay ** (k - 1)] + [(1 - decay) * decay ** (k - i) for i in range(2, k + 1)]
+    assert sum(shares) == pytest.approx(1)
+    expected = sum(share * weight(model) for share, model in zip(shares, networks, strict=True))
+    np.testing.assert_allclose(weight(average.network), expected, atol=1e-6)
+
+
+def test_it_is_frozen_and_a_copy():
+    model = network().train()
+    average = Average(model, recipe.Average(start=0))
+    assert not any(parameter.requires_grad for parameter in average.parameters())
+    assert not any(module.training for module in average.network.modules())
+    assert all(parameter.requires_grad for parameter in model.parameters())
+    before = weights_of(average.network)
+    with torch.no_grad():
+        model[0].weight.zero_()
+    assert are_equal(weights_of(average.network), before)
+    x, _ = some_batch()
+    assert torch.equal(average(x), average.network(x))
+
+
+def test_statistics_are_copied_not_averaged():
+    first, second = network(), network()
+    second(some_batch()[0])  # in train mode
+    average = followed(recipe.Average(start=0), [first, second])
+    assert torch.equal(average.network[1].running_mean, second[1].running_mean)
+    assert torch.equal(average.network[1].num_batches_tracked, second[1].num_batches_tracked)
+
+
+def test_it_begins_where_the_network_stands():
+    average, other = Average(network(), recipe.Average()), network(seed=1)
+    average.begin(other)
+    assert are_equal(weights_of(average.network), weights_of(other))
+    assert int(average.count) == 0
+
+
+# Statistics anew
+
+
+def test_estimated_statistics_are_those_of_the_data():
+    """Over batches of one size: the mean of what the first convolution gives, and of the batches' variances."""
+    average = followed(recipe.Average(start=0), [network(seed=1), network(seed=2)])
+    batches = [some_batch(seed=seed)[0] for seed in range(3)]
+    average.estimate(batches)
+    seen = [average.network[0](x) for x in batches]
+    norm = average.network[1]
+    torch.testing.assert_close(norm.running_mean, torch.stack([x.mean((0, 2, 3)) for x in seen]).mean(0))
+    torch.testing.assert_close(norm.running_var, torch.stack([x.var((0, 2, 3)) for x in seen]).mean(0))
+    assert not any(module.training for module in average.network.modules())
+    assert (norm.momentum, int(norm.num_batches_tracked)) == (0.1, 3)
+
+
+@pytest.mark.parametrize("width", [None, 3])
+def test_training_estimates_on_its_images_without_augmentation(tmp_path, monkeypatch, width):
+    """Filtered where training filters; the best average is kept with these statistics."""
+    seen, original = [], Average.estimate
+
+    def estimate(average, batches):
+        seen.append(list(batches))
+        original(average, seen[-1])
+
+    monkeypatch.setattr(Average, "estimate", estimate)
+    state = fit(network(), DATA, job(tmp_path, method="natural", low_pass=width, schedule=EQUAL))
+    x = to_unit(DATA.train.x, machine.device())
+    expected = x if width is None else low_pass(x, width).clamp(0, 1)
+    assert len(seen) == 3  # from the second epoch on
+    for batches in seen:
+        torch.testing.assert_close(torch.cat(batches), expected)
+    assert int(state.best_of("average")["1.num_batches_tracked"]) == 3
+
+
+# In training
+
+
+def snapshots(monkeypatch, module, name, inspect):
+    seen, original = [], getattr(module, name)
+
+    def recording(first, *rest):
+        result = original(first, *rest)
+        seen.append(inspect(first, *rest))
+        return result
+
+    monkeypatch.setattr(module, name, recording)
+    return seen
+
+
+def test_the_equal_mean_of_a_training(tmp_path, monkeypatch):
+    """Of the weights at the end of every epoch from the start on."""
+    ends = snapshots(monkeypatch, loop._Work, "_train", lambda work, *_: weights_of(work.model))
+    fit(network(), DATA, job(tmp_path, schedule=EQUAL))
+    last = load_state(tmp_path / "checkpoint" / "last.safetensors").tensors
+    for name, _ in network().named_parameters():
+        mean = np.mean([end[name].double().numpy() for end in ends[1:]], axis=0)
+        np.testing.assert_allclose(last[f"average.network.{name}"].numpy(), mean, atol=1e-6)
+    assert int(last["average.count"]) == 3
+
+
+def test_the_exponential_mean_of_a_training(tmp_path, monkeypatch):
+    """Of the weights after every step from the start on."""
+    steps = snapshots(monkeypatch, Average, "update", lambda average, model: weights_of(model))
+    fit(network(), DATA, job(tmp_path, schedule=EXPONENTIAL))
+    assert len(steps) == 9
+    last = load_state(tmp_path / "checkpoint" / "last.safetensors").tensors
+    expected = steps[0]["0.weight"].double()
+    for step in steps[1:]:
+        expected = 0.8 * expected + 0.2 * step["0.weight"].double()
+    torch.testing.assert_close(last["average.network.0.weight"].double(), expected, atol=1e-6, rtol=1e-5)
+    assert int(last["average.count"]) == 9
+
+
+def test_the_average_does_not_disturb_the_training(tmp_path):
+    """Unless something is aligned to it: the network's own weights are the same bits."""
+    found = []
+    for name, schedule in {"without": {}, "equal": EQUAL, "exponential": EXPONENTIAL}.items():
+        model = network()
+        fit(model, DATA, job(tmp_path / name, schedule=schedule))
+        found.append(weights_of(model))
+    assert are_equal(found[0], found[1])
+    assert are_equal(found[0], found[2])
+
+
+def test_the_best_average_is_kept_apart(tmp_path, monkeypatch):
+    """Best epochs differ; each is judged by its own accuracies, the average only from its start on."""
+    robust = {"model": [0.1, 0.4, 0.2, 0.3], "average": [None, 0.2, 0.6, 0.5]}
+    seen = {"model": [], "average": [None]}
+
+    def accuracies(model, images, task):
+        name = "model" if any(p.requires_grad for p in model.parameters()) else "average"
+        seen[name].append(weights_of(model))
+        return 0.9, robust[name][len(seen[name]) - 1]
+
+    monkeypatch.setattr(loop, "accuracies", accuracies)
+    for model in (network(), network(seed=1)):  # trained, and taken from the checkpoint
+        state = fit(model, DATA, job(tmp_path, schedule=EQUAL))
+        assert {name: record["epoch"] for name, record in state.best.items()} == {"model": 2, "average": 3}
+        assert are_equal(state.best_of("model"), seen["model"][1])
+        assert are_equal(state.best_of("average"), seen["average"][2])
+        assert are_equal(weights_of(model), seen["model"][1])
+    assert "average_robust" not in state.history[0]
+    assert state.history[2]["average_robust"] == 0.6
+
+
+def test_without_a_validation_split_the_last_average_is_kept(tmp_path):
+    state = fit(network(), some_data(validation=0), job(tmp_path, schedule=EQUAL))
+    last = load_state(tmp_path / "checkpoint" / "last.safetensors")
+    assert state.best["average"]["epoch"] == 4
+    assert are_equal(state.best_of("average"), part(last.tensors, "average.network."))
+
+
+def test_the_count_survives_a_checkpoint(tmp_path, monkeypatch):
+    counts = snapshots(monkeypatch, Average, "update", lambda average, model: int(average.count))
+    original, calls = loop.write_text, []
+
+    def stopping(*arguments):
+        calls.append(1)
+        if len(calls) == 2:
+            raise KeyboardInterrupt
+        return original(*arguments)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(loop, "write_text", stopping)
+        with pytest.raises(KeyboardInterrupt):
+            fit(network(), DATA, job(tmp_path, schedule=EQUAL))
+    fit(network(seed=1), DATA, job(tmp_path, schedule=EQUAL))
+    assert counts == [1, 2, 3]
+
+
+def test_what_is_aligned_to_an_average_is_aligned_to_a_trained_one(tmp_path, monkeypatch):
+    """In its first epoch there is no mean yet: the weights at its start stand for it, not those of the beginning."""
+    seen = []
+    monkeypatch.setattr(
+        average_module.Average,
+        "forward",
+        lambda average, x: seen.append(weights_of(average.network)) or average.network(x),
+    )
+    ends = snapshots(monkeypatch, loop._Work, "_train", lambda work, *_: weights_of(work.model))
+    fit(network(), DATA, job(tmp_path, schedule={**EQUAL, "sar": {"start": 1, "reference": "average"}}))
+    assert len(seen) == 9
+    for reference in seen[:3]:
+        assert are_equal(reference, ends[0])
+    for name, _ in network().named_parameters():
+        assert torch.equal(seen[3][name], ends[1][name])
+
+
+def test_a_network_without_batch_norm_averages_too():
+    model = nn.Sequential(nn.Flatten(), nn.Linear(4, 2))
+    average = Average(model, recipe.Average(start=0))
+    average.update(model)
+    average.estimate([torch.rand(3, 1, 2, 2)])
+    assert are_equal(weights_of(average.network), weights_of(model))

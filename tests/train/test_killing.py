@@ -1,0 +1,168 @@
+"""Killed anywhere and run again, a training ends with the bits of one that was never disturbed."""
+
+import itertools
+import os
+import random
+import signal
+from pathlib import Path
+
+import pytest
+import torch
+
+from qrobust import storage
+from qrobust.train import METHODS, fit, loop, methods, validation
+from qrobust.train.average import Average
+from qrobust.train.checkpoint import load_state
+
+from .helpers import are_equal, job, metrics, network, some_data, weights_of
+
+DATA = some_data()
+DROP = {"sar": {}, "awp": {"start": 1}}
+WARM = {"reference": "average", "weight": 0.3}
+CONSTANT = {"milestones": [], "average": {"start": 1, "kind": "exponential", "decay": 0.7}}
+CASES = {
+    "natural, cutmix, cyclic, exponential": {
+        "method": "natural",
+        "mix": {"kind": "cutmix"},
+        "schedule": {**CONSTANT, "shape": "cyclic", "gradient_clip": 0.5},
+    },
+    "natural, low pass, equal": {"method": "natural", "low_pass": 3, "schedule": {"average": {"start": 0}}},
+    "at, sarwa, awp, equal": {"method": "at", "schedule": {**DROP, "sar": WARM, "average": {}}},
+    "at, n-fgsm, mixup, cosine": {
+        "method": "at",
+        "attack": {"kind": "n-fgsm"},
+        "mix": {"kind": "mixup"},
+        "schedule": {**CONSTANT, "shape": "cosine", "awp": {}},
+    },
+    "at, fgsm-rs, cutmix of adversarial images": {
+        "method": "at",
+        "attack": {"kind": "fgsm-rs", "mode": "train"},
+        "mix": {"kind": "cutmix", "on": "adversarial", "loss": "ce"},
+    },
+    "trades, sar, awp, equal": {"method": "trades", "smoothing": 0.1, "schedule": {**DROP, "average": {"start": 1}}},
+    "mart, sarwa, cosine, exponential": {
+        "method": "mart",
+        "schedule": {**CONSTANT, "shape": "cosine", "sar": {**WARM, "start": 2}},
+    },
+}
+# What is called, by whom. `fsync` stands for the middle of writing: half of the file is there.
+POINTS = {
+    "attack": [(methods, "pgd"), (methods, "tpgd"), (methods, "n_fgsm"), (validation, "pgd")],
+    "step": [(torch.optim.SGD, "step")],
+    "average": [(Average, "update"), (Average, "estimate")],
+    "checkpoint": [(loop, "save_state"), (loop, "write_text")],
+    "writing": [(storage.os, "fsync")],
+    "renaming": [(Path, "replace")],
+}
+EVERY = [(case, point) for case in CASES for point in POINTS if point != "average" or "average" in str(CASES[case])]
+
+
+@pytest.fixture(scope="module", autouse=True)
+def one_thread():
+    """A forked process can trust no other threads, and sums must have the same order in it."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+@pytest.fixture(scope="module")
+def wholes(tmp_path_factory):
+    """Every case undisturbed: how it ends, and how often each point is called."""
+    found = {}
+    for case in CASES:
+        with pytest.MonkeyPatch.context() as patch:
+            counts = {point: watch(patch, point) for point in POINTS}
+            found[case] = ending(case, tmp_path_factory.mktemp("whole")), {p: next(c) - 1 for p, c in counts.items()}
+    return found
+
+
+def ending(case, folder):
+    """All tensors of the last state, momentum and averages among them, the weights given back, and the metrics."""
+    task, model = job(folder, **CASES[case]), network()
+    fit(model, DATA, task)
+    last = load_state(folder / "checkpoint" / "last.safetensors")
+    return {"end": weights_of(model), "state": last.tensors}, metrics(folder)
+
+
+def watch(patch, point, call=0, die=None, late=False):
+    """Count the calls of a point's functions, and die at one of them, before or after it does its work."""
+    calls = itertools.count(1)
+
+    def watched(original):
+        def instead(*arguments, **options):
+            now = next(calls) == call
+            if now and not late:
+                die(point, *arguments)
+            result = original(*arguments, **options)
+            if now and late:
+                die(point, *arguments)
+            return result
+
+        return instead
+
+    for owner, name in POINTS[point]:
+        patch.setattr(owner, name, watched(getattr(owner, name)))
+    return calls
+
+
+def interrupt(point, *arguments):
+    halve(point, *arguments)
+    raise KeyboardInterrupt("here")
+
+
+def kill(point, *arguments):
+    halve(point, *arguments)
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def halve(point, *arguments):
+    """What was written so far is half of the file."""
+    if point == "writing":
+        os.ftruncate(arguments[0], os.fstat(arguments[0]).st_size // 2)
+
+
+def is_killed(case, folder, *how):
+    """Whether a training in a process of its own died of SIGKILL."""
+    child = os.fork()
+    if not child:
+        try:
+            with pytest.MonkeyPatch.context() as patch:
+                watch(patch, *how)
+                ending(case, folder)
+        finally:
+            os._exit(1)
+    return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == -signal.SIGKILL
+
+
+def assert_equal(found, expected):
+    assert all(are_equal(found[0][part], expected[0][part]) for part in ("end", "state"))
+    assert found[1] == expected[1]
+
+
+@pytest.mark.parametrize(("case", "point"), EVERY)
+def test_interrupted_at_a_random_call(tmp_path, monkeypatch, wholes, case, point):
+    whole, counts = wholes[case]
+    chance = random.Random(f"{case} {point}")
+    with monkeypatch.context() as patch:
+        watch(patch, point, chance.randint(1, counts[point]), interrupt, chance.random() < 0.5)
+        with pytest.raises(KeyboardInterrupt, match="here"):
+            ending(case, tmp_path)
+    assert_equal(ending(case, tmp_path), whole)
+    assert len(list((tmp_path / "checkpoint").iterdir())) == 1  # no half file is left
+
+
+@pytest.mark.skipif(not hasattr(os, "fork") or torch.cuda.is_available(), reason="CUDA does not survive a fork")
+@pytest.mark.parametrize("case", CASES)
+def test_killed_twice(tmp_path, wholes, case):
+    """SIGKILL leaves nobody to tidy up: half a file may lie around, and is never read."""
+    whole, counts = wholes[case]
+    chance = random.Random(case)
+    for point in chance.sample(["attack", "step", "checkpoint", "writing", "renaming"], 2):
+        assert is_killed(case, tmp_path, point, chance.randint(1, counts[point] // 4), kill, chance.random() < 0.5)
+    assert_equal(ending(case, tmp_path), whole)
+
+
+def test_there_are_enough_of_them():
+    assert len(EVERY) + 2 * len(CASES) >= 20
+    assert {CASES[case]["method"] for case, _ in EVERY} == set(METHODS)

@@ -1,0 +1,167 @@
+"""One step: in which order things happen, and when."""
+
+import pytest
+import torch
+
+from qrobust.data import MIXES
+from qrobust.recipe import Average as Settings
+from qrobust.spectrum import low_pass
+from qrobust.train import learning_rate, loop
+from qrobust.train import step as step_module
+from qrobust.train.average import Average
+
+from .helpers import are_equal, job, network, some_batch, some_data, stepper, weights_of
+
+
+def seeded(seed=0):
+    return torch.Generator().manual_seed(seed)
+
+
+def stepped(task, *, epoch=0, average=None, model=None):
+    """The weights after one step, and what was counted."""
+    model = model or network()
+    counted = stepper(model, task, average).step(model, *some_batch(), epoch, seeded())
+    return weights_of(model), counted
+
+
+# Passes in train mode: for the loss, and in AWP for its direction.
+PASSES = {
+    "natural": ({"method": "natural"}, {}, 1),
+    "at": ({}, {}, 1),
+    "at, sar": ({}, {"sar": {"start": 0}}, 2),
+    "at, sarwa": ({}, {"sar": {"start": 0, "reference": "average"}, "average": {"start": 0}}, 1),
+    "trades": ({"method": "trades"}, {}, 2),
+    "trades, sar": ({"method": "trades"}, {"sar": {"start": 0}}, 2),
+    "mart, sar": ({"method": "mart"}, {"sar": {"start": 0}}, 2),
+    "trades, sar, awp": ({"method": "trades"}, {"sar": {"start": 0}, "awp": {}}, 4),
+    "trades, sar and awp to come": ({"method": "trades"}, {"sar": {"start": 1}, "awp": {"start": 1}}, 2),
+}
+
+
+@pytest.mark.parametrize(("training", "schedule", "passes"), PASSES.values(), ids=PASSES)
+def test_every_view_is_passed_once(tmp_path, training, schedule, passes):
+    task, model, seen = job(tmp_path, schedule=schedule, **training), network(), []
+    model.register_forward_hook(lambda module, args, output: seen.append(module.training))
+    average = Average(model, Settings()) if "average" in schedule else None
+    if average is not None:
+        average.network._forward_hooks.clear()
+    stepped(task, model=model, average=average)
+    assert sum(seen) == passes
+
+
+def test_what_is_counted(tmp_path):
+    task, model, (x, y) = job(tmp_path, method="natural"), network().train(), some_batch()
+    with torch.no_grad():
+        logits = network().train()(x)
+    losses, right, seen = stepped(task, model=model)[1].tolist()
+    assert losses == pytest.approx(12 * float(torch.nn.functional.cross_entropy(logits, y)), rel=1e-5)
+    assert (right, seen) == (int((logits.argmax(1) == y).sum()), 12)
+
+
+def test_a_step_is_that_of_sgd(tmp_path):
+    model, (x, y), before = network().train(), some_batch(), weights_of(network())
+    torch.nn.functional.cross_entropy(model(x), y).backward()
+    after, _ = stepped(job(tmp_path, method="natural"))
+    for name, parameter in model.named_parameters():
+        torch.testing.assert_close(after[name], before[name] - 0.05 * parameter.grad.cpu(), atol=1e-7, rtol=1e-5)
+
+
+def test_gradients_are_clipped_together(tmp_path):
+    before = weights_of(network())
+    free, _ = stepped(job(tmp_path, method="natural"))
+    clipped, _ = stepped(job(tmp_path, method="natural", schedule={"gradient_clip": 0.01}))
+    names = [name for name, _ in network().named_parameters()]
+    moves = [torch.cat([(after[name] - before[name]).flatten() for name in names]) for after in (free, clipped)]
+    assert float(moves[1].norm()) == pytest.approx(0.05 * 0.01, rel=1e-3)
+    torch.testing.assert_close(moves[1] / moves[1].norm(), moves[0] / moves[0].norm(), atol=1e-3, rtol=0)
+
+
+@pytest.mark.parametrize(
+    ("part", "table"),
+    [("sar", {"start": 2}), ("awp", {"start": 2, "gamma": 0.1}), ("sar", {}), ("awp", {"start": "first-drop"})],
+)
+def test_a_part_begins_at_its_epoch(tmp_path, part, table):
+    plain, with_it = job(tmp_path), job(tmp_path, schedule={part: table})
+    same = [are_equal(stepped(plain, epoch=e)[0], stepped(with_it, epoch=e)[0]) for e in range(4)]
+    assert same == [True, True, False, False]
+
+
+def test_without_gamma_weights_are_not_perturbed(tmp_path):
+    plain = stepped(job(tmp_path))[0]
+    assert are_equal(stepped(job(tmp_path, schedule={"awp": {"gamma": 0}}))[0], plain)
+    assert not are_equal(stepped(job(tmp_path, schedule={"awp": {"gamma": 0.1}}))[0], plain)
+
+
+def test_perturbation_is_outside_of_the_update(tmp_path):
+    """The gradient is taken at the moved weights, the step made from the old ones, with statistics moved once."""
+    before = weights_of(network())
+    after, _ = stepped(job(tmp_path, schedule={"awp": {"gamma": 0.5}, "lr": 1e-12}))
+    for name, _ in network().named_parameters():
+        torch.testing.assert_close(after[name], before[name], atol=1e-9, rtol=0)
+    assert int(after["1.num_batches_tracked"]) == 1
+
+
+# Images
+
+
+def prepared(tmp_path, **training):
+    task = job(tmp_path, **training)
+    return stepper(network(), task).prepare(*some_batch(), seeded())
+
+
+def test_natural_training_sees_the_images(tmp_path):
+    batch, (x, y) = prepared(tmp_path, method="natural"), some_batch()
+    assert batch.x_adv is None
+    assert torch.equal(batch.x, x)
+    assert torch.equal(batch.y, y)
+
+
+def test_low_passed_images(tmp_path):
+    batch, (x, _) = prepared(tmp_path, method="natural", low_pass=3), some_batch()
+    torch.testing.assert_close(batch.x, low_pass(x, 3).clamp(0, 1))
+    assert not torch.allclose(batch.x, x, atol=0.01)
+
+
+@pytest.mark.parametrize("kind", MIXES)
+def test_clean_images_are_mixed_before_the_attack(tmp_path, kind):
+    batch, (x, y) = prepared(tmp_path, mix={"kind": kind, "alpha": 0.5}), some_batch()
+    expected, targets = MIXES[kind](x, y, classes=3, alpha=0.5, generator=seeded())
+    assert torch.equal(batch.x, expected)
+    assert torch.equal(batch.y, targets)
+    assert (batch.x_adv - batch.x).abs().max() <= 8 / 255 + 1e-6
+
+
+@pytest.mark.parametrize("kind", MIXES)
+def test_adversarial_images_are_mixed_after_it(tmp_path, monkeypatch, kind):
+    """The clean ones stay; cut or mixed, images are further from them than the threat allows."""
+    seen, original = [], step_module.craft
+
+    def crafting(model, x, y, *rest):
+        seen.append((y, original(model, x, y, *rest)))
+        return seen[-1][1]
+
+    monkeypatch.setattr(step_module, "craft", crafting)
+    batch, (x, y) = prepared(tmp_path, mix={"kind": kind, "on": "adversarial"}), some_batch()
+    assert torch.equal(batch.x, x)
+    assert torch.equal(seen[0][0], y)
+    assert batch.y.shape == (12, 3)
+    assert (batch.x_adv - seen[0][1]).abs().max() > 8 / 255
+
+
+# Rates within an epoch
+
+
+@pytest.mark.parametrize(
+    "schedule", [{"shape": "cosine", "milestones": []}, {"shape": "cyclic", "milestones": []}, {"milestones": [2]}]
+)
+def test_the_rate_moves_with_every_batch(tmp_path, monkeypatch, schedule):
+    rates, original = [], torch.optim.SGD.step
+
+    def recording(optimizer, *rest):
+        rates.append(optimizer.param_groups[0]["lr"])
+        return original(optimizer, *rest)
+
+    monkeypatch.setattr(torch.optim.SGD, "step", recording)
+    task = job(tmp_path, method="natural", schedule=schedule)
+    loop.fit(network(), some_data(), task)
+    assert rates == pytest.approx([learning_rate(task.schedule, step / 3) for step in range(12)])
