@@ -238,6 +238,10 @@ class Training(Schedule):
             raise ValueError("expected a method with an attack for sar or a mix of adversarial images, got 'natural'")
         if self.method != "natural" and self.low_pass is not None:
             raise ValueError(f"expected method = 'natural' for low_pass, got {self.method!r}")
+        if self.sar is not None and self.mix is not None and self.mix.on == "adversarial":
+            raise ValueError(
+                "expected sar or a mix of adversarial images, which have no pair, got both; remove one"
+            )
         if self.method in ("trades", "mart") and self.mix is not None:
             raise ValueError(f"expected method 'at' or 'natural' for mixed images, got {self.method!r}; remove mix")
         if self.method == "trades" and self.attack.kind != "pgd":  # it ascends the divergence, in many steps

@@ -151,6 +151,9 @@ ATTACKED = "expected a method with an attack for sar or a mix of adversarial ima
 UNMIXED = "expected method 'at' or 'natural' for mixed images, got"
 SHARP = "expected no label smoothing with mart or mixed labels, got some; remove smoothing"
 REFUSALS = {
+    "train={epochs = 1, sar = {start = 0}, mix = {kind = 'mixup', on = 'adversarial'}}": (
+        "train: expected sar or a mix of adversarial images, which have no pair, got both; remove one"
+    ),
     "threat.eps=8": f"{EPS} 8",
     "threat.eps='510/255'": f"{EPS} '510/255'",
     "threat.eps=-1/255": "threat.eps: expected greater than or equal to 0, got '-1/255'",

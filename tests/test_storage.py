@@ -103,3 +103,10 @@ def test_digest_is_blind_to_the_order_of_keys_alone():
     different = [{"a": 1}, {"a": 2}, {"b": 1}, {"a": [1, 2]}, {"a": [2, 1]}, {"a": "1"}, {"a": None}, {}]
     assert len({digest(value) for value in different}) == len(different)
     assert len(digest({})) == 64
+
+
+def test_what_a_killed_writer_left_is_removed(tmp_path):
+    (tmp_path / ".a.json.abcd_123").write_text("half")
+    (tmp_path / ".b.json.abcd_123").write_text("another's")
+    write_json(tmp_path / "a.json", 1)
+    assert sorted(path.name for path in tmp_path.iterdir()) == [".b.json.abcd_123", "a.json"]

@@ -51,6 +51,7 @@ def pgd(
     """
     check_images(x)
     x_adv = x.clone()
+    labels = y if y.dim() == 1 else y.argmax(1)
     with crafting(model, training=training):
         todo = torch.arange(len(x), device=x.device)
         for restart in range(restarts):
@@ -59,7 +60,7 @@ def pgd(
             x_adv[todo] = _ascend(model, x[todo], y[todo], start, threat, steps, step_size, LOSSES[loss])
             if restart + 1 < restarts:
                 with torch.no_grad():
-                    todo = todo[model(x_adv[todo]).argmax(1) == y[todo]]
+                    todo = todo[model(x_adv[todo]).argmax(1) == labels[todo]]
             if not len(todo):
                 break
     return x_adv

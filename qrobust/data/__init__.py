@@ -2,12 +2,14 @@
 
     load(settings) ──▶ Dataset(train, validation, test) ──epoch_batches──▶ (x in [0,1], y) on the device
 
-Images rest as uint8 and become float32 in [0,1] on the device; normalisation belongs inside the model.
+Images rest as uint8, in memory or in a mapped file, and become float32 in [0,1] on the device; normalisation
+belongs inside the model.
 """
 
 from .batches import epoch_batches
 from .images import Dataset, Images, make_images, to_unit
 from .loading import load
+from .mapped import Mapped
 from .mixing import MIXES
 from .settings import DataSettings, Settings
 from .sources import SOURCES
@@ -18,6 +20,7 @@ __all__ = [
     "DataSettings",
     "Dataset",
     "Images",
+    "Mapped",
     "Settings",
     "epoch_batches",
     "load",

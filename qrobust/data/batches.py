@@ -24,8 +24,8 @@ def epoch_batches(
     """All images once, in a random order: x float32 (n, c, h, w) in [0, 1] and y int64 (n,), on the device.
 
     padding, flip: see `augment`. drop_last: leave out a last batch that is smaller than the others.
-    generator: on the CPU; its state alone decides order and augmentation. `images` may rest on the CPU or,
-    faster, on the device already (`images.to(device)`).
+    generator: on the CPU; its state alone decides order and augmentation. `images` may rest on the CPU, in a
+    file (`Mapped`: read one batch ahead) or, fastest, on the device already (`images.to(device)`).
     Raises DataError if batch_size < 1, or if drop_last would leave out everything.
     """
     check_batch_size(batch_size)
@@ -38,11 +38,10 @@ def _epoch(
     images: Images, size: int, generator: Generator, device: torch.device, options: tuple[int, bool, bool]
 ) -> Iterator[tuple[Tensor, Tensor]]:
     padding, flip, drop_last = options
-    order = torch.randperm(len(images), generator=generator)
+    order = torch.randperm(len(images), generator=generator).to(images.y.device)
     stop = len(images) // size * size if drop_last else len(images)
-    shuffled = order[:stop].to(images.x.device)
-    for start in range(0, stop, size):
-        batch = images.take(shuffled[start : start + size]).to(device)
+    for resting in images.stream(order[start : start + size] for start in range(0, stop, size)):
+        batch = resting.to(device)
         # Augmented as bytes, a quarter of the memory traffic of float32.
         x = augment(batch.x, padding=padding, flip=flip, generator=generator)
         yield to_unit(x, device), batch.y

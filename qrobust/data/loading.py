@@ -40,6 +40,6 @@ def _generator(settings: Settings) -> Generator:
 
 
 def _check_shapes(loaded: Loaded) -> None:
-    train, test = tuple(loaded.train.x.shape[1:]), tuple(loaded.test.x.shape[1:])
+    train, test = loaded.train.shape[1:], loaded.test.shape[1:]
     if train != test:
         raise DataError(f"expected test images of shape {train} as in training, got {test}; give both one shape")

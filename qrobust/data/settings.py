@@ -28,6 +28,8 @@ class Settings(Protocol):
     @property
     def size(self) -> int | None: ...
     @property
+    def cache(self) -> str | None: ...
+    @property
     def seed(self) -> int: ...
 
 
@@ -42,6 +44,8 @@ class DataSettings:
     test_size: images to take for testing, at random; a smaller number gives a subset of a larger one.
     validation: share in [0, 0.5] of the training images that is set aside; each class within one image of it.
     size: side in pixels of the square that images are resized and cropped to (`folder` only).
+    cache: the folder that keeps the images decoded, in files that are mapped (`folder` only); None holds them in
+        memory. It changes no pixel and no result.
     seed: of the random subsets and of the split.
 
     >>> DataSettings("digits", validation=0.1).seed
@@ -55,11 +59,12 @@ class DataSettings:
     test_size: int | None = None
     validation: float = 0.0
     size: int | None = None
+    cache: str | None = None
     seed: int = 0
 
 
 def check_settings(settings: Settings) -> None:
-    """Raises DataError for a share, a number or a seed out of range, or a `size` where it has no meaning."""
+    """Raises DataError for a share, a number or a seed out of range, or a `size` or `cache` that has no meaning."""
     if not 0 <= settings.validation <= 0.5:
         raise DataError(
             f"expected validation in [0, 0.5], got {settings.validation:g}; give the share set aside, as 0.1"
@@ -70,5 +75,9 @@ def check_settings(settings: Settings) -> None:
             raise DataError(f"expected {key} of at least 1, got {value}; leave it out to take what is there")
     if settings.size is not None and settings.name != "folder":
         raise DataError(f"expected no size for {settings.name}, whose images have one, got {settings.size}; remove it")
+    if settings.cache is not None and settings.name != "folder":
+        raise DataError(
+            f"expected no cache for {settings.name}, whose images are held in memory, got {settings.cache!r}; remove it"
+        )
     if not 0 <= settings.seed < 2**63:
         raise DataError(f"expected a seed in [0, 2^63), got {settings.seed}; choose another")

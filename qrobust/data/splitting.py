@@ -37,11 +37,13 @@ def split(images: Images, share: float, generator: Generator) -> tuple[Images, I
 
 def _choose(y: Tensor, share: float, generator: Generator) -> Tensor:
     """Mask (n,) of the images set aside: in a random order of each class, the first `quota` of it."""
-    quota = _quotas(torch.bincount(y), share)
+    counts = torch.bincount(y)
+    quota = _quotas(counts, share)
     order = torch.randperm(len(y), generator=generator)
+    by_class = order[y[order].argsort(stable=True)]
+    place = torch.arange(len(y)) - (counts.cumsum(0) - counts).repeat_interleave(counts)  # of an image in its class
     aside = torch.zeros(len(y), dtype=torch.bool)
-    for label, count in enumerate(quota.tolist()):
-        aside[order[y[order] == label][:count]] = True
+    aside[by_class[place < quota.repeat_interleave(counts)]] = True
     return aside
 
 

@@ -372,3 +372,12 @@ def test_the_loss_of_shares_rises(attack):
     assert (after > before).all()
     hard = attack(model, x, y, threat=LINF, start=start)
     assert not torch.equal(x_adv, hard)  # the shares matter
+
+
+def test_shares_of_labels_restart_as_labels_do():
+    x, y = batch()
+    shares = F.one_hot(y, 3).float()
+    model = smooth_net()
+    settings = {"threat": LINF, "steps": 2, "restarts": 3}
+    first, second = (pgd(model, x, target, generator=seeded(), **settings) for target in (y, shares))
+    torch.testing.assert_close(first, second)

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from qrobust.data import epoch_batches, to_unit
+from qrobust.data import Mapped, epoch_batches, to_unit
 from qrobust.errors import DataError
 
 from .helpers import seeded, some_images
@@ -68,8 +68,10 @@ def test_wrong_batch_sizes_are_refused_at_once():
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+@pytest.mark.parametrize("images", [IMAGES, Mapped(IMAGES.x.numpy(), IMAGES.y)], ids=["memory", "file"])
 @pytest.mark.parametrize("resting", ["cpu", "cuda"])
-def test_a_device_changes_no_bit(resting):
-    _, expected, _ = everything(padding=2, flip=True)
-    pairs = list(epoch_batches(IMAGES.to(resting), 16, seeded(), "cuda", padding=2, flip=True))
-    assert torch.equal(torch.cat([x for x, _ in pairs]).cpu(), expected)
+def test_a_device_changes_no_bit(resting, images):
+    _, x, y = everything(padding=2, flip=True)
+    pairs = list(epoch_batches(images.to(resting), 16, seeded(), "cuda", padding=2, flip=True))
+    assert torch.equal(torch.cat([x for x, _ in pairs]).cpu(), x)
+    assert torch.equal(torch.cat([y for _, y in pairs]).cpu(), y)

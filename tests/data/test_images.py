@@ -1,5 +1,6 @@
 """Images hold what they promise, whatever is given."""
 
+import hashlib
 import re
 
 import pytest
@@ -13,7 +14,8 @@ from .helpers import some_images
 
 def test_take_by_slice_list_and_tensor_agree():
     images = some_images()
-    for which in ([1, 2, 3], torch.tensor([1, 2, 3]), slice(1, 4)):
+    mask = torch.arange(12).sub(2).abs() < 2
+    for which in ([1, 2, 3], torch.tensor([1, 2, 3]), slice(1, 4), mask):
         taken = images.take(which)
         assert torch.equal(taken.x, images.x[1:4])
         assert torch.equal(taken.y, images.y[1:4])
@@ -65,6 +67,12 @@ def test_fingerprint_is_of_values_not_of_memory():
     strided = Images(images.x.contiguous(memory_format=torch.channels_last), images.y)
     assert fingerprint(strided) == fingerprint(images)
     assert re.fullmatch("[0-9a-f]{64}", fingerprint(images, images.take([])))
+
+
+def test_fingerprint_is_that_of_all_bytes_at_once():
+    images = some_images(n=600)  # more than one piece
+    whole = repr((600, 3, 6, 6)).encode() + images.x.numpy().tobytes() + images.y.numpy().tobytes()
+    assert fingerprint(images) == hashlib.sha256(whole).hexdigest()
 
 
 def test_shape_of_a_dataset():

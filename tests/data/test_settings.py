@@ -18,6 +18,10 @@ WRONG = [
     ({"train_size": 0}, "expected train_size of at least 1, got 0; leave it out to take what is there"),
     ({"test_size": -5}, "expected test_size of at least 1, got -5; leave it out to take what is there"),
     ({"size": 32}, "expected no size for digits, whose images have one, got 32; remove it"),
+    (
+        {"cache": "there"},
+        "expected no cache for digits, whose images are held in memory, got 'there'; remove it",
+    ),
     ({"seed": -1}, "expected a seed in [0, 2^63), got -1; choose another"),
 ]
 
@@ -29,6 +33,9 @@ def test_refused(change, message):
     assert str(caught.value) == message
 
 
-@pytest.mark.parametrize("settings", [DIGITS, replace(DIGITS, validation=0.5), DataSettings("folder", size=64)])
+@pytest.mark.parametrize(
+    "settings",
+    [DIGITS, replace(DIGITS, validation=0.5), DataSettings("folder", size=64), DataSettings("folder", cache="there")],
+)
 def test_accepted(settings):
     check_settings(settings)

@@ -1,8 +1,8 @@
-"""Reading many image files into one tensor."""
+"""Reading many image files, into one tensor or piece by piece."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -13,6 +13,10 @@ from PIL import Image, ImageOps
 from torch import Tensor
 
 from ...errors import DataError
+from ...progress import bar
+
+PIECE = 512  # images decoded at a time
+Pixels = NDArray[np.uint8]
 
 
 def read_images(paths: Sequence[Path], size: int | None = None) -> Tensor:
@@ -21,22 +25,42 @@ def read_images(paths: Sequence[Path], size: int | None = None) -> Tensor:
     size: side in pixels to which the largest centred square of each image is resized (bilinear); with None
     all must have the size of the first. Raises DataError for a file that is no image, or has another size.
     """
-    first = _read(paths[0], size)
-    x = np.empty((len(paths), *first.shape), dtype=np.uint8)
+    x = np.empty((len(paths), *image_shape(paths[0], size)), dtype=np.uint8)
 
-    def fill(position: int) -> None:
-        image = _read(paths[position], size)
-        _check_size(image, first, paths[position])
-        x[position] = image
+    def keep(start: int, pixels: Pixels) -> None:
+        x[start : start + len(pixels)] = pixels
 
-    # Decoding releases the interpreter lock, so threads do help.
-    with ThreadPoolExecutor() as pool:
-        for _ in pool.map(fill, range(len(paths))):
-            pass
+    decode(paths, size, keep)
     return torch.from_numpy(x)
 
 
-def _read(path: Path, size: int | None) -> NDArray[np.uint8]:
+def decode(paths: Sequence[Path], size: int | None, put: Callable[[int, Pixels], object]) -> None:
+    """`put(start, pixels)` for piece after piece of the images, uint8 (n, 3, h, w), which it must copy or write.
+
+    size and errors: as for `read_images`.
+    """
+    piece = np.empty((min(PIECE, len(paths)), *image_shape(paths[0], size)), dtype=np.uint8)
+
+    def fill(position: int, path: Path) -> None:
+        image = _read(path, size)
+        _check_size(image, piece[0], path)
+        piece[position] = image
+
+    # Decoding releases the interpreter lock, so threads do help.
+    with ThreadPoolExecutor() as pool, bar("decode", len(paths), "images") as moving:
+        for start in range(0, len(paths), PIECE):
+            some = paths[start : start + PIECE]
+            for _ in pool.map(fill, range(len(some)), some):
+                moving.advance()
+            put(start, piece[: len(some)])
+
+
+def image_shape(path: Path, size: int | None = None) -> tuple[int, ...]:
+    """(3, h, w) of the image in a file. Raises DataError for a file that is no image."""
+    return _read(path, size).shape
+
+
+def _read(path: Path, size: int | None) -> Pixels:
     """One image, (3, h, w)."""
     try:
         with Image.open(path) as file:
@@ -48,7 +72,7 @@ def _read(path: Path, size: int | None) -> NDArray[np.uint8]:
     return np.asarray(image, dtype=np.uint8).transpose(2, 0, 1)
 
 
-def _check_size(image: NDArray[np.uint8], first: NDArray[np.uint8], path: Path) -> None:
+def _check_size(image: Pixels, first: Pixels, path: Path) -> None:
     if image.shape != first.shape:
         expected, got = (f"{height}x{width}" for _, height, width in (first.shape, image.shape))
         raise DataError(

@@ -8,7 +8,9 @@ import torch
 
 from ...errors import DataError, did_you_mean
 from ..images import Images, make_images
+from ..mapped import map_images
 from ..settings import Settings
+from .cache import decoded
 from .files import read_images
 from .registry import Loaded, missing, root_of, source
 
@@ -22,7 +24,8 @@ def folder(settings: Settings) -> Loaded:
 
     The layout of torchvision's ImageFolder: classes are the folders of ROOT/train in alphabetical order,
     files are found at any depth, and what has no image's suffix is left aside. With `size` each image is
-    resized and centre-cropped to size×size; without it all must have one size.
+    resized and centre-cropped to size×size; without it all must have one size. With `cache` they are decoded
+    once, and mapped from there on.
     Raises DataError for a missing folder, a class without training images, or a test class not in training.
     """
     root = root_of(settings)
@@ -30,7 +33,7 @@ def folder(settings: Settings) -> Loaded:
     test = _folder(root / "test" if (root / "test").is_dir() else root / "val", "test images")
     classes = _class_names(train)
     _check_test_classes(test, classes)
-    return Loaded(_read(train, classes, settings.size), _read(test, classes, settings.size), classes)
+    return Loaded(_read(train, classes, settings), _read(test, classes, settings), classes)
 
 
 def _folder(path: Path, what: str) -> Path:
@@ -63,10 +66,13 @@ def _files(path: Path) -> list[Path]:
     return sorted(file for file in path.rglob("*") if file.suffix.lower() in SUFFIXES)
 
 
-def _read(path: Path, classes: tuple[str, ...], size: int | None) -> Images:
+def _read(path: Path, classes: tuple[str, ...], settings: Settings) -> Images:
     found = [(file, label) for label, name in enumerate(classes) for file in _files(path / name)]
     if not found:
         raise missing("images", path, REMEDY)
-    x = read_images([file for file, _ in found], size)
-    y = torch.tensor([label for _, label in found])
-    return make_images(x, y, classes=len(classes), name=f"images in {path}")
+    files, y = [file for file, _ in found], torch.tensor([label for _, label in found])
+    name = f"images in {path}"
+    if settings.cache is None:
+        return make_images(read_images(files, settings.size), y, classes=len(classes), name=name)
+    cache = Path(settings.cache).expanduser()
+    return map_images(decoded(files, path, settings.size, cache), y, classes=len(classes), name=name)

@@ -5,7 +5,8 @@ import pytest
 import torch
 from PIL import Image
 
-from qrobust.data.sources.files import read_images
+from qrobust.data.sources import files
+from qrobust.data.sources.files import decode, read_images
 from qrobust.errors import DataError
 from qrobust.torchvision_cpu import import_torchvision
 
@@ -24,6 +25,16 @@ def test_pixels_and_order_are_kept(tmp_path):
     paths = [save(tmp_path / f"{i}.png", array) for i, array in enumerate(arrays)]
     expected = torch.from_numpy(np.stack(arrays)).permute(0, 3, 1, 2)
     assert torch.equal(read_images(paths), expected)
+
+
+def test_pieces_in_order_and_the_last_one_shorter(tmp_path, monkeypatch):
+    monkeypatch.setattr(files, "PIECE", 4)
+    paths = [save(tmp_path / f"{i}.png", colour(seed=i)) for i in range(10)]
+    pieces = {}
+    decode(paths, None, lambda start, pixels: pieces.update({start: torch.from_numpy(pixels.copy())}))
+    assert [(start, len(piece)) for start, piece in pieces.items()] == [(0, 4), (4, 4), (8, 2)]
+    assert torch.equal(torch.cat(list(pieces.values())), read_images(paths))
+    assert torch.equal(read_images(paths)[9], read_images(paths[9:])[0])
 
 
 def test_grey_becomes_three_equal_channels(tmp_path):
