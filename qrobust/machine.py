@@ -32,6 +32,15 @@ def device_of(model: nn.Module) -> torch.device:
     return tensors[0].device if tensors else torch.device("cpu")
 
 
+def home(nbytes: int) -> torch.device:
+    """Where data of this size rests: on the device if it fills at most half of what is free there, else in memory."""
+    import torch
+
+    if torch.cuda.is_available() and nbytes > torch.cuda.mem_get_info()[0] / 2:
+        return torch.device("cpu")
+    return device()
+
+
 def placed(model: nn.Module) -> nn.Module:
     """The network on the device, channels last (convolutions 1.3 times faster on a CPU, more on a GPU)."""
     import torch

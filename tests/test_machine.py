@@ -3,6 +3,7 @@
 import itertools
 import json
 
+import pytest
 import torch
 from torch import nn
 
@@ -59,3 +60,36 @@ def test_images_follow_the_weights():
     assert machine.device_of(torch.nn.Linear(2, 2)) == torch.device("cpu")
     assert machine.device_of(torch.nn.Linear(2, 2, device="meta")) == torch.device("meta")
     assert machine.device_of(torch.nn.Flatten()) == torch.device("cpu")
+
+
+@pytest.mark.parametrize(("free", "place"), [(201, "cuda"), (199, "cpu")])
+def test_data_rests_on_a_gpu_that_has_room_for_twice_of_it(monkeypatch, free, place):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda: (free, 1000))
+    assert machine.home(100).type == place
+
+
+def test_without_a_gpu_data_rests_in_memory(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    assert machine.home(10**15).type == "cpu"
+
+
+def test_bf16_sees_every_change_of_a_weight():
+    """Autocast may keep the cast of a weight for as long as it is on, over all steps of a training."""
+    layer, x = nn.Linear(4, 4), torch.ones(1, 4)
+    with machine.precision("bf16"):
+        before = layer(x)
+        with torch.no_grad():
+            layer.weight.add_(1)
+        assert before.dtype == torch.bfloat16
+        assert (layer(x) - before > 3).all()
+
+
+@pytest.mark.parametrize("name", ["float32", "tf32", "bf16"])
+def test_precision_is_what_it_was_afterwards(name):
+    before = torch.get_float32_matmul_precision(), torch.backends.cudnn.allow_tf32
+    with machine.precision(name):
+        assert torch.is_autocast_enabled(machine.device().type) == (name == "bf16")
+        assert torch.get_float32_matmul_precision() == ("highest" if name == "float32" else "high")
+    assert (torch.get_float32_matmul_precision(), torch.backends.cudnn.allow_tf32) == before
+    assert not torch.is_autocast_enabled(machine.device().type)

@@ -60,7 +60,7 @@ def evaluate(
     journal = _Journal(place, digest([described, outcomes.images, *networks]), len(images))
     scene = Scene(model, threat, twin, seed)
     model.eval()
-    check_logits(model, to_unit(images.x[:batch_size], machine.device_of(model), channels_last=True))
+    check_logits(model, to_unit(images.take(slice(0, batch_size)).x, machine.device_of(model), channels_last=True))
     with bar(label, (len(attacks) + 1) * len(images), "images") as moving:
         for attack in (None, *attacks):
             name = CLEAN if attack is None else attack.name

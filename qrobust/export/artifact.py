@@ -71,7 +71,7 @@ def write_artifact(folder: Path, model: nn.Module, dataset: Dataset, target: Tar
 
 
 def _fill(folder: Path, model: nn.Module, dataset: Dataset, target: Target, contents: Contents) -> None:
-    example = Tensor(dataset.test.x[:1].float() / 255)
+    example = Tensor(dataset.test.take(slice(0, 1)).x.float() / 255)
     described = {"recipe": str(contents.recipe.get("name", "")), "bits": str(contents.bits)}
     (folder / "model.onnx").write_bytes(lower(model, example, target, described))
     (folder / "suite.npz").write_bytes(suite_bytes(contents.suite))
