@@ -93,7 +93,7 @@ def synchronised(model: nn.Module) -> Iterator[nn.Module]:
         return
     norms = [module for module in model.modules() if type(module) is nn.BatchNorm2d]
     for norm in norms:
-        norm.__class__ = _SharedBatchNorm
+        norm.__class__ = SharedBatchNorm
     try:
         yield nn.parallel.DistributedDataParallel(model, **_without_broadcast())
     finally:
@@ -107,10 +107,11 @@ def _without_broadcast() -> dict[str, Any]:
     return {"forward_sync_buffers" if "forward_sync_buffers" in known else "broadcast_buffers": False}
 
 
-class _SharedBatchNorm(nn.BatchNorm2d):
+class SharedBatchNorm(nn.BatchNorm2d):
     """Batch-norm over the parts of a batch that all processes hold, on any device (torch's own needs a GPU)."""
 
     def forward(self, x: Tensor) -> Tensor:
+        """(n, c, h, w) → the same shape; n is this process's part."""
         if not self.training:
             return super().forward(x)
         count = summed(torch.tensor([x.numel() / x.shape[1]], device=x.device))

@@ -84,6 +84,42 @@ def mart(clean: Tensor, adversarial: Tensor, y: Tensor, *, beta: float = 6.0) ->
     return boosted + beta * (_divergences(clean, adversarial) * weights).mean()
 
 
+def ard(
+    student_clean: Tensor,
+    student_adversarial: Tensor,
+    teacher_clean: Tensor,
+    y: Tensor,
+    *,
+    temperature: float = 30.0,
+    weight: float = 1.0,
+) -> Tensor:
+    """weight · t² · mean_i KL(T_i ‖ S_i) + (1 - weight) · cross_entropy(student_clean, y).
+
+    T = softmax(teacher_clean / t), S = softmax(student_adversarial / t), t: temperature. Logits (n, classes);
+    gradients reach the student alone. y: as in `cross_entropy`, which takes logits at temperature 1.
+
+    Adversarially robust distillation: Goldblum et al. 2020, arXiv 1905.09747; weight is their α. The authors' code
+    means KL over n·classes numbers, so its first term is this one divided by the number of classes.
+    """
+    teacher = teacher_clean.detach()
+    soft = temperature**2 * divergence(teacher / temperature, student_adversarial / temperature)
+    return weight * soft + (1 - weight) * cross_entropy(student_clean, y)
+
+
+def rslad(student_clean: Tensor, student_adversarial: Tensor, teacher_clean: Tensor, *, share: float = 5 / 6) -> Tensor:
+    """share · mean_i KL(T_i ‖ A_i) + (1 - share) · mean_i KL(T_i ‖ S_i): the teacher's word instead of labels.
+
+    T, A, S = softmax of teacher_clean, student_adversarial, student_clean. Logits (n, classes); gradients reach the
+    student alone. share: in [0, 1].
+
+    Robust soft label adversarial distillation: Zi et al. 2021, arXiv 2108.07969; the attack maximises KL(T ‖ A) too.
+    The authors' code means over n·classes numbers, times ten for 100 classes, so it is a tenth of this, and it
+    adds 1e-5 to T under the log.
+    """
+    teacher = teacher_clean.detach()
+    return share * divergence(teacher, student_adversarial) + (1 - share) * divergence(teacher, student_clean)
+
+
 def margin(logits: Tensor, y: Tensor) -> Tensor:
     """max_{k≠y} z_k - z_y per sample, (n,): positive where the label is lost."""
     others = logits.scatter(1, y[:, None], float("-inf"))

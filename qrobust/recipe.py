@@ -17,7 +17,8 @@ from .errors import RecipeError, did_you_mean
 Form = Literal["batch", "sample"]
 Distance = Literal["l1", "l2", "cosine"]
 TableT = TypeVar("TableT", bound=BaseModel)
-Bits = Literal[2, 3, 4, 5, 6, 7, 8, 32]
+Width = Literal[2, 3, 4, 5, 6, 7, 8]
+Bits = Literal[Width, 32]
 
 
 def _fraction(value: Any) -> Any:
@@ -184,6 +185,10 @@ class Schedule(Table):
     milestones: tuple[Int, ...] = ()
     factors: tuple[Float, ...] | None = None
     gradient_clip: Positive | None = None  # largest norm of all gradients together
+    kurtosis: Weight = 0.0  # of KURE, which makes weights easy to quantise
+    lipschitz: Weight = 0.0  # of Defensive Quantization's regularisation
+    freeze_statistics: Annotated[Int, Field(ge=0)] | None = None  # epoch from which batch-norm's stand still
+    estimate_statistics: bool = False  # batch-norm's, once more over the training images at the end
     sar: Sar | None = None
     awp: Awp | None = None
     average: Average | None = None
@@ -216,15 +221,35 @@ class Schedule(Table):
         return self
 
 
+def _refuse_conflicts(train: Training, method: str, sar: Sar | None) -> None:
+    """Raises ValueError where a method, alignment and the images and attack of [train] do not go together."""
+    mix = train.mix
+    if method == "natural" and (sar or (mix and mix.on == "adversarial")):
+        raise ValueError("expected a method with an attack for sar or a mix of adversarial images, got 'natural'")
+    if method != "natural" and train.low_pass is not None:
+        raise ValueError(f"expected method = 'natural' for low_pass, got {method!r}")
+    if sar is not None and mix is not None and mix.on == "adversarial":
+        raise ValueError("expected sar or a mix of adversarial images, which have no pair, got both; remove one")
+    if method not in ("natural", "at") and mix is not None:
+        raise ValueError(f"expected method 'at' or 'natural' for mixed images, got {method!r}; remove mix")
+    if method == "trades" and train.attack.kind != "pgd":  # it ascends the divergence, in many steps
+        raise ValueError(f"expected attack.kind = 'pgd' for 'trades', got {train.attack.kind!r}")
+    if train.smoothing and (method == "mart" or mix):
+        raise ValueError("expected no label smoothing with mart or mixed labels, got some; remove smoothing")
+
+
 class Training(Schedule):
     """Training of the float network, and the attack that the quantised ones train against too.
 
-    beta: weight of the second term of trades and mart. smoothing: of labels. low_pass: bandwidth that natural
+    beta: weight of the second term of trades and mart. temperature: of ard; share: of its and rslad's adversarial
+    term; both are methods of [quant]. smoothing: of labels. low_pass: bandwidth that natural
     training keeps of its images (L-model). precision: of the forward and backward passes.
     """
 
     method: Literal["natural", "at", "trades", "mart"] = "at"
     beta: Weight = 6.0
+    temperature: Positive = 1.0
+    share: Annotated[Float, Field(ge=0, le=1)] = 5 / 6
     smoothing: Annotated[Float, Field(ge=0, lt=1)] = 0.0
     low_pass: Count | None = None
     precision: Literal["float32", "tf32", "bf16"] = "float32"
@@ -234,26 +259,22 @@ class Training(Schedule):
 
     @model_validator(mode="after")
     def _composed(self) -> Training:
-        if self.method == "natural" and (self.sar or (self.mix and self.mix.on == "adversarial")):
-            raise ValueError("expected a method with an attack for sar or a mix of adversarial images, got 'natural'")
-        if self.method != "natural" and self.low_pass is not None:
-            raise ValueError(f"expected method = 'natural' for low_pass, got {self.method!r}")
-        if self.sar is not None and self.mix is not None and self.mix.on == "adversarial":
-            raise ValueError(
-                "expected sar or a mix of adversarial images, which have no pair, got both; remove one"
-            )
-        if self.method in ("trades", "mart") and self.mix is not None:
-            raise ValueError(f"expected method 'at' or 'natural' for mixed images, got {self.method!r}; remove mix")
-        if self.method == "trades" and self.attack.kind != "pgd":  # it ascends the divergence, in many steps
-            raise ValueError(f"expected attack.kind = 'pgd' for 'trades', got {self.attack.kind!r}")
-        if self.smoothing and (self.method == "mart" or self.mix):
-            raise ValueError("expected no label smoothing with mart or mixed labels, got some; remove smoothing")
+        _refuse_conflicts(self, self.method, self.sar)
         return self
 
 
 class Quantisation(Schedule):
-    """Quantisation-aware training of each width, from the width before it."""
+    """Quantisation-aware training of each width, from the width before it.
 
+    method: None trains as [train] does; "ard" and "rslad" distil from the float network on adversarial images.
+    layers: widths of layers that do not follow the network's, by name or pattern, as {"layer3.*" = 8}.
+    straight_through: whether activations' gradients stop outside the clip.
+    """
+
+    method: Literal["natural", "at", "trades", "mart", "ard", "rslad"] | None = None
+    layers: dict[str, Bits] = Field(default_factory=dict)
+    activation_bits: Width | None = None
+    straight_through: Literal["clipped", "unclipped"] = "clipped"
     fat: Literal["paper", "normalised", "identity", "none"] = "normalised"
     edge_layers: Literal["int8", "float"] = "int8"
     per_channel: bool = True
@@ -310,8 +331,11 @@ class Recipe(Table):
 
     @model_validator(mode="after")
     def _attacked(self) -> Recipe:
-        if self.train.method == "natural" and self.quant is not None and self.quant.sar is not None:
-            raise ValueError("expected a train.method with an attack for quant.sar, got 'natural'; remove one")
+        if self.quant is not None:
+            try:
+                _refuse_conflicts(self.train, self.quant.method or self.train.method, self.quant.sar)
+            except ValueError as error:
+                raise ValueError(f"in training for [quant], {error}") from error
         return self
 
 

@@ -30,12 +30,13 @@ from .bench import bench
 from .errors import RunError
 from .evaluate import CHEAP, DOUBTS, Subject, evaluate, examine
 from .export import Contents, Target, load_target, make_suite, optimised_ops, write_artifact
+from .models.statistics import estimate_statistics
 from .progress import note
 from .recipe import Recipe
 from .storage import digest, read_json, write_json, write_text
 from .summary import report
 from .threat import Threat
-from .train import AVERAGE, MODEL, Job, fit, load_weights, read_metadata, save_weights
+from .train import AVERAGE, METHODS, MODEL, Job, fit, load_weights, plain_images, read_metadata, save_weights
 
 FLOAT = 32
 
@@ -129,6 +130,8 @@ class Run:
             label=f"evaluate qm-{bits}",
         )
         some = images.take(slice(0, n))
+        example = data.to_unit(some.x[:1], machine.device_of(model), channels_last=True)
+        more["cost"] = quant.cost(model, example).to_dict()
         others = [self.network(width) for width in self.recipe.bits if width not in (bits, FLOAT)] if thorough else []
         if distributed.is_first():
             subject = Subject(model, some, self.threat, twin=twin, others=others, seed=chosen)
@@ -228,10 +231,11 @@ class Run:
     def train_key(self, bits: int) -> str:
         """Digest of all that decides a width's weights."""
         tables = self.recipe.model_dump(mode="json", include={"model", "threat", "train", "seed"})
-        images = self.recipe.data.model_dump(mode="json", exclude={"root", "download"})
+        images = self.recipe.data.model_dump(mode="json", exclude={"root", "download", "cache"})
         key = digest([tables, images, self.recipe.model.options])
+        patterns = list(self.recipe.quant.layers) if self.recipe.quant else []  # a digest drops their order
         for width in self._widths_to(bits):
-            key = digest([key, width, self.recipe.model_dump(mode="json", include={"quant"})])
+            key = digest([key, width, self.recipe.model_dump(mode="json", include={"quant"}), patterns])
         return key
 
     def _train(self, bits: int) -> dict[str, Any]:
@@ -242,15 +246,18 @@ class Run:
             key=self.train_key(bits),
             folder=self._at(bits),
             schedule=self._schedule(bits),
-            training=self.recipe.train,
+            training=self._training(bits),
             data=self.recipe.data,
             threat=self.threat,
             seed=self.recipe.seed,
             precision=self.recipe.train.precision if bits == FLOAT else "float32",
         )
-        state = fit(model, self.dataset, job)
+        teacher = self.network(FLOAT) if METHODS[job.training.method].teacher else None
+        state = fit(model, self.dataset, job, teacher=teacher)
         for name in state.best:
             model.load_state_dict(state.best_of(name))
+            if job.schedule.estimate_statistics:
+                estimate_statistics(model, plain_images(self.dataset.train, job))
             if isinstance(model, fx.GraphModule):
                 quant.round_biases(model)
             if distributed.is_first():
@@ -291,14 +298,17 @@ class Run:
     def _quantized(self, model: nn.Module, bits: int, calibration: tuple[Tensor, ...] | None) -> nn.Module:
         settings = self.recipe.quant
         assert settings is not None
-        return quant.quantize(
+        quantized = quant.quantize(
             model,
-            bits,
+            {quant.EVERY: bits, **settings.layers} if settings.layers else bits,
             fat=settings.fat,
             edge_layers=settings.edge_layers,
             per_channel=settings.per_channel,
+            activation_bits=settings.activation_bits,
             calibration=calibration,
         )
+        quant.set_straight_through(quantized, settings.straight_through)
+        return quantized
 
     def _calibration(self) -> tuple[Tensor, ...]:
         assert self.recipe.quant is not None
@@ -337,6 +347,11 @@ class Run:
 
     def _tell(self, path: Path) -> None:
         note(f"{path.relative_to(self.folder) if path.is_relative_to(self.folder) else path}: written")
+
+    def _training(self, bits: int) -> recipe.Training:
+        """How a width is trained: as the float network, but for a method of its own."""
+        own = self.recipe.quant.method if bits != FLOAT and self.recipe.quant is not None else None
+        return self.recipe.train if own is None else self.recipe.train.model_copy(update={"method": own})
 
     def _schedule(self, bits: int) -> recipe.Schedule:
         schedule = self.recipe.train if bits == FLOAT else self.recipe.quant

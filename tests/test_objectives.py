@@ -8,12 +8,14 @@ import torch.nn.functional as F
 
 from qrobust.errors import DataError
 from qrobust.objectives import (
+    ard,
     binary_cross_entropy,
     boosted_cross_entropy,
     cross_entropy,
     divergence,
     margin,
     mart,
+    rslad,
     sar,
     trades,
 )
@@ -217,6 +219,69 @@ def test_the_gradients_of_trades_and_mart_are_those_of_differences(method):
     assert torch.autograd.gradcheck(lambda a, b: method(a, b, y), inputs)
 
 
+def teacher_logits():
+    return doubles(seed=3)[0]
+
+
+@pytest.mark.parametrize("temperature", [1, 4, 30])
+@pytest.mark.parametrize("weight", [0, 0.7, 1])
+def test_ard_against_a_loop(temperature, weight):
+    clean, adversarial, y = doubles()
+    teacher = teacher_logits()
+    soft = mean(kl_loop(teacher / temperature, adversarial / temperature))
+    hard = mean([-math.log(ps[label]) for ps, label in zip(softmaxes(clean), y.tolist(), strict=True)])
+    expected = weight * temperature**2 * soft + (1 - weight) * hard
+    assert ard(clean, adversarial, teacher, y, temperature=temperature, weight=weight).item() == close(expected)
+
+
+def test_ard_is_by_default_the_teacher_alone_at_temperature_30():
+    clean, adversarial, y = doubles()
+    expected = 900 * mean(kl_loop(teacher_logits() / 30, adversarial / 30))
+    assert ard(clean, adversarial, teacher_logits(), y).item() == close(expected)
+
+
+def test_ard_of_a_high_temperature_is_a_squared_distance_of_centred_logits():
+    clean, adversarial, y = doubles()
+    gap = teacher_logits() - adversarial
+    expected = (gap - gap.mean(1, keepdim=True)).square().mean(1).mean() / 2
+    got = ard(clean, adversarial, teacher_logits(), y, temperature=1e4)
+    assert got.item() == pytest.approx(expected.item(), rel=1e-3)
+
+
+def test_rslad_against_a_loop():
+    clean, adversarial, _ = doubles()
+    teacher = teacher_logits()
+    attacked, plain = mean(kl_loop(teacher, adversarial)), mean(kl_loop(teacher, clean))
+    assert rslad(clean, adversarial, teacher).item() == close((5 * attacked + plain) / 6)
+    assert rslad(clean, adversarial, teacher, share=0.25).item() == close((attacked + 3 * plain) / 4)
+
+
+def test_a_student_that_is_its_teacher_has_nothing_to_learn():
+    _, other, y = doubles()
+    teacher = teacher_logits()
+    assert ard(other, teacher + 3, teacher, y).item() == pytest.approx(0, abs=1e-9)
+    assert rslad(teacher - 1, teacher + 3, teacher).item() == pytest.approx(0, abs=1e-12)
+    assert rslad(other, teacher, teacher) > 0.1
+    assert rslad(teacher, other, teacher) > 0.1
+
+
+DISTILLATIONS = {
+    "ard": lambda a, b, t, y: ard(a, b, t, y, temperature=2, weight=0.5),
+    "rslad": lambda a, b, t, y: rslad(a, b, t),
+}
+
+
+@pytest.mark.parametrize("term", DISTILLATIONS.values(), ids=DISTILLATIONS)
+def test_distillation_has_gradients_in_the_student_alone(term):
+    clean, adversarial, y = doubles()
+    teacher = teacher_logits().requires_grad_(True)
+    inputs = (clean.requires_grad_(True), adversarial.requires_grad_(True))
+    assert torch.autograd.gradcheck(lambda a, b: term(a, b, teacher.detach(), y), inputs)
+    *student, none = torch.autograd.grad(term(*inputs, teacher, y), (*inputs, teacher), allow_unused=True)
+    assert none is None
+    assert all(gradient.abs().sum() > 0.1 for gradient in student)
+
+
 EXTREMES = [[1e4, -1e4, 0.0], [-1e4, 1e4, 0.0], [1e4, 1e4, -1e4], [0.0, 0.0, 0.0], [-1e4, -1e4, 1e4]]
 TERMS = {
     "cross_entropy": lambda a, b, y: cross_entropy(b, y, smoothing=0.1),
@@ -225,6 +290,8 @@ TERMS = {
     "boosted_cross_entropy": lambda a, b, y: boosted_cross_entropy(b, y),
     "trades": trades,
     "mart": mart,
+    "ard": lambda a, b, y: ard(a, b, b.flip(0), y, weight=0.5),
+    "rslad": lambda a, b, y: rslad(a, b, b.flip(0)),
 }
 
 

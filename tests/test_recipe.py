@@ -126,6 +126,19 @@ def test_a_recipe_that_extends_nothing_there(folder):
         ("train.attack.step_size=1/255", lambda r: r.train.attack.step_size == 1 / 255),
         ("quant.sar={start = 1}", lambda r: r.quant.sar.start == 1),
         ("model.activation=hardtanh", lambda r: r.model.options["activation"] == "hardtanh"),
+        ("train.temperature=30", lambda r: r.train.temperature == 30),
+        ("train.share=1", lambda r: r.train.share == 1),
+        ("train.kurtosis=1.5", lambda r: (r.train.kurtosis, r.quant.kurtosis) == (1.5, 0)),
+        ("quant.lipschitz=1e-4", lambda r: r.quant.lipschitz == 1e-4),
+        ("quant.freeze_statistics=0", lambda r: (r.quant.freeze_statistics, r.train.freeze_statistics) == (0, None)),
+        ("quant.estimate_statistics=true", lambda r: r.quant.estimate_statistics is True),
+        ("quant.method=rslad", lambda r: (r.quant.method, r.train.method) == ("rslad", "at")),
+        (
+            "quant.layers={'layer3.*' = 8, fc = 32}",
+            lambda r: list(r.quant.layers.items()) == [("layer3.*", 8), ("fc", 32)],
+        ),
+        ("quant.activation_bits=8", lambda r: r.quant.activation_bits == 8),
+        ("quant.straight_through=unclipped", lambda r: r.quant.straight_through == "unclipped"),
         ("data.root=a=b", lambda r: r.data.root == "a=b"),
     ],
 )
@@ -177,6 +190,21 @@ REFUSALS = {
     "train.lr=inf": "train.lr: expected a finite number, got inf",
     "train.lr=nan": "train.lr: expected a finite number, got nan",
     "train.method=tardes": "train.method: expected 'natural', 'at', 'trades' or 'mart', got 'tardes'",
+    "train.method=ard": "train.method: expected 'natural', 'at', 'trades' or 'mart', got 'ard'",
+    "quant.method=rslda": ("quant.method: expected 'natural', 'at', 'trades', 'mart', 'ard' or 'rslad', got 'rslda'"),
+    "quant.layers={'layer3.*' = 9}": "quant.layers.layer3.*: expected 2, 3, 4, 5, 6, 7, 8 or 32, got 9",
+    "quant.layers=8": "quant.layers: expected a valid dictionary, got 8",
+    "quant.activation_bits=32": "quant.activation_bits: expected 2, 3, 4, 5, 6, 7 or 8, got 32",
+    "quant.straight_through=unclippt": ("quant.straight_through: expected 'clipped' or 'unclipped', got 'unclippt'"),
+    "train.temperature=0": "train.temperature: expected greater than 0, got 0",
+    "train.share=1.5": "train.share: expected less than or equal to 1, got 1.5",
+    "train.share=-0.5": "train.share: expected greater than or equal to 0, got -0.5",
+    "quant.kurtosis=-1": "quant.kurtosis: expected greater than or equal to 0, got -1",
+    "train.lipschitz=true": "train.lipschitz: expected a number, got True",
+    "quant.freeze_statistics=-1": "quant.freeze_statistics: expected greater than or equal to 0, got -1",
+    "quant.freeze_statistics=0.5": (
+        "quant.freeze_statistics: expected a valid integer, got a number with a fractional part"
+    ),
     "train.epochs=true": "train.epochs: expected a number, got True",
     "train.lr=true": "train.lr: expected a number, got True",
     "train.beta=false": "train.beta: expected a number, got False",
@@ -245,9 +273,31 @@ def test_refusals(folder, override, text):
     assert rest.startswith(text) if text.endswith(": ") else rest == text
 
 
-def test_alignment_of_quantised_networks_needs_an_attack(folder):
-    text = refusal(overridden, "train.method=natural", "quant.sar={start = 0}")
-    assert text.endswith("recipe: expected a train.method with an attack for quant.sar, got 'natural'; remove one")
+# overrides, then what is said of the method that quantised networks train by
+METHODS_OF_QUANT = {
+    ("train.method=natural", "quant.sar={start = 0}"): ATTACKED,
+    ("quant.method=natural", "quant.sar={start = 0}"): ATTACKED,
+    ("quant.method=mart", "train.mix={kind = 'mixup'}"): f"{UNMIXED} 'mart'; remove mix",
+    ("quant.method=rslad", "train.mix={kind = 'mixup', on = 'adversarial'}"): f"{UNMIXED} 'rslad'; remove mix",
+    ("quant.sar={start = 0}", "train.mix={kind = 'mixup', on = 'adversarial'}"): (
+        "expected sar or a mix of adversarial images, which have no pair, got both; remove one"
+    ),
+    ("quant.method=at", "train.method=natural", "train.low_pass=8"): (
+        "expected method = 'natural' for low_pass, got 'at'"
+    ),
+    ("quant.method=trades", "train.attack.kind=n-fgsm"): "expected attack.kind = 'pgd' for 'trades', got 'n-fgsm'",
+    ("quant.method=mart", "train.smoothing=0.1"): SHARP,
+}
+
+
+@pytest.mark.parametrize(("overrides", "text"), METHODS_OF_QUANT.items(), ids=map(" ".join, METHODS_OF_QUANT))
+def test_a_method_of_quantised_networks_goes_with_the_rest(folder, overrides, text):
+    assert refusal(overridden, *overrides).endswith(f"base.toml: recipe: in training for [quant], {text}")
+
+
+def test_a_natural_float_network_may_be_quantised_against_attacks(folder):
+    loaded = overridden("train.method=natural", "quant.method=at", "quant.sar={start = 0}")
+    assert (loaded.train.method, loaded.quant.method, loaded.quant.sar.start) == ("natural", "at", 0)
     assert overridden("train.method=natural", "quant.average={start = 0}").quant.average.start == 0
 
 
@@ -336,6 +386,16 @@ def test_alignment_to_an_average_that_begins_with_it_or_before(folder):
             "train.sar={start = 1, reference = 'average'}",
         ),
         ("train.mix={kind = 'cutmix'}", "train.precision=bf16", "train.gradient_clip=0.5"),
+        (
+            "train.temperature=30",
+            "train.kurtosis=0.1",
+            "quant.method=ard",
+            "quant.layers={'*1' = 3, 'layer3.*' = 8}",
+            "quant.activation_bits=4",
+            "quant.straight_through=unclipped",
+            "quant.freeze_statistics=0",
+            "quant.estimate_statistics=true",
+        ),
         ("evaluate.n=100", "data.root=/x", "quant.sar={start = 0}", "threat={norm = 'l2', eps = 0.5}"),
     ],
 )

@@ -12,7 +12,11 @@ import time
 from pathlib import Path
 
 import pytest
+import torch
 
+from qrobust import data, machine, recipe
+from qrobust.quant import quantizers
+from qrobust.run import Run
 from qrobust.runtime import Artifact
 
 from .conftest import call, overrides
@@ -120,6 +124,67 @@ def test_a_run_exports_for_another_target(small_run: Path, tmp_path: Path) -> No
     plain, narrow = (path / "model.onnx" for path in (tmp_path / "out" / "qm-4", small_run / "qm-4" / "artifact"))
     assert plain.stat().st_size > narrow.stat().st_size
     assert Artifact.load(tmp_path / "out" / "qm-4").manifest["opset"] == 20
+
+
+DISTILLED = overrides(
+    "bits=[32, 4]", "train.epochs=1", "train.milestones=[]", "train.sar.start=0", "data.train_size=300",
+    "data.test_size=40", "evaluate.n=40", "evaluate.attacks=['fgsm']", "export.suite_n=40",
+    "export.suite_attacks=['fgsm']", "train.estimate_statistics=true", "quant.estimate_statistics=true",
+    "quant.method=rslad", "quant.layers={'layer3.*' = 8}", "quant.straight_through=unclipped",
+)[1::2]  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def distilled(tmp_path_factory: pytest.TempPathFactory) -> Run:
+    """QM-4 with a third stage of 8 bits, distilled from the float network; trained, evaluated and exported."""
+    run = Run(recipe.load("digits", DISTILLED), tmp_path_factory.mktemp("distilled") / "run")
+    run.train()
+    for bits in run.recipe.bits:
+        run.evaluate(bits)
+        run.export(bits)
+    return run
+
+
+def test_a_network_of_several_widths_is_distilled_judged_and_exported(distilled: Run) -> None:
+    widths = Artifact.load(distilled.folder / "qm-4" / "artifact").manifest["bits_per_layer"]
+    third = {bits for name, bits in widths.items() if name.startswith("layer3.")}
+    inner = {bits for name, bits in widths.items() if name.startswith(("layer1.", "layer2."))}
+    assert (third, inner) == ({8}, {4})
+    float_one, four = (json.loads((distilled.folder / f"qm-{b}" / "eval.json").read_text()) for b in (32, 4))
+    assert list(four["attacks"]) == ["fgsm"]
+    assert four["cost"]["size_bytes"] < float_one["cost"]["size_bytes"] / 3
+    assert four["cost"]["bops"] < float_one["cost"]["bops"] / 16  # what 8 bits by 8 bits in every layer would be
+    assert four["cost"]["macs"] == float_one["cost"]["macs"]
+    assert {layer: cost["weight_bits"] for layer, cost in four["cost"]["layers"].items()} == widths
+    assert four["doubts"]
+    assert float_one["doubts"]
+    record = json.loads((distilled.folder / "qm-4" / "metrics.jsonl").read_text())
+    assert set(record["masks"]) == {name for name in widths if name.startswith("layer")}
+    assert {q.backward for q in quantizers(distilled.network(4)) if q.masked} == {"identity"}
+
+
+def test_statistics_are_means_over_the_training_images(distilled: Run) -> None:
+    """Of the first batch-norm: over batches as large as those of training, without augmentation."""
+    images = distilled.dataset.train
+    for bits, schedule in ((32, distilled.recipe.train), (4, distilled.recipe.quant)):
+        model, seen = distilled.network(bits), []
+        first = next(name for name, m in model.named_modules() if isinstance(m, torch.nn.BatchNorm2d))
+        hook = model.get_submodule(first).register_forward_pre_hook(lambda _, args, seen=seen: seen.append(args[0]))
+        with torch.no_grad():
+            for batch in images.batches(schedule.batch_size):
+                model(data.to_unit(batch.x, machine.device()))
+        hook.remove()
+        means = torch.stack([x.mean((0, 2, 3)) for x in seen]).mean(0)
+        torch.testing.assert_close(model.get_submodule(first).running_mean, means, atol=1e-5, rtol=1e-4)
+
+
+def test_the_order_of_patterns_is_another_training(tmp_path: Path) -> None:
+    """The last that matches decides."""
+    patterns = ("'layer3.*' = 8", "'*.conv1' = 3")
+    tables = [f"quant.layers={{{', '.join(order)}}}" for order in (patterns, patterns[::-1])]
+    runs = [Run(recipe.load("digits", [table]), tmp_path) for table in tables]
+    assert runs[0].train_key(4) != runs[1].train_key(4)
+    assert runs[0].train_key(32) == runs[1].train_key(32)
 
 
 def _stop_after(line: str, stop: int, arguments: list[str], cwd: Path) -> int:

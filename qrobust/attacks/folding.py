@@ -1,7 +1,7 @@
 """Convolutions that stand in for themselves and the batch-norm behind them, while a network is attacked.
 
 In eval mode batch-norm is an affine map with constants, so it can be folded into the weights before it. On a CPU
-that makes an attack step on a ResNet-20 one and a half times as fast; logits move by rounding alone.
+that saves a fifth of an attack step on a ResNet-20; logits move by rounding alone.
 """
 
 from __future__ import annotations
@@ -10,17 +10,27 @@ import warnings
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from functools import partial
+from typing import Protocol, runtime_checkable
 from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor, fx, nn
 from torch.nn import functional as F
 
-from ..distributed import _SharedBatchNorm
+from ..distributed import SharedBatchNorm
 
-CONVS, NORMS = (nn.Conv2d,), (nn.BatchNorm2d, _SharedBatchNorm)  # in eval mode the two norms are the same
+NORMS = (nn.BatchNorm2d, SharedBatchNorm)  # the same in eval mode
 Pair = tuple[str, str]  # names of a convolution and of the batch-norm that alone reads it
 _pairs: WeakKeyDictionary[nn.Module, tuple[Pair, ...]] = WeakKeyDictionary()
+
+
+@runtime_checkable
+class Effective(Protocol):
+    """A convolution that computes its weight (a quantised one): it convolves with this, plainly."""
+
+    def effective_weight(self) -> Tensor:
+        """(C_out, C_in/groups, kh, kw)."""
+        ...
 
 
 @contextmanager
@@ -81,12 +91,13 @@ def _trace(model: nn.Module) -> Iterator[Pair]:
 
 def _can_fold(conv: nn.Conv2d, norm: nn.BatchNorm2d) -> bool:
     constant = not norm.training and norm.running_mean is not None and norm.running_var is not None
-    return constant and conv.padding_mode == "zeros" and _is_plain(conv, CONVS) and _is_plain(norm, NORMS)
+    known = conv.padding_mode == "zeros" and (type(conv) is nn.Conv2d or isinstance(conv, Effective))
+    return constant and known and type(norm) in NORMS and not (_is_changed(conv) or _is_changed(norm))
 
 
-def _is_plain(module: nn.Module, kinds: tuple[type[nn.Module], ...]) -> bool:
-    """Whether the forward pass is torch's own, and nothing happens before or after it (as with weight_norm)."""
-    return type(module) in kinds and not _has_hooks(module) and "forward" not in vars(module)
+def _is_changed(module: nn.Module) -> bool:
+    """Whether something happens before or after the forward pass (as with weight_norm), or in its place."""
+    return _has_hooks(module) or "forward" in vars(module)
 
 
 def _has_hooks(module: nn.Module) -> bool:
@@ -102,7 +113,8 @@ def _fold(conv: nn.Conv2d, norm: nn.BatchNorm2d) -> tuple[Tensor, Tensor]:
     factor = 1 / deviation if norm.weight is None else norm.weight / deviation
     shift = -norm.running_mean if conv.bias is None else conv.bias - norm.running_mean
     bias = shift * factor if norm.bias is None else norm.bias + shift * factor
-    return conv.weight * factor[:, None, None, None], bias
+    weight = conv.effective_weight() if isinstance(conv, Effective) else conv.weight
+    return weight * factor[:, None, None, None], bias
 
 
 # `input` is torch's own name for it, by which a network may call.

@@ -2,8 +2,7 @@
 
 `gn`, `fgsm`, `bim-20`, `pgd-20`, `pgd-20x5` (five restarts), `tpgd-20`, `cw-20` (L2, unbounded), `cw-inf-30`,
 `square-5000` (queries), `transfer-20` (PGD on the float twin), `autoattack`, and two of its parts alone, `apgd-ce` and
-`apgd-t` (targeted). Settings follow, each behind a
-colon: `pgd-20:step_size=1/255`, `cw-20:c=10:lr=0.05`.
+`apgd-t` (targeted). Settings follow, each behind a colon: `pgd-20:step_size=1/255`, `cw-20:c=10:lr=0.05`.
 """
 
 from __future__ import annotations

@@ -66,6 +66,7 @@ def _plain(node: ir.Node, names: dict[ir.Node, str], counts: Counter[str]) -> st
 
 def _apply(model: ir.Model, names: dict[ir.Node, str]) -> None:
     taken: Counter[str] = Counter()
+    renamed: set[ir.Value] = set()  # an initialiser that several nodes read has the name of the first
     for node, name in names.items():
         taken[name] += 1
         node.name = name if taken[name] == 1 else f"{name}_{taken[name]}"
@@ -73,9 +74,9 @@ def _apply(model: ir.Model, names: dict[ir.Node, str]) -> None:
             if not value.is_graph_output():
                 value.name = node.name if index == 0 else f"{node.name}:{index}"
         for index, source in enumerate(node.inputs):
-            if source is not None and source.is_initializer() and source.name not in taken:
+            if source is not None and source.is_initializer() and source not in renamed:
                 _rename_initialiser(model, source, f"{node.name}:{index}")
-                taken[str(source.name)] += 1
+                renamed.add(source)
 
 
 def _rename_initialiser(model: ir.Model, value: ir.Value, name: str) -> None:

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 
-from torch import nn
+import torch
+from torch import Tensor, nn
 
 
 @contextmanager
@@ -26,3 +27,18 @@ def statistics_anew(model: nn.Module) -> Iterator[None]:
         for norm, momentum in zip(norms, momenta, strict=True):
             norm.momentum = momentum
         model.train(training)
+
+
+@torch.no_grad()
+def estimate_statistics(model: nn.Module, batches: Iterable[Tensor]) -> None:
+    """Batch-norm's statistics as plain means over batches of images (n, c, h, w) in [0,1]."""
+    with statistics_anew(model):
+        for x in batches:
+            model(x)
+
+
+def freeze_statistics(model: nn.Module) -> None:
+    """Batch-norm in eval mode in a network that trains; `train()` undoes it."""
+    for module in model.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            module.eval()

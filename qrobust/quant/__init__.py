@@ -2,32 +2,50 @@
 
 from .biases import round_biases
 from .convert import BITS, EDGE_LAYERS, calibrate, quantize, requantize
+from .cost import Cost, cost
 from .layers import FAT, fold_fat, set_export_form
 from .qcdq import INPUT, OPSET, OUTPUT, write_qcdq
-from .quantizers import STRAIGHT_THROUGH, LearnedClip, Quantizer, best_clip, quantizers, straight_through
-from .training import bits_per_layer, latent_weights, parameter_groups
+from .quantizers import (
+    STRAIGHT_THROUGH,
+    LearnedClip,
+    Quantizer,
+    best_clip,
+    quantizers,
+    set_straight_through,
+    straight_through,
+)
+from .regularise import kurtosis, lipschitz
+from .training import bits_per_layer, latent_weights, mask_statistics, parameter_groups
+from .widths import EVERY
 
 __all__ = [
     "BITS",
     "EDGE_LAYERS",
+    "EVERY",
     "FAT",
     "INPUT",
     "OPSET",
     "OUTPUT",
     "STRAIGHT_THROUGH",
+    "Cost",
     "LearnedClip",
     "Quantizer",
     "best_clip",
     "bits_per_layer",
     "calibrate",
+    "cost",
     "fold_fat",
+    "kurtosis",
     "latent_weights",
+    "lipschitz",
+    "mask_statistics",
     "parameter_groups",
     "quantize",
     "quantizers",
     "requantize",
     "round_biases",
     "set_export_form",
+    "set_straight_through",
     "straight_through",
     "write_qcdq",
 ]

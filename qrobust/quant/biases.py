@@ -13,8 +13,8 @@ import torch
 from torch import Tensor, fx, nn
 
 from ._brevitas import QuantConv2d, QuantIdentity, QuantLinear
-from .convert import ON_GRID_FUNCTIONS, ON_GRID_MODULES
 from .quantizers import Quantizer
+from .rules import keeps_grid
 
 
 @torch.no_grad()
@@ -69,6 +69,6 @@ def _input_scale(node: fx.Node, modules: dict[str, nn.Module]) -> Tensor | None:
         module = modules.get(str(node.target))
         if isinstance(module, QuantIdentity):
             return next(m.scale() for m in module.modules() if isinstance(m, Quantizer))
-        if not isinstance(module, ON_GRID_MODULES) and node.target not in ON_GRID_FUNCTIONS:
+        if not keeps_grid(node, module):
             return None
     return None

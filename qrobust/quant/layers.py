@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
-from ..spectrum import fat_transform
+from ..spectrum import fat_mask, fat_transform, filter_spectrum
 from ._brevitas import (
     ActQuantProxyFromInjector,
     ExtendedInjector,
@@ -38,10 +38,23 @@ class FAT(nn.Module):
         transformed = fat_transform(weight, self.mixing, self.form)
         return transformed * weight.std().detach() if self.rescale else transformed
 
+    def mask(self, weight: Tensor) -> Tensor:
+        """The mask on the spectrum of a weight, (C_out, N/2 + 1)."""
+        return fat_mask(filter_spectrum(weight), self.mixing, self.form)
+
+
+class QuantizedConv2d(QuantConv2d):  # type: ignore[misc]  # Brevitas is not typed
+    """Brevitas' convolution, which tells the weight that it convolves with: quantised, behind FAT."""
+
+    def effective_weight(self) -> Tensor:
+        """(C_out, C_in/groups, kh, kw), on the quantiser's grid."""
+        weight: Tensor = self.quant_weight()
+        return weight
+
 
 def quantized_conv(conv: nn.Conv2d, bits: int, *, per_channel: bool, inner: bool, fat: FAT | None) -> nn.Module:
     """A Brevitas convolution with this one's weights, behind FAT if given."""
-    layer: nn.Module = QuantConv2d(
+    layer: nn.Module = QuantizedConv2d(
         conv.in_channels, conv.out_channels, conv.kernel_size, stride=conv.stride, padding=conv.padding,
         dilation=conv.dilation, groups=conv.groups, padding_mode=conv.padding_mode,
         bias=conv.bias is not None, weight_quant=_weight_quantizer(conv, bits, per_channel, inner),

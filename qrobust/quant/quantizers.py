@@ -18,6 +18,7 @@ from torch import Tensor, nn
 SMALLEST_CLIP = 1e-6
 CLIP_CANDIDATES = 80
 STRAIGHT_THROUGH = ("identity", "leaky", "soft")  # backward passes that only a doubt uses
+TRAINED_THROUGH = {"clipped": "clipped", "unclipped": "identity"}  # settings of training, and the backward pass
 LEAK = 0.1
 SOFTNESS = 0.9
 
@@ -221,11 +222,21 @@ def straight_through(model: nn.Module, form: str) -> Iterator[None]:
     """
     if form not in STRAIGHT_THROUGH:
         raise KeyError(form)
-    chosen = [quantizer for quantizer in quantizers(model) if quantizer.masked]
-    for quantizer in chosen:
+    before = [(quantizer, quantizer.backward) for quantizer in quantizers(model) if quantizer.masked]
+    for quantizer, _ in before:
         quantizer.backward = form
     try:
         yield
     finally:
-        for quantizer in chosen:
-            quantizer.backward = "clipped"
+        for quantizer, backward in before:
+            quantizer.backward = backward
+
+
+def set_straight_through(model: nn.Module, setting: str) -> None:
+    """Whether gradients stop outside the clip of an activation ("clipped", as published) or pass ("unclipped").
+
+    Raises KeyError for another setting.
+    """
+    for quantizer in quantizers(model):
+        if quantizer.masked:
+            quantizer.backward = TRAINED_THROUGH[setting]

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
+import torch
 from torch import nn
+from torch.nn.utils import parametrize
 
 from .layers import FAT
 from .quantizers import Quantizer
@@ -47,3 +49,22 @@ def bits_per_layer(model: nn.Module) -> dict[str, int]:
             held = [m.bits for m in module.modules() if isinstance(m, Quantizer) and not m.masked]
             widths[name] = held[0] if held else 32
     return widths
+
+
+@torch.no_grad()
+def mask_statistics(model: nn.Module) -> dict[str, dict[str, float]]:
+    """Least, mean, greatest and standard deviation of every FAT mask, by layer; empty without masks."""
+    found = {}
+    for name, layer in model.named_modules():
+        fat = _mask_of(layer)
+        if fat is not None and fat.form != "identity":
+            mask = fat.mask(layer.parametrizations.weight.original)
+            numbers = {"min": mask.min(), "mean": mask.mean(), "max": mask.max(), "std": mask.std()}
+            found[name] = {key: round(float(value), 6) for key, value in numbers.items()}
+    return found
+
+
+def _mask_of(layer: nn.Module) -> FAT | None:
+    if not parametrize.is_parametrized(layer, "weight"):
+        return None
+    return next((p for p in layer.parametrizations.weight if isinstance(p, FAT)), None)  # type: ignore[union-attr]

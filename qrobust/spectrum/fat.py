@@ -18,6 +18,12 @@ def standardise(weight: Tensor) -> Tensor:
     return (weight - weight.mean().detach()) / weight.std().detach().clamp_min(1e-12)
 
 
+def filter_spectrum(weight: Tensor) -> Tensor:
+    """Half spectrum, complex (C_out, N/2 + 1), of the standardised filters of a weight (C_out, C_in, kh, kw)."""
+    spectrum: Tensor = torch.fft.rfft(standardise(weight).flatten(1), dim=1)
+    return spectrum
+
+
 def fat_mask(spectrum: Tensor, mixing: Tensor, form: str = "normalised") -> Tensor:
     """The real mask m for a spectrum F of filters.
 
@@ -42,10 +48,9 @@ def fat_transform(weight: Tensor, mixing: Tensor, form: str = "normalised") -> T
     weight: (C_out, C_in, kh, kw). mixing: (C_out, C_out). Returns a weight of the same shape.
     The spectrum of a real signal is Hermitian and so is its mask: the half spectrum is enough.
     """
-    rows = standardise(weight).flatten(1)
     if form == "identity":
-        return rows.view_as(weight)
-    spectrum = torch.fft.rfft(rows, dim=1)
+        return standardise(weight)
+    spectrum = filter_spectrum(weight)
     masked = spectrum * fat_mask(spectrum, mixing, form)
-    transformed: Tensor = torch.fft.irfft(masked, n=rows.shape[1], dim=1)
+    transformed: Tensor = torch.fft.irfft(masked, n=weight[0].numel(), dim=1)
     return transformed.view_as(weight)

@@ -2,7 +2,7 @@
 
 from .checkpoint import load_weights, read_metadata, save_weights
 from .job import Job
-from .loop import AVERAGE, MODEL, fit
+from .loop import AVERAGE, MODEL, fit, plain_images
 from .methods import METHODS
 from .schedule import first_epoch, learning_rate
 
@@ -15,6 +15,7 @@ __all__ = [
     "fit",
     "learning_rate",
     "load_weights",
+    "plain_images",
     "read_metadata",
     "save_weights",
 ]

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from .. import recipe
-from ..models.statistics import statistics_anew
+from ..models.statistics import estimate_statistics
 
 
 class Average(nn.Module):
@@ -42,12 +42,9 @@ class Average(nn.Module):
             own.copy_(buffer)
         self.count += 1
 
-    @torch.no_grad()
     def estimate(self, batches: Iterable[Tensor]) -> None:
         """Batch-norm statistics of the averaged weights, over images (n, c, h, w) in [0,1]."""
-        with statistics_anew(self.network):
-            for x in batches:
-                self.network(x)
+        estimate_statistics(self.network, batches)
 
     def forward(self, x: Tensor) -> Tensor:
         """Logits of the averaged network, (n, classes)."""

@@ -16,7 +16,7 @@ from .. import distributed, machine
 from ..data import Dataset, Images, epoch_batches, to_unit
 from ..errors import RunError
 from ..progress import Bar, bar, note
-from ..quant import parameter_groups
+from ..quant import mask_statistics, parameter_groups
 from ..spectrum import low_pass
 from ..storage import write_text
 from .average import Average
@@ -30,15 +30,16 @@ from .validation import accuracies
 MODEL, AVERAGE = "model", "average"  # what is kept the best of
 
 
-def fit(model: nn.Module, dataset: Dataset, job: Job) -> State:
+def fit(model: nn.Module, dataset: Dataset, job: Job, *, teacher: nn.Module | None = None) -> State:
     """Train in place, from the last checkpoint if there is one; the model ends with the best epoch's weights.
 
     The best epoch has the highest accuracy under PGD on the validation split (ties: clean accuracy, then the
-    later); without a split, the last. `State.best_of` gives these weights, and those of the best weight
-    average. Raises RunError on a loss or weights that are not finite, naming epoch, batch and rate.
+    later); without a split, the last. teacher: whom a method that distils learns from, in eval mode.
+    `State.best_of` gives these weights, and those of the best weight average. Raises RunError on a loss or
+    weights that are not finite, naming epoch, batch and rate.
     """
     with _interruptible(job), torch.random.fork_rng(), machine.precision(job.precision):
-        work = _Work(model, dataset, job)
+        work = _Work(model, dataset, job, teacher)
         with (
             closing(EventLog(job.folder, work.state.epoch)) as log,
             bar(job.label, job.schedule.epochs * len(dataset.train), "images") as moving,
@@ -56,16 +57,16 @@ def fit(model: nn.Module, dataset: Dataset, job: Job) -> State:
 class _Work:
     """A training under way: the network with its optimiser, its average, and where it stands."""
 
-    def __init__(self, model: nn.Module, dataset: Dataset, job: Job) -> None:
+    def __init__(self, model: nn.Module, dataset: Dataset, job: Job, teacher: nn.Module | None) -> None:
         schedule = job.schedule
         self.model, self.job, self.validation = model, job, dataset.validation
-        self.images = dataset.train.to(machine.device())
+        self.images = dataset.train.to(machine.home(math.prod(dataset.train.shape)))
         self.optimizer = torch.optim.SGD(
             parameter_groups(model, lr=schedule.lr, weight_decay=schedule.weight_decay), momentum=schedule.momentum
         )
         self.rates = [group["lr"] / schedule.lr for group in self.optimizer.param_groups]
         self.average = Average(model, schedule.average) if schedule.average else None
-        self.stepper = Stepper(model, self.optimizer, self.average, job, len(dataset.classes))
+        self.stepper = Stepper(model, self.optimizer, self.average, job, len(dataset.classes), teacher)
         self.state = self._resume()
 
     def epoch(self, whole: nn.Module, epoch: int, moving: Bar) -> dict[str, Any]:
@@ -79,9 +80,11 @@ class _Work:
         if self.average is not None and averaging:
             if self.average.settings.kind == "equal":
                 self.average.update(self.model)
-            self.average.estimate(_clean(self.images, self.job))
+            self.average.estimate(plain_images(self.images, self.job))
         record["images_per_second"] = round(len(self.images) / (time.perf_counter() - started), 1)
         record |= self._validate(epoch)
+        if masks := mask_statistics(self.model):
+            record["masks"] = masks
         self._keep(record)
         return record
 
@@ -177,8 +180,8 @@ class _Work:
         return state
 
 
-def _clean(images: Images, job: Job) -> Iterator[Tensor]:
-    """Training images without augmentation, filtered where the network learns on filtered ones."""
+def plain_images(images: Images, job: Job) -> Iterator[Tensor]:
+    """Batches of training images without augmentation, filtered where the network learns on filtered ones."""
     for batch in images.batches(job.schedule.batch_size):
         x = to_unit(batch.x, machine.device(), channels_last=True)
         width = job.training.low_pass

@@ -20,11 +20,13 @@ class Views:
     """A batch as a loss sees it; each pass through the network is made once, when first asked for.
 
     x, x_adv: (n, c, h, w) in [0,1]; x_adv is None where nothing is crafted. y: labels (n,), or shares of
-    mixed labels (n, classes).
+    mixed labels (n, classes). taught: a teacher's logits of the clean images, where the method has one.
     """
 
-    def __init__(self, model: nn.Module, x: Tensor, y: Tensor, x_adv: Tensor | None) -> None:
-        self.model, self.x, self.y, self.x_adv = model, x, y, x_adv
+    def __init__(
+        self, model: nn.Module, x: Tensor, y: Tensor, x_adv: Tensor | None, taught: Tensor | None = None
+    ) -> None:
+        self.model, self.x, self.y, self.x_adv, self.taught = model, x, y, x_adv, taught
 
     @cached_property
     def clean(self) -> Tensor:
@@ -38,6 +40,12 @@ class Views:
         logits: Tensor = self.model(self.x_adv)
         return logits.float()
 
+    @property
+    def lesson(self) -> Tensor:
+        """What the teacher says, (n, classes), for methods that have one."""
+        assert self.taught is not None
+        return self.taught
+
     def classify(self, logits: Tensor, settings: Training) -> Tensor:
         """The classification term: cross-entropy, or the binary one where the recipe mixes labels with it."""
         if settings.mix is not None and settings.mix.loss == "bce":
@@ -47,14 +55,16 @@ class Views:
 
 @dataclass(frozen=True)
 class Method:
-    """loss: of a batch. ascends: the attack's objective, "ce" or "kl", or None for no attack.
+    """loss: of a batch. ascends: the attack's objective, None for no attack: cross-entropy to the labels ("ce") or to
+    the teacher ("teacher"), or the divergence from the clean logits ("kl").
 
-    judged: whose logits the training accuracy is counted on.
+    judged: whose logits the training accuracy is counted on. teacher: whether it has one.
     """
 
     loss: Callable[[Views, Training], Tensor]
-    ascends: Literal["ce", "kl"] | None = "ce"
+    ascends: Literal["ce", "kl", "teacher"] | None = "ce"
     judged: Literal["clean", "adversarial"] = "adversarial"
+    teacher: bool = False
 
 
 METHODS = {
@@ -64,6 +74,13 @@ METHODS = {
         lambda v, s: objectives.trades(v.clean, v.adversarial, v.y, beta=s.beta, smoothing=s.smoothing), ascends="kl"
     ),
     "mart": Method(lambda v, s: objectives.mart(v.clean, v.adversarial, v.y, beta=s.beta)),
+    "ard": Method(
+        lambda v, s: objectives.ard(v.clean, v.adversarial, v.lesson, v.y, temperature=s.temperature, weight=s.share),
+        teacher=True,
+    ),
+    "rslad": Method(
+        lambda v, s: objectives.rslad(v.clean, v.adversarial, v.lesson, share=s.share), ascends="teacher", teacher=True
+    ),
 }
 
 
@@ -93,7 +110,7 @@ def draw_start(x: Tensor, settings: Training, threat: Threat, generator: Generat
 
 
 def craft(model: nn.Module, x: Tensor, y: Tensor, start: Tensor, settings: Training, threat: Threat) -> Tensor:
-    """x_adv for the loss, (n, c, h, w)."""
+    """x_adv for the loss, (n, c, h, w). y: what the attack ascends from: labels, or shares of them."""
     how = settings.attack
     step, training = how.length(threat.eps), how.mode == "train"
     if METHODS[settings.method].ascends == "kl":

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +30,7 @@ class EventLog:
         """All numbers of an epoch."""
         if self._writer is None:
             return
-        for name, value in record.items():
+        for name, value in _numbers(record):
             if name != "epoch":
                 self._writer.add_scalar(name, value, record["epoch"])
         self._writer.flush()
@@ -39,3 +39,12 @@ class EventLog:
         """End the writer's thread and its file."""
         if self._writer is not None:
             self._writer.close()
+
+
+def _numbers(record: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, float]]:
+    """Every number of nested records, by its path."""
+    for name, value in record.items():
+        if isinstance(value, Mapping):
+            yield from _numbers(value, f"{prefix}{name}/")
+        else:
+            yield f"{prefix}{name}", value

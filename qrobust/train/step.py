@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 
 import torch
@@ -11,7 +11,8 @@ from torch import Generator, Tensor, nn
 
 from .. import distributed, machine
 from ..data import MIXES
-from ..quant import latent_weights
+from ..models.statistics import freeze_statistics
+from ..quant import kurtosis, latent_weights, lipschitz
 from ..spectrum import low_pass
 from .average import Average
 from .job import Job
@@ -23,11 +24,14 @@ Objective = Callable[[nn.Module], tuple[Tensor, Tensor]]
 
 @dataclass(frozen=True)
 class Batch:
-    """This process's part of a batch: images x to learn from, labels y (or their shares), x_adv where crafted."""
+    """This process's part of a batch: images x to learn from, labels y (or their shares), x_adv where crafted, and
+    the teacher's logits of x where there is one.
+    """
 
     x: Tensor
     y: Tensor
-    x_adv: Tensor | None
+    x_adv: Tensor | None = None
+    taught: Tensor | None = None
 
 
 @dataclass(frozen=True)
@@ -39,18 +43,23 @@ class Stepper:
     average: Average | None
     job: Job
     classes: int
+    teacher: nn.Module | None = None
 
     def step(self, whole: nn.Module, x: Tensor, y: Tensor, epoch: int, generator: Generator) -> Tensor:
         """Descend on a batch that all processes hold; (sum of losses, number right, number) of this one's part.
 
         whole: the model, or what averages its gradients over processes. generator: the same on all of them.
         """
-        batch = self.prepare(x, y, generator)
+        frozen = self.job.schedule.freeze_statistics is not None and epoch >= self.job.schedule.freeze_statistics
+        with fixed_statistics(self.model) if frozen else nullcontext():  # crafting in train mode would move them
+            batch = self.prepare(x, y, generator)
         share = len(batch.y) * distributed.world() / len(y)  # gradients are averaged over processes, not images
         self.model.train()
+        if frozen:
+            freeze_statistics(self.model)
 
         def objective(network: nn.Module) -> tuple[Tensor, Tensor]:
-            loss, logits = self.loss(Views(network, batch.x, batch.y, batch.x_adv), epoch)
+            loss, logits = self.loss(Views(network, batch.x, batch.y, batch.x_adv, batch.taught), epoch)
             return loss * share, logits
 
         with self._perturbed(objective, epoch):
@@ -68,11 +77,15 @@ class Stepper:
         return torch.stack([losses, right, right.new_tensor(len(batch.y))])
 
     def loss(self, views: Views, epoch: int) -> tuple[Tensor, Tensor]:
-        """The method's loss with spectral alignment where it is due, and the logits that are counted."""
+        """The method's loss, spectral alignment where it is due, terms of the weights; the logits that are counted."""
         method = METHODS[self.job.training.method]
         loss = method.loss(views, self.job.training)
         if self.job.schedule.sar is not None and self.job.started("sar", epoch):
             loss = loss + aligned(views, self.job.schedule.sar, self.average)
+        if self.job.schedule.kurtosis:
+            loss = loss + self.job.schedule.kurtosis * kurtosis(self.model)
+        if self.job.schedule.lipschitz:
+            loss = loss + self.job.schedule.lipschitz * lipschitz(self.model)
         logits: Tensor = getattr(views, method.judged)
         return loss, logits.detach()
 
@@ -85,15 +98,24 @@ class Stepper:
         if mix is not None and mix.on == "clean":
             x, y = MIXES[mix.kind](x, y, classes=self.classes, alpha=mix.alpha, generator=generator)
         x = x.contiguous(memory_format=torch.channels_last)
-        if METHODS[training.method].ascends is None:
-            return Batch(distributed.part(x), distributed.part(y), None)
+        method = METHODS[training.method]
+        if method.ascends is None:
+            return Batch(distributed.part(x), distributed.part(y))
         start = draw_start(x, training, threat, generator)
         x, y, start = (distributed.part(tensor) for tensor in (x, y, start))
-        x_adv = craft(self.model, x, y, start, training, threat)
+        taught = self._taught(x) if method.teacher else None
+        goal = y if method.ascends != "teacher" or taught is None else taught.softmax(1)
+        x_adv = craft(self.model, x, goal, start, training, threat)
         if mix is not None and mix.on == "adversarial":
             own = machine.generator(int(torch.randint(2**62, (1,), generator=generator)), distributed.rank())
             x_adv, y = MIXES[mix.kind](x_adv, y, classes=self.classes, alpha=mix.alpha, generator=own)
-        return Batch(x, y, x_adv)
+        return Batch(x, y, x_adv, taught)
+
+    @torch.no_grad()
+    def _taught(self, x: Tensor) -> Tensor:
+        assert self.teacher is not None
+        logits: Tensor = self.teacher(x)
+        return logits.float()
 
     def _averages_steps(self, epoch: int) -> bool:
         average = self.job.schedule.average

@@ -55,7 +55,7 @@ def test_every_spelling_in_the_documentation_works():
     import qrobust.attacks.named  # noqa: F401
 
     spellings = re.findall(r"`([^`]+)`", modules["qrobust.attacks.named"].__doc__)
-    assert len(spellings) == 13
+    assert len(spellings) == 15
     assert [function(spelling, LINF).name for spelling in spellings] == spellings
 
 
@@ -143,7 +143,10 @@ def test_settings_that_are_none(name, text):
     assert str(caught.value) == text
 
 
-KNOWN = "; known: autoattack, bim-20, cw-20, cw-inf-30, fgsm, gn, pgd-20, pgd-20x5, square-5000, tpgd-20, transfer-20"
+KNOWN = (
+    "; known: apgd-ce, apgd-t, autoattack, bim-20, cw-20, cw-inf-30, fgsm, gn, pgd-20, pgd-20x5, square-5000, "
+    "tpgd-20, transfer-20"
+)
 REFUSED = {
     "pgd": "; did you mean 'pgd-20'?",
     "pgd20": "; did you mean 'pgd-20'?",

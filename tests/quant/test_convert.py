@@ -6,39 +6,19 @@ import operator
 import pytest
 import torch
 from torch import nn
+from torch.nn import functional as F
+from torch.nn.utils import parametrizations
 
 from qrobust.attacks import pgd
 from qrobust.attacks.crafting import crafting
 from qrobust.errors import ModelError
-from qrobust.quant import BITS, FAT, Quantizer, bits_per_layer, calibrate, quantize, quantizers
-from qrobust.quant._brevitas import QuantIdentity
+from qrobust.quant import BITS, FAT, bits_per_layer, calibrate, quantize, quantizers
 from qrobust.quant.convert import requantize
 from qrobust.threat import Threat
 
-from .helpers import Plain, convolutions, images, relative, resnet
+from .helpers import Branched, Plain, convolutions, images, input_bits, quantiser_above, relative, resnet
 
 KINDS = [("relu", "A"), ("relu", "B"), ("hardtanh", "A"), ("hardtanh", "B")]
-
-
-def module_of(model, node):
-    return model.get_submodule(str(node.target)) if node.op == "call_module" else None
-
-
-def quantiser_above(model, node):
-    """The quantiser whose grid a node's values lie on, past slices, padding and pooling of maxima."""
-    while True:
-        module = module_of(model, node)
-        if isinstance(module, QuantIdentity):
-            return next(m for m in module.modules() if isinstance(m, Quantizer))
-        keeps = isinstance(module, (nn.Identity, nn.Flatten, nn.MaxPool2d)) or node.op == "call_function"
-        assert keeps, f"{node} is on no grid"
-        node = node.all_input_nodes[0]
-
-
-def input_bits(model):
-    """Bits of what every layer with weights reads, by path."""
-    layers = [n for n in model.graph.nodes if isinstance(module_of(model, n), (nn.Conv2d, nn.Linear))]
-    return {str(n.target): quantiser_above(model, n.all_input_nodes[0]).bits for n in layers}
 
 
 @pytest.mark.parametrize(("activation", "shortcut"), KINDS)
@@ -164,21 +144,16 @@ def test_the_original_is_left_alone():
     assert not own & {p.data_ptr() for p in quantised.parameters()}
 
 
-def test_a_source_with_two_readers_gets_two_quantisers():
-    class Branched(nn.Module):
-        def __init__(self):
-            super().__init__()
-            self.conv1, self.conv2, self.bn = nn.Conv2d(1, 4, 3), nn.Conv2d(4, 4, 1), nn.BatchNorm2d(4)
-            self.conv3 = nn.Conv2d(4, 4, 1)
-
-        def forward(self, x):
-            x = self.bn(self.conv1(x))
-            return self.conv3(x + self.conv2(x))
-
+def test_a_convolution_behind_which_two_read_has_one_quantiser_and_a_narrower_one_behind():
     model = quantize(Branched(), 3, calibration=[images()])
-    assert input_bits(model) == {"conv1": 8, "conv2": 3, "conv3": 3}
+    assert input_bits(model) == {"conv1": 8, "conv2": 3, "conv3": 3, "fc": 8}
     (addition,) = (n for n in model.graph.nodes if n.target is operator.add)
     assert [quantiser_above(model, source).bits for source in addition.all_input_nodes] == [8, 8]
+    (bn,) = (n for n in model.graph.nodes if n.target == "bn")
+    (wide,) = bn.users
+    (conv2,) = (n for n in model.graph.nodes if n.target == "conv2")
+    (narrow,) = conv2.all_input_nodes
+    assert set(wide.users) == {addition, narrow}
 
 
 def test_calibration_averages_over_batches_and_leaves_the_mode():
@@ -233,13 +208,15 @@ def small(*layers):
     return nn.Sequential(nn.Conv2d(1, 4, 3), *layers)
 
 
-class Unsteady(nn.Module):
-    def __init__(self):
+class Applied(nn.Module):
+    """A function as a module."""
+
+    def __init__(self, function):
         super().__init__()
-        self.conv = nn.Conv2d(1, 2, 3)
+        self.function = function
 
     def forward(self, x):
-        return self.conv(x) if x.sum() > 0 else x
+        return self.function(x)
 
 
 class Twice(nn.Module):
@@ -268,10 +245,17 @@ def test_refuses_unknown_settings():
     ("model", "message"),
     [
         (nn.Sequential(nn.Flatten(), nn.Linear(64, 2)), "expected a network with a convolution, got none"),
-        (small(nn.GELU()), "no quantised form of GELU; supported: Conv2d"),
-        (small(nn.ConvTranspose2d(4, 4, 3)), "no quantised form of ConvTranspose2d"),
-        (small(nn.Hardtanh(-1, 2)), "expected a hardtanh from 0 or symmetric, got -1 to 2"),
-        (Unsteady(), "expected a network that torch.fx can trace, got .*make its forward static"),
+        (small(nn.Sequential(nn.GroupNorm(2, 4))), r"^1\.0: no quantised form of GroupNorm; supported: Conv2d"),
+        (small(nn.ConvTranspose2d(4, 4, 3)), "^1: no quantised form of ConvTranspose2d"),
+        (small(Applied(F.softplus)), "^1: no quantised form of softplus"),
+        (small(Applied(lambda x: F.pad(x, (1, 1), value=0.5))), "^1: no quantised form of pad"),
+        (small(Applied(lambda x: 1 / x / x)), "^1: no quantised form of truediv"),
+        (small(nn.Hardtanh(-1, 2)), "^1: expected a hardtanh from 0 or symmetric, got -1 to 2"),
+        (
+            small(parametrizations.weight_norm(nn.Conv2d(4, 4, 3))),
+            "^1: expected a plain weight, got a parametrised one",
+        ),
+        (quantize(Plain(), calibration=None), "expected a float network, got a quantised one; call requantize"),
         (Twice(), "expected layers called once, got conv twice"),
     ],
 )

@@ -9,7 +9,15 @@ from brevitas.core.function_wrapper import OverOutputChannelView
 from brevitas.core.quant import IntQuant
 from torch import nn
 
-from qrobust.quant import STRAIGHT_THROUGH, LearnedClip, Quantizer, best_clip, quantizers, straight_through
+from qrobust.quant import (
+    STRAIGHT_THROUGH,
+    LearnedClip,
+    Quantizer,
+    best_clip,
+    quantizers,
+    set_straight_through,
+    straight_through,
+)
 from qrobust.quant.quantizers import SMALLEST_CLIP, calibrating, fake_quantize, integer_range
 
 WIDTHS = range(2, 9)
@@ -281,3 +289,44 @@ def test_another_backward_pass_lasts_as_long_as_its_context(form, error):
 def test_an_unknown_backward_pass_is_refused():
     with pytest.raises(KeyError), straight_through(activation_quantizer(), "sign"):
         pass
+
+
+@pytest.mark.parametrize("setting", ["clipped", "unclipped"])
+def test_a_setting_of_training_lets_activations_gradients_pass_or_not(setting):
+    """Outside the clip; values, gradients of the clip and weights are as they were."""
+    model = nn.ModuleList([activation_quantizer(signed=True), weight_quantizer(), activation_quantizer(fixed=True)])
+    x, values = normal(100), model[0](normal(100))[0].detach()
+    set_straight_through(model, setting)
+    outside = x.abs() > 1
+    assert 20 < outside.sum() < 50
+    expected = torch.ones(100) if setting == "unclipped" else (~outside).float()
+    assert torch.equal(input_gradient(model[0], x), expected)
+    assert torch.equal(input_gradient(model[1], x), torch.ones(100))
+    assert torch.equal(model[0](x)[0], values)
+    _, dclip = explicit_gradients(x[None].double().numpy(), [1.0], np.ones((1, 100)), -7, 7, "clipped")
+    assert model[0].clip.grad.item() == pytest.approx(dclip[0], rel=1e-4)
+
+
+def test_a_setting_of_training_can_be_taken_back():
+    quantizer, x = activation_quantizer(), normal(100)
+    before = input_gradient(quantizer, x)
+    for setting in ("unclipped", "clipped"):
+        set_straight_through(quantizer, setting)
+    assert torch.equal(input_gradient(quantizer, x), before)
+
+
+@pytest.mark.parametrize("form", STRAIGHT_THROUGH)
+def test_a_doubt_gives_back_the_setting_of_training(form):
+    quantizer, x = activation_quantizer(signed=True), normal(100)
+    set_straight_through(quantizer, "unclipped")
+    with straight_through(quantizer, form):
+        assert torch.equal(input_gradient(quantizer, x), torch.ones(100)) == (form == "identity")
+    assert torch.equal(input_gradient(quantizer, x), torch.ones(100))
+
+
+@pytest.mark.parametrize("setting", ["identity", "leaky", "soft", "sign"])
+def test_what_only_a_doubt_uses_is_no_setting_of_training(setting):
+    quantizer = activation_quantizer()
+    with pytest.raises(KeyError):
+        set_straight_through(quantizer, setting)
+    assert quantizer.backward == "clipped"

@@ -1,9 +1,10 @@
 """Parameter groups and widths."""
 
+import numpy as np
 import pytest
 import torch
 
-from qrobust.quant import FAT, bits_per_layer, parameter_groups, quantize, quantizers
+from qrobust.quant import FAT, bits_per_layer, mask_statistics, parameter_groups, quantize, quantizers
 
 from .helpers import images, resnet
 
@@ -53,3 +54,31 @@ def test_widths_of_a_float_network_are_32():
 def test_widths_carry_module_paths():
     model = resnet()
     assert set(bits_per_layer(quantize(model, 3, calibration=[images(8)]))) == set(bits_per_layer(model))
+
+
+def test_widths_are_those_that_patterns_ask_for():
+    widths = bits_per_layer(quantize(resnet(), {"*": 4, "layer3.*": 8, "layer1.0.conv1": 32}, calibration=[images(8)]))
+    assert {width for name, width in widths.items() if name.startswith("layer3")} == {8}
+    assert (widths["layer1.0.conv1"], widths["layer1.0.conv2"], widths["fc"]) == (32, 4, 8)
+
+
+@pytest.mark.parametrize("fat", ["paper", "normalised"])
+def test_statistics_of_masks_are_those_of_every_inner_convolution(fat):
+    """Against a mask by numpy: "paper" is near 1 from the start, "normalised" around it."""
+    model = quantize(resnet(), 4, fat=fat, calibration=[images(8)])
+    found = mask_statistics(model)
+    assert list(found) == [name for name, module in model.named_modules() if hasattr(module, "parametrizations")]
+    layer = model.get_submodule("layer1.0.conv1")
+    weight = layer.parametrizations.weight.original.detach().double().numpy()
+    mixing = layer.parametrizations.weight[0].mixing.detach().double().numpy()
+    magnitude = np.abs(np.fft.rfft(((weight - weight.mean()) / weight.std(ddof=1)).reshape(len(weight), -1)))
+    score = mixing @ magnitude if fat == "paper" else mixing @ magnitude / magnitude.mean() - 1
+    mask = (1 if fat == "paper" else 2) / (1 + np.exp(-score))
+    expected = {"min": mask.min(), "mean": mask.mean(), "max": mask.max(), "std": mask.std(ddof=1)}
+    assert found["layer1.0.conv1"] == pytest.approx(expected, abs=2e-6)
+
+
+@pytest.mark.parametrize("fat", ["identity", "none"])
+def test_without_masks_there_are_no_statistics(fat):
+    assert mask_statistics(quantize(resnet(), 4, fat=fat, calibration=[images(8)])) == {}
+    assert mask_statistics(resnet()) == {}

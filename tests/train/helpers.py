@@ -1,12 +1,14 @@
 """Training small enough to repeat: 60 images of three classes, four epochs of three batches."""
 
 import json
+from dataclasses import replace
 
 import torch
 from torch import nn
 
 from qrobust import machine
 from qrobust.data import Dataset, Images
+from qrobust.quant import quantize
 from qrobust.recipe import Data, Schedule, Training
 from qrobust.threat import Threat
 from qrobust.train import Job
@@ -43,6 +45,16 @@ def network(width=4, seed=0):
     return machine.placed(model)
 
 
+def deeper(fat, seed=0):
+    """A network at four bits with one inner convolution, "3", behind FAT; "none" for the float network."""
+    torch.manual_seed(seed)
+    convs = [[nn.Conv2d(n, 4, 3, padding=1, bias=False), nn.BatchNorm2d(4), nn.ReLU()] for n in (3, 4)]
+    model = nn.Sequential(*convs[0], *convs[1], nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 3))
+    if fat != "none":
+        model = quantize(model, 4, fat=fat, calibration=[some_images(30, 4).x / 255])
+    return machine.placed(model)
+
+
 def job(folder, *, key="k", seed=0, schedule=None, **training):
     table = SCHEDULE | (schedule or {})
     return Job(
@@ -55,6 +67,12 @@ def job(folder, *, key="k", seed=0, schedule=None, **training):
         threat=Threat("linf", 8 / 255),
         seed=seed,
     )
+
+
+def distilling(task, method, **training):
+    """The same job by a method that has a teacher, which only the training of quantised networks may have."""
+    settings = Training.model_validate(task.training.model_dump() | training)
+    return replace(task, training=settings.model_copy(update={"method": method}))
 
 
 def weights_of(model):
@@ -78,8 +96,8 @@ def some_batch(n=12, seed=3):
     return images.x.to(machine.device()) / 255, images.y.to(machine.device())
 
 
-def stepper(model, task, average=None):
+def stepper(model, task, average=None, teacher=None):
     """What a training would step with."""
     schedule = task.schedule
     optimizer = torch.optim.SGD(model.parameters(), lr=schedule.lr, momentum=schedule.momentum)
-    return Stepper(model, optimizer, average, task, 3)
+    return Stepper(model, optimizer, average, task, 3, teacher)

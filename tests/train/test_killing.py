@@ -14,7 +14,7 @@ from qrobust.train import METHODS, fit, loop, methods, validation
 from qrobust.train.average import Average
 from qrobust.train.checkpoint import load_state
 
-from .helpers import are_equal, job, metrics, network, some_data, weights_of
+from .helpers import are_equal, distilling, job, metrics, network, some_data, weights_of
 
 DATA = some_data()
 DROP = {"sar": {}, "awp": {"start": 1}}
@@ -43,6 +43,11 @@ CASES = {
     "mart, sarwa, cosine, exponential": {
         "method": "mart",
         "schedule": {**CONSTANT, "shape": "cosine", "sar": {**WARM, "start": 2}},
+    },
+    "ard, awp, kurtosis": {"method": "ard", "temperature": 4, "schedule": {"awp": {"start": 1}, "kurtosis": 0.1}},
+    "rslad, frozen statistics, lipschitz, equal": {
+        "method": "rslad",
+        "schedule": {"freeze_statistics": 2, "lipschitz": 0.01, "average": {}},
     },
 }
 # What is called, by whom. `fsync` stands for the middle of writing: half of the file is there.
@@ -79,10 +84,19 @@ def wholes(tmp_path_factory):
 
 def ending(case, folder):
     """All tensors of the last state, momentum and averages among them, the weights given back, and the metrics."""
-    task, model = job(folder, **CASES[case]), network()
-    fit(model, DATA, task)
+    model, teacher = network(), network(width=5, seed=7).eval()
+    fit(model, DATA, task_of(case, folder), teacher=teacher)
     last = load_state(folder / "checkpoint" / "last.safetensors")
     return {"end": weights_of(model), "state": last.tensors}, metrics(folder)
+
+
+def task_of(case, folder):
+    """A case's job; with methods that have a teacher, as `Run` gives them to quantised networks."""
+    settings = {**CASES[case]}
+    if not METHODS[settings["method"]].teacher:
+        return job(folder, **settings)
+    method = settings.pop("method")
+    return distilling(job(folder, **settings), method)
 
 
 def watch(patch, point, call=0, die=None, late=False):

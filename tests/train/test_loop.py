@@ -1,6 +1,7 @@
 """Training goes on where it stopped, keeps the best epoch, and says why it gives up."""
 
 import threading
+from itertools import pairwise
 
 import pytest
 import torch
@@ -10,7 +11,8 @@ from qrobust.errors import CheckpointError, RunError
 from qrobust.train import fit, loop, methods, save_weights, validation
 from qrobust.train.checkpoint import load_state
 
-from .helpers import are_equal, job, metrics, network, some_data, weights_of
+from .helpers import are_equal, deeper, distilling, job, metrics, network, some_data, weights_of
+from .test_metrics import events
 
 DATA = some_data()
 
@@ -274,6 +276,62 @@ def test_every_epoch_has_its_own_order_and_noise(tmp_path, monkeypatch):
     train(job(tmp_path, schedule={"epochs": 2}))
     for part in (0, 1):
         assert not torch.equal(seen[0][part], seen[3][part])
+
+
+# Learning from a teacher
+
+
+def test_a_teacher_reaches_every_step_and_is_left_alone(tmp_path):
+    teacher, asked = network(width=5, seed=7).eval(), []
+    teacher.register_forward_hook(lambda module, args, output: asked.append((len(args[0]), module.training)))
+    before, model = weights_of(teacher), network()
+    state = fit(model, DATA, distilling(job(tmp_path, schedule={"epochs": 2}), "rslad"), teacher=teacher)
+    assert asked == [(20, False)] * 6
+    assert are_equal(weights_of(teacher), before)
+    assert all(parameter.grad is None and parameter.requires_grad for parameter in teacher.parameters())
+    assert state.history[1]["loss"] < state.history[0]["loss"]  # a divergence, which labels know nothing of
+
+
+# Masks
+
+
+@pytest.mark.parametrize("fat", ["paper", "normalised"])
+def test_masks_are_recorded_in_every_epoch(tmp_path, fat):
+    """Of the layers behind FAT, as they stand at the epoch's end; for programs nested, for eyes by path."""
+    model = deeper(fat)
+    history = fit(model, some_data(validation=0), job(tmp_path, schedule={"epochs": 2, "lr": 0.3})).history
+    assert [record["masks"] for record in metrics(tmp_path)] == [record["masks"] for record in history]
+    assert [list(record["masks"]) for record in history] == [["3"], ["3"]]
+    last, top = history[-1]["masks"]["3"], {"paper": 1, "normalised": 2}[fat]
+    assert 0 < last["min"] < last["mean"] < last["max"] < top + 1e-6
+    assert history[0]["masks"] != history[1]["masks"]
+    layer = model.get_submodule("3")
+    mask = layer.parametrizations.weight[0].mask(layer.parametrizations.weight.original).detach()
+    assert last["mean"] == pytest.approx(float(mask.mean()), abs=1e-6)
+    assert last["std"] == pytest.approx(float(mask.std()), abs=1e-6)
+    written = events(tmp_path)["masks/3/mean"]
+    assert written == [(r["epoch"], pytest.approx(r["masks"]["3"]["mean"])) for r in history]
+
+
+@pytest.mark.parametrize("fat", ["identity", "none"])
+def test_without_masks_none_are_recorded(tmp_path, fat):
+    state = fit(deeper(fat), some_data(validation=0), job(tmp_path, schedule={"epochs": 1}))
+    assert "masks" not in state.history[0]
+    assert "masks" not in metrics(tmp_path)[0]
+
+
+# Statistics that stand still
+
+
+def test_statistics_are_frozen_between_epochs(tmp_path, monkeypatch):
+    """From the epoch on that the schedule names, through validation and all; weights are trained on."""
+    seen = snapshots(monkeypatch)
+    train(job(tmp_path, schedule={"freeze_statistics": 2}))
+    for name in ("1.running_mean", "1.running_var", "1.num_batches_tracked"):
+        values = [epoch[name] for epoch in seen]
+        still = [torch.equal(*pair) for pair in pairwise(values)]
+        assert still == [False, True, True]
+    assert not any(torch.equal(seen[k]["0.weight"], seen[k + 1]["0.weight"]) for k in range(3))
 
 
 # Refusals

@@ -19,15 +19,19 @@ LINF, L2 = Threat("linf", 8 / 255), Threat("l2", 0.5)
 
 
 def settings(method="at", **more):
-    return recipe.Training.model_validate({"epochs": 1, "method": method, **more})
+    """As a recipe's, and as `Run` has them for a method that [quant] alone may ask for."""
+    return recipe.Training.model_validate({"epochs": 1, **more}).model_copy(update={"method": method})
 
 
 def some_views(y=None):
-    """A batch and another in swapped colours, seen by a network in eval mode whose logits differ on the two."""
+    """A batch and another in swapped colours, seen by a network in eval mode whose logits differ on the two, as do
+    its teacher's.
+    """
     model, (x, labels) = network().eval(), some_batch()
     with torch.no_grad():
         model[-1].weight *= 30
-    return Views(model, x, labels if y is None else y, x.flip(1))
+    taught = torch.randn(12, 3, generator=torch.Generator().manual_seed(2)).to(machine.device())
+    return Views(model, x, labels if y is None else y, x.flip(1), taught)
 
 
 def shares():
@@ -50,8 +54,12 @@ def crossed(logits, targets, smoothing=0.0):
     return -(targets * log_p(logits)).sum(1).mean()
 
 
+def kl(first, second, t=1.0):
+    return (log_p(first / t).exp() * (log_p(first / t) - log_p(second / t))).sum(1)
+
+
 def diverging(v):
-    return (log_p(v.clean).exp() * (log_p(v.clean) - log_p(v.adversarial))).sum(1)
+    return kl(v.clean, v.adversarial)
 
 
 def boosted(v):
@@ -82,6 +90,14 @@ LOSSES = {
         lambda v: crossed(v.clean, v.y, 0.2) + 3 * diverging(v).mean(),
     ),
     "mart": ({"beta": 3}, lambda v: boosted(v) + 3 * (diverging(v) * unsure(v)).mean()),
+    "ard": (
+        {"temperature": 4, "share": 0.3},
+        lambda v: 0.3 * 16 * kl(v.taught, v.adversarial, 4).mean() + 0.7 * crossed(v.clean, v.y),
+    ),
+    "rslad": (
+        {"share": 0.3},
+        lambda v: 0.3 * kl(v.taught, v.adversarial).mean() + 0.7 * kl(v.taught, v.clean).mean(),
+    ),
 }
 MIXED = {
     ("natural", "ce"): lambda v: crossed(v.clean, v.y),
@@ -122,7 +138,32 @@ def test_trades_without_its_second_term_is_natural_training():
 
 
 def test_the_methods_are_those_of_recipes():
-    assert set(METHODS) == set(get_args(recipe.Training.model_fields["method"].annotation))
+    """A float network has no teacher yet; the quantised ones have it."""
+    assert set(METHODS) == literals(recipe.Quantisation)
+    assert {name for name, method in METHODS.items() if not method.teacher} == literals(recipe.Training)
+    assert {name for name, method in METHODS.items() if method.teacher} == {"ard", "rslad"}
+
+
+def literals(table):
+    """What a table's `method` may be."""
+    annotation = table.model_fields["method"].annotation
+    names = [get_args(part) or (part,) for part in get_args(annotation)]
+    return {name for group in names for name in group if isinstance(name, str)}
+
+
+@pytest.mark.parametrize("method", ["ard", "rslad"])
+def test_a_lesson_has_no_gradient(method):
+    views = some_views()
+    views.taught.requires_grad_()
+    METHODS[method].loss(views, settings(method)).backward()
+    assert views.taught.grad is None
+
+
+@pytest.mark.parametrize(("share", "passes"), [(0, "clean"), (1, "adversarial")])
+def test_the_share_is_that_of_the_adversarial_term(share, passes):
+    views = some_views()
+    loss = METHODS["rslad"].loss(views, settings("rslad", share=share))
+    assert close(loss, kl(views.taught, getattr(views, passes)).mean())
 
 
 @pytest.mark.parametrize("method", METHODS)
@@ -172,6 +213,9 @@ KINDS = {
     "mart, n-fgsm": ("mart", {"kind": "n-fgsm"}, 3),
     "trades": ("trades", {"steps": 3}, 1),
     "mart": ("mart", {"steps": 3, "random_start": False}, 1),
+    "ard": ("ard", {"steps": 3}, 1),
+    "rslad": ("rslad", {"steps": 3}, 1),
+    "rslad, n-fgsm": ("rslad", {"kind": "n-fgsm"}, 3),
 }
 
 

@@ -29,6 +29,18 @@ def test_events_by_epoch(tmp_path):
     assert events(tmp_path) == {"loss": [(1, 0.5), (2, 0.125)], "lr": [(1, 0.25)]}
 
 
+def test_nested_records_have_names_like_paths(tmp_path):
+    log = EventLog(tmp_path, 0)
+    log.write({"epoch": 1, "loss": 0.5, "masks": {"layer1.0.conv1": {"min": 0.25, "max": 2}, "conv2": {"min": 1}}})
+    log.close()
+    assert events(tmp_path) == {
+        "loss": [(1, 0.5)],
+        "masks/layer1.0.conv1/min": [(1, 0.25)],
+        "masks/layer1.0.conv1/max": [(1, 2)],
+        "masks/conv2/min": [(1, 1)],
+    }
+
+
 def test_a_continued_run_hides_what_it_repeats(tmp_path, monkeypatch):
     first = EventLog(tmp_path, 0)
     for epoch in (1, 2, 3):

@@ -4,13 +4,14 @@ import pytest
 import torch
 
 from qrobust.data import MIXES
+from qrobust.quant import kurtosis, lipschitz
 from qrobust.recipe import Average as Settings
 from qrobust.spectrum import low_pass
 from qrobust.train import learning_rate, loop
 from qrobust.train import step as step_module
 from qrobust.train.average import Average
 
-from .helpers import are_equal, job, network, some_batch, some_data, stepper, weights_of
+from .helpers import are_equal, distilling, job, network, some_batch, some_data, stepper, weights_of
 
 
 def seeded(seed=0):
@@ -146,6 +147,109 @@ def test_adversarial_images_are_mixed_after_it(tmp_path, monkeypatch, kind):
     assert torch.equal(seen[0][0], y)
     assert batch.y.shape == (12, 3)
     assert (batch.x_adv - seen[0][1]).abs().max() > 8 / 255
+
+
+# Learning from a teacher
+
+
+def knowing(seed=7):
+    """A teacher in eval mode whose logits differ from image to image."""
+    model = network(width=5, seed=seed).eval()
+    with torch.no_grad():
+        model[-1].weight *= 30
+    return model
+
+
+def one_step_up(model, x, start, goal, step):
+    """By hand: up along the sign of the gradient of KL(goal ‖ softmax), then back within 8/255 and the pixel range."""
+    moved = start.clone().requires_grad_()
+    log_q = model(moved).log_softmax(1)
+    (torch.xlogy(goal, goal) - goal * log_q).sum().backward()
+    moved = start + step * moved.grad.sign()
+    return torch.maximum(torch.minimum(moved, x + 8 / 255), x - 8 / 255).clamp(0, 1)
+
+
+@pytest.mark.parametrize("method", ["rslad", "ard"])
+def test_whom_the_attack_leaves(tmp_path, method):
+    """RSLAD's flees what the teacher says of the clean images; ARD's flees the labels, as one-hot rows."""
+    task = distilling(job(tmp_path, attack={"steps": 1, "step_size": 2 / 255, "random_start": False}), method)
+    model, teacher, (x, y) = network(), knowing(), some_batch()
+    batch = stepper(model, task, teacher=teacher).prepare(x, y, seeded())
+    with torch.no_grad():
+        said = teacher(x)
+    assert torch.equal(batch.taught, said)
+    goals = {"rslad": said.softmax(1), "ard": torch.eye(3, device=x.device)[y]}
+    moved = {name: one_step_up(model.eval(), x, x, goal, 2 / 255) for name, goal in goals.items()}
+    agreeing = {name: float((image - batch.x_adv).abs().lt(1e-6).float().mean()) for name, image in moved.items()}
+    assert agreeing[method] > 0.999
+    assert min(agreeing.values()) < 0.9
+
+
+@pytest.mark.parametrize("method", ["rslad", "ard"])
+def test_a_teacher_is_only_asked(tmp_path, method):
+    """Once a step, in eval mode, of the clean images; its weights, statistics and gradients stay as they are."""
+    teacher, modes = knowing(), []
+    teacher.register_forward_hook(lambda module, args, output: modes.append((module.training, output.requires_grad)))
+    before, task = weights_of(teacher), distilling(job(tmp_path), method)
+    model = network()
+    stepper(model, task, teacher=teacher).step(model, *some_batch(), 0, seeded())
+    assert modes == [(False, False)]
+    assert are_equal(weights_of(teacher), before)
+    assert all(parameter.grad is None for parameter in teacher.parameters())
+    assert not are_equal(weights_of(model), weights_of(network()))
+
+
+def test_the_teacher_decides(tmp_path):
+    task, found = distilling(job(tmp_path), "rslad"), []
+    for seed in (7, 7, 8):
+        model = network()
+        stepper(model, task, teacher=knowing(seed)).step(model, *some_batch(), 0, seeded())
+        found.append(weights_of(model))
+    assert are_equal(found[0], found[1])
+    assert not are_equal(found[0], found[2])
+
+
+# Terms of the weights
+
+
+@pytest.mark.parametrize("term", [kurtosis, lipschitz])
+def test_a_term_of_the_weights_is_added_when_weighted(tmp_path, term):
+    """With SGD's first step, the difference of weights is -lr · weight · its gradient."""
+    name, model = term.__name__, network().train()
+    plain = stepped(job(tmp_path))[0]
+    assert are_equal(stepped(job(tmp_path, schedule={name: 0.0}))[0], plain)
+    found = stepped(job(tmp_path, schedule={name: 0.5}))[0]
+    term(model).backward()
+    for key, parameter in model.named_parameters():
+        gradient = torch.zeros_like(parameter) if parameter.grad is None else parameter.grad
+        moved = (found[key] - plain[key]).to(gradient.device)
+        torch.testing.assert_close(moved, -0.05 * 0.5 * gradient, atol=1e-6, rtol=1e-3)
+    assert any(not torch.equal(found[key], plain[key]) for key in found)
+
+
+# Batch-norm's statistics
+
+STATISTICS = {"1.running_mean", "1.running_var", "1.num_batches_tracked"}
+
+
+@pytest.mark.parametrize("mode", ["eval", "train"])
+@pytest.mark.parametrize("more", [{}, {"sar": {"start": 0}, "awp": {"gamma": 0.1}}], ids=["at", "at, sar, awp"])
+def test_statistics_stand_still_from_their_epoch_on(tmp_path, mode, more):
+    """Crafting in train mode does not move them either; weights and the norm's own parameters go on."""
+    task = job(tmp_path, schedule={"freeze_statistics": 2, **more}, attack={"steps": 1, "mode": mode})
+    for epoch in range(4):
+        before, model = weights_of(network()), network()
+        after, _ = stepped(task, epoch=epoch, model=model)
+        still = {name for name in before if torch.equal(before[name], after[name])}
+        assert still == (set() if epoch < 2 else STATISTICS)
+        assert model[1].track_running_stats
+
+
+def test_frozen_statistics_are_what_the_loss_is_computed_with(tmp_path):
+    task, model, (x, y) = job(tmp_path, method="natural", schedule={"freeze_statistics": 0}), network(), some_batch()
+    with torch.no_grad():
+        expected = 12 * float(torch.nn.functional.cross_entropy(network().eval()(x), y))
+    assert float(stepped(task, model=model)[1][0]) == pytest.approx(expected, rel=1e-5)
 
 
 # Rates within an epoch

@@ -1,0 +1,151 @@
+"""One form for every operation: functions and tensor methods become the modules that do the same."""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import fx, nn
+from torch.nn import functional as F
+
+from .rules import Targets, is_stochastic_depth
+
+# Targets, the module, and the names that the arguments after the input have for it; "" is left out.
+MODULES: tuple[tuple[Targets, Callable[..., nn.Module], tuple[str, ...]], ...] = (
+    ((F.relu, F.relu_, torch.relu, torch.relu_), nn.ReLU, ()),
+    ((F.relu6,), nn.ReLU6, ()),
+    ((F.hardtanh, F.hardtanh_), nn.Hardtanh, ("min_val", "max_val")),
+    ((F.silu,), nn.SiLU, ()),
+    ((F.sigmoid, torch.sigmoid, torch.sigmoid_), nn.Sigmoid, ()),
+    ((F.hardswish,), nn.Hardswish, ()),
+    ((F.hardsigmoid,), nn.Hardsigmoid, ()),
+    ((F.leaky_relu, F.leaky_relu_), nn.LeakyReLU, ("negative_slope",)),
+    ((F.gelu,), nn.GELU, ("approximate",)),
+    ((F.elu, F.elu_), nn.ELU, ("alpha",)),
+    ((F.tanh, torch.tanh), nn.Tanh, ()),
+    ((F.adaptive_avg_pool2d,), nn.AdaptiveAvgPool2d, ("output_size",)),
+    (
+        (F.avg_pool2d,),
+        nn.AvgPool2d,
+        ("kernel_size", "stride", "padding", "ceil_mode", "count_include_pad", "divisor_override"),
+    ),
+    (
+        (F.max_pool2d, torch.max_pool2d),
+        nn.MaxPool2d,
+        ("kernel_size", "stride", "padding", "dilation", "ceil_mode", "return_indices"),
+    ),
+    ((F.dropout, torch.dropout), nn.Dropout, ("p", "training", "inplace")),
+    ((F.dropout2d,), nn.Dropout2d, ("p", "training", "inplace")),
+)
+NO_SETTING = ("training", "inplace")  # modules follow the mode; nothing happens in place, as values are shared
+FUNCTIONS: dict[Any, Callable[..., Any]] = {  # the same arguments
+    "add": torch.add, "add_": torch.add, operator.iadd: operator.add,
+    "sub": torch.sub, "sub_": torch.sub, operator.isub: operator.sub,
+    "mul": torch.mul, "mul_": torch.mul, operator.imul: operator.mul,
+    "div": torch.div, "div_": torch.div, operator.itruediv: operator.truediv,
+    "relu": torch.relu, "relu_": torch.relu, "sigmoid": torch.sigmoid, "tanh": torch.tanh, "mean": torch.mean,
+    "flatten": torch.flatten, "transpose": torch.transpose, "squeeze": torch.squeeze,
+    "unsqueeze": torch.unsqueeze, "chunk": torch.chunk, "split": torch.split,
+}  # fmt: skip
+# Of several numbers or one tuple. A view of a channels-last tensor may not exist: reshape copies it then.
+OF_SHAPES: dict[Any, Callable[..., Any]] = {
+    "view": torch.reshape,
+    "reshape": torch.reshape,
+    "permute": torch.permute,
+}
+
+
+def simplify(graph: fx.GraphModule) -> None:
+    """Put functions and methods into the form of modules and functions, in place; drop what does nothing."""
+    for module in graph.modules():
+        if hasattr(module, "inplace"):
+            vars(module)["inplace"] = False
+    for node in list(graph.graph.nodes):
+        if node.op in ("call_function", "call_method"):
+            _as_function(node)
+        modules = tuple(_modules(graph, node))
+        if modules:
+            _replace(graph, node, modules)
+
+
+def _as_function(node: fx.Node) -> None:
+    if node.target in FUNCTIONS:
+        node.op, node.target = "call_function", FUNCTIONS[node.target]
+    elif node.target in OF_SHAPES and not node.kwargs:
+        first, *shape = node.args
+        whole = shape[0] if len(shape) == 1 and not isinstance(shape[0], int) else tuple(shape)
+        node.op, node.target, node.args = "call_function", OF_SHAPES[node.target], (first, whole)
+
+
+def _modules(graph: fx.GraphModule, node: fx.Node) -> tuple[nn.Module, ...]:
+    """What stands for a node: none if it is to stay, an identity if it does nothing."""
+    if node.op == "call_module":
+        module = graph.get_submodule(str(node.target))
+        return (nn.Identity(),) if is_stochastic_depth(module) and module.p == 0 else ()
+    if node.op == "call_method":
+        return (nn.Identity(),) if node.target == "contiguous" else ()
+    if node.op != "call_function":
+        return ()
+    if node.target is torch.mean:
+        return _mean(node)
+    if getattr(node.target, "__name__", "") == "stochastic_depth":
+        return (_stochastic_depth(node),)
+    for targets, module_class, names in MODULES:
+        if node.target in targets:
+            settings = _settings(node, names)
+            return () if _is_dynamic(settings) else (module_class(**settings),)
+    return ()
+
+
+def _settings(node: fx.Node, names: tuple[str, ...]) -> dict[str, Any]:
+    given = {**dict(zip(names, node.args[1:], strict=False)), **node.kwargs}
+    return {name: value for name, value in given.items() if name not in (*NO_SETTING, "input")}
+
+
+def _is_dynamic(settings: dict[str, Any]) -> bool:
+    return any(isinstance(value, fx.Node) for value in settings.values())
+
+
+def _mean(node: fx.Node) -> tuple[nn.Module, ...]:
+    """Pooling for a mean over height and width; others stay as they are."""
+    settings = _settings(node, ("dim", "keepdim"))
+    dims = settings.get("dim")
+    if settings.keys() - {"dim", "keepdim"} or not isinstance(dims, (tuple, list)) or len(dims) != 2:
+        return ()
+    if _is_dynamic(settings) or {dim % 4 for dim in dims} != {2, 3}:
+        return ()
+    pool = nn.AdaptiveAvgPool2d(1)
+    return (pool,) if settings.get("keepdim", False) else (pool, nn.Flatten())
+
+
+def _stochastic_depth(node: fx.Node) -> nn.Module:
+    settings = _settings(node, ("p", "mode"))
+    if settings["p"] == 0:
+        return nn.Identity()
+    from ..torchvision_cpu import import_torchvision  # loaded already: the function is from there
+
+    module: nn.Module = import_torchvision().ops.StochasticDepth(**settings)
+    return module
+
+
+def _replace(graph: fx.GraphModule, node: fx.Node, modules: tuple[nn.Module, ...]) -> None:
+    source, name = node.all_input_nodes[0], node.name
+    with graph.graph.inserting_before(node):
+        for module in modules:
+            if isinstance(module, nn.Identity):
+                continue
+            path = unused_name(graph, name)
+            graph.add_submodule(path, module)
+            source = graph.graph.call_module(path, (source,))
+    node.replace_all_uses_with(source)
+    graph.graph.erase_node(node)
+
+
+def unused_name(graph: fx.GraphModule, name: str) -> str:
+    """`name`, with underscores behind it until no module has it."""
+    taken = dict(graph.named_modules())
+    while name in taken:
+        name += "_"
+    return name

@@ -1,0 +1,160 @@
+"""Reading a traced network: what is a size, what is of the image, what has a sign, which layers are edges."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+
+from torch import fx, nn
+from torch.nn.utils import parametrize
+
+from ..errors import ModelError
+from .rules import (
+    ACTIVATIONS,
+    ARITHMETIC,
+    CONCATENATIONS,
+    DIFFERENCES,
+    FUNCTIONS,
+    LAYERS,
+    POOL_FUNCTIONS,
+    POOLS,
+    POSITIVE_FUNCTIONS,
+    QUOTIENTS,
+    SIZE_ATTRIBUTES,
+    SIZE_METHODS,
+    SUPPORTED,
+    bounds,
+    keeps_grid,
+)
+
+
+@dataclass
+class Reading:
+    """One walk over a graph from `trace`. Raises ModelError for a node without a quantised form, by module.
+
+    plain: sizes and constants, which hold no activations. of_image: the image, and what is computed of it
+    before the first layers. signed: whether a node's values may be negative. layers: in the order of
+    execution. edges: those that read the image, and those that nothing but pooling, activations and
+    reshaping parts from the output (the classifier).
+    """
+
+    graph: fx.GraphModule
+    plain: set[fx.Node] = field(default_factory=set)
+    of_image: set[fx.Node] = field(default_factory=set)
+    signed: dict[fx.Node, bool] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        self._modules = dict(self.graph.named_modules())
+        for node in self.graph.graph.nodes:
+            self._visit(node)
+        self.layers = [node for node in self.graph.graph.nodes if isinstance(self.module(node), LAYERS)]
+        if not any(isinstance(self.module(node), nn.Conv2d) for node in self.layers):
+            raise ModelError("expected a network with a convolution, got none; there is nothing to quantise")
+        self.edges = {node for node in self.layers if self.tensors(node)[0] in self.of_image}
+        self.edges |= set(self._classifiers())
+
+    def module(self, node: fx.Node) -> nn.Module | None:
+        """The module that a node calls, as it was traced; None for a quantiser put in since."""
+        return self._modules.get(str(node.target)) if node.op == "call_module" else None
+
+    def tensors(self, node: fx.Node) -> list[fx.Node]:
+        """The activations that a node reads."""
+        return [source for source in node.all_input_nodes if source not in self.plain]
+
+    def keeps(self, node: fx.Node) -> bool:
+        """Whether a node leaves values on their grid."""
+        return keeps_grid(node, self.module(node))
+
+    def computes(self, node: fx.Node) -> bool:
+        """Whether a node is a pool, a function or arithmetic that runs on integers between 8-bit quantisers."""
+        if node.op == "call_function":
+            return node.target in (*ARITHMETIC, *POOL_FUNCTIONS)
+        return isinstance(self.module(node), (*POOLS, *FUNCTIONS))
+
+    def _visit(self, node: fx.Node) -> None:
+        if self._is_plain(node):
+            self.plain.add(node)
+            return
+        if node.op == "output":
+            return
+        sources = self.tensors(node)
+        if not isinstance(self.module(node), LAYERS) and all(source in self.of_image for source in sources):
+            self.of_image.add(node)
+        self.signed[node] = self._sign(node, sources)
+
+    def _is_plain(self, node: fx.Node) -> bool:
+        if node.op == "get_attr" or (node.op == "call_method" and node.target in SIZE_METHODS):
+            return True
+        if node.op == "call_function" and node.target is getattr:
+            return node.args[1] in SIZE_ATTRIBUTES
+        inputs = node.all_input_nodes
+        return node.op != "output" and bool(inputs) and all(source in self.plain for source in inputs)
+
+    def _sign(self, node: fx.Node, sources: list[fx.Node]) -> bool:
+        """Whether values may be negative; refuses what has no quantised form."""
+        module = self.module(node)
+        signed = any(self.signed[source] for source in sources)
+        if node.op == "placeholder":
+            return False
+        if isinstance(module, LAYERS):
+            self._check_layer(node, module)
+            return True
+        if isinstance(module, (nn.BatchNorm2d, *FUNCTIONS)):
+            return not isinstance(module, POSITIVE_FUNCTIONS)
+        if isinstance(module, ACTIVATIONS):
+            return self._bounds(node, module)[0] < 0
+        if self.keeps(node) or (self.computes(node) and not _is_arithmetic(node)):
+            return signed
+        if _is_arithmetic(node) and not (node.target in QUOTIENTS and len(sources) > 1):
+            return signed or _may_turn_negative(node, len(sources))
+        raise ModelError(f"{_where(node)}: no quantised form of {_kind(node, module)}; supported: {SUPPORTED}")
+
+    def _check_layer(self, node: fx.Node, module: nn.Module) -> None:
+        if parametrize.is_parametrized(module):
+            raise ModelError(
+                f"{node.target}: expected a plain weight, got a parametrised one; "
+                "call torch.nn.utils.parametrize.remove_parametrizations first"
+            )
+
+    def _bounds(self, node: fx.Node, module: nn.ReLU | nn.Hardtanh) -> tuple[float, float]:
+        low, high = bounds(module)
+        if low not in (0, -high):
+            raise ModelError(f"{_where(node)}: expected a hardtanh from 0 or symmetric, got {low:g} to {high:g}")
+        return low, high
+
+    def _classifiers(self) -> Iterator[fx.Node]:
+        """The layers met first on the ways up from the output; sums and concatenations end a way."""
+        (output,) = (node for node in self.graph.graph.nodes if node.op == "output")
+        ways = self.tensors(output)
+        while ways:
+            node = ways.pop()
+            sources = self.tensors(node)
+            if isinstance(self.module(node), LAYERS):
+                yield node
+            elif len(sources) == 1:
+                ways += sources
+
+
+def _is_arithmetic(node: fx.Node) -> bool:
+    return node.op == "call_function" and node.target in ARITHMETIC
+
+
+def _may_turn_negative(node: fx.Node, count: int) -> bool:
+    """Whether arithmetic on `count` tensors without a sign can give one: by a difference or a constant."""
+    if node.target in (*CONCATENATIONS, *DIFFERENCES):
+        return node.target in DIFFERENCES
+    numbers = [value for value in node.args if isinstance(value, (int, float))]
+    known = not node.kwargs and count + len(numbers) == len(node.args)
+    return not known or any(number < 0 for number in numbers)
+
+
+def _kind(node: fx.Node, module: nn.Module | None) -> str:
+    return type(module).__name__ if module is not None else str(getattr(node.target, "__name__", node.target))
+
+
+def _where(node: fx.Node) -> str:
+    """The path of the module that a node calls or is called in."""
+    if node.op == "call_module":
+        return str(node.target)
+    stack = list(node.meta.get("nn_module_stack", {}).values())
+    return str(stack[-1][0]) if stack and stack[-1][0] else node.name
