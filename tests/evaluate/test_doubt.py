@@ -113,7 +113,7 @@ def _pushed_into_clamp(x: Tensor) -> Tensor:
 
 
 LIARS = {
-    "logits × 1e4": (lambda m: Wrapped(m, back=Do(lambda z: z * 1e4)), {"zero-gradient", "loss-disagreement"}),
+    "logits × 1e4": (lambda m: Wrapped(m, back=Do(lambda z: z * 1e4)), {"zero-gradient"}),
     "logits × 100": (lambda m: Wrapped(m, back=Do(lambda z: z * 100)), {"temperature"}),
     "softmax output": (lambda m: Wrapped(m, back=nn.Softmax(1)), {"probabilities"}),
     "rounding without straight-through": (
@@ -123,7 +123,7 @@ LIARS = {
     "thermometer": (lambda m: Wrapped(m, front=Do(_thermometer)), {"zero-gradient", "square-wins"}),
     "random": (lambda m: Wrapped(m, front=Do(lambda x: x + 0.1 * torch.randn_like(x))), {"random-logits"}),
     "clamp that kills gradients": (lambda m: Wrapped(m, front=Do(_pushed_into_clamp)), {"zero-gradient"}),
-    "batch statistics": (lambda m: Wrapped(m, front=BatchStatistics()), {"batch-dependent", "loss-disagreement"}),
+    "batch statistics": (lambda m: Wrapped(m, front=BatchStatistics()), {"batch-dependent"}),
     "rippled input": (
         lambda m: Wrapped(m, front=Do(lambda x: x + 0.03 * torch.sin(100 * x))),
         {"square-wins", "one-step-wins", "wide-ball"},
@@ -141,6 +141,13 @@ def _raised(subject: Subject, among: Iterable[str]) -> set[str]:
 def test_a_liar_raises_its_flag(name: str, robust: nn.Module, images: tuple[Images, Images]) -> None:
     make, expected = LIARS[name]
     assert _raised(Subject(make(robust), images[1], THREAT, n=N), expected) == expected
+
+
+def test_losses_disagree_where_one_is_saturated(natural: nn.Module, images: tuple[Images, Images]) -> None:
+    """Cross-entropy finds no way, the margin does; without the factor both break the same images."""
+    liar = LIARS["logits × 1e4"][0](natural)
+    assert _raised(Subject(liar, images[1], THREAT, n=N), {"loss-disagreement"}) == {"loss-disagreement"}
+    assert _raised(Subject(natural, images[1], THREAT, n=N), {"loss-disagreement"}) == set()
 
 
 def test_the_twin_shows_the_way_that_rounding_hides(robust: nn.Module, images: tuple[Images, Images]) -> None:
