@@ -232,12 +232,12 @@ def main() -> None:
     if options.memory:
         print_memory(*json.loads(options.memory))
         return
-    result: dict[str, Any] = {"cases": []}
+    result: dict[str, Any] = {"versions": machine.versions(), "hardware": machine.hardware(), "cases": []}
     for name, steps, batch in CASES[: options.cases]:
         result["cases"].append(case(name, steps, batch, options.rounds))
         print({k: v for k, v in result["cases"][-1].items() if k != "seconds"}, flush=True)
-    if options.json:
-        write_json(options.json, result | {"versions": machine.versions(), "hardware": machine.hardware()})
+        if options.json:
+            write_json(options.json, result)
 
 
 if __name__ == "__main__":
