@@ -288,6 +288,12 @@ class Evaluation(Table):
     n: Count | None = None
     batch_size: Count = 250
 
+    @model_validator(mode="after")
+    def _some(self) -> Evaluation:
+        if not self.attacks:
+            raise ValueError("expected at least one attack, got none; a clean accuracy says nothing of robustness")
+        return self
+
 
 class Export(Table):
     """Where the artifact must run, and the frozen suite that travels with it."""

@@ -164,6 +164,9 @@ ATTACKED = "expected a method with an attack for sar or a mix of adversarial ima
 UNMIXED = "expected method 'at' or 'natural' for mixed images, got"
 SHARP = "expected no label smoothing with mart or mixed labels, got some; remove smoothing"
 REFUSALS = {
+    "evaluate.attacks=[]": (
+        "evaluate: expected at least one attack, got none; a clean accuracy says nothing of robustness"
+    ),
     "train={epochs = 1, sar = {start = 0}, mix = {kind = 'mixup', on = 'adversarial'}}": (
         "train: expected sar or a mix of adversarial images, which have no pair, got both; remove one"
     ),
