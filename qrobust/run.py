@@ -130,7 +130,7 @@ class Run:
             label=f"evaluate qm-{bits}",
         )
         some = images.take(slice(0, n))
-        example = data.to_unit(some.x[:1], machine.device_of(model), channels_last=True)
+        example = data.to_unit(some.take(slice(0, 1)).x, machine.device_of(model), channels_last=True)
         more["cost"] = quant.cost(model, example).to_dict()
         others = [self.network(width) for width in self.recipe.bits if width not in (bits, FLOAT)] if thorough else []
         if distributed.is_first():

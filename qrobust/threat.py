@@ -78,6 +78,11 @@ class Threat:
             x_adv = x + delta * _per_sample((self.eps / length.clamp_min(1e-12)).clamp_max(1.0), x)
         return x_adv.clamp(*self.bounds)
 
+    def scaled(self, factor: float) -> Threat:
+        """The same with eps times `factor`, in l-inf at most the range of a pixel."""
+        eps, width = self.eps * factor, self.bounds[1] - self.bounds[0]
+        return Threat(self.norm, min(eps, width) if self.norm == "linf" else eps, self.bounds)
+
     def distance(self, x_adv: Tensor, x: Tensor) -> Tensor:
         """Norm of x_adv - x per sample, shape (n,)."""
         delta = (x_adv - x).flatten(1)

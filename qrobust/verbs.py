@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from .attacks import Attack, named
 from .data import make_images
-from .distributed import is_first
+from .distributed import is_first, own
 from .errors import RecipeError
 from .evaluate import evaluate
 from .run import Run
@@ -100,8 +100,9 @@ def _evaluate_artifact(folder: Path, attacks: str, n: int | None, seed: int | No
         label=f"evaluate {artifact.name}",
     )
     if json is not None:
-        outcomes.save(json, flags=[])
-        json.with_suffix(".partial.npz").unlink(missing_ok=True)
+        if is_first():
+            outcomes.save(json, flags=[])
+        own(json.with_suffix(".partial.npz")).unlink(missing_ok=True)
     return {artifact.name: outcomes.to_dict() | {"flags": []}}
 
 

@@ -128,19 +128,14 @@ def n_fgsm(
     """
     check_images(x)
     start = far_off(x, threat, generator) if start is None else start
-    free = _scaled(threat, N_FGSM_NOISE + 1)
+    free = threat.scaled(N_FGSM_NOISE + 1)
     with crafting(model, training=training):
         return _ascend(model, x, y, start, free, 1, threat.eps if step_size is None else step_size, LOSSES["ce"])
 
 
 def far_off(x: Tensor, threat: Threat, generator: Generator | None = None) -> Tensor:
     """A random point within twice eps."""
-    return _scaled(threat, N_FGSM_NOISE).random_start(x, generator)
-
-
-def _scaled(threat: Threat, factor: float) -> Threat:
-    eps = threat.eps * factor
-    return Threat(threat.norm, min(eps, 1.0) if threat.norm == "linf" else eps, threat.bounds)
+    return threat.scaled(N_FGSM_NOISE).random_start(x, generator)
 
 
 def _divergence(clean: Tensor) -> Loss:

@@ -47,7 +47,11 @@ def check_logits(model: nn.Module, x: Tensor) -> None:
     Softmax flattens losses until gradients vanish; what then looks robust is not.
     """
     predict(model, x)
-    output = model(x).float()
-    sums = output.sum(dim=1)
-    if output.min() >= 0 and ((sums - 1).abs() < 1e-4).all():
+    if are_probabilities(model(x)):
         raise ModelError("expected logits, got probabilities (rows sum to 1); return what comes before softmax")
+
+
+def are_probabilities(output: Tensor) -> bool:
+    """Whether the rows of an output (n, classes) are not negative and sum to one."""
+    output = output.float()
+    return bool(output.min() >= 0 and ((output.sum(dim=1) - 1).abs() < 1e-4).all())

@@ -12,7 +12,7 @@ from torch.nn import functional as F
 
 from .. import machine
 from ..threat import Threat
-from .judge import predict
+from .judge import are_probabilities, predict
 from .subject import STEPS, Scaled, Subject, ThroughTwin, parts
 
 TEMPERATURES = (0.01, 0.1, 10.0, 100.0)
@@ -42,8 +42,7 @@ def batch_dependent(subject: Subject) -> float:
 @torch.no_grad()
 def probabilities(subject: Subject) -> float:
     """1 if the output of the first batch sums to one, else 0."""
-    output = subject.model(subject.x[: subject.batch_size]).float()
-    return float(output.min() >= 0 and ((output.sum(1) - 1).abs() < 1e-4).all())
+    return float(are_probabilities(subject.model(subject.x[: subject.batch_size])))
 
 
 def zero_gradient(subject: Subject) -> float:
@@ -169,13 +168,13 @@ def one_step(subject: Subject) -> float:
 
 def wide_ball(subject: Subject) -> float:
     """Accuracy under margin PGD in a ball that should leave nothing."""
-    return subject.share(subject.right(f"cw-inf-{STEPS}", threat=_widened(subject.threat, WIDE)))
+    return subject.share(subject.right(f"cw-inf-{STEPS}", threat=subject.threat.scaled(WIDE)))
 
 
 def not_monotone(subject: Subject) -> float:
     """The largest rise of accuracy as the ball grows."""
     shares = [subject.share(subject.margin)]
-    shares += [subject.share(subject.right(f"cw-inf-{STEPS}", threat=_widened(subject.threat, k))) for k in (2, 4)]
+    shares += [subject.share(subject.right(f"cw-inf-{STEPS}", threat=subject.threat.scaled(k))) for k in (2, 4)]
     return float(max(0.0, np.diff(shares).max()))
 
 
@@ -199,11 +198,6 @@ def _follows(subject: Subject, pairs: Tensor, pixels: Tensor) -> Tensor:
     """Whether images pairs[:, 0] get the labels of pairs[:, 1] with their pixels, (pairs,)."""
     x = torch.where(pixels, subject.x[pairs[:, 1]], subject.x[pairs[:, 0]])
     return predict(subject.model, x) == subject.y[pairs[:, 1]]
-
-
-def _widened(threat: Threat, factor: float) -> Threat:
-    eps = threat.eps * factor
-    return Threat(threat.norm, min(eps, 1.0) if threat.norm == "linf" else eps, threat.bounds)
 
 
 def _relative(difference: Tensor, logits: Tensor) -> float:

@@ -12,9 +12,9 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 
-from ._brevitas import QuantConv2d, QuantIdentity, QuantLinear
+from ._brevitas import QuantConv2d, QuantLinear
 from .quantizers import Quantizer
-from .rules import keeps_grid
+from .sources import source_quantizer
 
 
 @torch.no_grad()
@@ -28,12 +28,12 @@ def round_biases(model: fx.GraphModule) -> float:
     modules = dict(model.named_modules())
     for node in model.graph.nodes:
         layer = modules.get(str(node.target)) if node.op == "call_module" else None
-        x_scale = _input_scale(node, modules) if isinstance(layer, (QuantConv2d, QuantLinear)) else None
-        if layer is None or x_scale is None:
+        source = source_quantizer(node, modules) if isinstance(layer, (QuantConv2d, QuantLinear)) else None
+        if layer is None or source is None:
             continue
         follower = modules.get(str(next(iter(node.users)).target)) if len(node.users) == 1 else None
         norm = follower if isinstance(follower, nn.BatchNorm2d) else None
-        largest = max(largest, _round_one(layer, norm, x_scale))
+        largest = max(largest, _round_one(layer, norm, source.scale()))
     return largest
 
 
@@ -60,15 +60,3 @@ def _round_to(bias: Tensor, offset: Tensor, step: Tensor) -> float:
 def _weight_scale(layer: Any) -> Tensor:
     quantizer: Quantizer = layer.weight_quant.tensor_quant
     return quantizer.scale()
-
-
-def _input_scale(node: fx.Node, modules: dict[str, nn.Module]) -> Tensor | None:
-    """Scale of the quantiser that made this layer's input, found upwards through reshapes."""
-    while node.all_input_nodes:
-        node = node.all_input_nodes[0]
-        module = modules.get(str(node.target))
-        if isinstance(module, QuantIdentity):
-            return next(m.scale() for m in module.modules() if isinstance(m, Quantizer))
-        if not keeps_grid(node, module):
-            return None
-    return None

@@ -13,8 +13,8 @@ from torch import Tensor, fx, nn
 from ..attacks.crafting import crafting
 from ..errors import ModelError
 from ._brevitas import QuantConv2d, QuantIdentity, QuantLinear
-from .quantizers import Quantizer, quantizers
-from .rules import keeps_grid
+from .quantizers import quantizers
+from .sources import source_quantizer
 from .training import bits_per_layer
 from .widths import FLOAT_BITS
 
@@ -203,17 +203,7 @@ def _input_bits(model: nn.Module) -> dict[str, int]:
     if not isinstance(model, fx.GraphModule):
         return {}
     modules = dict(model.named_modules())
-    found = {str(node.target): _source(node, modules) for node in model.graph.nodes if node.op == "call_module"}
+    found = {
+        str(node.target): source_quantizer(node, modules) for node in model.graph.nodes if node.op == "call_module"
+    }
     return {name: quantizer.bits for name, quantizer in found.items() if quantizer is not None}
-
-
-def _source(node: fx.Node, modules: dict[str, nn.Module]) -> Quantizer | None:
-    """The quantiser that made a node's input, found upwards through all that leaves values on their grid."""
-    while node.all_input_nodes:
-        node = node.all_input_nodes[0]
-        module = modules.get(str(node.target))
-        if isinstance(module, QuantIdentity):
-            return next(quantizers(module))
-        if not keeps_grid(node, module):
-            return None
-    return None
