@@ -59,6 +59,15 @@ def generator(*parts: object) -> Generator:
     return torch.Generator().manual_seed(seed(*parts))
 
 
+@contextmanager
+def own_randomness() -> Iterator[None]:
+    """Inside, torch's global streams may be used; afterwards they are as before, on the CPU and this GPU."""
+    import torch
+
+    with torch.random.fork_rng([torch.cuda.current_device()] if torch.cuda.is_available() else []):
+        yield
+
+
 def seed(*parts: object) -> int:
     """The number that `generator` starts from."""
     text = "/".join(map(str, parts))

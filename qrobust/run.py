@@ -285,7 +285,7 @@ class Run:
     def untrained(self, bits: int) -> nn.Module:
         """The network of a width before training, on the CPU; quantisers not yet placed."""
         channels = self.dataset.shape[0]
-        with torch.random.fork_rng():
+        with machine.own_randomness():
             torch.manual_seed(self.recipe.seed)
             model = models.build(
                 self.recipe.model.name,

@@ -19,7 +19,7 @@ from ..attacks import Attack, Scene
 from ..data import Images, to_unit
 from ..data.images import pixel_bytes
 from ..errors import DataError, RecipeError
-from ..progress import bar
+from ..progress import Bar, bar
 from ..storage import digest, write_bytes
 from ..threat import Threat
 from .judge import check_logits, judge, predict
@@ -61,15 +61,14 @@ def evaluate(
     scene = Scene(model, threat, twin, seed)
     model.eval()
     check_logits(model, to_unit(images.take(slice(0, batch_size)).x, machine.device_of(model), channels_last=True))
-    with bar(label, (len(attacks) + 1) * len(images), "images") as moving:
+    passes = 1 + sum(len(attack.parts) for attack in attacks)
+    with bar(label, passes * len(images), "images") as moving:
         for attack in (None, *attacks):
             name = CLEAN if attack is None else attack.name
-            moving.describe(f"{label}: {name}")
             started = time.perf_counter()
             before = outcomes.correct.get(CLEAN) if attack is not None and attack.bounded else None
-            outcomes.correct[name] = _under(scene, images, attack, batch_size, journal, before)
+            outcomes.correct[name] = _under(scene, images, attack, batch_size, journal, before, moving)
             outcomes.seconds[name] = time.perf_counter() - started
-            moving.advance(len(images))
     return outcomes
 
 
@@ -80,6 +79,7 @@ def _under(
     batch_size: int,
     journal: _Journal,
     before: npt.NDArray[np.bool_] | None,
+    moving: Bar,
 ) -> npt.NDArray[np.bool_]:
     """The mask of one attack: each part sees the images that those before it left right."""
     right = np.ones(len(images), bool) if before is None else before.copy()
@@ -87,12 +87,15 @@ def _under(
     for part in ("",) if attack is None else attack.parts:
         verdicts = journal.verdicts(f"{name}/{part}")
         todo = np.flatnonzero(right)
+        moving.describe(f"{name} {part}".strip())
+        moving.advance(len(right) - len(todo))
         for start in range(distributed.rank() * batch_size, len(todo), distributed.world() * batch_size):
             which = todo[start : start + batch_size]
             if (verdicts[which] == UNKNOWN).any():
                 generator = machine.generator(scene.seed, name, part, start)
                 verdicts[which] = _one_batch(scene, images.take(torch.from_numpy(which)), attack, part, generator)
                 journal.save()
+            moving.advance(min(len(which) * distributed.world(), len(todo) - start))
         verdicts[:] = distributed.greatest(torch.from_numpy(verdicts).to(machine.device())).cpu().numpy()
         right[todo] = verdicts[todo] == RIGHT
     return right

@@ -38,7 +38,7 @@ def fit(model: nn.Module, dataset: Dataset, job: Job, *, teacher: nn.Module | No
     `State.best_of` gives these weights, and those of the best weight average. Raises RunError on a loss or
     weights that are not finite, naming epoch, batch and rate.
     """
-    with _interruptible(job), torch.random.fork_rng(), machine.precision(job.precision):
+    with _interruptible(job), machine.own_randomness(), machine.precision(job.precision):
         work = _Work(model, dataset, job, teacher)
         with (
             closing(EventLog(job.folder, work.state.epoch)) as log,
