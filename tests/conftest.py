@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import importlib.util
 import os
 import subprocess
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from types import ModuleType
 
 import pytest
 
@@ -29,6 +31,17 @@ def call(arguments: Sequence[str], cwd: Path, timeout: float = 300) -> subproces
     environment = {**os.environ, "COLUMNS": "200"}
     command = [sys.executable, "-m", "qrobust", *arguments]
     return subprocess.run(command, capture_output=True, text=True, cwd=cwd, timeout=timeout, env=environment)
+
+
+def docs_generator() -> ModuleType:
+    """docs/generate.py, which is no part of a package."""
+    path = Path(__file__).resolve().parent.parent / "docs" / "generate.py"
+    spec = importlib.util.spec_from_file_location("generate", path)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
 
 
 @pytest.fixture(scope="session")

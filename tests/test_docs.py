@@ -2,29 +2,20 @@
 
 from __future__ import annotations
 
-import importlib.util
 import re
 import subprocess
 import sys
 from pathlib import Path
-from types import ModuleType
 
 import pytest
+
+from .conftest import docs_generator
 
 ROOT = Path(__file__).resolve().parent.parent
 README = (ROOT / "README.md").read_text()
 
 
-def _generator() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("generate", ROOT / "docs" / "generate.py")
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
-GENERATED = _generator().DOCUMENTS
+GENERATED = docs_generator().DOCUMENTS
 
 
 @pytest.mark.parametrize("path", GENERATED, ids=lambda path: path.name)
@@ -36,12 +27,12 @@ def test_every_command_of_the_readme_exists() -> None:
     shell = "\n".join(re.findall(r"^```sh\n(.*?)^```", README, re.S | re.M))
     verbs = set(re.findall(r"^qrobust ([a-z]+)", shell, re.M))
     assert verbs
-    assert verbs <= set(_generator().VERBS)
+    assert verbs <= set(docs_generator().VERBS)
 
 
 def test_every_verb_is_in_the_reference() -> None:
     help_text = subprocess.check_output([sys.executable, "-m", "qrobust", "--help"], text=True)
-    for verb in _generator().VERBS:
+    for verb in docs_generator().VERBS:
         assert re.search(rf"^\s+{verb}\b", help_text, re.M)
 
 

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import math
 import re
 from collections import Counter
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import numpy as np
@@ -20,6 +18,8 @@ from qrobust.attacks import named
 from qrobust.recipe import Recipe
 from qrobust.run import Run
 from qrobust.threat import Threat
+
+from .conftest import docs_generator
 
 ROOT = Path(__file__).resolve().parent.parent
 SHIPPED = dict(resources.listing("recipes"))
@@ -234,7 +234,7 @@ def test_it_trains_its_own_network(name: str, tmp_path: Path) -> None:
 
 
 def test_a_committed_result_fills_its_row(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    generator = _generator()
+    generator = docs_generator()
     cell = {"accuracy": 0.5, "ci95": [0.45, 0.55]}
     width = {"bits": 4, "before": {"n": 1000, "clean": cell, "attacks": {"pgd-20": cell}}}
     (tmp_path / "fourier").mkdir()
@@ -256,12 +256,3 @@ def test_results_below_the_papers_are_of_recipes(folder: str) -> None:
     results = ROOT / "benches" / "results"
     names = {path.relative_to(results).with_suffix("").as_posix() for path in (results / folder).rglob("*.json")}
     assert names <= set(ROWS)
-
-
-def _generator() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("generate", ROOT / "docs" / "generate.py")
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
