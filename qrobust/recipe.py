@@ -9,7 +9,16 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar, get_args
 
 import tomli_w
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    SerializerFunctionWrapHandler,
+    ValidationError,
+    model_serializer,
+    model_validator,
+)
 
 from . import resources
 from .errors import RecipeError, did_you_mean
@@ -19,6 +28,7 @@ Distance = Literal["l1", "l2", "cosine"]
 TableT = TypeVar("TableT", bound=BaseModel)
 Width = Literal[2, 3, 4, 5, 6, 7, 8]
 Bits = Literal[Width, 32]
+Fat = Literal["paper", "normalised", "identity", "none"]
 
 
 def _fraction(value: Any) -> Any:
@@ -76,8 +86,14 @@ class Data(Table):
     validation: Annotated[Float, Field(ge=0, le=0.5)] = 0.1
     size: Count | None = None
     cache: str | None = None  # folder of decoded images, mapped instead of held in memory
+    texture: Annotated[Float, Field(ge=0, le=1)] | None = None  # share that agrees with the label
     crop: Annotated[Int, Field(ge=0)] = 0  # padding of the random crop, pixels
     flip: bool = False
+
+    @model_serializer(mode="wrap")
+    def _without_unset(self, plain: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """No `texture` where there is none, so that keys of runs on other images stay what they were."""
+        return {key: value for key, value in plain(self).items() if key != "texture" or value is not None}
 
 
 class Model(BaseModel):
@@ -243,7 +259,8 @@ class Training(Schedule):
 
     beta: weight of the second term of trades and mart. temperature: of ard; share: of its and rslad's adversarial
     term; both are methods of [quant]. smoothing: of labels. low_pass: bandwidth that natural
-    training keeps of its images (L-model). precision: of the forward and backward passes.
+    training keeps of its images (L-model). fat: on the float network's inner convolutions; when training ends it is
+    folded into their weights. precision: of the forward and backward passes.
     """
 
     method: Literal["natural", "at", "trades", "mart"] = "at"
@@ -252,6 +269,7 @@ class Training(Schedule):
     share: Annotated[Float, Field(ge=0, le=1)] = 5 / 6
     smoothing: Annotated[Float, Field(ge=0, lt=1)] = 0.0
     low_pass: Count | None = None
+    fat: Fat = "none"
     precision: Literal["float32", "tf32", "bf16"] = "float32"
     attack: Craft = Craft()
     mix: Mix | None = None
@@ -275,7 +293,7 @@ class Quantisation(Schedule):
     layers: dict[str, Bits] = Field(default_factory=dict)
     activation_bits: Width | None = None
     straight_through: Literal["clipped", "unclipped"] = "clipped"
-    fat: Literal["paper", "normalised", "identity", "none"] = "normalised"
+    fat: Fat = "normalised"
     edge_layers: Literal["int8", "float"] = "int8"
     per_channel: bool = True
     calibration: Count = 512  # images
@@ -299,6 +317,7 @@ class Export(Table):
     """Where the artifact must run, and the frozen suite that travels with it."""
 
     target: str = "ort-cpu"
+    input: Literal["float32-nchw", "uint8-nhwc"] = "float32-nchw"  # in [0,1], or a camera's bytes
     suite_n: Count | None = None  # None: as many as are evaluated
     suite_attacks: tuple[str, ...] = ("pgd-20",)
 

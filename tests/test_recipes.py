@@ -28,12 +28,14 @@ BASES = {
     "spectral/cifar10-resnet18", "spectral/cifar100-resnet18", "spectral/tiny-imagenet-resnet18",
     "fourier/cifar10", "fourier/cifar10-resnet20", "fourier/cifar10-resnet20-quantised",
 }  # fmt: skip
-ROWS = sorted(name for name in SHIPPED if name.startswith(FOLDERS) and name not in BASES)
+ROWS = sorted(
+    name for name in SHIPPED if name.startswith(tuple(f"{folder}/" for folder in FOLDERS)) and name not in BASES
+)
 SPECTRAL = [name for name in ROWS if name.startswith("spectral/")]
 # Rows of each table that can be trained: of the spectral perspective and of the Fourier-domain study.
 PRINTED = {
     "spectral": {"I": 9, "II": 9, "III": 6, "IV": 12, "V": 6, "VI": 12, "VII": 12},
-    "fourier": {"1": 1, "2": 5, "3": 7, "4": 4, "5": 5},
+    "fourier": {"1": 1, "2": 5, "3": 7, "4": 4, "5": 6},
 }
 LARGE = ("resnet152", "wrn34_10", "wrn34_15")
 

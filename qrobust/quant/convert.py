@@ -4,18 +4,21 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Iterable
+from typing import cast
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor, fx, nn
 
 from ..errors import ModelError, did_you_mean
+from ..machine import device_of
 from ..models.statistics import statistics_anew
 from ..spectrum import FAT_FORMS
-from .placement import SUM_BITS, Placement
+from .layers import transform
+from .placement import SUM_BITS, Placement, fat_for
 from .quantizers import calibrating, quantizers
 from .reading import Reading
 from .tracing import trace
-from .widths import BITS, Bits, check_bits, layer_widths
+from .widths import BITS, FLOAT_BITS, Bits, Width, check_bits, layer_widths
 
 __all__ = [
     "BITS",
@@ -45,7 +48,8 @@ def quantize(
     model: any convolutional network that torch.fx can trace, of the modules in `rules.SUPPORTED` or the
     functions that do the same. bits: 2 to 8, or widths by patterns of module names, of which the last that
     matches decides: `{"*": 4, "layer3.*": 8, "layer1.0.conv1": 32}`; "*" is n, 32 leaves weight and input
-    in float. activation_bits: the same for what layers read, if that is not to be their weight's width; of
+    in float. 32 alone quantises nothing: the network is the same but for FAT, which `fold_fat` puts into its
+    weights for good. activation_bits: the same for what layers read, if that is not to be their weight's width; of
     layers that read one activation the largest width holds.
     fat: "paper", "normalised", "identity" (standardised weights without a mask) or "none"; for inner
     convolutions. edge_layers: the first layers and the classifier keep "int8" or "float" weights and
@@ -57,18 +61,19 @@ def quantize(
     of weights, and at n bits a sum would lose its small part. Raises ModelError for settings out of range,
     for patterns that name nothing, and for a module without a quantised form, by name.
     """
-    _check(model, bits, fat, edge_layers)
+    _check(model, bits, fat, edge_layers, activation_bits)
     reading = Reading(trace(model))
-    names = {str(node.target): node for node in reading.layers}
-    edges = {str(node.target) for node in reading.edges}
-    widths = layer_widths(names, edges, bits=bits, activation_bits=activation_bits, edge_layers=edge_layers)
-    placement = Placement(reading, {names[name]: width for name, width in widths.items()}, fat, per_channel)
-    placement.run()
-    reading.graph.meta[LEAST] = placement.least
-    reading.graph.recompile()
+    with device_of(model):  # where new layers are made
+        if bits == FLOAT_BITS:
+            made = _transformed(model, reading, fat)
+        else:
+            names = {str(node.target): node for node in reading.layers}
+            edges = {str(node.target) for node in reading.edges}
+            widths = layer_widths(names, edges, bits=bits, activation_bits=activation_bits, edge_layers=edge_layers)
+            made = _placed(reading, {names[name]: width for name, width in widths.items()}, fat, per_channel)
     if calibration is not None:
-        calibrate(reading.graph, calibration)
-    return reading.graph
+        calibrate(made, calibration)
+    return made
 
 
 def requantize(model: nn.Module, bits: int, *, calibration: Iterable[Tensor]) -> nn.Module:
@@ -108,8 +113,29 @@ def calibrate(model: nn.Module, batches: Iterable[Tensor]) -> None:
         raise ModelError("expected at least one batch of calibration images, got none; pass some")
 
 
-def _check(model: nn.Module, bits: Bits, fat: str, edge_layers: str) -> None:
-    check_bits(bits)
+def _transformed(model: nn.Module, reading: Reading, form: str) -> nn.Module:
+    """A copy with FAT on its inner convolutions; not the graph, so that what it does in train mode stays too."""
+    copied = copy.deepcopy(model)
+    for node in reading.layers:
+        fat = fat_for(reading, node, form)
+        if fat is not None:
+            transform(cast(nn.Conv2d, copied.get_submodule(str(node.target))), fat)
+    return copied
+
+
+def _placed(reading: Reading, widths: dict[fx.Node, Width], fat: str, per_channel: bool) -> fx.GraphModule:
+    placement = Placement(reading, widths, fat, per_channel)
+    placement.run()
+    reading.graph.meta[LEAST] = placement.least
+    reading.graph.recompile()
+    return reading.graph
+
+
+def _check(model: nn.Module, bits: Bits, fat: str, edge_layers: str, activation_bits: Bits | None) -> None:
+    if bits != FLOAT_BITS:
+        check_bits(bits)
+    elif activation_bits is not None:
+        raise ModelError(f"expected no activation_bits beside bits=32, got {activation_bits}; leave them out")
     if fat not in (*FAT_FORMS, "none"):
         raise ModelError(f"expected a form of FAT, got {fat!r}{did_you_mean(fat, (*FAT_FORMS, 'none'))}")
     if edge_layers not in EDGE_LAYERS:

@@ -31,12 +31,14 @@ class FAT(nn.Module):
     def __init__(self, channels: int, form: str, *, rescale: bool = False) -> None:
         super().__init__()
         self.form, self.rescale = form, rescale
-        self.mixing = nn.Parameter(torch.full((channels, channels), 1 / channels))
+        # Several processes wait for the gradient of every parameter that asks for one: the identity has none.
+        self.mixing = nn.Parameter(torch.full((channels, channels), 1 / channels), requires_grad=form != "identity")
 
     def forward(self, weight: Tensor) -> Tensor:
-        """(C_out, C_in, kh, kw) → the same shape."""
-        transformed = fat_transform(weight, self.mixing, self.form)
-        return transformed * weight.std().detach() if self.rescale else transformed
+        """(C_out, C_in, kh, kw) → the same shape, in float32 under autocast too: a mask near 1 needs its digits."""
+        with torch.autocast(weight.device.type, enabled=False):
+            transformed = fat_transform(weight, self.mixing, self.form)
+            return transformed * weight.std().detach() if self.rescale else transformed
 
     def mask(self, weight: Tensor) -> Tensor:
         """The mask on the spectrum of a weight, (C_out, N/2 + 1)."""
@@ -50,6 +52,20 @@ class QuantizedConv2d(QuantConv2d):  # type: ignore[misc]  # Brevitas is not typ
         """(C_out, C_in/groups, kh, kw), on the quantiser's grid."""
         weight: Tensor = self.quant_weight()
         return weight
+
+
+class TransformedConv2d(nn.Conv2d):
+    """A float convolution behind FAT, which tells the weight that it convolves with."""
+
+    def effective_weight(self) -> Tensor:
+        """(C_out, C_in/groups, kh, kw), as FAT gives it."""
+        return self.weight
+
+
+def transform(conv: nn.Conv2d, fat: FAT) -> None:
+    """Put a float convolution's weight behind FAT, in place; `fold_fat` makes a plain convolution of it again."""
+    conv.__class__ = TransformedConv2d
+    parametrize.register_parametrization(conv, "weight", fat)
 
 
 def quantized_conv(conv: nn.Conv2d, bits: int, *, per_channel: bool, inner: bool, fat: FAT | None) -> nn.Module:
@@ -107,7 +123,8 @@ def fold_fat(model: nn.Module) -> nn.Module:
         if parametrize.is_parametrized(module, "weight"):
             weight = cast(Tensor, module.weight).detach().clone()
             # Not remove_parametrizations: it changes the class, which a deep copy shares with its original.
-            module.__class__ = parametrize.type_before_parametrizations(module)
+            before = parametrize.type_before_parametrizations(module)
+            module.__class__ = nn.Conv2d if before is TransformedConv2d else before
             del module.parametrizations
             module.weight = nn.Parameter(weight)
     return model

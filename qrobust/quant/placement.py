@@ -152,10 +152,17 @@ class Placement:
         if isinstance(layer, nn.Linear):
             new = quantized_linear(layer, width.weight, per_channel=self.per_channel, inner=width.weight_follows)
         else:
-            fat = None if node in self.reading.edges or self.fat == "none" else self._fat(node, layer)
+            fat = fat_for(self.reading, node, self.fat)
             new = quantized_conv(layer, width.weight, per_channel=self.per_channel, inner=width.weight_follows, fat=fat)
         self.graph.set_submodule(str(node.target), new)
 
-    def _fat(self, node: fx.Node, conv: nn.Conv2d) -> FAT:
-        users = [self.reading.module(user) for user in node.users if user not in self.reading.plain]
-        return FAT(conv.out_channels, self.fat, rescale=not all(isinstance(m, nn.BatchNorm2d) for m in users))
+
+def fat_for(reading: Reading, node: fx.Node, form: str) -> FAT | None:
+    """FAT of a form for an inner convolution of several weights, which gives the scale back unless batch-norms alone
+    read the convolution; None for other layers, and for the form "none".
+    """
+    conv = reading.module(node)
+    if form == "none" or node in reading.edges or not isinstance(conv, nn.Conv2d) or conv.weight.numel() == 1:
+        return None
+    users = [reading.module(user) for user in node.users if user not in reading.plain]
+    return FAT(conv.out_channels, form, rescale=not all(isinstance(module, nn.BatchNorm2d) for module in users))

@@ -113,7 +113,7 @@ class Reading:
         if parametrize.is_parametrized(module):
             raise ModelError(
                 f"{node.target}: expected a plain weight, got a parametrised one; "
-                "call torch.nn.utils.parametrize.remove_parametrizations first"
+                "call quant.fold_fat for FAT, torch.nn.utils.parametrize.remove_parametrizations for others"
             )
 
     def _bounds(self, node: fx.Node, module: nn.ReLU | nn.Hardtanh) -> tuple[float, float]:

@@ -24,7 +24,7 @@ def parameter_groups(model: nn.Module, *, lr: float, weight_decay: float) -> lis
     for module in model.modules():
         if isinstance(module, Quantizer) and not module.fixed:
             (activation if module.masked else weight).append(module.clip)
-        elif isinstance(module, FAT):
+        elif isinstance(module, FAT) and module.mixing.requires_grad:
             weight.append(module.mixing)
     special = {id(parameter) for parameter in (*activation, *weight)}
     rest = [p for p in model.parameters() if id(p) not in special and p.requires_grad]

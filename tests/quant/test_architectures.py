@@ -130,6 +130,22 @@ def test_folding_fat_is_bit_equal(name):
             assert expected.isfinite().all()
 
 
+@pytest.mark.parametrize("name", CASES)
+def test_folding_fat_of_a_float_network_is_bit_equal_and_leaves_a_plain_network(name):
+    model, x = quantize(network(name), 32, calibration=[batch(name)]).eval(), batch(name, 2)
+    masks = [module for module in model.modules() if isinstance(module, FAT)]
+    assert len(masks) == sum(isinstance(conv, nn.Conv2d) for conv in layer_nodes_of(model)) - 1
+    with torch.no_grad():
+        for mask in masks:
+            mask.mixing.add_(0.1 * torch.randn(mask.mixing.shape))
+        expected, folded, plain = model(x), fold_fat(copy.deepcopy(model)), copy.deepcopy(network(name))
+        assert torch.equal(folded(x), expected)
+        assert expected.isfinite().all()
+        plain.load_state_dict(folded.state_dict())
+        assert torch.equal(plain(x), expected)
+    assert [type(module) for module in folded.modules()] == [type(module) for module in plain.modules()]
+
+
 def pass_through(quantiser, x):
     """A quantiser of infinitely many bits: what is left is the function that it stands for."""
     low = -quantiser.ceiling if quantiser.signed else 0

@@ -118,6 +118,32 @@ def test_relu6_and_hardtanh_from_zero_are_unsigned():
         assert quantizer.effective_clip() <= ceiling + 1e-6
 
 
+@pytest.mark.parametrize("fat", ["paper", "normalised", "identity", "none"])
+def test_32_bits_are_the_network_itself_with_fat_on_inner_convolutions(fat):
+    model = quantize(resnet().train(), 32, fat=fat, calibration=None)
+    masked = {name for name, m in convolutions(model).items() if any(isinstance(c, FAT) for c in m.modules())}
+    assert masked == (set() if fat == "none" else set(convolutions(model)) - {"conv"})
+    assert not list(quantizers(model))
+    assert type(model) is type(resnet())
+    assert model.training
+
+
+def test_32_bits_without_batch_norm_keep_the_scale():
+    torch.manual_seed(0)
+    model = Plain().eval()
+    transformed = quantize(model, 32, fat="identity", calibration=None)
+    with torch.no_grad():  # identity takes the mean off, nothing else: so must the reference
+        for conv in (model.second, model.third):
+            conv.weight -= conv.weight.mean()
+        torch.testing.assert_close(transformed(images()), model(images()))
+
+
+@pytest.mark.parametrize("bits", [4, 32])
+def test_new_layers_are_where_the_network_is(bits):
+    model = quantize(resnet().to("meta"), bits, fat="none", calibration=None)
+    assert {tensor.device.type for tensor in (*model.parameters(), *model.buffers())} == {"meta"}
+
+
 def test_pixels_are_read_in_steps_of_one_255th():
     model = quantize(resnet(), 4, calibration=[images()])
     (quantizer,) = quantizers(model.get_submodule("x_quant"))
@@ -228,10 +254,12 @@ class Twice(nn.Module):
         return self.conv(self.conv(x))
 
 
-@pytest.mark.parametrize("bits", [1, 9, 32])
+@pytest.mark.parametrize("bits", [1, 9, 16])
 def test_refuses_other_widths(bits):
     with pytest.raises(ModelError, match=f"expected bits from 2 to 8 .*got {bits}"):
         quantize(resnet(), bits, calibration=[images()])
+    with pytest.raises(ModelError, match="expected no activation_bits beside bits=32, got 4; leave them out"):
+        quantize(resnet(), 32, activation_bits=4, calibration=[images()])
 
 
 def test_refuses_unknown_settings():
@@ -256,6 +284,7 @@ def test_refuses_unknown_settings():
             "^1: expected a plain weight, got a parametrised one",
         ),
         (quantize(Plain(), calibration=None), "expected a float network, got a quantised one; call requantize"),
+        (quantize(Plain(), 32, calibration=None), "^second: expected a plain weight, .*; call quant.fold_fat for FAT"),
         (Twice(), "expected layers called once, got conv twice"),
     ],
 )

@@ -7,6 +7,7 @@ import torch
 from torch import nn
 from torch.nn.utils import parametrize
 
+from qrobust.attacks.crafting import crafting
 from qrobust.quant import BITS, FAT, Quantizer, fold_fat, quantize, quantizers, set_export_form
 from qrobust.quant.layers import quantized_activation, quantized_conv, quantized_linear
 from qrobust.quant.quantizers import calibrating, fake_quantize
@@ -111,6 +112,34 @@ def test_folding_is_bit_equal_and_leaves_the_original_working(form, bits):
     assert sum(isinstance(m, FAT) for m in model.modules()) == 8  # 6 in blocks, 2 shortcuts
     model(images()).sum().backward()
     assert all(m.mixing.grad is not None for m in model.modules() if isinstance(m, FAT) and form != "identity")
+
+
+def test_attack_steps_fold_batch_norm_into_float_convolutions_behind_fat():
+    model = quantize(resnet(), 32, calibration=[images(16)]).eval()
+    expected, weights = model(images()), {name: conv.weight for name, conv in model.named_modules() if is_conv(conv)}
+    with crafting(model):
+        assert all("forward" in vars(conv) for conv in map(model.get_submodule, weights))
+        torch.testing.assert_close(model(images()), expected, rtol=1e-4, atol=1e-4)
+    assert torch.equal(model(images()), expected)
+    model(images()).sum().backward()
+    assert all(m.mixing.grad is not None for m in model.modules() if isinstance(m, FAT))
+
+
+def is_conv(module):
+    return isinstance(module, nn.Conv2d)
+
+
+@pytest.mark.parametrize("rescale", [True, False])
+def test_fat_is_the_same_to_the_bit_under_autocast(rescale):
+    weight, fat = some_conv().weight.detach(), FAT(6, "paper", rescale=rescale)
+    expected = fat(weight)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert torch.equal(fat(weight), expected)
+
+
+def test_the_identity_asks_for_no_gradient():
+    """Several processes would wait for it."""
+    assert [FAT(6, form).mixing.requires_grad for form in FAT_FORMS] == [form != "identity" for form in FAT_FORMS]
 
 
 def test_folding_a_float_network_changes_nothing():

@@ -4,15 +4,23 @@ import numpy as np
 import pytest
 import torch
 
-from qrobust.quant import FAT, bits_per_layer, mask_statistics, parameter_groups, quantize, quantizers
+from qrobust.quant import (
+    FAT,
+    bits_per_layer,
+    latent_weights,
+    mask_statistics,
+    parameter_groups,
+    quantize,
+    quantizers,
+)
 
 from .helpers import images, resnet
 
 
-@pytest.mark.parametrize("edge_layers", ["int8", "float"])
+@pytest.mark.parametrize(("bits", "edge_layers"), [(4, "int8"), (4, "float"), (32, "int8")])
 @pytest.mark.parametrize("fat", ["normalised", "identity", "none"])
-def test_groups_hold_every_trainable_parameter_once(fat, edge_layers):
-    model = quantize(resnet(), 4, fat=fat, edge_layers=edge_layers, calibration=[images(8)])
+def test_groups_hold_every_trainable_parameter_once(fat, bits, edge_layers):
+    model = quantize(resnet(), bits, fat=fat, edge_layers=edge_layers, calibration=[images(8)])
     groups = parameter_groups(model, lr=0.04, weight_decay=5e-4)
     grouped = [id(p) for group in groups for p in group["params"]]
     assert len(grouped) == len(set(grouped))
@@ -37,8 +45,18 @@ def test_a_float_network_has_one_group():
     assert len(group["params"]) == len(list(model.parameters()))
 
 
-def test_one_step_moves_weights_clips_and_masks():
-    model = quantize(resnet(), 3, calibration=[images()])
+@pytest.mark.parametrize("bits", [3, 32])
+def test_latent_weights_are_those_of_the_float_network(bits):
+    """The very numbers, before FAT and quantiser; neither masks nor clips."""
+    weights = {name: p for name, p in resnet().named_parameters() if p.dim() > 1}
+    found = latent_weights(quantize(resnet(), bits, fat="paper", calibration=[images(8)]))
+    assert len(found) == len(weights)
+    assert all(any(torch.equal(p, weight) for p in found) for weight in weights.values())
+
+
+@pytest.mark.parametrize("bits", [3, 32])
+def test_one_step_moves_weights_clips_and_masks(bits):
+    model = quantize(resnet(), bits, calibration=[images()])
     before = {name: p.detach().clone() for name, p in model.named_parameters() if p.requires_grad}
     optimiser = torch.optim.SGD(parameter_groups(model, lr=0.1, weight_decay=0.0))
     torch.nn.functional.cross_entropy(model(images()), torch.arange(32) % 10).backward()
@@ -62,10 +80,11 @@ def test_widths_are_those_that_patterns_ask_for():
     assert (widths["layer1.0.conv1"], widths["layer1.0.conv2"], widths["fc"]) == (32, 4, 8)
 
 
+@pytest.mark.parametrize("bits", [4, 32])
 @pytest.mark.parametrize("fat", ["paper", "normalised"])
-def test_statistics_of_masks_are_those_of_every_inner_convolution(fat):
+def test_statistics_of_masks_are_those_of_every_inner_convolution(fat, bits):
     """Against a mask by numpy: "paper" is near 1 from the start, "normalised" around it."""
-    model = quantize(resnet(), 4, fat=fat, calibration=[images(8)])
+    model = quantize(resnet(), bits, fat=fat, calibration=[images(8)])
     found = mask_statistics(model)
     assert list(found) == [name for name, module in model.named_modules() if hasattr(module, "parametrizations")]
     layer = model.get_submodule("layer1.0.conv1")
