@@ -30,6 +30,8 @@ class Settings(Protocol):
     @property
     def cache(self) -> str | None: ...
     @property
+    def texture(self) -> float | None: ...
+    @property
     def seed(self) -> int: ...
 
 
@@ -37,7 +39,7 @@ class Settings(Protocol):
 class DataSettings:
     """Which images to use, and how many.
 
-    name: `digits`, `cifar10`, `cifar100`, `tiny-imagenet`, `folder` or `npz`.
+    name: `digits`, `spectral-shapes`, `cifar10`, `cifar100`, `tiny-imagenet`, `folder` or `npz`.
     root: the folder that holds the data set (`npz`: the file); None means `data`.
     download: whether missing files may be fetched (`cifar10`, `cifar100`).
     train_size: images to take for training **and** validation together, at random; None takes all.
@@ -46,7 +48,8 @@ class DataSettings:
     size: side in pixels of the square that images are resized and cropped to (`folder` only).
     cache: the folder that keeps the images decoded, in files that are mapped (`folder` only); None holds them in
         memory. It changes no pixel and no result.
-    seed: of the random subsets and of the split.
+    texture: share in [0, 1] of the images whose texture is of their class (`spectral-shapes` only); None means 0.8.
+    seed: of the random subsets and of the split, and of images that are drawn (`spectral-shapes`).
 
     >>> DataSettings("digits", validation=0.1).seed
     0
@@ -60,11 +63,12 @@ class DataSettings:
     validation: float = 0.0
     size: int | None = None
     cache: str | None = None
+    texture: float | None = None
     seed: int = 0
 
 
 def check_settings(settings: Settings) -> None:
-    """Raises DataError for a share, a number or a seed out of range, or a `size` or `cache` that has no meaning."""
+    """Raises DataError for a share, a number or a seed out of range, or a key that the data set has no use for."""
     if not 0 <= settings.validation <= 0.5:
         raise DataError(
             f"expected validation in [0, 0.5], got {settings.validation:g}; give the share set aside, as 0.1"
@@ -79,5 +83,14 @@ def check_settings(settings: Settings) -> None:
         raise DataError(
             f"expected no cache for {settings.name}, whose images are held in memory, got {settings.cache!r}; remove it"
         )
+    if settings.texture is not None:
+        _check_texture(settings.name, settings.texture)
     if not 0 <= settings.seed < 2**63:
         raise DataError(f"expected a seed in [0, 2^63), got {settings.seed}; choose another")
+
+
+def _check_texture(name: str, texture: float) -> None:
+    if name != "spectral-shapes":
+        raise DataError(f"expected no texture for {name}, whose images are not drawn, got {texture:g}; remove it")
+    if not 0 <= texture <= 1:
+        raise DataError(f"expected texture in [0, 1], got {texture:g}; give a share of the images, as 0.8")

@@ -1,7 +1,36 @@
-"""Pure functions on tensors in the frequency domain."""
+"""Pure functions on tensors in the frequency domain, and what a network answers to them."""
 
+from .accuracy import banded, low_pass_accuracy, perturbed_accuracy
 from .alignment import spectral_distance
+from .basis import fourier_basis, half_plane
 from .fat import FAT_FORMS, fat_mask, fat_transform, filter_spectrum
-from .filters import high_pass, low_pass
+from .filters import check_bandwidth, high_pass, low_pass
+from .heatmap import heat_map
+from .similarity import Alignment, layer_names, linear_cka, network_cka
+from .spectra import kernel_spectrum, log_spectrum, low_to_high, magnitudes, mean_spectrum
 
-__all__ = ["FAT_FORMS", "fat_mask", "fat_transform", "filter_spectrum", "high_pass", "low_pass", "spectral_distance"]
+__all__ = [
+    "FAT_FORMS",
+    "Alignment",
+    "banded",
+    "check_bandwidth",
+    "fat_mask",
+    "fat_transform",
+    "filter_spectrum",
+    "fourier_basis",
+    "half_plane",
+    "heat_map",
+    "high_pass",
+    "kernel_spectrum",
+    "layer_names",
+    "linear_cka",
+    "log_spectrum",
+    "low_pass",
+    "low_pass_accuracy",
+    "low_to_high",
+    "magnitudes",
+    "mean_spectrum",
+    "network_cka",
+    "perturbed_accuracy",
+    "spectral_distance",
+]

@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Iterator
+from typing import Literal
+
 import torch
 from torch import Tensor
 
 from ..errors import DataError
+
+Band = Literal["low", "high"]
 
 
 def low_pass(x: Tensor, bandwidth: int) -> Tensor:
@@ -15,26 +20,32 @@ def low_pass(x: Tensor, bandwidth: int) -> Tensor:
     more negative frequency than positive ones, and the real part is taken, as in the published code. The
     result may leave [0, 1] a little. Raises DataError for a bandwidth out of range.
     """
-    _check(x, bandwidth)
-    return _keep_centre(x, bandwidth, shift=True)
+    return next(filtered(x, [bandwidth], "low"))
 
 
 def high_pass(x: Tensor, bandwidth: int) -> Tensor:
     """The highest bandwidth × bandwidth frequencies: as `low_pass` without the shift. Others as there."""
-    _check(x, bandwidth)
-    return _keep_centre(x, bandwidth, shift=False)
+    return next(filtered(x, [bandwidth], "high"))
 
 
-def _keep_centre(x: Tensor, bandwidth: int, *, shift: bool) -> Tensor:
-    mask = torch.zeros(x.shape[-2:], device=x.device)
-    top, left = (side // 2 - bandwidth // 2 for side in x.shape[-2:])
-    mask[top : top + bandwidth, left : left + bandwidth] = 1
-    mask = torch.fft.ifftshift(mask) if shift else mask
-    filtered: Tensor = torch.fft.ifft2(torch.fft.fft2(x) * mask).real
-    return filtered
+def filtered(x: Tensor, bandwidths: Iterable[int], band: Band) -> Iterator[Tensor]:
+    """`low_pass` or `high_pass` of x (n, c, h, w) for one bandwidth after the other; x is transformed once."""
+    spectrum = torch.fft.fft2(x)
+    for bandwidth in bandwidths:
+        check_bandwidth(bandwidth, x)
+        yield torch.fft.ifft2(spectrum * _mask(x, bandwidth, band)).real
 
 
-def _check(x: Tensor, bandwidth: int) -> None:
+def check_bandwidth(bandwidth: int, x: Tensor) -> None:
+    """Raises DataError unless images (n, c, h, w) have a band that wide."""
     side = min(x.shape[-2:])
     if not 1 <= bandwidth <= side:
         raise DataError(f"expected a bandwidth in [1, {side}], the side of the images, got {bandwidth}; change it")
+
+
+def _mask(x: Tensor, bandwidth: int, band: Band) -> Tensor:
+    """(h, w): 1 where kept, in the order of a DFT."""
+    mask = torch.zeros(x.shape[-2:], device=x.device)
+    top, left = (side // 2 - bandwidth // 2 for side in x.shape[-2:])
+    mask[top : top + bandwidth, left : left + bandwidth] = 1
+    return torch.fft.ifftshift(mask) if band == "low" else mask

@@ -22,6 +22,11 @@ WRONG = [
         {"cache": "there"},
         "expected no cache for digits, whose images are held in memory, got 'there'; remove it",
     ),
+    ({"texture": 0.5}, "expected no texture for digits, whose images are not drawn, got 0.5; remove it"),
+    (
+        {"name": "spectral-shapes", "texture": 1.5},
+        "expected texture in [0, 1], got 1.5; give a share of the images, as 0.8",
+    ),
     ({"seed": -1}, "expected a seed in [0, 2^63), got -1; choose another"),
 ]
 
@@ -35,7 +40,13 @@ def test_refused(change, message):
 
 @pytest.mark.parametrize(
     "settings",
-    [DIGITS, replace(DIGITS, validation=0.5), DataSettings("folder", size=64), DataSettings("folder", cache="there")],
+    [
+        DIGITS,
+        replace(DIGITS, validation=0.5),
+        DataSettings("folder", size=64),
+        DataSettings("folder", cache="there"),
+        DataSettings("spectral-shapes", texture=0.0),
+    ],
 )
 def test_accepted(settings):
     check_settings(settings)

@@ -7,7 +7,7 @@ from qrobust.data.sources.registry import SOURCES, missing, root_of, source
 
 
 def test_the_names():
-    assert set(SOURCES) == {"digits", "cifar10", "cifar100", "tiny-imagenet", "folder", "npz"}
+    assert set(SOURCES) == {"digits", "spectral-shapes", "cifar10", "cifar100", "tiny-imagenet", "folder", "npz"}
 
 
 def test_the_decorator_registers_and_changes_nothing(monkeypatch):
