@@ -2,7 +2,7 @@
 
 This file needs Python, numpy and onnxruntime only. It travels inside every artifact as `verify.py`:
 
-    python -I verify.py [ARTIFACT]      0: every limit held, 1: a limit was broken, 2: it could not run
+    python -I verify.py [ARTIFACT] [--baseline F]     0: every limit held, 1: a limit was broken, 2: it could not run
 """
 
 from __future__ import annotations
@@ -15,12 +15,14 @@ import platform
 import sys
 import time
 import zipfile
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from functools import cached_property, reduce
 from pathlib import Path
+from statistics import NormalDist, median
 from typing import Any
+from xml.sax.saxutils import quoteattr
 
 try:
     import numpy as np
@@ -32,10 +34,13 @@ except ImportError as error:
     raise SystemExit(2) from error
 
 Array = np.ndarray[Any, np.dtype[Any]]
-LogitsFn = Callable[[Array], Array]
 OnStep = Callable[[int, int], None] | None
+MaybePath = Path | None
+Outcomes = Mapping[str, Array]  # by set and "square": bool (n,), True where the label is right
 
 MAX_SUITE_BYTES = 2**30
+# What a graph may take: layout, type and range; a camera's bytes are the second.
+IMAGES = (("NCHW", "float32", [0, 1]), ("NHWC", "uint8", [0, 255]))
 # Every key that a manifest must hold. int: 1 or more, but seed; float: in [0, 1]; object: anything.
 MANIFEST: dict[str, type] = {
     **dict.fromkeys(("name", "producer", "data_fingerprint", "input name", "output name", "target name"), str),
@@ -45,15 +50,14 @@ MANIFEST: dict[str, type] = {
     **{"files model.onnx": dict, "files suite.npz": dict, "files verify.py": dict},
     **{"threat eps": float, "reference clean": float, "limits label_flips": float},
     **{"limits accuracy_drop": float, "limits robust_drop": float, "limits square_gap": float},
+    **{"statistics alpha": float, "statistics power": float, "statistics detected_drop": float},
 }
-LEVELS = {
-    "disable": "DISABLE_ALL",
-    "basic": "ENABLE_BASIC",
-    "extended": "ENABLE_EXTENDED",
-    "all": "ENABLE_ALL",
-}
+BASELINE = ("artifact", "model", "images", "eps", "queries", "seed", "counts", "accuracy", "outcomes", "versions")
+LEVELS = {"disable": "DISABLE_ALL", "basic": "ENABLE_BASIC", "extended": "ENABLE_EXTENDED", "all": "ENABLE_ALL"}
 OPTIONS = ("graph_optimization_level", "intra_op_num_threads", "inter_op_num_threads")
 HINT_EXPORT = "compare onnxruntime, provider and session options with the manifest, then export again"
+HINT_LOST = "compare model and recipe with the baseline's; a wanted loss is pinned by --update-baseline --reason TEXT"
+HINT_DEVICE = "export for a target that suits this device, or change the target's limit"
 HINT_MASKED = "gradients misled the stored attacks: attack with other backward passes, losses and restarts"
 NOTE = """Replayed examples were made before export: they can only overestimate robustness.
 Square runs on this session, without gradients; a stronger attack may find more."""
@@ -67,7 +71,10 @@ class ArtifactError(Exception):
 
 @dataclass(frozen=True)
 class Verdict:
-    """One limit: `passed` if measured <= limit (both fractions); `hint` says what to do if it is broken."""
+    """One limit: `passed` if it held; measured, limit: fractions, ms or bytes; `hint`: what to do if it is broken.
+
+    Of a test also: ci95, its `paired_interval`; p_value, adjusted by `holm`; needed, its `images_needed`.
+    """
 
     name: str
     passed: bool
@@ -75,47 +82,50 @@ class Verdict:
     limit: float
     reason: str
     hint: str
+    ci95: tuple[float, float] | None = None
+    p_value: float | None = None
+    needed: int = 0
 
 
 @dataclass(frozen=True)
 class Report:
     """What `check` found; accuracies are fractions, by set of the suite and for "square".
 
-    counts: images behind an accuracy; ci95: its Wilson interval; reference: the network before export;
-    worst_case: share of images right in every set, and under Square where it ran.
+    counts: images behind an accuracy; ci95: its Wilson interval; reference: accuracy of the baseline, or before export;
+    worst_case: share of images right in every set, and under Square where it ran; outcomes: bits, in hex, of the
+    images that are right; images, model: sha256 of clean images with labels, of the file.
     """
 
+    passed: bool
     artifact: str
     verdicts: tuple[Verdict, ...]
     accuracy: dict[str, float]
     ci95: dict[str, tuple[float, float]]
     counts: dict[str, int]
     reference: dict[str, float]
+    baseline: str | None
+    statistics: dict[str, float]
     worst_case: float
     label_flips: float
     n: int
     queries: int
     seed: int
+    eps: float
+    images: str
+    model: str
+    outcomes: dict[str, str]
     seconds: float
     versions: dict[str, str]
 
-    @property
-    def passed(self) -> bool:
-        """True if every limit held."""
-        return all(verdict.passed for verdict in self.verdicts)
-
     def to_dict(self) -> dict[str, Any]:
-        """The report as JSON-ready values, `passed` first."""
-        return {"passed": self.passed, **asdict(self)}
+        """The report as JSON-ready values."""
+        return asdict(self)
 
 
 def wilson(successes: int, n: int, z: float = 1.959964) -> tuple[float, float]:
     """Wilson's interval for a share, at 95 % unless z says otherwise: (low, high), both in [0, 1].
 
     Raises ValueError unless 0 <= successes <= n and n >= 1.
-
-    >>> [round(bound, 4) for bound in wilson(8, 10)]
-    [0.4902, 0.9433]
     """
     if not 0 <= successes <= n or n < 1:
         raise ValueError(f"expected 0 <= successes <= n and n >= 1, got {successes} of {n}; count again")
@@ -124,6 +134,52 @@ def wilson(successes: int, n: int, z: float = 1.959964) -> tuple[float, float]:
     half = z / weight * math.sqrt(share * (1 - share) / n + z * z / (4 * n * n))
     # At the ends the exact bound is 0 or 1; rounding would miss it by 1e-17.
     return (center - half if successes else 0.0), (center + half if successes < n else 1.0)
+
+
+def paired_interval(lost: int, gained: int, n: int, z: float = 1.959964) -> tuple[float, float]:
+    """95 % interval of the drop (lost - gained) / n of an accuracy on the same n images.
+
+    Wald's, with one image added to both counts (Bonett and Price 2012, J. Educational and Behavioral Stat. 37:479).
+    """
+    first, second = (lost + 1) / (n + 2), (gained + 1) / (n + 2)
+    half = z * math.sqrt((first + second - (first - second) ** 2) / (n + 2))
+    return max(first - second - half, -1.0), min(first - second + half, 1.0)
+
+
+def drop_p_value(lost: int, gained: int, n: int, tolerated: float) -> float:
+    """One-sided p-value of "accuracy on the same n images dropped by no more than `tolerated`", a share in [0, 1).
+
+    At that bound, J ~ Bin(n, tolerated) of the lost images were tolerated, and each other image that changed is a
+    fair coin, as McNemar has it: p = sum_j P[J = j] P[Bin(lost + gained - j, 1/2) >= lost - j]. With tolerated = 0
+    this is the one-sided exact McNemar test (McNemar 1947, Psychometrika 12:153). Else J is drawn apart from the
+    counts, which no theorem covers: enumerated for n = 20 to 5000, a test at alpha errs in fewer than alpha of cases.
+    """
+    k, heads = np.arange(n + 1), gained + np.arange(lost)
+    logs = np.log(np.maximum(k, 1)).cumsum()  # of k!
+    chances = logs[n] - logs - logs[::-1] + k * math.log(tolerated or 1) + (n - k) * math.log1p(-tolerated)
+    tolerates = np.exp(chances) if tolerated else 1.0 * (k == 0)
+    # P[Bin(m, 1/2) <= gained] for m = gained + 1, gained + 2, ...: each coin more takes half of P[= gained] away.
+    coins = 1 - np.exp(logs[heads] - logs[gained] - logs[: len(heads)] - (heads + 1) * math.log(2)).cumsum()
+    return float(np.clip(tolerates[lost:].sum() + (tolerates[:lost][::-1] * coins).sum(), 0, 1))
+
+
+def holm(p_values: Sequence[float]) -> list[float]:
+    """p-values adjusted so that one false alarm or more has a chance of alpha at most (Holm 1979)."""
+    order = np.argsort(p_values)
+    steps = np.maximum.accumulate(np.asarray(p_values)[order] * np.arange(len(order), 0, -1))
+    return [min(float(steps[rank]), 1.0) for rank in np.argsort(order)]
+
+
+def images_needed(drop: float, tolerated: float, gained: float, alpha: float, power: float) -> int:
+    """Images with which `drop_p_value` at alpha catches a drop with that power, where a share `gained` is won.
+
+    n = ((z_alpha sqrt(v - tolerated^2) + z_power sqrt(v - drop^2)) / (drop - tolerated))^2 with v = drop + 2 gained
+    (Connor 1987, Biometrics 43:207), with Fleiss's continuity correction; tolerated < drop, alpha < 1/2 <= power.
+    """
+    changed, gap = drop + 2 * gained, drop - tolerated
+    z_alpha, z_power = -NormalDist().inv_cdf(alpha), NormalDist().inv_cdf(power)
+    n = ((z_alpha * math.sqrt(changed - tolerated**2) + z_power * math.sqrt(changed - drop**2)) / gap) ** 2
+    return math.ceil(n / 4 * (1 + math.sqrt(1 + 4 / (n * gap))) ** 2)
 
 
 def _expect(held: object, expected: str, got: object, do: str = "export the artifact again") -> None:
@@ -161,28 +217,27 @@ def _read_manifest(path: Path) -> dict[str, Any]:
 
 def _check_meaning(manifest: dict[str, Any]) -> None:
     image, classes, norm = manifest["input"], manifest["classes"], manifest["threat"].get("norm")
-    got = (image.get("layout"), image.get("range"), image.get("dtype"), norm)
-    _expect(got == ("NCHW", [0, 1], "float32", "linf"), "NCHW images, [0, 1], float32, and norm linf", got)
+    got = (image.get("layout"), image.get("dtype"), image.get("range"), norm)
+    _expect(got in [(*kind, "linf") for kind in IMAGES], f"images as one of {IMAGES} and norm linf", got)
     held = len(image["shape"]) == 3 and all(type(size) is int and size >= 1 for size in image["shape"])
-    _expect(held and len(classes) >= 2, "shape [C, H, W] and two classes or more", (image["shape"], classes))
+    _expect(held and len(classes) >= 2, "a shape of three sizes and two classes or more", (image["shape"], classes))
     _expect("square" not in manifest["reference"], "another name for a stored attack", "square")
     for name in (manifest["name"], *classes, *manifest["reference"]):
         # Control characters in a name could redraw a terminal and fake the last line of a report.
         _expect(isinstance(name, str) and name.isprintable(), "printable names in manifest.json", repr(name))
+    said, limits = manifest["statistics"], manifest["limits"]
+    most = max(limits["accuracy_drop"], limits["robust_drop"])
+    held = 1e-6 <= said["alpha"] < 0.5 <= said["power"] <= 1 - 1e-6 and most < said["detected_drop"]
+    _expect(held, f"1e-6 <= alpha < 0.5 <= power < 1 and detected_drop above the tolerated {most}", said)
+    for limit in (limits.get(name) for name in ("latency_ms", "size_bytes")):
+        held = limit is None or (type(limit) in (int, float) and 0 < limit < math.inf)
+        _expect(held, "null or a number above 0 as limit of latency_ms and size_bytes", repr(limit))
 
 
-def _check_files(folder: Path, files: dict[str, Any]) -> None:
-    for name, entry in files.items():
-        with _expecting(f"size_bytes and sha256 of {name} in manifest.json"):
-            expected = f"{name} of {entry['size_bytes']} bytes with sha256 {entry['sha256']}"
-        # Plain names only: a manifest must not make its reader open ../../somewhere.
-        _expect(Path(name).name == name, "plain file names in manifest.json", repr(name))
-        _expect((folder / name).is_file(), f"{name} in {folder}", "no such file")
-        size = (folder / name).stat().st_size
-        _expect(size == entry["size_bytes"], expected, f"{size} bytes")
-        with (folder / name).open("rb") as file:
-            digest = hashlib.file_digest(file, "sha256").hexdigest()
-        _expect(digest == entry["sha256"], expected, digest)
+def image_shape(manifest: dict[str, Any]) -> tuple[int, int, int]:
+    """(C, H, W) of the images, in whatever layout the graph takes them."""
+    first, second, third = manifest["input"]["shape"]
+    return (third, first, second) if manifest["input"]["layout"] == "NHWC" else (first, second, third)
 
 
 def _read_suite(path: Path, manifest: dict[str, Any]) -> dict[str, Array]:
@@ -196,7 +251,7 @@ def _read_suite(path: Path, manifest: dict[str, Any]) -> dict[str, Array]:
         n, classes = len(suite["y"]), len(manifest["classes"])
     expected = {"y": ((n,), "int64"), "logits.clean": ((n, classes), "float32")}
     for name in manifest["reference"]:
-        expected[f"x.{name}"] = ((n, *manifest["input"]["shape"]), "uint8")
+        expected[f"x.{name}"] = ((n, *image_shape(manifest)), "uint8")
         expected[f"label.{name}"] = ((n,), "int64")
     _expect(n >= 1 and set(suite) == set(expected), f"images and {sorted(expected)} in {path}", sorted(suite))
     for name, header in expected.items():
@@ -204,6 +259,9 @@ def _read_suite(path: Path, manifest: dict[str, Any]) -> dict[str, Array]:
         _expect((array.shape, str(array.dtype)) == header, f"{name} as {header}", f"{array.shape}, {array.dtype}")
         held = header[1] != "int64" or (array.min() >= 0 and array.max() < classes)
         _expect(held, f"labels {name} in [0, {classes})", f"[{array.min()}, {array.max()}]")
+    for name, said in manifest["reference"].items():
+        share = float((suite[f"label.{name}"] == suite["y"]).mean())
+        _expect(abs(share - said) < 1e-9, f"labels of {name} that are right in {said}, as the manifest says", share)
     return suite
 
 
@@ -260,7 +318,13 @@ class Artifact:
     def load(cls, path: str | Path) -> Artifact:
         """Check manifest, sizes, sha256 and suite of a folder. Raises ArtifactError with one clear line."""
         manifest = _read_manifest(Path(path) / "manifest.json")
-        _check_files(Path(path), manifest["files"])
+        for name, entry in manifest["files"].items():
+            # Plain names only: a manifest must not make its reader open ../../somewhere.
+            _expect(Path(name).name == name, "plain file names in manifest.json", repr(name))
+            _expect((Path(path) / name).is_file(), f"{name} in {path}", "no such file")
+            with (Path(path) / name).open("rb") as file:
+                found = {"sha256": hashlib.file_digest(file, "sha256").hexdigest(), "size_bytes": file.tell()}
+            _expect(found == entry, f"{name} as {entry}", found)
         return cls(Path(path), manifest, _read_suite(Path(path) / "suite.npz", manifest))
 
     def session(self, provider: str | None = None, threads: int | None = None, **session_options: Any) -> Any:
@@ -269,7 +333,8 @@ class Artifact:
         options = {**target["session_options"], **session_options}
         session = load_session(self.path / "model.onnx", provider or target["provider"], threads, options)
         first, last = session.get_inputs()[0], [output.name for output in session.get_outputs()]
-        expected = (source["name"], "tensor(float)", source["shape"], self.manifest["output"]["name"])
+        kind = "tensor(uint8)" if self.takes_bytes else "tensor(float)"
+        expected = (source["name"], kind, source["shape"], self.manifest["output"]["name"])
         held = (first.name, first.type, first.shape[1:]) == expected[:3] and expected[3] in last
         got = (first.name, first.type, first.shape, last)
         _expect(held and not isinstance(first.shape[0], int), f"any batch and {expected} of model.onnx", got)
@@ -279,6 +344,18 @@ class Artifact:
     def _own_session(self) -> Any:
         return self.session()
 
+    @property
+    def takes_bytes(self) -> bool:
+        """Whether the graph takes uint8 (n, H, W, C), else float32 (n, C, H, W)."""
+        return bool(self.manifest["input"]["dtype"] == "uint8")
+
+    def feed(self, x: Array) -> Array:
+        """Images (n, C, H, W), float32 in [0, 1] or uint8, as the graph takes them; bytes are rounded to."""
+        if not self.takes_bytes:
+            return _as_float(x)
+        pixels = x if x.dtype == np.uint8 else np.rint(_as_float(x) * np.float32(255)).astype(np.uint8)
+        return np.ascontiguousarray(pixels.transpose(0, 2, 3, 1))
+
     def logits(self, x: Array, session: Any = None) -> Array:
         """Logits float32 (n, classes) of images (n, C, H, W), float32 in [0, 1] or uint8, 256 at a time.
 
@@ -287,7 +364,7 @@ class Artifact:
         session, source = session or self._own_session, self.manifest["input"]["name"]
         logits = np.empty((len(x), len(self.classes)), np.float32)
         for at in range(0, len(x), 256):
-            part, images = logits[at : at + 256], _as_float(x[at : at + 256])
+            part, images = logits[at : at + 256], self.feed(x[at : at + 256])
             with _expecting("model.onnx to run"):
                 batch = session.run([self.manifest["output"]["name"]], {source: images})[0]
             _expect(batch.shape == part.shape, f"logits {part.shape}", batch.shape)
@@ -317,14 +394,13 @@ def _propose(x: Array, best: Array, eps: float, share: float | None, rng: np.ran
 
 
 def square_attack(
-    logits_fn: LogitsFn, x: Array, y: Array, eps: float, queries: int, seed: int, on_step: OnStep = None
+    logits_fn: Callable[[Array], Array], x: Array, y: Array, eps: float, queries: int, seed: int, on_step: OnStep = None
 ) -> tuple[Array, Array, Array]:
     """The L-inf Square attack: squares of random ±eps, kept where the margin f_y - max f_k (k != y) falls.
 
     x: images (n, C, H, W), float32 in [0, 1] or uint8; y: labels (n,); queries: budget per image, the start
     included; on_step(step, queries) follows each step. Returns x_adv float32 in the ball and in [0, 1];
     broken (n,), with the images that are wrong as they are; queries used (n,). Broken images leave the batch.
-
     A square covers 0.8 / 2^k of the image, k = how many of 10, 50, 200, 500, 1000, 2000, 4000, 6000, 8000 lie
     below step / queries * 10000 (Andriushchenko et al. 2020, arXiv 1912.00049).
     """
@@ -347,72 +423,175 @@ def square_attack(
     return best, broken, used
 
 
-def _verdicts(artifact: Artifact, accuracy: dict[str, float], flips: float, stored: float) -> tuple[Verdict, ...]:
-    limits, reference = artifact.manifest["limits"], artifact.manifest["reference"]
-    reason = f"{flips:.2%} of labels differ from those before export"
-    rows = [("label_flips", flips, limits["label_flips"], reason, HINT_EXPORT)]
-    for name in artifact.sets:
-        limit = limits["accuracy_drop" if name == "clean" else "robust_drop"]
-        reason = f"accuracy {accuracy[name]:.2%} after export, {reference[name]:.2%} before"
-        rows.append((f"{name} accuracy", reference[name] - accuracy[name], limit, reason, HINT_EXPORT))
-    reason = f"accuracy {accuracy['square']:.2%} under Square, {stored:.2%} under the stored attacks"
-    rows.append(("square", stored - accuracy["square"], limits["square_gap"], reason, HINT_MASKED))
-    # 0.75 - 0.73 > 0.02 in floating point; a limit that is met exactly has held.
-    return tuple(Verdict(row[0], row[1] <= row[2] + 1e-9, *row[1:]) for row in rows)
+def read_baseline(path: Path, **same: Any) -> Outcomes:
+    """The outcomes pinned in a file. Raises ArtifactError unless all of `same` is as it was when they were pinned."""
+    outcomes, do = {}, "give the baseline of these images, or pin one with --update-baseline --reason TEXT"
+    _expect(path.is_file() and path.stat().st_size <= 2**24, f"a baseline at {path}", "no file or over 16 MiB", do)
+    with _expecting(f"a baseline in {path}", do):
+        pinned = json.loads(path.read_text(encoding="utf-8"))
+        for key, value in {"schema_version": 1, **same}.items():
+            _expect(pinned[key] == value, f"{path} to be of {key} {value}", pinned[key], do)
+        for name, count in same["counts"].items():
+            packed = np.frombuffer(bytes.fromhex(pinned["outcomes"][name]), np.uint8)
+            outcomes[name] = np.unpackbits(packed, count=count).astype(bool)
+            share, said = outcomes[name].mean(), float(pinned["accuracy"][name])
+            _expect(abs(share - said) < 1e-9, f"outcomes of {name} in {path} that are right in {said}", share, do)
+    return outcomes
 
 
-def check(artifact: Artifact, *, queries: int | None = None, seed: int = 0, on_step: OnStep = None) -> Report:
+def _run(artifact: Artifact, budget: int, seed: int, on_step: OnStep) -> tuple[Outcomes, float]:
+    """Outcomes of every set and of Square on the first `square.n` images, and the share of label flips."""
+    suite, y, n = artifact.suite, artifact.suite["y"], artifact.manifest["square"]["n"]
+    labels = {name: artifact.logits(suite[f"x.{name}"]).argmax(axis=1) for name in artifact.sets}
+    # Bytes are what a camera graph takes: whole ones, so that none leaves the ball when it is rounded.
+    eps = math.floor(artifact.eps * 255 + 1e-6) / 255 if artifact.takes_bytes else artifact.eps
+    _, broken, _ = square_attack(artifact.logits, suite["x.clean"][:n], y[:n], eps, budget, seed, on_step)
+    flips = np.mean([labels[name] != suite[f"label.{name}"] for name in artifact.sets])
+    return {**{name: found == y for name, found in labels.items()}, "square": ~broken}, float(flips)
+
+
+def _facts(artifact: Artifact, right: Outcomes, flips: float) -> Iterator[Verdict]:
+    """Verdicts that need no statistics: what they measure is a fact of this file on these images and this device."""
+    limits, before = artifact.manifest["limits"], artifact.manifest["reference"]["clean"]
+    size, latency = artifact.manifest["files"]["model.onnx"]["size_bytes"], 0.0
+    clean, square = float(right["clean"].mean()), float(right["square"].mean())
+    stored = float(np.all([right[name][: len(right["square"])] for name in artifact.sets], axis=0).mean())
+    if limits.get("latency_ms") is not None:
+        latency = median(time_sessions({"": artifact.session()}, artifact.feed(artifact.suite["x.clean"][:1]))[""])
+    for name, measured, reason, hint in (
+        ("label_flips", flips, f"{flips:.2%} of labels differ from those before export", HINT_EXPORT),
+        ("accuracy_drop", before - clean, f"accuracy {clean:.2%} after export, {before:.2%} before", HINT_EXPORT),
+        ("square_gap", stored - square, f"accuracy {square:.2%} under Square, {stored:.2%} when replayed", HINT_MASKED),
+        ("latency_ms", latency, f"median of {latency:.3f} ms for one image", HINT_DEVICE),
+        ("size_bytes", size, f"model.onnx of {size} bytes", HINT_DEVICE),
+    ):
+        if (limit := limits.get(name)) is not None:
+            # 0.75 - 0.73 > 0.02 in floating point; a limit that is met exactly has held.
+            yield Verdict(name, measured <= limit + 1e-9, measured, limit, reason, hint)
+
+
+def _tests(right: Outcomes, reference: Outcomes, manifest: dict[str, Any], hint: str) -> Iterator[Verdict]:
+    """Verdicts on each set of `reference`, image by image: is the drop larger than tolerated, beyond luck?"""
+    said, limits, rows = manifest["statistics"], manifest["limits"], []
+    for name, before in reference.items():
+        lost, gained = int((before & ~right[name]).sum()), int((right[name] & ~before).sum())
+        rows.append((lost, gained, len(before), limits["accuracy_drop" if name == "clean" else "robust_drop"]))
+    p_values = holm([drop_p_value(*row) for row in rows])
+    for name, (lost, gained, n, limit), p_value in zip(reference, rows, p_values, strict=True):
+        drop, interval = (lost - gained) / n, paired_interval(lost, gained, n)
+        # The first of Holm's steps is the hardest: who has images enough for it has enough for all.
+        needed = images_needed(said["detected_drop"], limit, gained / n, said["alpha"] / len(rows), said["power"])
+        bounds = "{:.1%} to {:.1%}".format(*interval)
+        reason = f"drop {drop:.1%} ({bounds}), lost {lost}, gained {gained}, tolerated {limit:.1%}, p {p_value:.2g}"
+        yield Verdict(f"{name} accuracy", p_value > said["alpha"], drop, limit, reason, hint, interval, p_value, needed)
+
+
+def check(
+    artifact: Artifact, *, baseline: MaybePath = None, queries: int | None = None, seed: int = 0, on_step: OnStep = None
+) -> Report:
     """Replay the suite on the target's session, attack the session with Square, and judge the limits.
 
-    Limits: label flips against the network before export; accuracy lost per set against the reference; and
-    Square on the first `square.n` images must not beat the stored attacks together by more than `square_gap`:
-    else their gradients were masked. queries: instead of the manifest's; on_step(done, total) counts sets and
-    queries. Raises ArtifactError if the session does not run.
+    Facts: label flips and clean accuracy against the network before export; Square on the first `square.n` images
+    must not beat the stored attacks by more than `square_gap`, else their gradients were masked; latency and size.
+    Tests: each stored attack against the network before export, or every set and Square against `baseline`, a file
+    that `conclude` wrote. queries: instead of the manifest's; on_step(done, queries). Raises ArtifactError if the
+    session does not run, the baseline is of other images or settings, or nothing broke on too few images to tell.
     """
-    start, suite, square = time.perf_counter(), artifact.suite, artifact.manifest["square"]
-    budget = square["queries"] if queries is None else queries
-    _expect(budget >= 1, "1 query or more for Square", budget, "raise queries")
-    y, sets, tick = suite["y"], artifact.sets, on_step or (lambda *_: None)
-    labels, n, total = {}, min(square["n"], len(y)), len(sets) + budget
-    for done, name in enumerate(sets, 1):
-        labels[name] = artifact.logits(suite[f"x.{name}"]).argmax(axis=1)
-        tick(done, total)
-    right = {name: labels[name] == y for name in sets}
-    flips = float(np.mean([labels[name] != suite[f"label.{name}"] for name in sets]))
-    worst = np.all(list(right.values()), axis=0)
-    stored, images = float(worst[:n].mean()), suite["x.clean"][:n]
-    _, broken, _ = square_attack(
-        *(artifact.logits, images, y[:n], artifact.eps, budget, seed),
-        on_step=lambda step, _: tick(len(sets) + step, total),
-    )
-    right["square"], worst[:n] = ~broken, worst[:n] & ~broken
-    accuracy = {name: float(hits.mean()) for name, hits in right.items()}
-    ci95 = {name: wilson(int(hits.sum()), len(hits)) for name, hits in right.items()}
-    counts = {name: len(hits) for name, hits in right.items()}
-    verdicts, overall = _verdicts(artifact, accuracy, flips, stored), float(worst.mean())
-    sizes, seconds = (len(y), budget, seed), time.perf_counter() - start
-    shares = (accuracy, ci95, counts, dict(artifact.manifest["reference"]), overall, flips)
-    return Report(artifact.name, verdicts, *shares, *sizes, seconds, _versions())
-
-
-def _versions() -> dict[str, str]:
     import onnxruntime as ort
 
-    python = f"{platform.python_version()}, {platform.platform()}"
-    return {"python": python, "numpy": np.__version__, "onnxruntime": ort.__version__}
+    start, suite, manifest = time.perf_counter(), artifact.suite, artifact.manifest
+    y, budget = suite["y"], manifest["square"]["queries"] if queries is None else queries
+    _expect(budget >= 1 and seed >= 0, "1 query or more for Square and a seed of 0 or more", (budget, seed), "raise it")
+    counts = {**dict.fromkeys(artifact.sets, len(y)), "square": min(manifest["square"]["n"], len(y))}
+    # Clean images tell suites apart: adversarial ones are made anew against every network.
+    images = hashlib.sha256(np.ascontiguousarray(suite["x.clean"]).tobytes() + y.tobytes()).hexdigest()
+    same: dict[str, Any] = {"images": images, "eps": artifact.eps, "queries": budget, "seed": seed, "counts": counts}
+    stored: Outcomes = {name: suite[f"label.{name}"] == y for name in artifact.sets}
+    reference = read_baseline(baseline, **same) if baseline else stored
+    compared = {name: hits for name, hits in reference.items() if baseline or name != "clean"}
+    right, flips = _run(artifact, budget, seed, on_step)
+    tests = list(_tests(right, compared, manifest, HINT_LOST if baseline else HINT_EXPORT))
+    verdicts = (*_facts(artifact, right, flips), *tests)
+    worst = np.all([right[name] for name in artifact.sets], axis=0)
+    worst[: counts["square"]] &= right["square"]
+    report = Report(
+        passed=all(verdict.passed for verdict in verdicts),
+        artifact=artifact.name,
+        verdicts=verdicts,
+        accuracy={name: float(hits.mean()) for name, hits in right.items()},
+        ci95={name: wilson(int(hits.sum()), len(hits)) for name, hits in right.items()},
+        reference={name: float(hits.mean()) for name, hits in reference.items()},
+        baseline=None if baseline is None else str(baseline),
+        statistics=manifest["statistics"],
+        worst_case=float(worst.mean()),
+        label_flips=flips,
+        n=len(y),
+        model=manifest["files"]["model.onnx"]["sha256"],
+        outcomes={name: np.packbits(hits).tobytes().hex() for name, hits in right.items()},
+        seconds=time.perf_counter() - start,
+        versions={"python": platform.python_version(), "numpy": np.__version__, "onnxruntime": ort.__version__},
+        **same,
+    )
+    for n, test in zip(map(len, compared.values()), tests, strict=True):
+        expected = f"{test.needed} images or more for a test of {test.name} with the power asked for"
+        _expect(n >= test.needed or not report.passed, expected, n, "export a larger suite, or raise detected_drop")
+    return report
 
 
 def format_report(report: Report) -> str:
     """The report as a table for people; the last line is `held` or `broken`."""
+    tests = {verdict.name: verdict.reason for verdict in report.verdicts}
     lines = [f"{report.artifact}: {report.n} images, Square with {report.queries} queries, seed {report.seed}"]
-    lines.append(f"{'set':<20}{'n':>6}{'accuracy':>10}{'95 % interval':>18}{'reference':>11}")
+    columns = "{:<16}{:>6}{:>10}{:>17}{:>11}  {}"
+    lines.append(columns.format("set", "n", "accuracy", "95 % interval", "reference", "image by image"))
     for name, accuracy in report.accuracy.items():
-        interval = "{:.1%} - {:.1%}".format(*report.ci95[name])
-        reference = f"{report.reference[name]:.1%}" if name in report.reference else "-"
-        lines.append(f"{name:<20}{report.counts[name]:>6}{accuracy:>10.1%}{interval:>18}{reference:>11}")
-    lines += [f"{'worst case':<20}{report.n:>6}{report.worst_case:>10.1%}", NOTE]
+        before, interval = report.reference.get(name), "{:.1%} to {:.1%}".format(*report.ci95[name])
+        cells = [report.counts[name], f"{accuracy:.1%}", interval, "-" if before is None else f"{before:.1%}"]
+        lines.append(columns.format(name, *cells, tests.get(f"{name} accuracy", "-")))
+    said = "at alpha {alpha:.2g}, with power {power:.0%} for a drop of {detected_drop:.1%}"
+    against = f"Tested against {report.baseline or 'the network before export'}, {said.format(**report.statistics)}."
+    lines += [f"{'worst case':<16}{report.n:>6}{report.worst_case:>10.1%}", against, NOTE]
     lines += [f"broken {v.name}: {v.reason}; {v.hint}" for v in report.verdicts if not v.passed]
     return "\n".join([*lines, "held" if report.passed else "broken"])
+
+
+def format_junit(report: Report) -> str:
+    """The report as JUnit XML: one test case a verdict."""
+    cases, broken = "", sum(not v.passed for v in report.verdicts)
+    for v in report.verdicts:
+        failure = "" if v.passed else f"<failure message={quoteattr(f'{v.reason}; {v.hint}')}/>"
+        cases += f"<testcase classname={quoteattr(report.artifact)} name={quoteattr(v.name)}>{failure}</testcase>\n"
+    counts = f'tests="{len(report.verdicts)}" failures="{broken}" errors="0" time="{report.seconds:.3f}"'
+    return f'<?xml version="1.0" encoding="UTF-8"?>\n<testsuite name="qrobust check" {counts}>\n{cases}</testsuite>\n'
+
+
+def pinned_at(artifact: Artifact, path: MaybePath, update: bool, reason: str) -> MaybePath:
+    """Where to pin the outcomes, if asked; no artifact's name leads out of the folder. Raises without a reason."""
+    _expect(update == bool(reason.strip()), "--update-baseline and --reason TEXT", "one of them", "give both")
+    name = "".join(letter if letter.isalnum() or letter in "-_." else "-" for letter in artifact.name).lstrip(".")
+    return (path or Path("export", "baselines", f"{name or 'baseline'}.json")) if update else None
+
+
+def conclude(report: Report, files: Mapping[str, MaybePath], reason: str = "") -> int:
+    """Print a report and write it, each file whole; returns the exit code, 0 or 1.
+
+    files: by "json", "junit" and "markdown"; "baseline" gets the outcomes and the reason, unless a limit is broken.
+    """
+    result, text = report.to_dict(), format_report(report)
+    pinned = {"schema_version": 1, "reason": reason, **{key: result[key] for key in BASELINE}}
+    texts = {"json": json.dumps(result, indent=2, allow_nan=False), "junit": format_junit(report)}
+    # An indented block is one that no name inside can close.
+    texts["markdown"] = "### qrobust check\n\n" + "".join(f"    {line}\n" for line in text.splitlines())
+    texts |= {"baseline": json.dumps(pinned, indent=2, allow_nan=False)} if report.passed else {}
+    for path, content in ((files.get(kind), content) for kind, content in texts.items()):
+        with _expecting(f"a writable place for {path}", "choose another one"):
+            if path is not None:
+                path.parent.mkdir(parents=True, exist_ok=True)
+                partial = path.with_name(f".{path.name}.partial")
+                partial.write_text(content.rstrip() + "\n", encoding="utf-8")
+                partial.replace(path)  # a reader finds the old result or the new one, never half
+    print(text)
+    return 0 if report.passed else 1
 
 
 def time_sessions(
@@ -440,22 +619,23 @@ def main(argv: Sequence[str] | None = None) -> int:
     """The command line of verify.py; returns the exit code 0, 1 or 2."""
     parser = argparse.ArgumentParser(description="Check an artifact: 0 held, 1 broken, 2 could not run.")
     parser.add_argument("artifact", nargs="?", type=Path, default=Path(__file__).parent, help="its folder")
-    parser.add_argument("--json", type=Path, metavar="F", help="write the full result to F")
+    parser.add_argument("--baseline", type=Path, metavar="F", help="compare with the outcomes pinned in F")
+    parser.add_argument("--update-baseline", action="store_true", help="pin the outcomes instead")
+    parser.add_argument("--reason", default="", metavar="TEXT", help="why the baseline changes")
+    for kind in ("json", "junit", "markdown"):
+        parser.add_argument(f"--{kind}", type=Path, metavar="F", help=f"write the result to F as {kind}")
     parser.add_argument("--queries", type=int, metavar="N", help="queries per image for Square")
     parser.add_argument("--seed", type=int, default=0, metavar="N", help="seed of Square")
-    options = parser.parse_args(argv)
+    said = parser.parse_args(argv)
     try:
-        report = check(Artifact.load(options.artifact), queries=options.queries, seed=options.seed)
-        print(format_report(report))
-        if options.json:
-            partial = options.json.with_name(f".{options.json.name}.partial")
-            partial.write_text(json.dumps(report.to_dict(), indent=2, allow_nan=False) + "\n", encoding="utf-8")
-            partial.replace(options.json)  # a reader finds the old result or the new one, never half
+        artifact = Artifact.load(said.artifact)
+        pin = pinned_at(artifact, said.baseline, said.update_baseline, said.reason)
+        report = check(artifact, baseline=None if pin else said.baseline, queries=said.queries, seed=said.seed)
+        return conclude(report, {**vars(said), "baseline": pin}, said.reason)
     except (Exception, KeyboardInterrupt) as error:
         # Exit code 1 is a verdict: a crash must not look like one.
         print("error:", " ".join(str(error).split()) or type(error).__name__, file=sys.stderr)
         return 2
-    return 0 if report.passed else 1
 
 
 if __name__ == "__main__":

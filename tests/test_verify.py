@@ -37,9 +37,17 @@ def artifact(small_run: Path, tmp_path: Path) -> Path:
     return shutil.copytree(small_run / "qm-4" / "artifact", tmp_path / "artifact")
 
 
-def _verify(python: Path, artifact: Path) -> subprocess.CompletedProcess[str]:
-    command = [str(python), "-I", str(artifact / "verify.py"), str(artifact), "--queries", "40"]
+def _verify(python: Path, artifact: Path, *options: object) -> subprocess.CompletedProcess[str]:
+    command = [str(python), "-I", str(artifact / "verify.py"), str(artifact), "--queries", "40", *map(str, options)]
     return subprocess.run(command, capture_output=True, text=True, cwd=artifact.parent)
+
+
+def _replace(artifact: Path, name: str, data: bytes) -> None:
+    """Another file in an artifact, with a manifest that agrees."""
+    (artifact / name).write_bytes(data)
+    manifest = json.loads((artifact / "manifest.json").read_text())
+    manifest["files"][name] = {"sha256": hashlib.sha256(data).hexdigest(), "size_bytes": len(data)}
+    (artifact / "manifest.json").write_text(json.dumps(manifest))
 
 
 def test_the_copy_is_byte_equal(artifact: Path) -> None:
@@ -65,18 +73,33 @@ def test_one_changed_byte_is_exit_code_2(bare_python: Path, artifact: Path) -> N
     assert len(done.stderr.strip().splitlines()) == 1
 
 
-def test_swapped_labels_are_exit_code_1(bare_python: Path, artifact: Path) -> None:
-    """A suite that is whole, but whose labels belong to other images."""
+def test_labels_of_other_images_are_exit_code_2(bare_python: Path, artifact: Path) -> None:
     with np.load(artifact / "suite.npz") as suite:
         arrays = dict(suite)
     arrays["y"] = np.roll(arrays["y"], 1)
     buffer = io.BytesIO()
     np.savez_compressed(buffer, **arrays)
-    (artifact / "suite.npz").write_bytes(buffer.getvalue())
-    manifest = json.loads((artifact / "manifest.json").read_text())
-    digest = hashlib.sha256(buffer.getvalue()).hexdigest()
-    manifest["files"]["suite.npz"] = {"sha256": digest, "size_bytes": len(buffer.getvalue())}
-    (artifact / "manifest.json").write_text(json.dumps(manifest))
+    _replace(artifact, "suite.npz", buffer.getvalue())
     done = _verify(bare_python, artifact)
+    assert done.returncode == 2, done.stdout + done.stderr
+    assert "labels of clean that are right in" in done.stderr
+
+
+def test_another_network_in_the_file_is_exit_code_1(bare_python: Path, artifact: Path, small_run: Path) -> None:
+    _replace(artifact, "model.onnx", (small_run / "qm-2" / "artifact" / "model.onnx").read_bytes())
+    done = _verify(bare_python, artifact, "--junit", artifact.parent / "check.xml")
     assert done.returncode == 1, done.stdout + done.stderr
-    assert "broken" in done.stdout
+    assert "broken label_flips" in done.stdout
+    assert "<failure" in (artifact.parent / "check.xml").read_text()
+
+
+def test_it_pins_a_baseline_and_refuses_one_of_other_images(bare_python: Path, artifact: Path) -> None:
+    baseline = artifact.parent / "baseline.json"
+    pinned = _verify(bare_python, artifact, "--update-baseline", "--reason", "first", "--baseline", baseline)
+    assert pinned.returncode == 0, pinned.stderr
+    table = json.loads(baseline.read_text())
+    assert table["reason"] == "first"
+    baseline.write_text(json.dumps(table | {"images": "0" * 64}))
+    done = _verify(bare_python, artifact, "--baseline", baseline)
+    assert (done.returncode, done.stderr.count("\n")) == (2, 1)
+    assert "to be of images" in done.stderr

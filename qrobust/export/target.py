@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated, Literal
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from .. import resources
 from ..recipe import Table, checked
@@ -26,6 +26,20 @@ class Limits(Table):
     accuracy_drop: Share
     robust_drop: Share
     square_gap: Share
+    latency_ms: Annotated[float, Field(gt=0, allow_inf_nan=False)] | None = None  # median of one image
+    size_bytes: Annotated[int, Field(gt=0)] | None = None  # of model.onnx
+
+
+class Statistics(Table):
+    """How sure a check must be of a drop larger than tolerated.
+
+    alpha: chance that any test of a check fails where all drops are tolerated. power: chance that a test of a set
+    whose accuracy dropped by `detected_drop` fails; a suite that is too small for it is refused.
+    """
+
+    alpha: Annotated[float, Field(ge=1e-6, lt=0.5)] = 0.05
+    power: Annotated[float, Field(ge=0.5, le=1 - 1e-6)] = 0.8
+    detected_drop: Annotated[float, Field(gt=0, le=1)] = 0.1
 
 
 class Square(Table):
@@ -41,11 +55,31 @@ class Target(Table):
     name: str
     description: str
     provider: str
-    storage: Literal["true-width", "int8"] = "true-width"
-    integer_convolutions: bool = True
+    format: Literal["integer", "compact", "float", "float16", "symmetric", "qonnx"] = "integer"
+    opset: Annotated[int, Field(ge=20, le=25)] = 25
+    storage: Literal["cast", "direct", "bytes"] = "cast"
+    names: Literal["paths", "short"] = "paths"
+    required_ops: tuple[str, ...] = ()
+    forbidden_ops: tuple[str, ...] = ()
     session: Session = Session()
     limits: Limits
+    statistics: Statistics = Statistics()
     square: Square
+
+    @property
+    def executable(self) -> bool:
+        """Whether onnxruntime can execute the file: another tool reads QONNX."""
+        return self.format != "qonnx"
+
+    @model_validator(mode="after")
+    def _detects_more_than_it_tolerates(self) -> Target:
+        most = max(self.limits.accuracy_drop, self.limits.robust_drop)
+        if self.statistics.detected_drop <= most:
+            raise ValueError(
+                f"statistics: expected a detected_drop above the tolerated {most}, got "
+                f"{self.statistics.detected_drop}; raise it, or tolerate less"
+            )
+        return self
 
 
 def load_target(name: str) -> Target:

@@ -1,0 +1,400 @@
+"""`check` of runtime.py: verdicts, baselines, reports and both command lines."""
+
+import json
+import os
+import re
+import sys
+from pathlib import Path
+from xml.etree import ElementTree
+
+import numpy as np
+import pytest
+
+from qrobust import runtime
+from qrobust.__main__ import main
+from qrobust.runtime import Artifact, ArtifactError, check
+
+from .test_runtime import (
+    SHAPE,
+    WEIGHT,
+    edit,
+    floats,
+    images,
+    linear,
+    manifest_of,
+    model_bytes,
+    put,
+    suite_arrays,
+    worst_case,
+    write,
+)
+
+PAGE = Path(__file__).resolve().parent.parent / "docs" / "checking.md"
+TWIST = np.random.default_rng(2).normal(size=16).astype(np.float32)
+
+
+@pytest.fixture
+def folder(tmp_path):
+    return write(tmp_path / "artifact", suite_arrays())
+
+
+def remodel(folder, **change):
+    """Another network in the file; the suite with torch's labels stays."""
+    (folder / "model.onnx").write_bytes(model_bytes(**change))
+    edit(folder)
+
+
+def suite_of(weight):
+    """Plain grey images with the suite that is made against `linear(weight)`."""
+    grey = np.repeat(np.linspace(0, 255, 64).astype(np.uint8), 16).reshape(64, *SHAPE)
+    arrays = {"y": (grey[:, 0, 0, 0] > 127).astype(np.int64), "x.clean": grey}
+    adversarial = worst_case(floats(grey), arrays["y"], weight)
+    arrays |= {"x.pgd-20": np.round(adversarial * 255).astype(np.uint8), "logits.clean": linear(weight)(floats(grey))}
+    labels = {name: linear(weight)(floats(arrays[f"x.{name}"])).argmax(1) for name in ("clean", "pgd-20")}
+    return arrays | {f"label.{name}": found.astype(np.int64) for name, found in labels.items()}
+
+
+def run(folder, **arguments):
+    return check(Artifact.load(folder), **arguments)
+
+
+def broken_of(report):
+    return [verdict.name for verdict in report.verdicts if not verdict.passed]
+
+
+def pin(folder, path):
+    assert runtime.main([str(folder), "--update-baseline", "--reason", "first", "--baseline", str(path)]) == 0
+    return path
+
+
+# Verdicts
+
+
+def test_check_passes_on_a_sound_artifact(folder):
+    steps = []
+    report = run(folder, on_step=lambda *at: steps.append(at))
+    assert report.passed
+    assert report.label_flips == 0
+    assert report.accuracy["clean"] == pytest.approx(60 / 64)
+    assert report.reference == Artifact.load(folder).manifest["reference"]
+    assert report.worst_case == report.accuracy["pgd-20"] < report.accuracy["clean"]  # exact: Square cannot beat it
+    assert report.counts == {"clean": 64, "pgd-20": 64, "square": 32}
+    assert [v.name for v in report.verdicts] == ["label_flips", "accuracy_drop", "square_gap", "pgd-20 accuracy"]
+    assert steps == [(at, 50) for at in range(1, 51)]
+    assert json.loads(json.dumps(report.to_dict()))["passed"] is True
+
+
+def test_outcomes_are_the_images_that_are_right(folder):
+    report, y = run(folder), suite_arrays()["y"]
+    for name, packed in report.outcomes.items():
+        bits = np.unpackbits(np.frombuffer(bytes.fromhex(packed), np.uint8), count=report.counts[name])
+        assert bits.mean() == report.accuracy[name]
+        if name == "clean":
+            np.testing.assert_array_equal(bits, linear(WEIGHT)(floats(images())).argmax(1) == y)
+
+
+def test_check_sees_another_model(folder):
+    remodel(folder, weight=-WEIGHT)
+    assert set(broken_of(run(folder))) >= {"label_flips", "accuracy_drop"}
+
+
+def test_a_drop_is_judged_image_by_image(folder):
+    remodel(folder, weight=WEIGHT + 2 * TWIST)
+    report, suite = run(folder), suite_arrays()
+    before = suite["label.pgd-20"] == suite["y"]
+    after = linear(WEIGHT + 2 * TWIST)(floats(suite["x.pgd-20"])).argmax(1) == suite["y"]
+    lost, gained = int((before & ~after).sum()), int((after & ~before).sum())
+    (verdict,) = [v for v in report.verdicts if v.name == "pgd-20 accuracy"]
+    assert lost > 0
+    assert verdict.measured == pytest.approx((lost - gained) / 64)
+    assert verdict.p_value == runtime.drop_p_value(lost, gained, 64, 0.02)
+    assert verdict.passed == (verdict.p_value > 0.05)
+    assert verdict.ci95 == runtime.paired_interval(lost, gained, 64)
+    assert f"lost {lost}, gained {gained}, tolerated 2.0%" in verdict.reason
+
+
+def test_labels_of_other_images_are_refused(folder):
+    arrays, order = suite_arrays(), np.random.default_rng(0).permutation(64)
+    reference = manifest_of(arrays)["reference"]
+    write(folder, {**arrays, "y": arrays["y"][order]})
+    put("reference", reference)(folder)
+    with pytest.raises(ArtifactError, match=r"labels of clean that are right in 0\.9375, as the manifest says, got"):
+        run(folder)
+
+
+def test_check_sees_that_the_stored_attack_was_too_weak(tmp_path):
+    report = run(write(tmp_path / "weak", suite_arrays(attacked=False)))
+    assert broken_of(report) == ["square_gap"]
+    assert "broken square_gap: accuracy" in runtime.format_report(report)
+    assert "gradients misled" in runtime.format_report(report)
+    assert report.worst_case < report.accuracy["pgd-20"]
+
+
+@pytest.mark.parametrize(("limit", "held"), [(1 / 16, True), (0.062, False)])
+def test_a_fact_that_meets_its_limit_exactly_has_held(folder, limit, held):
+    arrays = suite_arrays()
+    arrays["label.clean"][:4] = arrays["y"][:4]  # as if torch had these four of 64 right
+    put("reference", manifest_of(arrays)["reference"])(write(folder, arrays))
+    put("limits", "accuracy_drop", limit)(folder)
+    put("limits", "label_flips", 0.5)(folder)
+    assert broken_of(run(folder)) == ([] if held else ["accuracy_drop"])
+
+
+@pytest.mark.parametrize(
+    ("limit", "value", "held"),
+    [("latency_ms", 1000, True), ("latency_ms", 1e-6, False), ("size_bytes", 1e6, True), ("size_bytes", 10, False)],
+)
+def test_latency_and_size_have_limits_if_asked(folder, limit, value, held):
+    put("limits", limit, value)(folder)
+    report = run(folder)
+    (verdict,) = [v for v in report.verdicts if v.name == limit]
+    assert (verdict.passed, verdict.limit) == (held, value)
+    if limit == "size_bytes":
+        assert verdict.measured == (folder / "model.onnx").stat().st_size
+
+
+@pytest.mark.parametrize("arguments", [{"queries": 0}, {"seed": -1}])
+def test_check_refuses_a_budget_of_nothing_and_a_negative_seed(folder, arguments):
+    with pytest.raises(ArtifactError, match="1 query or more for Square and a seed of 0 or more"):
+        run(folder, **arguments)
+
+
+def test_too_few_images_are_refused_with_the_number_needed(folder):
+    put("statistics", "detected_drop", 0.1)(folder)
+    needed = runtime.images_needed(0.1, 0.02, 0, 0.05, 0.8)
+    with pytest.raises(ArtifactError, match=f"expected {needed} images or more .* pgd-20 accuracy .*, got 64; export"):
+        run(folder)
+
+
+def test_images_needed_count_the_tests_the_images_gained_and_what_is_tolerated(folder, tmp_path):
+    baseline = pin(folder, tmp_path / "b.json")
+    remodel(folder, weight=WEIGHT + TWIST)
+    for verdict in run(folder, baseline=baseline).verdicts:
+        if verdict.ci95:
+            name = verdict.name.removesuffix(" accuracy")
+            gained, n = int(re.search(r"gained (\d+)", verdict.reason)[1]), 32 if name == "square" else 64
+            tolerated = 0.01 if name == "clean" else 0.02
+            assert verdict.limit == tolerated
+            assert verdict.needed == runtime.images_needed(0.4, tolerated, gained / n, 0.05 / 3, 0.8)
+            assert gained > 0
+
+
+def test_what_is_broken_is_broken_on_few_images_too(folder):
+    put("statistics", "detected_drop", 0.1)(folder)
+    remodel(folder, weight=-WEIGHT)
+    assert not run(folder).passed
+
+
+# Baselines
+
+
+def test_a_baseline_holds_outcomes_images_versions_and_the_reason(folder, tmp_path):
+    pinned = json.loads(pin(folder, tmp_path / "new" / "b.json").read_text())
+    report = run(folder).to_dict()
+    assert (pinned["schema_version"], pinned["reason"], pinned["artifact"]) == (1, "first", "linear")
+    assert {key: pinned[key] for key in runtime.BASELINE} == {
+        key: json.loads(json.dumps(report))[key] for key in runtime.BASELINE
+    }
+
+
+def test_an_unchanged_artifact_holds_against_its_baseline(folder, tmp_path):
+    report = run(folder, baseline=pin(folder, tmp_path / "b.json"))
+    assert report.passed
+    assert report.reference == report.accuracy
+    assert {v.name for v in report.verdicts} >= {f"{name} accuracy" for name in ("clean", "pgd-20", "square")}
+    assert [v.p_value for v in report.verdicts if v.ci95] == [1, 1, 1]
+
+
+def test_a_natural_network_in_place_of_a_robust_one_is_seen_by_the_baseline_alone(tmp_path):
+    """Equal on clean images; its own adversarial examples, and its own torch network agrees with them."""
+    robust, fragile = np.ones(16, np.float32), np.tile(np.float32([5, -3]), 8)
+    baseline = pin(write(tmp_path / "a", suite_of(robust), model_bytes(robust)), tmp_path / "b.json")
+    other = write(tmp_path / "a", suite_of(fragile), model_bytes(fragile))
+    assert run(other).passed
+    report = run(other, baseline=baseline)
+    assert report.accuracy["clean"] == report.reference["clean"]
+    assert report.accuracy["pgd-20"] < report.reference["pgd-20"] - 0.3
+    assert "pgd-20 accuracy" in broken_of(report)
+    assert "--update-baseline" in runtime.format_report(report)
+
+
+def set_key(key, value):
+    return lambda pinned: pinned | {key: value}
+
+
+def wrong_outcomes(pinned):
+    return pinned | {"outcomes": pinned["outcomes"] | {"clean": "00" * 8}}
+
+
+UNFIT = {
+    "other images": (set_key("images", "0" * 64), "to be of images"),
+    "other eps": (set_key("eps", 0.5), "to be of eps 0.0627.* got 0.5"),
+    "other queries": (set_key("queries", 7), "to be of queries 50, got 7"),
+    "other seed": (set_key("seed", 7), "to be of seed 0, got 7"),
+    "other attacks": (set_key("counts", {"clean": 64, "fgsm": 64, "square": 32}), "to be of counts"),
+    "a later version": (set_key("schema_version", 2), "schema_version 1, got 2"),
+    "outcomes changed by hand": (wrong_outcomes, "outcomes of clean .* right in 0.9375, got 0.0"),
+    "no outcomes": (set_key("outcomes", {}), "a baseline in .*, got KeyError"),
+    "no hexadecimals": (set_key("outcomes", {"clean": "xyz"}), "a baseline in .*, got ValueError"),
+    "no table": (lambda pinned: [], "a baseline in .*, got TypeError"),
+}
+
+
+@pytest.mark.parametrize("case", UNFIT)
+def test_an_unfit_baseline_is_refused_in_one_line(folder, tmp_path, capsys, case):
+    change, message = UNFIT[case]
+    path = pin(folder, tmp_path / "b.json")
+    path.write_text(json.dumps(change(json.loads(path.read_text()))))
+    capsys.readouterr()
+    assert runtime.main([str(folder), "--baseline", str(path)]) == 2
+    out, error = capsys.readouterr()
+    assert (out, error.count("\n")) == ("", 1)
+    assert re.search(message, error)
+    assert error.endswith("--update-baseline --reason TEXT\n")
+
+
+def test_other_clean_images_and_a_missing_baseline_are_refused(folder, tmp_path):
+    path = pin(folder, tmp_path / "b.json")
+    arrays = suite_arrays()
+    arrays["x.clean"][0, 0, 0, 0] ^= 1
+    with pytest.raises(ArtifactError, match="to be of images"):
+        run(write(folder, arrays), baseline=path)
+    with pytest.raises(ArtifactError, match=r"expected a baseline at .*no\.json, got no file"):
+        run(folder, baseline=tmp_path / "no.json")
+
+
+@pytest.mark.parametrize("options", [["--update-baseline"], ["--update-baseline", "--reason", " "], ["--reason", "so"]])
+def test_an_update_needs_a_reason_and_a_reason_an_update(folder, tmp_path, monkeypatch, capsys, options):
+    monkeypatch.chdir(tmp_path)
+    assert runtime.main([str(folder), *options]) == 2
+    assert "--update-baseline and --reason TEXT" in capsys.readouterr().err
+    assert not (tmp_path / "export").exists()
+
+
+def test_a_broken_artifact_becomes_no_baseline(folder, tmp_path):
+    remodel(folder, weight=-WEIGHT)
+    path = tmp_path / "b.json"
+    assert runtime.main([str(folder), "--update-baseline", "--reason", "so", "--baseline", str(path)]) == 1
+    assert not path.exists()
+
+
+@pytest.mark.parametrize(("name", "file"), [("digits-qm-4", "digits-qm-4"), ("../../up", "-..-up"), ("..", "baseline")])
+def test_a_baseline_is_named_after_its_artifact_and_stays_in_its_folder(folder, tmp_path, monkeypatch, name, file):
+    monkeypatch.chdir(tmp_path)
+    put("name", name)(folder)
+    assert runtime.main([str(folder), "--update-baseline", "--reason", "first"]) == 0
+    assert [path.name for path in (tmp_path / "export" / "baselines").iterdir()] == [f"{file}.json"]
+
+
+# Reports
+
+
+def test_the_report_says_that_replay_overestimates_and_gives_intervals(folder):
+    text = runtime.format_report(run(folder))
+    assert "only overestimate" in text
+    assert "93.8%   85.0% to 97.5%      93.8%" in text
+    assert "drop 0.0% (-4.2% to 4.2%), lost 0, gained 0, tolerated 2.0%, p 1" in text
+    assert "at alpha 0.05, with power 80% for a drop of 40.0%" in text
+    assert text.splitlines()[-1] == "held"
+
+
+@pytest.mark.parametrize("weight", [WEIGHT, -WEIGHT])
+def test_reports_are_written_whole_in_every_format(folder, tmp_path, capsys, weight):
+    remodel(folder, weight=weight)
+    put("name", 'a "name" & <more> | `x`')(folder)
+    paths = {kind: tmp_path / "out" / f"check.{kind}" for kind in ("json", "junit", "markdown")}
+    code = runtime.main([str(folder), *(word for kind, path in paths.items() for word in (f"--{kind}", str(path)))])
+    printed, result = capsys.readouterr().out, json.loads(paths["json"].read_text())
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == sorted(path.name for path in paths.values())
+    assert (code, result["passed"]) == ((0, True) if weight is WEIGHT else (1, False))
+    assert printed.endswith("held\n" if code == 0 else "broken\n")
+    suite = ElementTree.parse(paths["junit"]).getroot()
+    broken = [verdict for verdict in result["verdicts"] if not verdict["passed"]]
+    assert [case.get("name") for case in suite] == [verdict["name"] for verdict in result["verdicts"]]
+    assert (int(suite.get("tests")), int(suite.get("failures"))) == (len(suite), len(broken))
+    assert [case.get("name") for case in suite if case.find("failure") is not None] == [v["name"] for v in broken]
+    assert {case.get("classname") for case in suite} == {'a "name" & <more> | `x`'}
+    title, empty, *block = paths["markdown"].read_text().splitlines()
+    assert (title, empty) == ("### qrobust check", "")
+    assert [line[4:] for line in block] == printed.splitlines()
+    assert {line[:4] for line in block} == {"    "}
+
+
+def test_a_result_that_cannot_be_written_is_exit_code_2(folder, tmp_path, capsys):
+    (tmp_path / "file").write_text("")
+    assert runtime.main([str(folder), "--json", str(tmp_path / "file" / "x.json")]) == 2
+    assert "expected a writable place" in capsys.readouterr().err
+
+
+# `qrobust check`
+
+
+@pytest.fixture
+def verb(tmp_path, monkeypatch, capsys):
+    """`qrobust check ARGUMENTS` in this process: exit code, output, errors."""
+    monkeypatch.chdir(tmp_path)
+
+    def call(*arguments):
+        monkeypatch.setattr(sys, "argv", ["qrobust", "check", *map(str, arguments)])
+        with pytest.raises(SystemExit) as end:
+            main()
+        return int(end.value.code or 0), *capsys.readouterr()
+
+    return call
+
+
+def test_the_verb_is_the_same_check(folder, verb, capsys):
+    code, out, _ = verb(folder, "--queries", "7", "--seed", "3", "--json", "a.json")
+    assert runtime.main([str(folder), "--queries", "7", "--seed", "3", "--json", "b.json"]) == code == 0
+    assert capsys.readouterr().out == out
+    mine, other = (json.loads(Path(name).read_text()) | {"seconds": 0} for name in ("a.json", "b.json"))
+    assert mine == other
+
+
+def test_the_verb_pins_and_finds_a_baseline_by_path_and_by_name(folder, verb, tmp_path, monkeypatch):
+    assert verb(folder, "--update-baseline", "--reason", "first")[0] == 0
+    path = tmp_path / "export" / "baselines" / "linear.json"
+    assert verb(folder, "--baseline", path)[0] == 0
+    monkeypatch.setattr("qrobust.resources.folders", lambda kind: [tmp_path / "none", tmp_path / kind])
+    code, out, _ = verb(folder, "--baseline", "linear")
+    assert code == 0
+    assert f"Tested against {path}" in out
+    (tmp_path / "linear").write_text("{}")  # a path wins
+    code, _, error = verb(folder, "--baseline", "linear")
+    assert (code, error.count("\n")) == (2, 1)
+    assert verb(folder, "--baseline", "other")[0] == 2
+
+
+# The page
+
+
+def examples(language):
+    found = re.findall(rf"```{language}\n(.*?)```", PAGE.read_text(), re.S)
+    assert found
+    return found
+
+
+def test_the_action_and_the_hook_of_the_page_are_valid_and_run_a_command_that_exists():
+    yaml = pytest.importorskip("yaml", reason="PyYAML is not installed")
+    action, hook = (yaml.safe_load(text) for text in examples("yaml"))
+    (job,) = action["jobs"].values()
+    assert all(("uses" in step) != ("run" in step) for step in job["steps"])
+    (entry,) = [h["entry"] for repo in hook["repos"] for h in repo["hooks"]]
+    assert entry.startswith("qrobust check ")
+
+
+def test_every_option_of_the_page_is_one_of_the_verb_and_of_the_file(capsys, monkeypatch):
+    monkeypatch.setitem(os.environ, "COLUMNS", "200")
+    used = {
+        option
+        for text in re.findall(r"(?:qrobust check|verify\.py) [^`#\n]*", PAGE.read_text())
+        for option in re.findall(r"--[a-z-]+", text)
+    }
+    assert used >= {"--baseline", "--update-baseline", "--reason", "--json", "--junit", "--markdown"}
+    with pytest.raises(SystemExit):
+        runtime.main(["--help"])
+    assert used <= set(re.findall(r"--[a-z-]+", capsys.readouterr().out))
+    monkeypatch.setattr(sys, "argv", ["qrobust", "check", "--help"])
+    with pytest.raises(SystemExit):
+        main()
+    assert used <= set(re.findall(r"--[a-z-]+", capsys.readouterr().out))
