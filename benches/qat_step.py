@@ -3,18 +3,21 @@
     python benches/qat_step.py [--json benches/results/qat_step.json]
 
 Ours at 4 and 2 bits with FAT takes turns with our float step, and with a step on Brevitas' stock layers at 4 bits.
-Ratios are of medians against the float step; 1 would mean that quantisers cost nothing.
+Ratios are of medians against the float step; 1 would mean that quantisers cost nothing. Peak memory is that of one step
+in a process of its own, beyond what the network and the process held before.
 """
 
 from __future__ import annotations
 
 import argparse
+import json
 import statistics
 import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import peak
 import torch
 import train_step
 from brevitas.nn import QuantConv2d, QuantLinear, QuantReLU
@@ -95,7 +98,7 @@ def case(name: str, steps: int, batch: int, rounds: int) -> dict[str, Any]:
     return {
         "network": name, "steps": steps, "batch": batch, "seconds": wall, "processor_seconds": spent,
         "ratio_to_float": {way: median(wall, way) for way in ways},
-        "ratio_of_processor_time": {way: median(spent, way) for way in ways},
+        "ratio_of_processor_time": {way: median(spent, way) for way in ways}, **peaks(name, steps, batch),
     }  # fmt: skip
 
 
@@ -103,12 +106,28 @@ def median(seconds: dict[str, list[float]], way: str) -> float:
     return statistics.median(seconds[way]) / statistics.median(seconds["float"])
 
 
+def peaks(name: str, steps: int, batch: int) -> dict[str, dict[str, float]]:
+    """Megabytes of a step each way, and their ratios to the float step's."""
+    held = {way: peak.in_own_process(__file__, [way, name, steps, batch]) for way in WAYS}
+    return {"peak_megabytes": held, "ratio_of_peak": {way: held[way] / held["float"] for way in WAYS}}
+
+
+def memory(way: str, name: str, steps: int, batch: int) -> float:
+    """Of one step, in a process of its own."""
+    step, data = step_of(WAYS[way](name), steps), train_step.images(batch, channels_last=True)
+    return peak.megabytes(lambda: step(*data))
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--cases", type=int, default=len(CASES), help="the first so many")
     parser.add_argument("--json", type=Path)
+    parser.add_argument("--memory", help=argparse.SUPPRESS)
     options = parser.parse_args()
+    if options.memory:
+        print(memory(*json.loads(options.memory)))
+        return
     result: dict[str, Any] = {"cases": []}
     for name, steps, batch in CASES[: options.cases]:
         result["cases"].append(case(name, steps, batch, options.rounds))

@@ -15,13 +15,12 @@ from __future__ import annotations
 import argparse
 import json
 import statistics
-import subprocess
-import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import peak
 import torch
 import torchattacks
 from torch import Tensor, nn
@@ -163,7 +162,9 @@ def case(name: str, steps: int, batch: int, rounds: int) -> dict[str, Any]:
         "images_per_second": {way: batch / median[way] for way in WAYS if way != "passes"},
         "outside": outside(name, steps, batch, rounds),
         "same": {"loss": losses(name, steps), "weights": difference(name)},
-        "peak_megabytes": {way: memory(way, name, steps, batch) for way in WAYS if way != "passes"},
+        "peak_megabytes": {
+            way: peak.in_own_process(__file__, [way, name, steps, batch]) for way in WAYS if way != "passes"
+        },
     }  # fmt: skip
 
 
@@ -198,28 +199,10 @@ def losses(name: str, steps: int) -> tuple[float, float]:
 
 
 def memory(way: str, name: str, steps: int, batch: int) -> float:
-    """Peak memory of one step in a process of its own, beyond what the process held before, in megabytes."""
-    command = [sys.executable, "-W", "ignore", __file__, "--memory", json.dumps([way, name, steps, batch])]
-    return float(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
-
-
-def print_memory(way: str, name: str, steps: int, batch: int) -> None:
+    """Of one step, in a process of its own."""
     step = WAYS[way](name, steps)
     x, y = images(batch, channels_last=way.startswith("qrobust"))
-    if machine.device().type == "cuda":
-        torch.cuda.reset_peak_memory_stats()
-        step(x, y)
-        print(torch.cuda.max_memory_allocated() / 2**20)
-        return
-    Path("/proc/self/clear_refs").write_text("5")  # forgets the peak so far; Linux
-    before = peak()
-    step(x, y)
-    print(peak() - before)
-
-
-def peak() -> float:
-    line = next(line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("VmHWM"))
-    return int(line.split()[1]) / 1024
+    return peak.megabytes(lambda: step(x, y))
 
 
 def main() -> None:
@@ -230,7 +213,7 @@ def main() -> None:
     parser.add_argument("--memory", help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.memory:
-        print_memory(*json.loads(options.memory))
+        print(memory(*json.loads(options.memory)))
         return
     result: dict[str, Any] = {"versions": machine.versions(), "hardware": machine.hardware(), "cases": []}
     for name, steps, batch in CASES[: options.cases]:

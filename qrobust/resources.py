@@ -1,4 +1,4 @@
-"""Finding recipes and targets: a path wins, then the checkout's folder, then the installed share/qrobust.
+"""Finding recipes, targets and scenarios: a path wins, then the checkout's folder, then the installed share/qrobust.
 
 A name is the path below the folder of its kind, without suffix: `digits`, `spectral/cifar10-resnet18-at`.
 """
@@ -14,7 +14,7 @@ from typing import Any
 
 from .errors import RecipeError, did_you_mean
 
-KINDS = ("recipes", "export")
+KINDS = ("recipes", "export", "benches/scenarios")
 
 
 def find(kind: str, name: str) -> Path:
@@ -22,7 +22,7 @@ def find(kind: str, name: str) -> Path:
 
     Raises RecipeError if there is none.
 
-    kind: "recipes" or "export".
+    kind: one of KINDS, the folder below the checkout.
     """
     if name.endswith(".toml") or os.sep in name:
         path = Path(name)

@@ -1,0 +1,200 @@
+"""A race of artifacts: one run, calls in turn, so that ratios hold on a noisy machine."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from .. import machine
+from ..errors import RecipeError
+from ..progress import bar
+from ..runtime import Artifact, time_sessions, wilson
+from .executed import compute_type, executed, multiply_adds, placement
+from .memory import footprint
+from .scenario import Scenario
+from .sessions import ON_GPU, Bound, NullSession, beside_others, images_for, open_session, provider_of
+from .timing import Int8Peak, ratio_interval, statistics
+
+HARNESS = "(harness)"
+Record = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Contestant:
+    """An artifact on a provider (full name); `label` tells it from the others."""
+
+    label: str
+    artifact: Artifact
+    provider: str
+
+    @property
+    def bits(self) -> Any:
+        """32 for a float network, else what its manifest says."""
+        return self.artifact.manifest["bits"]
+
+
+@dataclass(frozen=True)
+class Load:
+    """What a session had to do: threads, images a call; peak: the int8 multiply-adds a second measured beside it."""
+
+    threads: int
+    batch: int
+    peak: float | None = None
+
+
+def bench(
+    artifacts: Sequence[Artifact],
+    scenario: Scenario | None = None,
+    *,
+    providers: Sequence[str] = (),
+    batches: Sequence[int] | None = None,
+    threads: int | Sequence[int] | None = None,
+    seconds: float | None = None,
+) -> Record:
+    """`race` of artifacts, each on every provider; other arguments change the scenario.
+
+    providers: as `sessions.provider_of` takes them; none for each artifact's own.
+    """
+    contestants = []
+    for name, artifact in zip(unique_names(artifacts), artifacts, strict=True):
+        for provider in providers or (artifact.manifest["target"]["provider"],):
+            label = name if len(providers) < 2 else f"{name} ({provider})"
+            contestants.append(Contestant(label, artifact, provider_of(provider)))
+    counts = (threads,) if isinstance(threads, int) else threads
+    return race(contestants, (scenario or Scenario()).changed(batches, counts, seconds))
+
+
+def race(contestants: Sequence[Contestant], scenario: Scenario) -> Record:
+    """Latency, throughput, memory, size and robustness of each contestant, side by side.
+
+    Ratios are of medians against the twin: the first float artifact (bits 32), on a GPU the first that computes
+    in float16 if there is one, else the first of all; above 1 is faster. Returns JSON:
+
+    - twin, scenario, versions, hardware; harness_us: what timing itself takes, by a session that returns at once.
+    - artifacts: by label what does not depend on the load: provider, nodes that ran by provider and kind, type
+      of the convolutions' input, multiply-adds an image, memory, load time, size, accuracies of the suite.
+    - results: one record for each contestant, thread count and batch size. int8_peak: multiply-adds a second of
+      a large integer product just then, on a CPU; int8_peak_share: how much of it a quantised network reaches.
+
+    Raises ArtifactError if a session does not run where it should, or a node ran elsewhere; RecipeError for two
+    contestants of one label.
+    """
+    labels = [one.label for one in contestants]
+    if len(set(labels)) < len(labels):
+        raise RecipeError(f"expected every artifact and provider once, got {', '.join(labels)}; leave out one")
+    with bar("bench", len(contestants) + len(scenario.threads) * len(scenario.batch), "steps") as moving:
+        facts = {}
+        for one in contestants:
+            facts[one.label] = _facts(one, scenario)
+            moving.advance()
+        twin = _twin(contestants, facts)
+        overheads, results = [], []
+        for threads in scenario.threads:
+            sessions = {one.label: _session(one, threads) for one in contestants}
+            for batch in scenario.batch:
+                times, peak = _times(contestants, sessions, scenario, Load(threads, batch))
+                overheads.append(float(np.median(times.pop(HARNESS))) * 1e3)
+                results += _records(contestants, facts, times, Load(threads, batch, peak), twin)
+                moving.advance()
+    return {
+        "twin": twin,
+        "scenario": scenario.model_dump(mode="json"),
+        "harness_us": max(overheads),
+        "artifacts": facts,
+        "results": results,
+        "versions": machine.versions(),
+        "hardware": {"cpu": machine.processor(), "cores": os.cpu_count()},
+    }
+
+
+def unique_names(artifacts: Sequence[Artifact]) -> list[str]:
+    """The artifacts' names, or their paths where two share a name."""
+    names = [artifact.name for artifact in artifacts]
+    return [a.name if names.count(a.name) == 1 else str(a.path) for a in artifacts]
+
+
+def suite_accuracy(artifact: Artifact) -> Record:
+    """Accuracies of the network before export on the suite: clean, and worst case of all sets with its interval."""
+    suite = artifact.suite
+    right = {name: suite[f"label.{name}"] == suite["y"] for name in artifact.sets}
+    worst = np.all(list(right.values()), axis=0)
+    low, high = wilson(int(worst.sum()), len(worst))
+    shares = {"clean_accuracy": float(right["clean"].mean()), "worst_case": float(worst.mean())}
+    return {**shares, "worst_case_ci95": [low, high], "suite_n": len(worst)}
+
+
+def _facts(one: Contestant, scenario: Scenario) -> Record:
+    nodes = executed(one.artifact, one.provider)
+    return {
+        "provider": one.provider,
+        "bits": one.bits,
+        "target": one.artifact.manifest["target"]["name"],
+        "threat": one.artifact.manifest["threat"],
+        "executed": placement(nodes),
+        "compute_type": compute_type(nodes),
+        "multiply_adds": multiply_adds(one.artifact),
+        **footprint(one.artifact, one.provider, threads=scenario.threads[0], batch=scenario.batch[0]),
+        "size_bytes": one.artifact.manifest["files"]["model.onnx"]["size_bytes"],
+        **suite_accuracy(one.artifact),
+    }
+
+
+def _twin(contestants: Sequence[Contestant], facts: dict[str, Record]) -> str:
+    floats = [one for one in contestants if one.bits == 32]
+    fast = [one for one in floats if one.provider in ON_GPU and facts[one.label]["compute_type"] == "float16"]
+    return (fast or floats or contestants)[0].label
+
+
+def _session(one: Contestant, threads: int) -> Any:
+    session = open_session(one.artifact, one.provider, threads)
+    return session if threads == 1 or one.provider in ON_GPU else beside_others(session, one.artifact)
+
+
+def _times(
+    contestants: Sequence[Contestant], sessions: dict[str, Any], scenario: Scenario, load: Load
+) -> tuple[dict[str, list[float]], float | None]:
+    """Milliseconds by label and of the harness, and the int8 peak around them, None where all run on a GPU."""
+    bound = {one.label: Bound(sessions[one.label], images_for(one.artifact, load.batch)) for one in contestants}
+    racers = {HARNESS: NullSession(), **bound}
+    peak = None if all(one.provider in ON_GPU for one in contestants) else Int8Peak(load.threads)
+    if peak:
+        peak.measure()
+    times = time_sessions(
+        racers,
+        np.empty(0),
+        min_seconds=scenario.min_seconds,
+        min_runs=scenario.min_runs,
+        warmup=scenario.warmup,
+    )
+    if peak:
+        peak.measure()
+    return times, peak.macs_per_second if peak else None
+
+
+def _records(
+    contestants: Sequence[Contestant], facts: dict[str, Record], times: dict[str, list[float]], load: Load, twin: str
+) -> list[Record]:
+    return [_record(one, facts[one.label], times[one.label], times[twin], load) for one in contestants]
+
+
+def _record(one: Contestant, facts: Record, mine: Sequence[float], twin: Sequence[float], load: Load) -> Record:
+    figures = statistics(mine, load.batch)
+    share = None
+    if load.peak and one.provider not in ON_GPU and one.bits != 32:
+        share = facts["multiply_adds"] * figures["images_per_second"] / load.peak
+    return {
+        "name": one.label,
+        "bits": one.bits,
+        "threads": load.threads,
+        "batch": load.batch,
+        **figures,
+        "size_bytes": facts["size_bytes"],
+        "speedup": float(np.median(twin) / np.median(mine)),
+        "speedup_ci95": list(ratio_interval(twin, mine)),
+        "int8_peak": load.peak,
+        "int8_peak_share": share,
+    }

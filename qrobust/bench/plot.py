@@ -1,0 +1,77 @@
+"""Accuracy under attack against what it costs: one point an artifact."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from ..errors import RunError
+
+SUFFIXES = (".png", ".svg")
+COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")  # Okabe and Ito
+MARKERS = "osDv^P"
+
+
+def expect_image(path: Path) -> None:
+    """Raises RunError unless the file's name ends as a figure that can be drawn."""
+    if path.suffix.lower() not in SUFFIXES:
+        raise RunError(f"expected a file that ends in .png or .svg for --plot, got {path}")
+
+
+def plot(result: dict[str, Any], path: Path) -> None:
+    """Draw worst-case accuracy against latency (smallest batch, first thread count) and against file size.
+
+    result: of `race`. Bars are 95 % intervals. Needs matplotlib. Raises RunError for a path that cannot be written.
+    """
+    from matplotlib import rc_context
+    from matplotlib.figure import Figure
+
+    expect_image(path)
+    rows = _rows(result)
+    figure = Figure(figsize=(11, 4.8), layout="constrained")
+    panels = figure.subplots(1, 2, sharey=True)
+    _panel(panels[0], rows, "p50_ms", 1.0, f"median latency, ms ({_load(rows[0])})")
+    large = max(row["size_bytes"] for row in rows) >= 1e6
+    _panel(panels[1], rows, "size_bytes", 1e-6 if large else 1e-3, f"size of the file, {'MB' if large else 'kB'}")
+    panels[0].set_ylabel("accuracy under attack, %")
+    figure.suptitle(_title(rows), fontsize=12)
+    figure.legend(*panels[0].get_legend_handles_labels(), loc="outside right center", frameon=False)
+    images = f"Worst case of the stored attacks on {rows[0]['suite_n']} images, 95 % intervals."
+    note = f"{result['hardware']['cpu']}. {images} Stored examples can only overestimate robustness."
+    figure.supxlabel(note, fontsize=8, color="#555555")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with rc_context({"svg.hashsalt": "qrobust"}):  # the same result, the same bytes
+            figure.savefig(path, dpi=200, metadata={"Date": None} if path.suffix.lower() == ".svg" else None)
+    except OSError as error:
+        raise RunError(f"expected a writable place for {path}, got: {error.strerror}; choose another") from error
+
+
+def _rows(result: dict[str, Any]) -> list[dict[str, Any]]:
+    first = result["results"][0]["threads"]
+    smallest = min(row["batch"] for row in result["results"])
+    chosen = [row for row in result["results"] if (row["threads"], row["batch"]) == (first, smallest)]
+    return [{**result["artifacts"][row["name"]], **row} for row in chosen]
+
+
+def _load(row: dict[str, Any]) -> str:
+    threads = row["threads"]
+    return f"batch {row['batch']}, {threads or 'all'} thread{'' if threads == 1 else 's'}"
+
+
+def _title(rows: list[dict[str, Any]]) -> str:
+    threats = {f"{row['threat']['norm']}, eps {row['threat']['eps'] * 255:.3g}/255" for row in rows}
+    return "Accuracy under attack against latency and size" + (f" ({threats.pop()})" if len(threats) == 1 else "")
+
+
+def _panel(panel: Any, rows: list[dict[str, Any]], key: str, factor: float, label: str) -> None:
+    for index, row in enumerate(rows):
+        low, high = row["worst_case_ci95"]
+        share, colour = row["worst_case"], COLOURS[index % len(COLOURS)]
+        bars = [[100 * (share - low)], [100 * (high - share)]]
+        style = {"fmt": MARKERS[index % len(MARKERS)], "markersize": 8, "elinewidth": 1.2, "capsize": 3, "alpha": 0.85}
+        panel.errorbar(row[key] * factor, 100 * share, yerr=bars, color=colour, label=row["name"], **style)
+    panel.set(xlabel=label, xlim=(0, 1.12 * factor * max(row[key] for row in rows)))
+    panel.grid(visible=True, color="#e4e4e4", linewidth=0.8)
+    panel.set_axisbelow(True)
+    panel.spines[["top", "right"]].set_visible(False)

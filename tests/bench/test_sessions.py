@@ -1,0 +1,107 @@
+"""Sessions on a provider, or one line that says what is missing."""
+
+import sys
+
+import numpy as np
+import onnxruntime
+import pytest
+import torch
+
+from qrobust.bench.sessions import (
+    OPENVINO,
+    PROVIDERS,
+    Bound,
+    NullSession,
+    beside_others,
+    images_for,
+    open_session,
+    provider_of,
+    require,
+)  # fmt: skip
+from qrobust.errors import RecipeError
+from qrobust.runtime import ArtifactError
+
+CPU = PROVIDERS["cpu"]
+
+
+def test_short_names_and_full_ones():
+    assert [provider_of(name) for name in ("cpu", "cuda", "tensorrt", "openvino")] == [*PROVIDERS.values()]
+    assert provider_of("CUDAExecutionProvider") == "CUDAExecutionProvider"
+    assert provider_of("CoreMLExecutionProvider") == "CoreMLExecutionProvider"
+    assert provider_of("OpenVINOExecutionProvider") == OPENVINO
+    with pytest.raises(RecipeError, match=r"expected a provider, got 'cude'; did you mean 'cuda'\?"):
+        provider_of("cude")
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="here nothing is missing")
+@pytest.mark.parametrize("name", ["cuda", "tensorrt"])
+def test_a_gpu_that_is_not_there_is_one_line_and_silent(name, artifacts, capfd):
+    if PROVIDERS[name] not in onnxruntime.get_available_providers():
+        pytest.skip("this onnxruntime has no such provider at all")
+    with pytest.raises(ArtifactError, match=rf"expected the libraries of {PROVIDERS[name]}, got none called lib.*; "):
+        open_session(artifacts[4], PROVIDERS[name], 1)
+    assert capfd.readouterr() == ("", "")
+
+
+def test_the_cpu_needs_nothing():
+    require(CPU)
+
+
+def test_openvino_that_is_not_installed_is_named(artifacts, monkeypatch):
+    monkeypatch.setitem(sys.modules, "openvino", None)
+    with pytest.raises(ArtifactError, match="expected the package openvino, got none; pip install openvino"):
+        open_session(artifacts[4], OPENVINO, 1)
+
+
+@pytest.mark.parametrize("bits", [32, 8])
+def test_openvino_says_what_onnxruntime_says(bits, artifacts):
+    pytest.importorskip("openvino", reason="openvino is for development only")
+    one, x = artifacts[bits], images_for(artifacts[bits], 5)
+    session = open_session(one, OPENVINO, 1)
+    feed = {session.get_inputs()[0].name: x}
+    (ours,), (theirs,) = open_session(one, CPU, 1).run(None, feed), session.run(None, feed)
+    assert theirs.shape == (5, 10)
+    assert np.abs(ours - theirs).max() < 0.05 * np.abs(ours).max()  # OpenVINO may compute floats in bfloat16
+
+
+def test_openvino_refuses_in_one_line(artifacts, tmp_path):
+    pytest.importorskip("openvino", reason="openvino is for development only")
+    from qrobust.bench.sessions import OpenVinoSession
+
+    (tmp_path / "model.onnx").write_bytes(b"no graph")
+    with pytest.raises(ArtifactError, match=r"expected a file that OpenVINO reads, got .*target openvino") as caught:
+        OpenVinoSession(tmp_path / "model.onnx", 1)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_session_beside_others_says_the_same(artifacts):
+    session, x = open_session(artifacts[4], CPU, 2), images_for(artifacts[4], 3)
+    again = beside_others(session, artifacts[4])
+    feed = {session.get_inputs()[0].name: x}
+    assert again.get_session_options().intra_op_num_threads == 2
+    assert again.get_session_options().get_session_config_entry("session.force_spinning_stop") == "1"
+    assert np.array_equal(again.run(None, feed)[0], session.run(None, feed)[0])
+    assert isinstance(beside_others(NullSession(), artifacts[4]), NullSession)
+
+
+def test_images_are_as_the_artifact_takes_them(artifacts):
+    one = artifacts[4]
+    x = images_for(one, 20)
+    assert (x.shape, x.dtype) == ((20, 1, 8, 8), np.float32)
+    assert np.array_equal(x[12:] * 255, one.suite["x.clean"][:8].astype(np.float32))
+    assert images_for(one, 3).shape == (3, 1, 8, 8)
+
+
+def test_images_of_a_camera(artifacts, monkeypatch):
+    asked = artifacts[4].manifest["input"] | {"dtype": "uint8", "layout": "NHWC"}
+    monkeypatch.setitem(artifacts[4].manifest, "input", asked)
+    x = images_for(artifacts[4], 3)
+    assert (x.shape, x.dtype, x.flags["C_CONTIGUOUS"]) == ((3, 8, 8, 1), np.uint8, True)
+    assert np.array_equal(x[..., 0], artifacts[4].suite["x.clean"][:3, 0])
+
+
+def test_a_bound_session_sees_its_own_images(artifacts):
+    session, x = open_session(artifacts[4], CPU, 1), images_for(artifacts[4], 2)
+    (bound,) = Bound(session, x).run(None, {"x": np.empty(0)})
+    assert np.array_equal(bound, session.run(None, {session.get_inputs()[0].name: x})[0])
+    assert Bound(NullSession(), x).run(None, {}) == []
