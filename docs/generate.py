@@ -61,7 +61,6 @@ NAME with its folder; the others are what the paper prints, in percent.
 - A network that a paper has in several tables has one recipe and stands in each, with the numbers printed there. For
   ResNet-20 of the Fourier-domain study these are three sets, 1.8 points apart in clean accuracy.
 - Accuracies on filtered images belong to evaluation; they are in the recipes' `claim`.
-- FAT belongs to quantised networks here, so QM-32 + FAT of the Fourier-domain study's table 5 has no recipe.
 - CW-20 (L2) is not bounded by eps. C&W of the spectral perspective is printed without its steps; here it takes 30."""
 VERBS = ("run", "train", "eval", "compare", "export", "bench", "check", "recipes", "targets", "doctor")
 

@@ -27,6 +27,10 @@ ATTACKS_HELP = (
     "Names with commas, as gn,fgsm,pgd-20,cw-inf-30,autoattack; or a protocol: fd (the columns of the "
     "Fourier-domain study), sp (of the spectral perspective). Default: the recipe's."
 )
+INPUT_HELP = "float32-nchw: images in [0,1]; uint8-nhwc: a camera's bytes. Default: the recipe's."
+BASELINE_HELP = "Compare with pinned outcomes: a file, or a name in export/baselines."
+PROVIDER_HELP = "cpu, cuda, tensorrt, openvino; several with commas. Default: each artifact's own."
+SCENARIO_HELP = "single-stream, offline, or a TOML file. Default: batch 1 and 32, one thread, two seconds each."
 RecipeName = Annotated[str, typer.Argument(metavar="RECIPE", help="Name of a shipped recipe, or path of a TOML file.")]
 Overrides = Annotated[
     Optional[list[str]],  # noqa: UP045
@@ -132,57 +136,87 @@ def export(
     out: Annotated[Path, typer.Option("--out", metavar="DIR", help="Folder for the artifacts, one a width.")] = Path(
         "artifacts"
     ),
+    input: Annotated[str, typer.Option("--input", metavar="KIND", help=INPUT_HELP)] = "",
 ) -> int:
     """Export every width of a run for a deployment target."""
-    from .export import load_target
+    from .errors import ExportError, did_you_mean
+    from .export import INPUTS, load_target
     from .run import Run
 
+    if input and input not in INPUTS:
+        raise ExportError(f"expected --input {' or '.join(INPUTS)}, got {input!r}{did_you_mean(input, INPUTS)}")
     chosen, source = load_target(target), Run.open(folder)
     for bits in source.recipe.bits:
-        print(source.export(bits, chosen, out / f"qm-{bits}"))
+        print(source.export(bits, chosen, out / f"qm-{bits}", input or None))
     return 0
 
 
 @app.command()
 def bench(
     artifacts: Artifacts,
-    batch: Annotated[str, typer.Option("--batch", metavar="N,N", help="Batch sizes.")] = "1,32",
-    threads: Annotated[int, typer.Option("--threads", metavar="N", min=0, help="Threads a session; 0: all.")] = 1,
-    seconds: Annotated[float, typer.Option("--seconds", min=0.1, help="Least time a batch size.")] = 2.0,
+    provider: Annotated[str, typer.Option("--provider", metavar="NAME,...", help=PROVIDER_HELP)] = "",
+    batch: Annotated[str, typer.Option("--batch", metavar="N,N", help="Batch sizes (default: the scenario's).")] = "",
+    threads: Annotated[str, typer.Option("--threads", metavar="N,N", help="Threads a session; 0: all.")] = "",
+    seconds: Annotated[Optional[float], typer.Option("--seconds", help="Least time a batch size and count.")] = None,  # noqa: UP045
+    scenario: Annotated[str, typer.Option("--scenario", metavar="NAME|PATH", help=SCENARIO_HELP)] = "",
+    plot: Annotated[Optional[Path], typer.Option("--plot", metavar="F", help="Draw accuracy against cost.")] = None,  # noqa: UP045
     json: Json = None,
 ) -> int:
-    """Time artifacts side by side in one run."""
+    """Time artifacts side by side in one run, with their memory, size and robustness."""
+    from rich.console import Console
+
+    from .bench import Scenario, load_scenario
     from .bench import bench as measure
+    from .bench.plot import expect_image
+    from .bench.plot import plot as draw
+    from .bench.tables import facts, timings
     from .runtime import Artifact
 
-    sizes = _sizes(batch)
-    result = measure([Artifact.load(a) for a in artifacts], batches=sizes, threads=threads, seconds=seconds)
+    if plot:
+        expect_image(plot)  # before minutes of timing
+    settings = (load_scenario(scenario) if scenario else Scenario()).changed(
+        _counts("batch", batch), _counts("threads", threads), seconds
+    )
+    providers = [name.strip() for name in provider.split(",") if name]
+    result = measure([Artifact.load(a) for a in artifacts], settings, providers=providers)
     _write(json, result)
-    for row in result["results"]:
-        times = f"p50 {row['p50_ms']:8.3f} ms  p90 {row['p90_ms']:8.3f} ms  {row['images_per_second']:9.0f} images/s"
-        print(f"{row['name']:<28} batch {row['batch']:>4}  {times}  {row['speedup']:5.2f} × {result['twin']}")
+    console = Console()
+    console = console if console.is_terminal else Console(width=TABLE_WIDTH)
+    console.print(timings(result), facts(result))
+    if plot:
+        draw(result, plot)
     return 0
 
 
 @app.command()
 def check(
     artifact: Annotated[Path, typer.Argument(metavar="ARTIFACT", help="Artifact folder.")],
+    baseline: Annotated[str, typer.Option("--baseline", metavar="NAME|F", help=BASELINE_HELP)] = "",
+    update: Annotated[bool, typer.Option("--update-baseline", help="Pin the outcomes, to F if given.")] = False,
+    reason: Annotated[str, typer.Option("--reason", metavar="TEXT", help="Why the baseline changes.")] = "",
     json: Json = None,
+    junit: Annotated[Optional[Path], typer.Option("--junit", metavar="F", help="Write JUnit XML to F.")] = None,  # noqa: UP045
+    markdown: Annotated[Optional[Path], typer.Option("--markdown", metavar="F", help="Write Markdown to F.")] = None,  # noqa: UP045
     queries: Annotated[Optional[int], typer.Option("--queries", metavar="N", help="Queries an image.")] = None,  # noqa: UP045
     seed: Seed = 0,
 ) -> int:
     """Check an artifact on its runtime: integrity, parity, replayed suite, gradient-free attack."""
+    from . import runtime
     from .progress import bar
-    from .runtime import Artifact, format_report
-    from .runtime import check as judge
 
-    loaded = Artifact.load(artifact)
-    steps = len(loaded.sets) + (queries or int(loaded.manifest["square"]["queries"]))
-    with bar("check", steps, "steps") as moving:
-        report = judge(loaded, queries=queries, seed=seed, on_step=lambda _done, _total: moving.advance())
-    _write(json, report.to_dict())
-    print(format_report(report))
-    return 0 if report.passed else 1
+    loaded = runtime.Artifact.load(artifact)
+    pin = runtime.pinned_at(loaded, Path(baseline) if baseline else None, update, reason)
+    against = _baseline(baseline) if baseline and not update else None
+    steps = queries or int(loaded.manifest["square"]["queries"])
+    with bar("check", steps, "queries") as moving:
+        report = runtime.check(
+            loaded,
+            baseline=against,
+            queries=queries,
+            seed=seed,
+            on_step=lambda _done, _total: moving.advance(),
+        )
+    return runtime.conclude(report, {"json": json, "junit": junit, "markdown": markdown, "baseline": pin}, reason)
 
 
 @app.command()
@@ -233,19 +267,27 @@ def _joined() -> AbstractContextManager[None]:
     return joined()
 
 
+def _baseline(name: str) -> Path:
+    """A baseline as targets are found: a path wins, then the checkout's export/baselines, then what is installed."""
+    from . import resources
+
+    shelves = [folder / "baselines" / f"{name.removesuffix('.json')}.json" for folder in resources.folders("export")]
+    return next((path for path in (Path(name), *shelves) if path.is_file()), Path(name))
+
+
 def _speaks() -> bool:
     from .distributed import is_first
 
     return is_first()
 
 
-def _sizes(text: str) -> list[int]:
+def _counts(option: str, text: str) -> list[int] | None:
     from .errors import RecipeError
 
-    parts = [part.strip() for part in text.split(",")]
-    if not all(part.isdigit() and int(part) > 0 for part in parts):
-        raise RecipeError(f"expected batch sizes as 1,32, got {text!r}")
-    return [int(part) for part in parts]
+    parts = [part.strip() for part in text.split(",")] if text else []
+    if not all(part.isdigit() for part in parts):
+        raise RecipeError(f"expected --{option} as 1,32, got {text!r}")
+    return [int(part) for part in parts] or None
 
 
 def _write(path: Path | None, result: object) -> None:

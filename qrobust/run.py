@@ -15,6 +15,7 @@ but training is never thrown away: there another key is an error.
 
 from __future__ import annotations
 
+import copy
 import time
 from collections.abc import Callable, Iterator, Sequence
 from functools import cached_property, partial
@@ -79,6 +80,7 @@ class Run:
     def train(self) -> None:
         """Train the float network, then quantise width by width."""
         self._refuse_another_training()  # before anything in the folder changes
+        self._refuse_unquantisable()
         distributed.wait()
         if distributed.is_first():
             write_text(self.folder / "recipe.toml", recipe.dump(self.recipe))
@@ -144,12 +146,14 @@ class Run:
         distributed.wait()
         return outcomes.to_dict() | more
 
-    def export(self, bits: int, target: Target | None = None, folder: Path | None = None) -> Path:
-        """Write the artifact of a width; returns its folder."""
-        chosen = target or self.target
+    def export(
+        self, bits: int, target: Target | None = None, folder: Path | None = None, input: str | None = None
+    ) -> Path:
+        """Write the artifact of a width; returns its folder. target, input: None for the recipe's."""
+        chosen, images_as = target or self.target, input or self.recipe.export.input
         place = folder or self._at(bits) / "artifact"
         before = {k: v for k, v in read_json(self._at(bits) / "eval.json").items() if k != "key"}
-        key = self._export_key(bits, chosen)
+        key = digest([self._export_key(bits, chosen), images_as])
         record = place.with_name(f"{place.name}.json") if folder else self._at(bits) / "export.json"
         if place.is_dir() and self._done(record, key):
             return place
@@ -170,6 +174,7 @@ class Run:
             recipe=self.recipe.model_dump(mode="json", exclude_none=True),
             suite=suite,
             before=before,
+            input=images_as,
         )
         write_artifact(place, self.network(bits), self.dataset, chosen, contents)
         ops = optimised_ops(place / "model.onnx", chosen)
@@ -261,7 +266,8 @@ class Run:
             if isinstance(model, fx.GraphModule):
                 quant.round_biases(model)
             if distributed.is_first():
-                save_weights(self._weights(bits, name), model, {"key": job.key, "bits": bits})
+                kept = quant.fold_fat(copy.deepcopy(model)) if bits == FLOAT else model
+                save_weights(self._weights(bits, name), kept, {"key": job.key, "bits": bits})
         distributed.wait()
         return {
             "bits": bits,
@@ -276,11 +282,17 @@ class Run:
     def _start(self, bits: int) -> nn.Module:
         """The network that training of a width starts from."""
         if bits == FLOAT:
-            return self.untrained(FLOAT)
+            model, settings = machine.placed(self.untrained(FLOAT)), self.recipe.train
+            if settings.fat == "none":
+                return model
+            images = self._calibration(settings.batch_size)  # behind FAT, batch-norm's first statistics are far off
+            return quant.quantize(model, FLOAT, fat=settings.fat, calibration=images)
+        assert self.recipe.quant is not None
+        images = self._calibration(self.recipe.quant.calibration)
         before = self.recipe.bits[self.recipe.bits.index(bits) - 1]
         if before == FLOAT:
-            return self._quantized(self.network(FLOAT), bits, self._calibration())
-        return quant.requantize(self.network(before), bits, calibration=self._calibration())
+            return self._quantized(self.network(FLOAT), bits, images)
+        return quant.requantize(self.network(before), bits, calibration=images)
 
     def untrained(self, bits: int) -> nn.Module:
         """The network of a width before training, on the CPU; quantisers not yet placed."""
@@ -310,9 +322,8 @@ class Run:
         quant.set_straight_through(quantized, settings.straight_through)
         return quantized
 
-    def _calibration(self) -> tuple[Tensor, ...]:
-        assert self.recipe.quant is not None
-        images = self.dataset.train.take(slice(0, self.recipe.quant.calibration))
+    def _calibration(self, count: int) -> tuple[Tensor, ...]:
+        images = self.dataset.train.take(slice(0, count))
         return (data.to_unit(images.x, machine.device(), channels_last=True),)
 
     def _stage(self, path: Path, key: str, work: Callable[[], dict[str, Any]]) -> None:
@@ -335,6 +346,12 @@ class Run:
                     f"expected a run of this recipe in {self.folder}, got one trained with other settings "
                     "(data, model, threat, train, quant or seed differ); give another --out or remove it"
                 )
+
+    def _refuse_unquantisable(self) -> None:
+        """Raises ModelError for what quantisation would refuse of the network, before the float one takes its hours."""
+        missing = [b for b in self.recipe.bits if b != FLOAT and not (self._at(b) / "train.json").exists()]
+        if missing:  # one tells for all: patterns and modules are the same
+            self.untrained(missing[0])
 
     def _done(self, path: Path, key: str) -> bool:
         """Whether a stage's file is there and of these settings."""

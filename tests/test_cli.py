@@ -66,7 +66,9 @@ BAD = {
     "no run folder": (lambda f: ["export", "nowhere"], "recipe.toml"),
     "unknown target": (lambda f: _override("export.target=ort-gpu"), "did you mean"),
     "no artifact": (lambda f: ["check", "nowhere"], "expected"),
-    "batch sizes": (lambda f: ["bench", "nowhere", "--batch", "1;2"], "1,32"),
+    "batch sizes": (lambda f: ["bench", "nowhere", "--batch", "1;2"], "expected --batch as 1,32, got '1;2'"),
+    "unknown scenario": (lambda f: ["bench", "nowhere", "--scenario", "ofline"], "did you mean 'offline'?"),
+    "kind of figure": (lambda f: ["bench", "nowhere", "--plot", "f.jpg"], "ends in .png or .svg for --plot, got f.jpg"),
 }
 
 

@@ -14,10 +14,13 @@ from pathlib import Path
 import pytest
 import torch
 
-from qrobust import data, machine, recipe
-from qrobust.quant import quantizers
+from qrobust import data, machine, models, recipe
+from qrobust.errors import ModelError
+from qrobust.quant import mask_statistics, quantize, quantizers
 from qrobust.run import Run
 from qrobust.runtime import Artifact
+from qrobust.train import load_weights, loop
+from qrobust.train.checkpoint import load_state
 
 from .conftest import call, overrides
 
@@ -176,6 +179,94 @@ def test_statistics_are_means_over_the_training_images(distilled: Run) -> None:
         hook.remove()
         means = torch.stack([x.mean((0, 2, 3)) for x in seen]).mean(0)
         torch.testing.assert_close(model.get_submodule(first).running_mean, means, atol=1e-5, rtol=1e-4)
+
+
+TRANSFORMED = overrides(
+    "bits=[32, 4]", "train.fat=normalised", "train.epochs=2", "train.milestones=[]", "train.sar.start=0",
+    "train.awp.start=0", "train.average.start=0", "train.average.deploy=true", "data.train_size=200",
+    "data.test_size=40", "evaluate.n=40", "evaluate.attacks=['fgsm']", "export.suite_n=40",
+    "export.suite_attacks=['fgsm']",
+)[1::2]  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def transformed(tmp_path_factory: pytest.TempPathFactory) -> Run:
+    """A float network that trained behind FAT, perturbed and averaged, and QM-4 from it."""
+    run = Run(recipe.load("digits", TRANSFORMED), tmp_path_factory.mktemp("transformed") / "run")
+    run.train()
+    return run
+
+
+@pytest.mark.parametrize("name", ["model", "average"])
+def test_a_float_network_trains_behind_fat_and_is_kept_without(transformed: Run, name: str) -> None:
+    """To the bit the network of the best epoch in the checkpoint, whose masks have moved."""
+    folder, fresh = transformed.folder / "qm-32", transformed.untrained(32)
+    behind = quantize(fresh, 32, fat="normalised", calibration=None)
+    behind.load_state_dict(load_state(folder / "checkpoint" / "last.safetensors").best_of(name))
+    load_weights(folder / f"{name}.safetensors", fresh)
+    x = data.to_unit(transformed.dataset.test.take(slice(0, 40)).x, torch.device("cpu"), channels_last=True)
+    with torch.no_grad():
+        assert torch.equal(machine.placed(fresh).eval()(x), machine.placed(behind).eval()(x))
+    masks = [json.loads(line)["masks"] for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    assert [set(epoch) for epoch in masks] == [set(mask_statistics(behind))] * 2
+    assert masks[0] != masks[1]
+
+
+def test_training_behind_fat_continues_bit_identically(
+    transformed: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Stopped after each epoch, the last of the float network too."""
+
+    def stop(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    run = Run(transformed.recipe, tmp_path / "run")
+    with monkeypatch.context() as patch:
+        patch.setattr(loop, "_say", stop)
+        for _ in range(transformed.recipe.train.epochs):
+            with pytest.raises(KeyboardInterrupt):
+                run.train()
+    run.train()
+    for name in ("qm-32/model", "qm-32/average", "qm-4/model"):
+        file = f"{name}.safetensors"
+        assert (run.folder / file).read_bytes() == (transformed.folder / file).read_bytes(), name
+
+
+def test_a_float_network_behind_fat_is_judged_and_exported(transformed: Run) -> None:
+    for bits in (32, 4):
+        transformed.evaluate(bits)
+        artifact = Artifact.load(transformed.export(bits))
+        assert artifact.manifest["bits_per_layer"]["layer1.0.conv1"] == bits
+        reference = artifact.manifest["reference"]["clean"]
+        assert artifact.manifest["metrics"]["after"]["clean"] == pytest.approx(reference, abs=0.05)
+
+
+class Normalised(torch.nn.Sequential):
+    """A network with a module that has no quantised form."""
+
+    def __init__(self) -> None:
+        conv, norm, pool = torch.nn.Conv2d(1, 4, 3), torch.nn.GroupNorm(2, 4), torch.nn.AdaptiveAvgPool2d(1)
+        super().__init__(conv, norm, pool, torch.nn.Flatten(), torch.nn.Linear(4, 10))
+
+
+@pytest.mark.parametrize(
+    ("setting", "message"),
+    [
+        ("quant.layers={'layr3.*' = 8}", r"got 'layr3\.\*'; did you mean 'layer3\.\*'\?"),
+        ("quant.layers={'layer3.0.conv1' = 8, 'layer3.*' = 4}", "from general to special, got 'layer3.0.conv1'"),
+        ("model.name=normalised", "^1: no quantised form of GroupNorm; supported"),
+    ],
+)
+def test_what_cannot_be_quantised_is_refused_before_training(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, setting: str, message: str
+) -> None:
+    build = models.build
+    monkeypatch.setattr(models, "build", lambda name, **k: Normalised() if name == "normalised" else build(name, **k))
+    run = Run(recipe.load("digits", [setting]), tmp_path / "run")
+    with pytest.raises(ModelError, match=message) as caught:
+        run.train()
+    assert "\n" not in str(caught.value)
+    assert not run.folder.exists()
 
 
 def test_the_order_of_patterns_is_another_training(tmp_path: Path) -> None:

@@ -3,34 +3,29 @@
 from __future__ import annotations
 
 import hashlib
-import json
 import shutil
 import tempfile
-from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import onnx
-import onnxruntime
-from torch import Tensor, nn
+from torch import nn
 
 from .. import __version__, machine, runtime
 from ..data import Dataset
 from ..errors import ExportError, RunError
 from ..quant import INPUT, OUTPUT, bits_per_layer
+from ..storage import write_json
 from ..threat import Threat
-from .lowering import lower
+from .lowering import INPUTS, lower
+from .optimised import check_ops, present_provider
+from .parity import parity
 from .suite import Arrays, suite_accuracy, suite_bytes
 from .target import Target
 
-LEVELS = {
-    "disable": onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL,
-    "basic": onnxruntime.GraphOptimizationLevel.ORT_ENABLE_BASIC,
-    "extended": onnxruntime.GraphOptimizationLevel.ORT_ENABLE_EXTENDED,
-    "all": onnxruntime.GraphOptimizationLevel.ORT_ENABLE_ALL,
-}
+PARITY_IMAGES = 1000
 
 
 @dataclass(frozen=True)
@@ -38,7 +33,7 @@ class Contents:
     """What goes into an artifact besides the graph.
 
     name: of the artifact. bits: 32 or the width. recipe: resolved. suite: from `make_suite`. before: metrics
-    of the torch network, as its evaluation gives them.
+    of the torch network, as its evaluation gives them. input: one of `INPUTS`.
     """
 
     name: str
@@ -48,6 +43,7 @@ class Contents:
     recipe: Mapping[str, Any]
     suite: Arrays
     before: Mapping[str, Any]
+    input: str = INPUTS[0]
 
 
 def write_artifact(folder: Path, model: nn.Module, dataset: Dataset, target: Target, contents: Contents) -> None:
@@ -71,18 +67,24 @@ def write_artifact(folder: Path, model: nn.Module, dataset: Dataset, target: Tar
 
 
 def _fill(folder: Path, model: nn.Module, dataset: Dataset, target: Target, contents: Contents) -> None:
-    example = Tensor(dataset.test.take(slice(0, 1)).x.float() / 255)
+    images = dataset.test.take(slice(0, PARITY_IMAGES)).x.float() / 255
     described = {"recipe": str(contents.recipe.get("name", "")), "bits": str(contents.bits)}
-    (folder / "model.onnx").write_bytes(lower(model, example, target, described))
+    data = lower(model, images[:1], target, described, input=contents.input)
+    (folder / "model.onnx").write_bytes(data)
     (folder / "suite.npz").write_bytes(suite_bytes(contents.suite))
     shutil.copyfile(runtime.__file__, folder / "verify.py")
     manifest = _manifest(folder, model, dataset, target, contents)
     path = folder / "manifest.json"
-    path.write_text(json.dumps(manifest, indent=2) + "\n")
-    if target.integer_convolutions and contents.bits < 32:
-        check_integer(folder / "model.onnx", target, model)
-    manifest["metrics"]["after"] = _replayed(runtime.Artifact.load(folder))
-    path.write_text(json.dumps(manifest, indent=2) + "\n")
+    write_json(path, manifest)
+    if not target.executable:
+        return
+    if contents.bits < 32:
+        check_ops(folder / "model.onnx", target, model)
+    level = target.session.graph_optimization_level
+    manifest["parity"] = parity(model, data, images, runtime=level).to_dict()
+    manifest["metrics"]["after"] = _replayed(runtime.Artifact.load(folder), present_provider(target))
+    manifest["metrics"]["after_provider"] = present_provider(target)
+    write_json(path, manifest)
 
 
 def _manifest(folder: Path, model: nn.Module, dataset: Dataset, target: Target, contents: Contents) -> dict[str, Any]:
@@ -93,13 +95,7 @@ def _manifest(folder: Path, model: nn.Module, dataset: Dataset, target: Target, 
         "producer": f"qrobust {__version__}",
         "name": contents.name,
         "files": files,
-        "input": {
-            "name": INPUT,
-            "shape": list(dataset.shape),
-            "layout": "NCHW",
-            "range": [0, 1],
-            "dtype": "float32",
-        },
+        "input": {"name": INPUT, **_input(contents.input, dataset.shape)},
         "output": {"name": OUTPUT},
         "classes": list(dataset.classes),
         "bits": contents.bits,
@@ -107,6 +103,7 @@ def _manifest(folder: Path, model: nn.Module, dataset: Dataset, target: Target, 
         "opset": graph.opset_import[0].version,
         "target": {
             "name": target.name,
+            "format": target.format,
             "provider": target.provider,
             "session_options": target.session.model_dump(),
         },
@@ -118,38 +115,23 @@ def _manifest(folder: Path, model: nn.Module, dataset: Dataset, target: Target, 
         "metrics": {"before": dict(contents.before), "after": {}},
         "reference": suite_accuracy(contents.suite),
         "limits": target.limits.model_dump(),
+        "statistics": target.statistics.model_dump(),
         "square": target.square.model_dump(),
     }
 
 
-def check_integer(path: Path, target: Target, model: nn.Module) -> None:
-    """Raises ExportError unless every quantised convolution runs as QLinearConv in the optimised graph."""
-    layers = dict(model.named_modules())
-    quantised = [n for n, b in bits_per_layer(model).items() if b < 32 and isinstance(layers[n], nn.Conv2d)]
-    ran = optimised_ops(path, target)["QLinearConv"]
-    if ran < len(quantised):
-        raise ExportError(
-            f"{target.name}: expected {len(quantised)} integer convolutions once optimised, got {ran}; "
-            "choose a target without integer_convolutions, or export a network of supported layers"
-        )
+def _input(kind: str, shape: tuple[int, ...]) -> dict[str, Any]:
+    channels, height, width = shape
+    if kind == "uint8-nhwc":
+        return {"shape": [height, width, channels], "layout": "NHWC", "range": [0, 255], "dtype": "uint8"}
+    return {"shape": [channels, height, width], "layout": "NCHW", "range": [0, 1], "dtype": "float32"}
 
 
-def optimised_ops(path: Path, target: Target) -> Counter[str]:
-    """How many nodes of each kind the runtime executes after its own optimisation."""
-    with tempfile.TemporaryDirectory() as folder:
-        written = Path(folder) / "optimised.onnx"
-        options = onnxruntime.SessionOptions()
-        options.log_severity_level = 3  # it warns that the optimised file suits this processor alone
-        options.graph_optimization_level = LEVELS[target.session.graph_optimization_level]
-        options.optimized_model_filepath = str(written)
-        onnxruntime.InferenceSession(str(path), options, providers=[target.provider])
-        graph = onnx.load(str(written)).graph
-    return Counter(node.op_type for node in graph.node)
-
-
-def _replayed(artifact: runtime.Artifact) -> dict[str, float]:
-    y = artifact.suite["y"]
-    return {name: float((artifact.logits(artifact.suite[f"x.{name}"]).argmax(1) == y).mean()) for name in artifact.sets}
+def _replayed(artifact: runtime.Artifact, provider: str) -> dict[str, float]:
+    """Accuracy of the file on every set of its suite."""
+    y, session = artifact.suite["y"], artifact.session(provider)
+    labels = {name: artifact.logits(artifact.suite[f"x.{name}"], session).argmax(1) for name in artifact.sets}
+    return {name: float((found == y).mean()) for name, found in labels.items()}
 
 
 def _hash(path: Path) -> dict[str, Any]:

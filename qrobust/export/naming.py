@@ -3,33 +3,110 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Iterator
+from itertools import count
 
 import onnx_ir as ir
 from torch import fx, nn
 
-from .passes import WEIGHTED
+from .passes.graph import WEIGHTED
 
-# What a layer's tensors are called, by the kind of node and the input they feed.
+# What is added to the name of what a node reads, for its own; others are called by kind and number.
+SUFFIX = {"QuantizeLinear": "q", "DequantizeLinear": "dq", "Quant": "q", "Div": "div", "Round": "q", "Clip": "clip"}
+# What a constant is called, by the node that reads it and where.
+ROLES = {
+    ("QuantizeLinear", 1): "scale",
+    ("QuantizeLinear", 2): "zero",
+    ("DequantizeLinear", 1): "scale",
+    ("DequantizeLinear", 2): "zero",
+    ("Quant", 1): "scale",
+    ("Quant", 2): "zero",
+    ("Quant", 3): "bits",
+    ("Mul", 1): "scale",
+    ("Div", 1): "scale",
+    ("Clip", 1): "low",
+    ("Clip", 2): "high",
+}
 PARTS = {1: "weight", 2: "bias"}
-SHORT = {"QuantizeLinear": "q", "DequantizeLinear": "dq", "Clip": "clip", "Cast": "cast"}
 
 
 def name_by_module(model: ir.Model, network: nn.Module) -> None:
     """Rename all nodes, values and initialisers; inputs and outputs of the graph keep their names.
 
-    Layers come in the order of execution in both, so the i-th weighted node is the i-th layer called.
+    Layers come in the order of execution in both, so the i-th weighted node is the i-th layer called. Its
+    stored numbers are PATH.weight and PATH.bias; nodes between them and the layer have no names of their own.
     """
+    for number, value in enumerate(list(model.graph.initializers.values())):
+        _rename_initialiser(model, value, f"_{number}")  # out of the way of the names to come
+    names = _Names(model)
     paths = iter(_layer_paths(network))
-    counts: Counter[str] = Counter()
-    names: dict[ir.Node, str] = {}
+    for node in [node for node in model.graph if node.op_type in WEIGHTED]:
+        names.give(node, next(paths, node.op_type.lower()))
+        for index, part in PARTS.items():
+            if len(node.inputs) > index:
+                names.part(node.inputs[index], f"{names.of[node]}.{part}")
     for node in model.graph:
-        if node.op_type in WEIGHTED:
-            names[node] = next(paths, node.op_type.lower())
-            _name_inputs(node, names)
+        if node not in names.of:
+            names.give(node, names.plain(node))
+        names.constants(node)
+
+
+def shorten_names(model: ir.Model) -> None:
+    """The fewest bytes: values are numbered, nodes have no names; inputs and outputs of the graph keep theirs."""
+    numbers = count()
+    for value in list(model.graph.initializers.values()):
+        _rename_initialiser(model, value, _short(next(numbers)))
     for node in model.graph:
-        if node not in names:
-            names[node] = _plain(node, names, counts)
-    _apply(model, names)
+        node.name = None
+        for value in node.outputs:
+            if not value.is_graph_output():
+                value.name = _short(next(numbers))
+
+
+class _Names:
+    """The names given so far: `of` nodes, each once, and of initialisers."""
+
+    def __init__(self, model: ir.Model) -> None:
+        self.model, self.taken, self.kinds = model, Counter[str](), Counter[str]()
+        self.of: dict[ir.Node, str] = {}
+        self.renamed: set[ir.Value] = set()  # an initialiser that several nodes read has the name of the first
+
+    def give(self, node: ir.Node, name: str, *, silent: bool = False) -> None:
+        self.of[node] = free = self._free(name)
+        node.name = None if silent else free
+        for index, value in enumerate(node.outputs):
+            if not value.is_graph_output():
+                value.name = free if index == 0 else f"{free}:{index}"
+
+    def part(self, value: ir.Value | None, name: str) -> None:
+        """Name what makes a layer's weight: `PATH.weight` is what lies in the file, `PATH.weight.f` the floats."""
+        while value is not None and (node := value.producer()) is not None:
+            self.give(node, f"{name}.{'i' if node.op_type == 'Cast' else 'f'}", silent=True)
+            for index, source in enumerate(node.inputs[1:], 1):
+                self._constant(source, f"{name}.{ROLES.get((node.op_type, index), index)}")
+            value = node.inputs[0]
+        self._constant(value, name)
+
+    def constants(self, node: ir.Node) -> None:
+        for index, value in enumerate(node.inputs):
+            self._constant(value, f"{self.of[node]}.{ROLES.get((node.op_type, index), index)}")
+
+    def plain(self, node: ir.Node) -> str:
+        if node.op_type in SUFFIX:
+            source = node.inputs[0].producer() if node.inputs and node.inputs[0] is not None else None
+            stem = self.of.get(source, "x") if source is not None else "x"
+            return f"{stem.removesuffix('.q').removesuffix('.clip').removesuffix('.div')}.{SUFFIX[node.op_type]}"
+        self.kinds[node.op_type] += 1
+        return f"{node.op_type.lower()}{self.kinds[node.op_type]}"
+
+    def _constant(self, value: ir.Value | None, name: str) -> None:
+        if value is not None and value.is_initializer() and value not in self.renamed:
+            _rename_initialiser(self.model, value, self._free(name))
+            self.renamed.add(value)
+
+    def _free(self, name: str) -> str:
+        self.taken[name] += 1
+        return name if self.taken[name] == 1 else f"{name}_{self.taken[name]}"
 
 
 def _layer_paths(network: nn.Module) -> list[str]:
@@ -42,46 +119,22 @@ def _layer_paths(network: nn.Module) -> list[str]:
     return [path for path in called if isinstance(modules[path], (nn.Conv2d, nn.Linear))]
 
 
-def _name_inputs(layer: ir.Node, names: dict[ir.Node, str]) -> None:
-    """`PATH.weight` for the node that makes a layer's weight, `PATH.weight.cast` for the one before it."""
-    for index, part in PARTS.items():
-        value = layer.inputs[index] if len(layer.inputs) > index else None
-        name = f"{names[layer]}.{part}"
-        while value is not None and value.producer() is not None:
-            node = value.producer()
-            assert node is not None
-            names[node] = name
-            value, name = node.inputs[0], f"{name}.cast"
-
-
-def _plain(node: ir.Node, names: dict[ir.Node, str], counts: Counter[str]) -> str:
-    source = node.inputs[0].producer() if node.inputs and node.inputs[0] is not None else None
-    if node.op_type in SHORT:
-        base = names.get(source, "x") if source is not None else "x"
-        stem = base.removesuffix(".q").removesuffix(".clip")
-        return f"{stem}.{SHORT[node.op_type]}"
-    counts[node.op_type] += 1
-    return f"{node.op_type.lower()}{counts[node.op_type]}"
-
-
-def _apply(model: ir.Model, names: dict[ir.Node, str]) -> None:
-    taken: Counter[str] = Counter()
-    renamed: set[ir.Value] = set()  # an initialiser that several nodes read has the name of the first
-    for node, name in names.items():
-        taken[name] += 1
-        node.name = name if taken[name] == 1 else f"{name}_{taken[name]}"
-        for index, value in enumerate(node.outputs):
-            if not value.is_graph_output():
-                value.name = node.name if index == 0 else f"{node.name}:{index}"
-        for index, source in enumerate(node.inputs):
-            if source is not None and source.is_initializer() and source not in renamed:
-                _rename_initialiser(model, source, f"{node.name}:{index}")
-                renamed.add(source)
-
-
 def _rename_initialiser(model: ir.Model, value: ir.Value, name: str) -> None:
     del model.graph.initializers[str(value.name)]
     value.name = name
     if value.const_value is not None:
         value.const_value.name = name
     model.graph.register_initializer(value)
+
+
+def _short(number: int) -> str:
+    digits = "0123456789abcdefghijklmnopqrstuvwxyz"
+    return f"_{''.join(reversed(list(_base(number, digits))))}"
+
+
+def _base(number: int, digits: str) -> Iterator[str]:
+    while True:
+        number, rest = divmod(number, len(digits))
+        yield digits[rest]
+        if not number:
+            return

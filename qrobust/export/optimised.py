@@ -1,0 +1,79 @@
+"""What the runtime makes of a file: the nodes it executes after its own optimisation."""
+
+from __future__ import annotations
+
+import tempfile
+from collections import Counter
+from functools import cache
+from pathlib import Path
+
+import onnx
+import onnxruntime
+import torch
+from torch import nn
+
+from ..errors import ExportError
+from ..quant import bits_per_layer
+from .target import Target
+
+CPU, GPUS = "CPUExecutionProvider", ("CUDAExecutionProvider", "TensorrtExecutionProvider")
+IDENTITY = '<ir_version: 10, opset_import: ["": 20]> identity (float[1] x) => (float[1] y) { y = Identity (x) }'
+
+
+def optimised_ops(path: Path, target: Target) -> Counter[str]:
+    """How many nodes of each kind the target's provider executes, or the CPU's where that is missing; maybe none."""
+    if not target.executable:
+        return Counter()
+    with tempfile.TemporaryDirectory() as folder:
+        written = Path(folder) / "optimised.onnx"
+        open_session(path, target.session.graph_optimization_level, present_provider(target), written)
+        graph = onnx.load(str(written)).graph
+    return Counter(node.op_type for node in graph.node)
+
+
+def open_session(
+    model: Path | bytes, level: str, provider: str, written: Path | None = None
+) -> onnxruntime.InferenceSession:
+    """A session of one thread. level: "disable", "basic", "extended", "all". written: for the optimised graph."""
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = 3  # it warns that the optimised file suits this processor alone
+    options.intra_op_num_threads = 1
+    kind = "DISABLE_ALL" if level == "disable" else f"ENABLE_{level.upper()}"
+    options.graph_optimization_level = getattr(onnxruntime.GraphOptimizationLevel, f"ORT_{kind}")
+    if written is not None:
+        options.optimized_model_filepath = str(written)
+    source = model if isinstance(model, bytes) else str(model)
+    return onnxruntime.InferenceSession(source, options, providers=[provider])
+
+
+def present_provider(target: Target) -> str:
+    """The target's provider where it opens a session; else the CPU's, which reads the same file."""
+    return target.provider if _opens(target.provider) else CPU
+
+
+@cache
+def _opens(provider: str) -> bool:
+    """onnxruntime lists what it was built with: where a library or the GPU is missing, its session is the CPU's."""
+    listed = provider in onnxruntime.get_available_providers()
+    if not listed or (provider in GPUS and not torch.cuda.is_available()):  # it would complain at length
+        return False
+    model = onnx.parser.parse_model(IDENTITY).SerializeToString()
+    return bool(open_session(model, "all", provider).get_providers()[0] == provider)
+
+
+def check_ops(path: Path, target: Target, model: nn.Module) -> None:
+    """Raises ExportError unless the optimised graph holds what the target requires and nothing it forbids.
+
+    A required operator must be there for every quantised convolution of `model`, from `quantize`.
+    """
+    layers, ran = dict(model.named_modules()), optimised_ops(path, target)
+    least = sum(bits < 32 and isinstance(layers[name], nn.Conv2d) for name, bits in bits_per_layer(model).items())
+    for op in target.required_ops:
+        if ran[op] < least:
+            raise ExportError(
+                f"{target.name}: expected {least} {op} once optimised, one for every quantised convolution, got "
+                f"{ran[op]}; choose a target that does not require it, or export a network of supported layers"
+            )
+    for op in target.forbidden_ops:
+        if ran[op]:
+            raise ExportError(f"{target.name}: expected no {op} once optimised, got {ran[op]}; choose another target")

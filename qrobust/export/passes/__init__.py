@@ -1,0 +1,63 @@
+"""Steps from Brevitas' QCDQ graph to what a deployment target runs.
+
+Each step changes an onnx-ir model in place and says whether it did. Run them in the order of `steps`: one may
+rely on what those before it ensure.
+"""
+
+from __future__ import annotations
+
+from functools import partial
+
+from .activations import (
+    activations_as_arithmetic,
+    align_channels,
+    half_precision,
+    integers_through_shapes,
+    symmetric_activations,
+    unsigned_activations,
+)
+from .cleaning import drop_defaults, drop_types, share_constants, tidy
+from .folding import fold_batch_norm, fold_weight_clips, quantise_biases
+from .graph import Step
+from .inputs import camera_input, pixels_as_floats
+from .qonnx import to_qonnx
+from .storage import drop_zero_points, narrow_storage, weights_as_arithmetic, weights_as_floats
+
+FOLDED: tuple[Step, ...] = (tidy, fold_weight_clips, fold_batch_norm)
+NARROW = narrow_storage  # where a format narrows its weights, if the target's storage asks for it
+CLEAN: tuple[Step, ...] = (share_constants, drop_defaults, drop_types)
+# What the formats of a target mean; see export/README.md.
+FORMATS: dict[str, tuple[Step, ...]] = {
+    "integer": (
+        integers_through_shapes,
+        quantise_biases,
+        unsigned_activations,
+        drop_zero_points,
+        align_channels,
+        NARROW,
+    ),
+    "compact": (unsigned_activations, drop_zero_points, NARROW),
+    "float": (pixels_as_floats, weights_as_floats, activations_as_arithmetic),
+    "float16": (
+        pixels_as_floats,
+        drop_zero_points,
+        NARROW,
+        weights_as_arithmetic,
+        activations_as_arithmetic,
+        half_precision,
+    ),
+    "symmetric": (pixels_as_floats, symmetric_activations, drop_zero_points),
+    "qonnx": (pixels_as_floats, to_qonnx),
+}
+STORAGE = ("cast", "direct", "bytes")
+
+
+def steps(kind: str, *, storage: str, opset: int, camera: bool = False) -> list[Step]:
+    """The steps of a format.
+
+    storage: "cast": weights at the least width that `opset` knows, a Cast to INT8 behind; "direct": without
+    one; "bytes": INT8. camera: for an input of uint8 (batch, h, w, c).
+    """
+    narrow = partial(narrow_storage, opset=opset, cast=storage == "cast")
+    middle = [narrow if step is NARROW else step for step in FORMATS[kind] if step is not NARROW or storage != "bytes"]
+    return [*FOLDED, *([camera_input] if camera else []), *middle, *CLEAN]

@@ -1,0 +1,89 @@
+"""Steps that fold what is constant into the weights and biases of layers."""
+
+from __future__ import annotations
+
+import numpy as np
+import onnx_ir as ir
+
+from .graph import WEIGHTED, Array, constant, dequantise, initialiser, maker, nodes, replace, required, set_input
+
+LARGEST_BIAS = 2**30
+
+
+def fold_weight_clips(model: ir.Model) -> bool:
+    """Requires: tidy. Ensures: no Clip has a constant input (onnxruntime does not fuse behind one)."""
+    changed = False
+    for node in nodes(model, "Clip"):
+        values = constant(node.inputs[0])
+        if values is not None:
+            low, high = constant(node.inputs[1]), constant(node.inputs[2])
+            replace(node, initialiser(model, np.clip(values, low, high).astype(values.dtype)))
+            changed = True
+    return changed
+
+
+def fold_batch_norm(model: ir.Model) -> bool:
+    """Requires: weight clips folded. Ensures: no batch-norm behind a convolution that feeds it alone.
+
+    y = γ(Wx + b - μ)/σ + β with σ = √(var + ε) becomes W' = (γ/σ)W, b' = β + (γ/σ)(b - μ). Integer weights
+    keep their integers: the scale takes |γ/σ| and a negative γ flips the channel's signs.
+    """
+    changed = False
+    for node in nodes(model, "BatchNormalization"):
+        conv = maker(node.inputs[0], "Conv")
+        if conv is None or len(conv.outputs[0].uses()) != 1:
+            continue
+        gamma, beta, mean, variance = (required(value).astype(np.float64) for value in node.inputs[1:5])
+        factor = gamma / np.sqrt(variance + node.attributes["epsilon"].as_float())
+        bias = constant(conv.inputs[2]) if len(conv.inputs) > 2 else None
+        shifted = beta + factor * ((0 if bias is None else bias) - mean)
+        _scale_weight(model, conv, factor)
+        set_input(conv, 2, initialiser(model, shifted.astype(np.float32)))
+        replace(node, conv.outputs[0])
+        changed = True
+    return changed
+
+
+def quantise_biases(model: ir.Model) -> bool:
+    """Requires: batch-norm folded. Ensures: biases of integer layers are int32 with scale s_x · s_w.
+
+    A channel whose scale is so small that its bias would not fit (γ near 0) gets a larger scale, at which
+    its weights round to what little they are.
+    """
+    changed = False
+    for node in nodes(model, *WEIGHTED):
+        x, weight = (maker(value, "DequantizeLinear") for value in node.inputs[:2])
+        bias = constant(node.inputs[2]) if len(node.inputs) > 2 else None
+        if x is None or weight is None or bias is None:
+            continue
+        x_scale = float(required(x.inputs[1]))
+        scale = required(weight.inputs[1]).astype(np.float64) * np.ones(len(bias))
+        fitting = np.maximum(scale, np.abs(bias) / (x_scale * LARGEST_BIAS))
+        if (fitting > scale).any():
+            _rescale_weight(model, weight, scale, fitting)
+        bias_scale = (x_scale * fitting).astype(np.float32)
+        integers = np.rint(bias / bias_scale.astype(np.float64)).astype(np.int32)
+        set_input(node, 2, dequantise(model, node, integers, bias_scale))
+        changed = True
+    return changed
+
+
+def _scale_weight(model: ir.Model, conv: ir.Node, factor: Array) -> None:
+    """Multiply a convolution's output channels by `factor` (float64, channels)."""
+    weight = maker(conv.inputs[1], "DequantizeLinear")
+    if weight is None:
+        scaled = required(conv.inputs[1]) * factor.reshape(-1, 1, 1, 1)
+        set_input(conv, 1, initialiser(model, scaled.astype(np.float32)))
+        return
+    integers, scale = required(weight.inputs[0]), required(weight.inputs[1]).astype(np.float64)
+    flipped = integers * np.sign(factor).astype(np.int8).reshape(-1, 1, 1, 1)
+    new_scale = np.where(factor == 0, scale, scale * np.abs(factor)).astype(np.float32)
+    set_input(conv, 1, dequantise(model, conv, flipped.astype(np.int8), new_scale))
+
+
+def _rescale_weight(model: ir.Model, weight: ir.Node, old: Array, new: Array) -> None:
+    integers = required(weight.inputs[0])
+    ratio = (old / new).reshape(-1, *[1] * (integers.ndim - 1))
+    weight.replace_input_with(0, initialiser(model, np.rint(integers * ratio).astype(np.int8)))
+    weight.replace_input_with(1, initialiser(model, new.astype(np.float32)))
+    weight.attributes["axis"] = ir.AttrInt64("axis", 0)
