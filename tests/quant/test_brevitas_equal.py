@@ -107,7 +107,8 @@ def test_an_activation_is_brevitas_own_with_its_gradients(bits, kind):
     torch.testing.assert_close(inputs[0].grad, inputs[1].grad, rtol=1e-6, atol=0)  # theirs is scaled up and down
     assert torch.equal(inputs[0].grad == 0, inputs[1].grad == 0)
     assert 0.05 < (inputs[0].grad == 0).float().mean() < 0.95  # inside and outside
-    torch.testing.assert_close(quantizer.clip.grad * quantizer.high, parameter.grad * steps, rtol=1e-4, atol=1e-3)
+    # Each of ours is within 2^-12 of a step: 5000 of them, of either sign, within 60 of those.
+    torch.testing.assert_close(quantizer.clip.grad * quantizer.high, parameter.grad * steps, rtol=1e-4, atol=0.015)
 
 
 @pytest.mark.parametrize("bits", WIDTHS)

@@ -122,7 +122,18 @@ def test_gradients_are_those_of_the_docstring(low, high, per_channel, backward):
     dx, dclip = explicit_gradients(x.detach().numpy(), rows, g.numpy(), low, high, backward)
     np.testing.assert_allclose(x.grad.numpy(), dx)
     expected = dclip.reshape(3, 1) if per_channel else dclip.sum()
-    np.testing.assert_allclose(clip.grad.numpy(), expected, rtol=1e-9)
+    kept_in_half = g.abs().sum().item() * 2**-12 / high if backward == "clipped" else 0
+    np.testing.assert_allclose(clip.grad.numpy(), expected, rtol=1e-9, atol=kept_in_half)
+
+
+@pytest.mark.parametrize("signed", [True, False])
+def test_an_activation_keeps_half_of_its_memory_while_its_clip_is_trained(signed):
+    x, quantizer = normal(1000).requires_grad_(), activation_quantizer(signed=signed)
+    for trained, kind in ((True, torch.float16), (False, torch.float32)):
+        quantizer.clip.requires_grad_(trained)
+        kept = quantizer(x)[0].grad_fn.saved_tensors[0]
+        assert kept.dtype == kind
+        assert kept.shape == x.shape
 
 
 def test_gradient_of_the_parameter_passes_unit_and_sign():
