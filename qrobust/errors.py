@@ -6,7 +6,8 @@
     ├── ModelError          a network that is unknown, or that cannot be handled
     ├── CheckpointError     a checkpoint that is truncated, foreign or of another network
     ├── RunError            a run folder that cannot be used as asked
-    └── ExportError         a graph or target that cannot be written
+    ├── ExportError         a graph or target that cannot be written
+    └── GraphError          a deployed graph that cannot be read or computed
 
 An artifact that cannot be used raises `qrobust.runtime.ArtifactError`, which stands apart because
 `runtime.py` travels without this package; it too carries `exit_code = 2`.
@@ -48,6 +49,10 @@ class RunError(QrobustError):
 
 class ExportError(QrobustError):
     """A graph or a target cannot be written."""
+
+
+class GraphError(QrobustError):
+    """A deployed graph cannot be read, or holds what a twin cannot compute."""
 
 
 def did_you_mean(name: str, known: Iterable[str]) -> str:

@@ -1,0 +1,154 @@
+"""What do standardisation, learned clips and the mask of FAT add, at a size that two CPU cores can train?
+
+    python benches/study_fat.py OUT --root FOLDER [--float RUN] [--seeds 0] [--rows NAME,...] [-o KEY=VALUE] [--json F]
+
+A reduced table 5 of the Fourier-domain study. One adversarially trained float network is the start of every row:
+QM-32, QM-4 and QM-2, each with no FAT, standardised weights alone ("identity"), the published mask ("paper") and
+the one that starts in its useful range ("normalised"), all for the same few epochs; then the best recipe known:
+width by width, distilled from the float network, weights averaged. All rows are evaluated on the same test images
+and compared in pairs with the row of their width without FAT, and with QM-32. It continues where it was stopped.
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from qrobust import machine, recipe
+from qrobust.attacks import named
+from qrobust.evaluate import compare
+from qrobust.quant import quantize
+from qrobust.run import FLOAT, Run
+from qrobust.storage import read_json, write_json
+from qrobust.train import MODEL, load_weights
+
+SETTINGS = (
+    "data.train_size=10000", "model.activation=relu", "train.batch_size=128", "train.validation.steps=10",
+)  # fmt: skip
+FLOAT_SCHEDULE = ("train.epochs=14", "train.milestones=[10, 13]", "train.factors=[0.1, 0.1]", "train.precision=bf16")
+EPOCHS = 3
+SCHEDULE = f"epochs={EPOCHS}", "lr=0.02", f"milestones=[{EPOCHS - 1}]", "factors=[0.1]", "batch_size=128"
+FORMS = ("none", "identity", "paper", "normalised")
+BEST = ("method=rslad", "fat=none", "average.kind=equal", "average.deploy=true")
+CHAINS = {4: "[32, 5, 4]", 2: "[32, 5, 4, 3, 2]"}
+ATTACKS = ("pgd-20", "cw-inf-30", "apgd-ce", "apgd-t")
+ROWS = [f"qm-{bits}-{form}" for bits in (32, 4, 2) for form in FORMS] + ["qm-4-best", "qm-2-best"]
+Results = dict[str, dict[str, Any]]
+
+
+class Row(Run):
+    """A row of the study: its float network is given, not trained from nothing."""
+
+    start: Path
+
+    def _start(self, bits: int) -> nn.Module:
+        if bits != FLOAT:
+            return super()._start(bits)
+        model, form = self.untrained(FLOAT), self.recipe.train.fat
+        load_weights(self.start, model)
+        if form == "none":
+            return machine.placed(model)
+        return quantize(machine.placed(model), FLOAT, fat=form, calibration=self._calibration(512))
+
+
+def float_network(options: argparse.Namespace) -> Path:
+    """The weights that every row starts from: those of a finished run, or trained here."""
+    folder = options.float
+    if folder is None:
+        settings = (*SETTINGS, *FLOAT_SCHEDULE, f"data.root={options.root}", *options.o)
+        run = Run(recipe.load("cifar10-resnet20", settings), options.out / "float")
+        run.train()
+        folder = run.folder
+    return folder / "qm-32" / f"{MODEL}.safetensors"
+
+
+def row(name: str, folder: Path, seed: int, start: Path, options: argparse.Namespace) -> Row:
+    """The run of a row."""
+    _, width, form = name.split("-")
+    bits, quant = int(width), [f"quant.{setting}" for setting in SCHEDULE]
+    more = [f"data.root={options.root}", f"seed={seed}", *options.o]
+    if bits == FLOAT:
+        more += [*(f"train.{setting}" for setting in SCHEDULE), f"train.fat={form}"]
+    elif form == "best":
+        more += [f"bits={CHAINS[bits]}", *quant, *(f"quant.{setting}" for setting in BEST)]
+    else:
+        more += [f"bits=[32, {bits}]", *quant, f"quant.fat={form}"]
+    run = Row(recipe.load("cifar10-resnet20", (*SETTINGS, *more)), folder)
+    run.start = start
+    if bits != FLOAT:
+        _adopt(run, start)
+    return run
+
+
+def _adopt(run: Row, start: Path) -> None:
+    """Let the float stage of a run be done: its weights are the given ones."""
+    place = run.folder / "qm-32"
+    if not (place / "train.json").exists():
+        place.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(start, place / f"{MODEL}.safetensors")
+        record = read_json(start.with_name("train.json"))
+        own = {"key": run.train_key(FLOAT), "data_fingerprint": run.dataset.fingerprint}
+        write_json(place / "train.json", record | own)
+
+
+def evaluate(run: Row, bits: int, n: int, thorough: bool) -> Path:
+    """The result of a row, made if it is not there."""
+    path = run.folder / f"{'-'.join(ATTACKS)}.json"
+    if not path.exists():
+        run.attack(bits, [named(name, run.threat) for name in ATTACKS], n=n, path=path, thorough=thorough)
+    return path
+
+
+def one_seed(folder: Path, seed: int, start: Path, options: argparse.Namespace) -> Results:
+    """Results of all rows, and their paired differences to the row without FAT and to QM-32."""
+    runs = {name: row(name, folder / name, seed, start, options) for name in options.rows}
+    for run in runs.values():
+        run.train()
+    widths = {name: int(name.split("-")[1]) for name in runs}
+    paths = {name: evaluate(run, widths[name], options.n, name.endswith("best")) for name, run in runs.items()}
+    results: Results = {}
+    for name, path in paths.items():
+        bases = {f"qm-{widths[name]}-none", "qm-32-none"} & set(paths) - {name}
+        against = {base: _counted(compare(paths[base], path)["sets"]) for base in sorted(bases)}
+        lines = (runs[name].folder / f"qm-{widths[name]}" / "metrics.jsonl").read_text().splitlines()
+        masks = json.loads(lines[-1]).get("masks", {})
+        results[name] = {"result": read_json(path), "against": against, "masks": masks}
+    return results
+
+
+def _counted(sets: dict[str, Any]) -> dict[str, Any]:
+    return {name: row | {"gained": len(row["gained"]), "lost": len(row["lost"])} for name, row in sets.items()}
+
+
+def main() -> None:
+    """Train, then evaluate, then compare."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("out", type=Path)
+    parser.add_argument("--root", type=Path, required=True, help="folder of CIFAR-10")
+    parser.add_argument("--float", type=Path, help="a finished run of ResNet-20 with relu to start from")
+    parser.add_argument("--seeds", default="0")
+    parser.add_argument("--rows", type=lambda text: text.split(","), default=ROWS)
+    parser.add_argument("--n", type=int, default=1000)
+    parser.add_argument("-o", metavar="KEY=VALUE", action="append", default=[], help="as of qrobust run")
+    parser.add_argument("--json", type=Path)
+    options = parser.parse_args()
+    start = float_network(options)
+    seeds = options.seeds.split(",")
+    found = {seed: one_seed(options.out / f"seed-{seed}", int(seed), start, options) for seed in seeds}
+    if options.json:
+        described = {
+            "float": read_json(start.with_name("train.json")),
+            "start": hashlib.sha256(start.read_bytes()).hexdigest(),
+        }
+        machine_ = {"versions": machine.versions(), "hardware": machine.hardware()}
+        write_json(options.json, {"epochs": EPOCHS, "best": BEST, "seeds": found, **described, **machine_})
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,179 @@
+"""From a graph to the steps of a twin: what is constant is computed once, quantisers become one step each."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..errors import GraphError
+from .fusing import FAKE, fuse
+from .node import Node, reason, shown
+from .operators import LARGEST, TABLE, Function, fake_quantise, find, title
+from .qoperators import WRITERS, expand
+from .reading import Graph, Input
+from .rounding import Backward
+
+Values = dict[str, Tensor]
+SMALL = 4096  # elements: no operator makes much memory of so few
+
+
+@dataclass(frozen=True)
+class Step:
+    """One call: the function of a node, and the values that nothing later reads."""
+
+    node: Node
+    function: Function
+    frees: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Plan:
+    """All of a twin. batch: images that one pass takes, None for any number. classes: None if not known."""
+
+    images: Input
+    output: str
+    steps: tuple[Step, ...]
+    constants: Values
+    backward: Backward
+    batch: int | None
+    classes: int | None
+
+
+def covered() -> list[str]:
+    """Names of all operators that a twin computes, with their domain if it is not ONNX's own."""
+    return sorted({title(*key) for key in (*TABLE, *WRITERS)} | {"Constant"})
+
+
+def plan(graph: Graph, backward: Backward) -> Plan:
+    """The steps for a graph. Raises GraphError for an operator that is not covered, or used as ONNX forbids."""
+    nodes = [part for node in _needed(graph.nodes, graph.output) for part in expand(node, graph.opset)]
+    _check_covered(nodes)
+    constants = dict(graph.constants)
+    nodes, output = fuse(_fold(nodes, constants, dict(graph.kinds), backward), constants, graph.output)
+    if output in constants or not nodes:
+        raise GraphError(f"expected logits that depend on images, got constants in {shown(output)}; pass a classifier")
+    steps = tuple(_steps(nodes, output))
+    used = {name for node in nodes for name in node.inputs}
+    constants = {name: value for name, value in constants.items() if name in used}
+    batch, classes = _tried(graph.images, steps, constants, output)
+    return Plan(graph.images, output, steps, constants, backward, batch, classes)
+
+
+def execute(
+    steps: Iterable[Step], values: Values, *, checked: bool = False, keep: bool = False
+) -> Mapping[str, Tensor]:
+    """Run the steps on values by name, which the results join; those not needed any more leave, unless `keep`.
+
+    checked: what goes wrong becomes a GraphError that names the node.
+    """
+    for step in steps:
+        inputs = [values[name] if name else None for name in step.node.inputs]
+        results = _guarded(step, inputs) if checked else step.function(step.node, *inputs)
+        values.update(zip(step.node.outputs, results if isinstance(results, tuple) else (results,), strict=False))
+        for name in () if keep else step.frees:
+            values.pop(name, None)
+    return values
+
+
+def _guarded(step: Step, inputs: list[Tensor | None]) -> Any:
+    try:
+        results = step.function(step.node, *inputs)
+        for result in results if isinstance(results, tuple) else (results,):
+            if result.numel() > LARGEST:
+                raise ValueError(f"a tensor of {result.numel()} elements is more than {LARGEST}")
+    except Exception as error:  # a hostile graph makes torch raise anything
+        shapes = ", ".join("-" if value is None else str(tuple(value.shape)) for value in inputs)
+        raise GraphError(f"expected {step.node} to take inputs of shapes {shapes}, got: {reason(error)}") from error
+    return results
+
+
+def _needed(nodes: Iterable[Node], output: str) -> list[Node]:
+    """The nodes that an output depends on, in order."""
+    wanted, kept = {output}, []
+    for node in reversed(tuple(nodes)):
+        if wanted & set(filter(None, node.outputs)):
+            wanted |= set(node.inputs)
+            kept.append(node)
+    return kept[::-1]
+
+
+def _check_covered(nodes: Iterable[Node]) -> None:
+    missing = [node for node in nodes if find(node) is None]
+    if not missing:
+        return
+    counts = Counter(title(node.domain, node.op) for node in missing)
+    kinds = ", ".join(f"{name} ({count})" for name, count in list(counts.items())[:10])
+    first = shown(missing[0].name)
+    raise GraphError(f"expected operators that a twin computes, got {kinds}, first at node {first}; "
+                     f"covered: {', '.join(covered())}")  # fmt: skip
+
+
+def _fold(nodes: Iterable[Node], constants: Values, kinds: dict[str, int], backward: Backward) -> list[Node]:
+    """Nodes that images reach, knowing their constants; the results of others join the constants."""
+    left = []
+    for node in nodes:
+        node = replace(
+            node,
+            backward=backward,
+            kinds=tuple(kinds.get(name) for name in node.inputs),
+            numbers=tuple(_number(constants.get(name)) for name in node.inputs),
+        )
+        if any(name and name not in constants for name in node.inputs):
+            left.append(node)
+            continue
+        step = Step(node, _function(node), ())
+        given = {name: constants[name] for name in node.inputs if name}
+        if any(value.numel() > SMALL for value in given.values()):
+            execute([step], {name: _without_data(value) for name, value in given.items()}, checked=True)
+        results = execute([step], given, checked=True)
+        constants.update({name: results[name].detach() for name in node.outputs if name in results})
+    return left
+
+
+def _number(value: Tensor | None) -> float | None:
+    return float(value) if value is not None and value.numel() == 1 else None
+
+
+def _function(node: Node) -> Function:
+    function: Callable[..., Any] | None = fake_quantise if node.op == FAKE else find(node)
+    assert function is not None
+    return function
+
+
+def _steps(nodes: list[Node], output: str) -> Iterable[Step]:
+    last = {name: index for index, node in enumerate(nodes) for name in node.inputs}
+    for index, node in enumerate(nodes):
+        frees = tuple(name for name in node.inputs if name and last[name] == index and name != output)
+        yield Step(node, _function(node), frees)
+
+
+def _without_data(value: Tensor) -> Tensor:
+    """As torch's meta tensor, which has a shape alone; sizes, indices and single numbers as they are."""
+    return value if value.dtype in (torch.int64, torch.bool) or value.dim() == 0 else value.to("meta")
+
+
+def _tried(images: Input, steps: Iterable[Step], constants: Values, output: str) -> tuple[int | None, int | None]:
+    """Images of a pass and classes, found by a pass of shapes without data."""
+    batch, *given = images.shape
+    sizes = [size for size in given if size is not None]
+    if len(sizes) < len(given):
+        return batch, None
+    # A file may leave the batch open and still reshape to one image.
+    counts = (2, 1) if batch is None else (batch,)
+    for count in counts:
+        values = {name: _without_data(value) for name, value in constants.items()}
+        values[images.name] = torch.empty(count, *sizes, dtype=images.dtype, device="meta")
+        try:
+            shape = tuple(execute(steps, values, checked=True)[output].shape)
+        except GraphError:
+            if count == counts[-1]:
+                raise
+            continue
+        if len(shape) == 2 and shape[0] == count:
+            return (None if batch is None and count == 2 else count), shape[1]
+    raise GraphError(f"expected logits (batch, classes) in {shown(output)}, got shape {shape} for {count} images")

@@ -1,0 +1,96 @@
+"""Chains of quantisation written as one node each: an activation is read once and written once."""
+
+from __future__ import annotations
+
+import math
+from collections import defaultdict
+from dataclasses import replace
+
+import torch
+from torch import Tensor
+
+from .node import Node
+
+FAKE = "FakeQuantize"
+QUANTISE, DEQUANTISE = "QuantizeLinear", "DequantizeLinear"
+
+
+def fuse(nodes: list[Node], constants: dict[str, Tensor], output: str) -> tuple[list[Node], str]:
+    """Quantise → Clip becomes a narrower Quantise, Quantise → Dequantise with one scale a FakeQuantize.
+
+    Returns the nodes and the name that the output has then.
+    """
+    nodes = _narrowed(nodes, output)
+    return _paired(nodes, constants, output)
+
+
+def _readers(nodes: list[Node], output: str) -> dict[str, list[Node | None]]:
+    """Who reads a value; None stands for the world outside."""
+    readers: dict[str, list[Node | None]] = defaultdict(list)
+    for node in nodes:
+        for name in node.inputs:
+            readers[name].append(node)
+    readers[output].append(None)
+    return readers
+
+
+def _narrowed(nodes: list[Node], output: str) -> list[Node]:
+    readers, gone, left = _readers(nodes, output), set[str](), list[Node]()
+    for node in nodes:
+        if node.op == QUANTISE:
+            bounds = None
+            match readers[node.outputs[0]]:
+                case [Node(op="Clip") as clip]:
+                    bounds = _bounds(clip)
+            if bounds is not None:
+                gone.add(clip.outputs[0])
+                node = replace(
+                    node, outputs=clip.outputs, attributes={**node.attributes, "low": bounds[0], "high": bounds[1]}
+                )
+        elif node.outputs[0] in gone:
+            continue
+        left.append(node)
+    return left
+
+
+def _bounds(clip: Node) -> tuple[float, float] | None:
+    """Of constant bounds; those left out are infinite."""
+    if clip.opset < 11:
+        return clip.number("min", -math.inf), clip.number("max", math.inf)
+    found = []
+    for index, default in ((1, -math.inf), (2, math.inf)):
+        given = len(clip.inputs) > index and clip.inputs[index]
+        found.append(clip.constant(index) if given else default)
+    low, high = found
+    return None if low is None or high is None else (low, high)
+
+
+def _paired(nodes: list[Node], constants: dict[str, Tensor], output: str) -> tuple[list[Node], str]:
+    """The fused node has the name of the first Dequantise behind it; what the others gave is that, too."""
+    readers, renamed, gone, left = _readers(nodes, output), dict[str, str](), set[str](), list[Node]()
+    for node in nodes:
+        if node.outputs[0] in gone:
+            continue
+        node = replace(node, inputs=tuple(renamed.get(name, name) for name in node.inputs))
+        behind = readers[node.outputs[0]]
+        if node.op == QUANTISE and behind and all(_undoes(node, reader, constants) for reader in behind):
+            ends = [reader.outputs[0] for reader in behind if reader is not None]
+            gone.update(ends)
+            renamed.update(dict.fromkeys(ends, ends[0]))
+            node = replace(node, op=FAKE, domain="", outputs=(ends[0],))
+        left.append(node)
+    return left, renamed.get(output, output)
+
+
+def _undoes(quantiser: Node, reader: Node | None, constants: dict[str, Tensor]) -> bool:
+    """Whether a reader is a Dequantise with the same scale and zero point."""
+    if reader is None or reader.op != DEQUANTISE or reader.inputs[0] != quantiser.outputs[0]:
+        return False
+    same = all(quantiser.attributes.get(key) == reader.attributes.get(key) for key in ("axis", "block_size"))
+    ours, theirs = (tuple(filter(None, node.inputs[1:3])) for node in (quantiser, reader))
+    values = [constants.get(name) for name in (*ours, *theirs)]
+    if len(ours) != len(theirs) or any(value is None for value in values):
+        return False
+    scalar = all(value is not None and value.numel() == 1 for value in values)
+    pairs = zip(ours, theirs, strict=True)
+    return (same or scalar) and all(a == b or torch.equal(constants[a], constants[b]) for a, b in pairs)

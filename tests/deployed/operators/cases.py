@@ -1,0 +1,266 @@
+"""What the operators are tested with: graphs in ONNX's text form, one after `name: `, `;` between nodes.
+
+They read `x`, floats (n, 3, 8, 8), and the constants below; the last value is `a`.
+"""
+
+import numpy as np
+import onnx
+
+random = np.random.default_rng(0)
+
+
+def normal(*shape):
+    return random.normal(size=shape).astype(np.float32)
+
+
+def integers(kind, low, high, *shape):
+    return random.integers(low, high, size=shape).astype(kind)
+
+
+CONSTANTS = {
+    "w": normal(6, 3, 3, 3),
+    "wide": normal(6, 3, 5, 5),
+    "deep": normal(6, 1, 3, 3),
+    "b": normal(6),
+    "m": normal(8, 5),
+    "fc": normal(5, 192),
+    "fct": normal(192, 5),
+    "b5": normal(5),
+    "b25": normal(2, 5),
+    "g": normal(3),
+    "h": normal(3),
+    "mu": normal(3),
+    "var": normal(3) ** 2 + 0.5,
+    "ln": normal(8),
+    "lnb": normal(8),
+    "half": np.float32(0.5),
+    "low": np.float32(-0.2),
+    "high": np.float32(0.7),
+    "slope": normal(3, 1, 1),
+    "k": normal(3, 8, 8),
+    "two": np.float32(2),
+    "none": np.array([], np.int64),
+    "i0": np.int64(0),
+    "i1": np.array([1]),
+    "i2": np.array([2, -1]),
+    "i02": np.array([0, -1]),
+    "i23": np.array([2, 3]),
+    "i3": np.array([3]),
+    "neg": np.array([-1]),
+    "sizes": np.array([2, 1, 5]),
+    "starts": np.array([1, -2]),
+    "ends": np.array([2**62, 1]),
+    "steps": np.array([2, -1]),
+    "pads": np.array([0, 0, 1, 2, 0, 0, 0, 1]),
+    "flat": np.array([0, -1, 4]),
+    "grow": np.array([2, 1, 3, 8, 8]),
+    "rep": np.array([1, 2, 1, 1]),
+    "fill": np.float32(0.3),
+    "d32": np.array([3, 8, 8]),
+    "ten": np.int64(10),
+    "four": np.int64(4),
+    "one": np.int64(1),
+    "t": np.array(True),
+    # of quantisation
+    "s": np.float32(0.0117),
+    "z": np.uint8(131),
+    "s2": np.float32(0.021),
+    "z2": np.uint8(100),
+    "si": np.float32(1 / 255),
+    "z0": np.uint8(0),
+    "zi": np.int8(-5),
+    "sc": np.abs(normal(3)) / 50 + 0.01,
+    "zc": integers(np.uint8, 100, 150, 3),
+    "qw": integers(np.int8, -127, 128, 6, 3, 3, 3),
+    "ws": np.abs(normal(6)) / 100 + 1e-3,
+    "wz": np.zeros(6, np.int8),
+    "qb": integers(np.int32, -3000, 3000, 6),
+    "sy": np.float32(0.05),
+    "qfc": integers(np.int8, -127, 128, 5, 192),
+    "fs": np.abs(normal(5)) / 100 + 1e-3,
+    "fz": np.zeros(5, np.int8),
+    "qb5": integers(np.int32, -3000, 3000, 5),
+    "qm": integers(np.uint8, 0, 256, 8, 5),
+    "q15": np.uint8(15),
+    "q3": np.uint8(3),
+    "block": np.abs(normal(6, 1, 3, 3)) / 100,
+    "z16": np.uint16(30000),
+    "s16": np.float32(1e-4),
+}
+# Storage that numpy has no type for.
+for name, kind, span in (("w4", "INT4", 7), ("u4", "UINT4", 15), ("w2", "INT2", 1), ("u2", "UINT2", 3)):
+    values = random.integers(0 if kind[0] == "U" else -span, span + 1, size=(6, 3, 3, 3))
+    CONSTANTS[name] = onnx.helper.make_tensor(name, getattr(onnx.TensorProto, kind), values.shape, values.ravel())
+CONSTANTS |= {
+    "g3": normal(3, 1, 1),
+    "r0": np.float32(0),
+    "flat24": np.array([0, 24, 8]),
+    "w1d": normal(4, 24, 3),
+    "i0ax": np.array([0]),
+    "r2": np.array([0, 4]),
+    "s256": np.float32(1 / 256),
+    "grow5": np.array([1, 4, 1, 1, 1]),
+    "ten_": np.float32(10),
+}
+
+
+def parsed(text):
+    """Cases by name; lines that begin with spaces continue the one before."""
+    lines = text.strip().replace("\n    ", " ").splitlines()
+    return {name: body.replace(";", "\n") for name, body in (line.split(": ", 1) for line in lines)}
+
+
+SIMPLE = (
+    "Relu Sigmoid Tanh HardSwish Softplus Mish Softsign Erf Exp Neg Abs Floor Ceil Identity LeakyRelu Elu Selu "
+    "HardSigmoid Softmax LogSoftmax GlobalAveragePool GlobalMaxPool Dropout Gelu"
+)
+CASES = {op: f"a = {op} (x)" for op in SIMPLE.split()} | parsed("""
+Log, Sqrt, Reciprocal: b1 = Abs (x) ; b2 = Add (b1, half) ; b3 = Log (b2) ; b4 = Sqrt (b2) ; b5_ = Reciprocal
+    (b2) ; b6 = Add (b3, b4) ; a = Add (b6, b5_)
+Add: a = Add (x, k)
+Sub: a = Sub (x, g3)
+Mul: a = Mul (x, slope)
+Div: a = Div (k, x)
+Pow: a = Pow (x, two)
+Sum: a = Sum (x, k, half)
+Mean: a = Mean (x, k)
+Min: a = Min (x, k, half)
+Max: a = Max (x, k)
+Mod fmod: a = Mod <fmod = 1> (x, half)
+Clip: a = Clip (x, low, high)
+Clip above: a = Clip (x, , high)
+Clip below: a = Clip (x, low)
+Clip of tensors: p = ReduceMean (x) ; r = Squeeze (p) ; a = Clip (x, r)
+PRelu: a = PRelu (x, slope)
+LeakyRelu alpha: a = LeakyRelu <alpha = 0.3> (x)
+Gelu tanh: a = Gelu <approximate = "tanh"> (x)
+Gelu contrib: a = com.microsoft.Gelu (x)
+HardSigmoid alpha: a = HardSigmoid <alpha = 0.4, beta = 0.3> (x)
+Softmax axis: a = Softmax <axis = 1> (x)
+Where, Less, Greater, And, Or, Not: c1 = Less (x, half) ; c2 = Greater (x, low) ; c3 = And (c1, c2) ; c4 = Not
+    (c1) ; c5 = Or (c3, c4) ; a = Where (c5, x, k)
+Equal: r = Floor (x) ; c = Equal (r, r0) ; a = Where (c, x, k)
+ReduceMean: a = ReduceMean <keepdims = 0> (x, i23)
+ReduceMean one: a = ReduceMean (x, neg)
+ReduceMean nothing: a = ReduceMean <noop_with_empty_axes = 1> (x)
+ReduceSum: a = ReduceSum (x, i23)
+ReduceMax: a = ReduceMax (x, i1)
+ReduceMin: a = ReduceMin (x, i3)
+ReduceL2: a = ReduceL2 (x, i23)
+Conv: a = Conv <pads = [1, 1, 1, 1]> (x, w, b)
+Conv asymmetric: a = Conv <pads = [0, 2, 1, 0], strides = [2, 1]> (x, w)
+Conv dilated: a = Conv <dilations = [2, 2], pads = [2, 2, 2, 2]> (x, w, b)
+Conv groups: a = Conv <group = 3> (x, deep)
+Conv same upper: a = Conv <auto_pad = "SAME_UPPER", strides = [2, 2]> (x, w)
+Conv valid: a = Conv <auto_pad = "VALID"> (x, wide)
+Conv same lower: a = Conv <auto_pad = "SAME_LOWER", strides = [2, 2]> (x, w)
+Conv 1d: r = Reshape (x, flat24) ; a = Conv <pads = [1, 1]> (r, w1d)
+Gemm: f = Flatten (x) ; a = Gemm <transB = 1> (f, fc, b5)
+Gemm plain: f = Flatten (x) ; a = Gemm (f, fct)
+Gemm alpha: f = Flatten (x) ; a = Gemm <alpha = 0.5, beta = 2.0> (f, fct, b5)
+MatMul: a = MatMul (x, m)
+BatchNormalization: a = BatchNormalization <epsilon = 0.01> (x, g, h, mu, var)
+LayerNormalization: a = LayerNormalization <epsilon = 0.01> (x, ln, lnb)
+LayerNormalization axis: a = LayerNormalization <axis = 1> (x, k)
+InstanceNormalization: a = InstanceNormalization (x, g, h)
+Dropout at inference: a = Dropout (x, half)
+MaxPool: a = MaxPool <kernel_shape = [3, 3], strides = [2, 2], pads = [1, 1, 1, 1]> (x)
+MaxPool asymmetric: a = MaxPool <kernel_shape = [2, 3], strides = [2, 2], pads = [0, 2, 1, 0]> (x)
+MaxPool ceil: a = MaxPool <kernel_shape = [3, 3], strides = [2, 2], ceil_mode = 1> (x)
+MaxPool ceil pads: a = MaxPool <kernel_shape = [3, 3], strides = [3, 3], pads = [1, 1, 1, 1], ceil_mode = 1> (x)
+MaxPool dilated: a = MaxPool <kernel_shape = [3, 3], dilations = [2, 2]> (x)
+MaxPool same: a = MaxPool <kernel_shape = [3, 3], strides = [2, 2], auto_pad = "SAME_UPPER"> (x)
+AveragePool: a = AveragePool <kernel_shape = [3, 3], strides = [2, 2], pads = [1, 1, 1, 1]> (x)
+AveragePool include: a = AveragePool <kernel_shape = [3, 3], strides = [2, 2], pads = [1, 1, 1, 1],
+    count_include_pad = 1> (x)
+AveragePool ceil: a = AveragePool <kernel_shape = [3, 3], strides = [2, 2], ceil_mode = 1> (x)
+AveragePool ceil include: a = AveragePool <kernel_shape = [3, 3], strides = [2, 2], pads = [1, 1, 0, 0],
+    ceil_mode = 1, count_include_pad = 1> (x)
+AveragePool asymmetric: a = AveragePool <kernel_shape = [2, 2], pads = [0, 1, 1, 0]> (x)
+Flatten: a = Flatten <axis = -3> (x)
+Reshape: a = Reshape (x, flat)
+Transpose: a = Transpose <perm = [0, 2, 3, 1]> (x)
+Squeeze, Unsqueeze: u = Unsqueeze (x, i02) ; v = Squeeze (u, i02) ; p = GlobalAveragePool (v) ; r = Squeeze (p,
+    i23) ; a = Unsqueeze (r, i1)
+Concat: a = Concat <axis = -1> (x, x)
+Split: a, p = Split <axis = 3, num_outputs = 2> (x)
+Split sizes: p, o, a = Split <axis = 2> (x, sizes)
+Slice: a = Slice (x, starts, ends, i2, steps)
+Gather: a = Gather <axis = 3> (x, i2)
+Gather one: a = Gather <axis = 1> (x, one)
+Pad: a = Pad (x, pads)
+Pad value: a = Pad (x, pads, fill)
+Pad reflect: a = Pad <mode = "reflect"> (x, pads)
+Pad edge: a = Pad <mode = "edge"> (x, pads)
+Pad axes: a = Pad (x, i23, fill, i1)
+Pad wrap: a = Pad <mode = "wrap"> (x, pads)
+Shape, Mod, ConstantOfShape, Expand: d = Shape (x) ; n = Gather (d, i0) ; e = Mod (ten, four) ; u = Unsqueeze
+    (n, i0ax) ; c = Concat <axis = 0> (u, d32) ; o = ConstantOfShape <value = float[1] {0.5}> (c) ; v = Expand
+    (o, c) ; a = Add (x, v)
+Shape part, Size: d = Shape <start = 2, end = 4> (x) ; p = Size (d) ; v = Cast <to = 1> (p) ; f = Cast <to = 1>
+    (d) ; e = Gather (f, i0) ; t1 = Mul (x, v) ; a = Div (t1, e)
+Integers: d = Shape (x) ; e = Div (d, four) ; f = Cast <to = 1> (e) ; g1 = Gather (f, i1) ; a = Mul (x, g1)
+Range: r = Range (i0, ten, four) ; a = Gather <axis = 3> (x, r2)
+Tile: a = Tile (x, rep)
+Expand: u = Unsqueeze (x, i1) ; a = Expand (u, grow5)
+Cast: h1 = Cast <to = 11> (x) ; a = Cast <to = 1> (h1)
+Cast to integers: h1 = Mul (x, ten_) ; i = Cast <to = 3> (h1) ; a = Cast <to = 1> (i)
+Constant: c = Constant <value_float = 0.25> () ; v = Constant <value_ints = [2, 3]> () ; p = ReduceMean (x, v) ;
+    o = Add (p, c) ; a = Mul (x, o)
+QuantizeLinear: q = QuantizeLinear (x, s, z) ; a = DequantizeLinear (q, s, z)
+QuantizeLinear apart: q = QuantizeLinear (x, s, z) ; f = Cast <to = 1> (q) ; a = Mul (f, half)
+QuantizeLinear narrower: q = QuantizeLinear (x, s, z) ; c = Clip (q, q3, q15) ; a = DequantizeLinear (c, s, z0)
+QuantizeLinear narrower, alone: q = QuantizeLinear (x, s, z) ; c = Clip (q, z2, z) ; a = DequantizeLinear (c, s,
+    z)
+QuantizeLinear, two scales: q = QuantizeLinear (x, s, z) ; a = DequantizeLinear (q, s2, z2)
+QuantizeLinear, no zero point: q = QuantizeLinear (x, s) ; a = DequantizeLinear (q, s)
+QuantizeLinear signed: q = QuantizeLinear (x, s2, zi) ; a = DequantizeLinear (q, s2, zi)
+QuantizeLinear channels: q = QuantizeLinear (x, sc, zc) ; a = DequantizeLinear (q, sc, zc)
+QuantizeLinear 16 bits: q = QuantizeLinear (x, s16, z16) ; a = DequantizeLinear (q, s16, z16)
+QuantizeLinear output type: q = QuantizeLinear <output_dtype = 3> (x, s2) ; a = DequantizeLinear (q, s2)
+QuantizeLinear contrib: q = com.microsoft.QuantizeLinear (x, s, z) ; a = com.microsoft.DequantizeLinear (q, s,
+    z)
+QuantizeLinear of two readers: q = QuantizeLinear (x, s, z) ; d = DequantizeLinear (q, s, z) ; e =
+    DequantizeLinear (q, s, z) ; r = Relu (d) ; a = Add (r, e)
+Pool of integers: q = QuantizeLinear (x, s, z) ; p = MaxPool <kernel_shape = [2, 2]> (q) ; a = DequantizeLinear
+    (p, s, z)
+DequantizeLinear of weights: w_ = DequantizeLinear <axis = 0> (qw, ws, wz) ; a = Conv (x, w_)
+QLinearConv: q = QuantizeLinear (x, s, z) ; o = QLinearConv <pads = [1, 1, 1, 1]> (q, s, z, qw, ws, wz, sy, z2,
+    qb) ; a = DequantizeLinear (o, sy, z2)
+QLinearMatMul: q = QuantizeLinear (x, s, z) ; o = QLinearMatMul (q, s, z, qm, s2, z2, sy, z2) ; a =
+    DequantizeLinear (o, sy, z2)
+QGemm: q = QuantizeLinear (x, s, z) ; f = Flatten (q) ; o = com.microsoft.QGemm <transB = 1> (f, s, z, qfc, fs,
+    fz, qb5, sy, z2) ; a = DequantizeLinear (o, sy, z2)
+QGemm to floats: q = QuantizeLinear (x, s, z) ; f = Flatten (q) ; a = com.microsoft.QGemm <transB = 1> (f, s, z,
+    qfc, fs, fz, qb5)
+QLinearAdd: q = QuantizeLinear (x, s, z) ; p = QuantizeLinear (x, s2, z2) ; o = com.microsoft.QLinearAdd (q, s,
+    z, p, s2, z2, sy, z2) ; a = DequantizeLinear (o, sy, z2)
+QLinearMul: q = QuantizeLinear (x, s, z) ; p = QuantizeLinear (x, s2, z2) ; o = com.microsoft.QLinearMul (q, s,
+    z, p, s2, z2, sy, z2) ; a = DequantizeLinear (o, sy, z2)
+QLinearSigmoid: q = QuantizeLinear (x, s, z) ; o = com.microsoft.QLinearSigmoid (q, s, z, si, z0) ; a =
+    DequantizeLinear (o, si, z0)
+QLinearLeakyRelu: q = QuantizeLinear (x, s, z) ; o = com.microsoft.QLinearLeakyRelu <alpha = 0.2> (q, s, z, s2,
+    z2) ; a = DequantizeLinear (o, s2, z2)
+QLinearSoftmax: q = QuantizeLinear (x, s, z) ; o = com.microsoft.QLinearSoftmax <axis = -1, opset = 13> (q, s,
+    z, s256, z0) ; a = DequantizeLinear (o, s256, z0)
+QLinearAveragePool: q = QuantizeLinear (x, s, z) ; o = com.microsoft.QLinearAveragePool <kernel_shape = [2, 2]>
+    (q, s, z, s2, z2) ; a = DequantizeLinear (o, s2, z2)
+QLinearGlobalAveragePool: q = QuantizeLinear (x, s, z) ; o = com.microsoft.QLinearGlobalAveragePool (q, s, z, s,
+    z) ; a = DequantizeLinear (o, s, z)
+QLinearConcat: q = QuantizeLinear (x, s, z) ; o = com.microsoft.QLinearConcat <axis = 1> (s2, z2, q, s, z, q, s,
+    z) ; a = DequantizeLinear (o, s2, z2)
+""")
+# Name and opset: settings that were attributes in older files.
+OLD = parsed("""
+Clip (10): a = Clip <min = -0.5, max = 0.5> (x)
+Squeeze (11): p = GlobalAveragePool (x) ; a = Squeeze <axes = [2, 3]> (p)
+Unsqueeze (11): a = Unsqueeze <axes = [1, -1]> (x)
+ReduceMean (13): a = ReduceMean <axes = [2, 3], keepdims = 0> (x)
+Softmax (11): a = Softmax (x)
+LogSoftmax (11): a = LogSoftmax <axis = 2> (x)
+Dropout (10): a = Dropout <ratio = 0.4> (x)
+Pad (10): a = Pad <pads = [0, 0, 1, 1, 0, 0, 0, 2], value = 0.2> (x)
+Slice (9): a = Slice <axes = [2], starts = [1], ends = [-1]> (x)
+Split (11): p, a = Split <axis = 1, split = [1, 2]> (x)
+ReduceSum (11): a = ReduceSum <axes = [3]> (x)
+""")

@@ -1,0 +1,132 @@
+"""Files that others make: torchvision's networks through both exporters, and onnxruntime's quantiser."""
+
+import functools
+import logging
+import warnings
+
+import onnx
+import onnxruntime.quantization as ort
+import pytest
+import torch
+from onnxruntime.quantization.shape_inference import quant_pre_process
+
+from qrobust.deployed import twin
+from qrobust.quant import calibrate
+from qrobust.torchvision_cpu import import_torchvision
+
+from ..quant.helpers import images, shake_norms
+from .helpers import rounding_steps, runtime, steps_apart
+
+SIDE = 48
+NAMES = ["resnet18", *(pytest.param(name, marks=pytest.mark.slow) for name in ("mobilenet_v2", "efficientnet_b0"))]
+MORE = ("googlenet", "densenet121", "shufflenet_v2_x0_5", "squeezenet1_0", "mobilenet_v3_small", "regnet_y_400mf")
+
+
+@functools.cache
+def network(name):
+    torch.manual_seed(0)
+    options = {"aux_logits": False, "init_weights": True} if name == "googlenet" else {}
+    model = getattr(import_torchvision().models, name)(weights=None, num_classes=10, **options)
+    shake_norms(model)
+    calibrate(model, [images(8, SIDE, 3)])
+    return model.eval()
+
+
+@pytest.fixture(scope="module")
+def exported(tmp_path_factory):
+    @functools.cache
+    def export(name, dynamo=False):
+        path = tmp_path_factory.mktemp("exported") / "model.onnx"
+        example = images(2, SIDE, 3)
+        named = {"input_names": ["x"], "output_names": ["logits"]}
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            if dynamo:
+                shapes = ({0: torch.export.Dim("batch")},)
+                named |= {"dynamic_shapes": shapes, "external_data": False, "verbose": False}
+            else:
+                named |= {"dynamic_axes": {"x": {0: "batch"}, "logits": {0: "batch"}}, "opset_version": 17}
+            torch.onnx.export(network(name), (example,), str(path), dynamo=dynamo, **named)
+        return path
+
+    return export
+
+
+class Images(ort.CalibrationDataReader):
+    def __init__(self):
+        self.batches = iter([{"x": images(4, SIDE, 3, seed).numpy()} for seed in (1, 2)])
+
+    def get_next(self):
+        return next(self.batches, None)
+
+
+def quantised(path, form, **settings):
+    logging.getLogger().setLevel(logging.ERROR)
+    prepared, written = path.with_name("prepared.onnx"), path.with_name(f"{form.name}.onnx")
+    quant_pre_process(str(path), str(prepared), skip_symbolic_shape=True)
+    ort.quantize_static(str(prepared), str(written), Images(), quant_format=form, **settings)
+    return written.read_bytes()
+
+
+def assert_equal_floats(data, name):
+    x = images(4, SIDE, 3, seed=7)
+    with torch.no_grad():
+        got = twin(data)(x)
+        expected = runtime(data, x)
+        torch.testing.assert_close(got, expected, atol=1e-4, rtol=1e-4)
+        torch.testing.assert_close(got, network(name)(x), atol=1e-3, rtol=1e-3)
+    assert expected.std() > 1e-3
+
+
+@pytest.mark.parametrize("dynamo", [False, True], ids=["torchscript", "dynamo"])
+@pytest.mark.parametrize("name", [*NAMES, *(pytest.param(name, marks=pytest.mark.slow) for name in MORE)])
+def test_torchvision_through_an_exporter(exported, name, dynamo):
+    assert_equal_floats(exported(name, dynamo).read_bytes(), name)
+
+
+@pytest.mark.parametrize("per_channel", [True, False])
+@pytest.mark.parametrize("name", NAMES)
+def test_static_quantisation_as_pairs(exported, name, per_channel):
+    data = quantised(exported(name), ort.QuantFormat.QDQ, per_channel=per_channel)
+    made = twin(data)
+    assert len(rounding_steps(made)) >= 20
+    for level in ("disable", "all"):
+        assert_within_a_step(made, data, level)
+
+
+def assert_within_a_step(made, data, level):
+    x = images(4, SIDE, 3, seed=7)
+    apart, _ = steps_apart(made, data, x, level)
+    off = torch.cat([steps.flatten() for steps in apart.values()])
+    assert float(off.max()) < 1.01
+    assert float((off > 0.01).float().mean()) < 1e-3
+    assert_labels_agree(made, data)
+
+
+@pytest.mark.parametrize("activation", [ort.QuantType.QUInt8, ort.QuantType.QInt8], ids=["unsigned", "signed"])
+@pytest.mark.parametrize("name", NAMES)
+def test_static_quantisation_as_operators(exported, name, activation):
+    data = quantised(exported(name), ort.QuantFormat.QOperator, per_channel=True, activation_type=activation)
+    kinds = {node.op_type for node in onnx.load_from_string(data).graph.node}
+    assert "QLinearConv" in kinds
+    assert_labels_agree(twin(data), data)
+
+
+def assert_labels_agree(made, data):
+    x = images(24, SIDE, 3, seed=8)
+    with torch.no_grad():
+        got, expected = made(x), runtime(data, x, "all")
+    spread, own = (expected - expected.mean(0)).norm(), (expected - runtime(data, x)).norm()
+    assert (got - expected).norm() < 0.2 * spread + 2 * own  # two levels of onnxruntime differ by as much
+    top = expected.topk(2).values
+    clear = top[:, 0] - top[:, 1] > 0.1 * expected.std()
+    assert (got.argmax(1) == expected.argmax(1))[clear].float().mean() > 0.95
+
+
+def test_initialisers_may_be_listed_as_inputs(exported):
+    model = onnx.load(str(exported("resnet18")))
+    for tensor in model.graph.initializer:
+        model.graph.input.append(onnx.helper.make_tensor_value_info(tensor.name, tensor.data_type, tensor.dims))
+    x = images(2, SIDE, 3)
+    with torch.no_grad():
+        torch.testing.assert_close(twin(model.SerializeToString())(x), network("resnet18")(x), atol=1e-3, rtol=1e-3)
