@@ -260,7 +260,8 @@ class Training(Schedule):
     beta: weight of the second term of trades and mart. temperature: of ard; share: of its and rslad's adversarial
     term; both are methods of [quant]. smoothing: of labels. low_pass: bandwidth that natural
     training keeps of its images (L-model). fat: on the float network's inner convolutions; when training ends it is
-    folded into their weights. precision: of the forward and backward passes.
+    folded into their weights. precision: of the forward and backward passes. log_frequency_ratio: low to high
+    frequencies of the first activation, after every epoch, into the metrics.
     """
 
     method: Literal["natural", "at", "trades", "mart"] = "at"
@@ -274,6 +275,12 @@ class Training(Schedule):
     attack: Craft = Craft()
     mix: Mix | None = None
     validation: Validation = Validation()
+    log_frequency_ratio: bool = False
+
+    @model_serializer(mode="wrap")
+    def _without_logging(self, plain: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """No `log_frequency_ratio` where it is off, so that keys of runs without it stay what they were."""
+        return {key: value for key, value in plain(self).items() if key != "log_frequency_ratio" or value}
 
     @model_validator(mode="after")
     def _composed(self) -> Training:

@@ -1,6 +1,7 @@
 """Pure functions on tensors in the frequency domain, and what a network answers to them."""
 
 from .accuracy import banded, low_pass_accuracy, perturbed_accuracy
+from .activation import first_activation
 from .alignment import spectral_distance
 from .basis import fourier_basis, half_plane
 from .fat import FAT_FORMS, fat_mask, fat_transform, filter_spectrum
@@ -17,6 +18,7 @@ __all__ = [
     "fat_mask",
     "fat_transform",
     "filter_spectrum",
+    "first_activation",
     "fourier_basis",
     "half_plane",
     "heat_map",

@@ -13,15 +13,17 @@ import torch
 from torch import Tensor, nn
 
 from .. import distributed, machine
+from ..attacks import crafting
 from ..data import Dataset, Images, epoch_batches, to_unit
 from ..errors import RunError
 from ..progress import Bar, bar, note
 from ..quant import mask_statistics, parameter_groups
-from ..spectrum import low_pass
+from ..spectrum import first_activation, low_pass, low_to_high
 from ..storage import write_text
 from .average import Average
 from .checkpoint import State, capture, load_state, part, restore, save_state
 from .job import Job
+from .methods import METHODS
 from .metrics import EventLog, json_lines
 from .schedule import learning_rate
 from .step import Stepper
@@ -34,9 +36,10 @@ def fit(model: nn.Module, dataset: Dataset, job: Job, *, teacher: nn.Module | No
     """Train in place, from the last checkpoint if there is one; the model ends with the best epoch's weights.
 
     The best epoch has the highest accuracy under PGD on the validation split (ties: clean accuracy, then the
-    later); without a split, the last. teacher: whom a method that distils learns from, in eval mode.
-    `State.best_of` gives these weights, and those of the best weight average. Raises RunError on a loss or
-    weights that are not finite, naming epoch, batch and rate.
+    later), that of natural training the highest clean accuracy (ties: under PGD); without a split, the last.
+    teacher: whom a method that distils learns from, in eval mode. `State.best_of` gives these weights, and those
+    of the best weight average. Raises RunError on a loss or weights that are not finite, naming epoch, batch and
+    rate.
     """
     with _interruptible(job), machine.own_randomness(), machine.precision(job.precision):
         work = _Work(model, dataset, job, teacher)
@@ -85,6 +88,8 @@ class _Work:
         record |= self._validate(epoch)
         if masks := mask_statistics(self.model):
             record["masks"] = masks
+        if self.job.training.log_frequency_ratio:
+            record["frequency_ratio"] = self._frequency_ratio()
         self._keep(record)
         return record
 
@@ -137,6 +142,12 @@ class _Work:
             record |= {"average_clean": clean, "average_robust": robust}
         return record
 
+    def _frequency_ratio(self) -> float:
+        """Mean R of the first activation over the first batch of training images, clean and in their order."""
+        with crafting(self.model):
+            x = next(plain_images(self.images, self.job))
+            return float(low_to_high(first_activation(self.model, x)).mean())
+
     def _keep(self, record: dict[str, Any]) -> None:
         state = self.state
         kept = {name: state.best_of(name) for name in state.best}
@@ -144,7 +155,7 @@ class _Work:
         if self.average is not None and self.job.started("average", record["epoch"] - 1):
             networks[AVERAGE] = self.average.network
         for name, network in networks.items():
-            if _rank(record, name) >= _rank(state.best.get(name), name):
+            if self._rank(record, name) >= self._rank(state.best.get(name), name):
                 state.best[name] = record
                 kept[name] = {key: value.clone() for key, value in network.state_dict().items()}
         state.history.append(record)
@@ -158,6 +169,14 @@ class _Work:
             save_state(_checkpoint(self.job), state)
             _write_metrics(state, self.job)
         distributed.wait()
+
+    def _rank(self, record: dict[str, Any] | None, name: str) -> tuple[float, float]:
+        if record is None:
+            return (-2.0, -2.0)
+        prefix = "validation" if name == MODEL else name
+        robust, clean = (record.get(f"{prefix}_{part}", -1.0) for part in ("robust", "clean"))
+        # A network that says the same of every image stands under any attack; a natural one does not.
+        return (clean, robust) if METHODS[self.job.training.method].ascends is None else (robust, clean)
 
     def _resume(self) -> State:
         job, path = self.job, _checkpoint(self.job)
@@ -190,13 +209,6 @@ def plain_images(images: Images, job: Job) -> Iterator[Tensor]:
 
 def _write_metrics(state: State, job: Job) -> None:
     write_text(job.folder / "metrics.jsonl", json_lines(state.history))
-
-
-def _rank(record: dict[str, Any] | None, name: str) -> tuple[float, float]:
-    if record is None:
-        return (-2.0, -2.0)
-    prefix = "validation" if name == MODEL else name
-    return record.get(f"{prefix}_robust", -1.0), record.get(f"{prefix}_clean", -1.0)
 
 
 def _checkpoint(job: Job) -> Path:

@@ -8,6 +8,7 @@ import torch
 
 from qrobust import machine, objectives
 from qrobust.errors import CheckpointError, RunError
+from qrobust.spectrum import low_pass, low_to_high
 from qrobust.train import fit, loop, methods, save_weights, validation
 from qrobust.train.checkpoint import load_state
 
@@ -152,7 +153,11 @@ def test_it_learns(tmp_path):
         ([None] * 4, [None] * 4, 4),
     ],
 )
-def test_the_best_epoch_is_kept(tmp_path, monkeypatch, robust, clean, best):
+@pytest.mark.parametrize("method", ["at", "natural"])
+def test_the_best_epoch_is_kept(tmp_path, monkeypatch, robust, clean, best, method):
+    """The most robust one; of natural training, which is not robust at all, the one most often right when clean."""
+    if method == "natural":
+        robust, clean = clean, robust
     seen = []
 
     def validate(work, epoch):
@@ -162,7 +167,7 @@ def test_the_best_epoch_is_kept(tmp_path, monkeypatch, robust, clean, best):
 
     monkeypatch.setattr(loop._Work, "_validate", validate)
     for model in (network(), network(seed=1)):  # trained, and taken from the checkpoint
-        state = fit(model, DATA, job(tmp_path, method="natural"))
+        state = fit(model, DATA, job(tmp_path, method=method))
         assert (state.best["model"]["epoch"], list(state.best)) == (best, ["model"])
         assert are_equal(weights_of(model), seen[best - 1])
         assert are_equal(state.best_of("model"), seen[best - 1])
@@ -318,6 +323,30 @@ def test_without_masks_none_are_recorded(tmp_path, fat):
     state = fit(deeper(fat), some_data(validation=0), job(tmp_path, schedule={"epochs": 1}))
     assert "masks" not in state.history[0]
     assert "masks" not in metrics(tmp_path)[0]
+
+
+# Low against high frequencies
+
+
+@pytest.mark.parametrize("low_pass_to", [None, 3])
+def test_the_frequency_ratio_is_logged_when_asked(tmp_path, low_pass_to):
+    """Of the first activation on the first images, as they stand, filtered where the network learns on filtered ones;
+    training itself does not change.
+    """
+    asked = {"method": "natural", "low_pass": low_pass_to}
+    plain, silent = train(job(tmp_path / "plain", **asked), some_data(validation=0))
+    model = network()
+    history = fit(model, some_data(validation=0), job(tmp_path / "logged", log_frequency_ratio=True, **asked)).history
+    assert all("frequency_ratio" not in record for record in silent)
+    assert are_equal(weights_of(model), plain)
+    x = DATA.train.x[:20].to(machine.device()) / 255
+    x = x if low_pass_to is None else low_pass(x, low_pass_to).clamp(0, 1)
+    with torch.no_grad():
+        expected = low_to_high(model.eval()[:3](x)).mean()
+    assert history[-1]["frequency_ratio"] == pytest.approx(float(expected), rel=1e-4)
+    assert [record["frequency_ratio"] for record in metrics(tmp_path / "logged")] == [
+        record["frequency_ratio"] for record in history
+    ]
 
 
 # Statistics that stand still
