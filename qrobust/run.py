@@ -7,7 +7,7 @@
     RUN/qm-N/export.json, artifact/      ← export
     RUN/bench.json                       ← bench
     RUN/qm-N/check.json                  ← check
-    RUN/report.json
+    RUN/report.json, report.html, model-card.md
 
 A stage's file holds a key: the digest of all settings that decide it. A file with another key is made anew,
 but training is never thrown away: there another key is an error.
@@ -35,7 +35,7 @@ from .models.statistics import estimate_statistics
 from .progress import note
 from .recipe import Recipe
 from .storage import digest, read_json, write_json, write_text
-from .summary import report
+from .summary import conclude
 from .threat import Threat
 from .train import AVERAGE, METHODS, MODEL, Job, fit, load_weights, plain_images, read_metadata, save_weights
 
@@ -73,9 +73,7 @@ class Run:
         self.bench()
         for bits in self.recipe.bits:
             self.check(bits)
-        result = report(self.recipe, self.folder)
-        write_json(self.folder / "report.json", result)
-        return result
+        return conclude(self.recipe, self.folder)
 
     def train(self) -> None:
         """Train the float network, then quantise width by width."""

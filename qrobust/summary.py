@@ -1,4 +1,4 @@
-"""One table of a whole run: each width before and after export."""
+"""One table of a whole run: each width before and after export; and how a run ends."""
 
 from __future__ import annotations
 
@@ -8,7 +8,17 @@ from typing import Any
 from rich.table import Table
 
 from .recipe import Recipe
-from .storage import read_json
+from .storage import read_json, write_json
+
+
+def conclude(recipe: Recipe, folder: Path) -> dict[str, Any]:
+    """`report`, kept in RUN/report.json, and as a page with a model card beside it; see `qrobust.report`."""
+    from .report import write
+
+    result = report(recipe, folder)
+    write_json(folder / "report.json", result)
+    write(folder)
+    return result
 
 
 def report(recipe: Recipe, folder: Path) -> dict[str, Any]:
@@ -100,6 +110,24 @@ def evaluation_table(results: dict[str, dict[str, Any]]) -> Table:
         drawn.add_row(name, *(_interval(cell) for cell in cells))
     if any(not attack["bounded"] for attack in first["attacks"].values()):
         drawn.caption = "* not bounded by eps; not part of the worst case"
+    return drawn
+
+
+def gap_table(result: dict[str, Any]) -> Table:
+    """Accuracies in percent by attack: in torch, replayed, and attacked on the file, the last with intervals."""
+    places, threat = result["gap"], f"{_threat(result['threat'])}, seed {result['seed']}"
+    drawn = Table(title=f"{result['artifact']['name']}: {threat}")
+    drawn.add_column("")
+    for heading, place in (("in torch", "in_torch"), ("replayed", "replayed"), ("attacked", "attacked")):
+        n = places[place].get("n")
+        drawn.add_column(f"{heading}, n={n}" if n else heading, justify="right")
+    cells = {"clean": result["clean"], **result["attacks"], "worst_case": result["worst_case"]}
+    others = [name for place in places.values() for name in place if name not in (*cells, "n")]
+    for name in (*dict.fromkeys(("clean", *others)), *(name for name in cells if name != "clean")):
+        before = (_percent(places[place].get(name)) for place in ("in_torch", "replayed"))
+        shown = _interval(cells[name]) if name in cells else "-"
+        drawn.add_row(name.replace("_", " "), *before, shown, style="bold" if name == "worst_case" else None)
+    drawn.caption = "replayed examples were made before export: they can only overestimate robustness"
     return drawn
 
 

@@ -1,0 +1,138 @@
+"""What a run folder holds, as plain data; what is missing is None, or empty."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from ..errors import RunError
+from ..recipe import Recipe, load
+from ..runtime import Artifact, ArtifactError
+from ..storage import read_json
+from .examples import Example, examples
+
+Record = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Width:
+    """One network of a run: what its stages left in RUN/qm-N.
+
+    epochs: of metrics.jsonl. attacked: of attack.json, unless it names another file. problem: why the artifact, and
+    with it manifest and examples, cannot be shown; "" if it can. stale: whether check.json judged another file.
+    """
+
+    bits: int
+    folder: Path
+    evaluation: Record | None
+    checked: Record | None
+    attacked: Record | None
+    trained: Record | None
+    epochs: tuple[Record, ...]
+    manifest: Record | None
+    examples: tuple[Example, ...]
+    problem: str
+    stale: bool
+
+    @property
+    def label(self) -> str:
+        """As people call it."""
+        return f"QM-{self.bits}"
+
+    @property
+    def verdict(self) -> str:
+        """ "held", "broken" or, where no check has judged this file, "not checked"."""
+        if self.checked is None or self.stale:
+            return "not checked"
+        return "held" if self.checked["passed"] else "broken"
+
+
+@dataclass(frozen=True)
+class Collected:
+    """A run. text: of recipe.toml. analysis: data files of `qrobust analyze`."""
+
+    folder: Path
+    recipe: Recipe
+    text: str
+    widths: tuple[Width, ...]
+    bench: Record | None
+    analysis: tuple[Path, ...]
+
+    @property
+    def evaluated(self) -> list[Width]:
+        """The widths with an evaluation."""
+        return [width for width in self.widths if width.evaluation is not None]
+
+
+def collect(folder: Path) -> Collected:
+    """Read a run. Raises RunError if the folder is none, was not evaluated, or holds JSON that cannot be read."""
+    path = folder / "recipe.toml"
+    if not path.is_file():
+        raise RunError(f"expected a run folder with recipe.toml, got {folder}; make one by qrobust run RECIPE")
+    recipe = load(str(path))
+    widths = tuple(_width(folder / f"qm-{bits}", bits) for bits in recipe.bits)
+    if not any(width.evaluation for width in widths):
+        raise RunError(f"expected an evaluated run, got {folder} without eval.json; continue it by qrobust run RECIPE")
+    found = tuple(sorted((folder / "analysis").glob("*.json")))
+    return Collected(folder, recipe, path.read_text(encoding="utf-8"), widths, _read(folder / "bench.json"), found)
+
+
+def _width(folder: Path, bits: int) -> Width:
+    manifest, shown, problem = _artifact(folder / "artifact")
+    checked = _read(folder / "check.json")
+    judged = (checked or {}).get("model")
+    return Width(
+        bits=bits,
+        folder=folder,
+        evaluation=_read(folder / "eval.json"),
+        checked=checked,
+        attacked=_attacked(folder / "attack.json", manifest),
+        trained=_read(folder / "train.json"),
+        epochs=_lines(folder / "metrics.jsonl"),
+        manifest=manifest,
+        examples=shown,
+        problem=problem,
+        stale=bool(manifest and judged and judged != manifest["files"]["model.onnx"]["sha256"]),
+    )
+
+
+def _artifact(folder: Path) -> tuple[Record | None, tuple[Example, ...], str]:
+    """Manifest and examples, or why there are none; the suite, which may be large, is let go."""
+    if not folder.is_dir():
+        return None, (), "not exported yet"
+    try:
+        artifact = Artifact.load(folder)
+    except ArtifactError as error:
+        return None, (), str(error)
+    return artifact.manifest | {"suite_n": len(artifact.suite["y"])}, examples(artifact), ""
+
+
+def _attacked(path: Path, manifest: Record | None) -> Record | None:
+    """What `qrobust attack` left, if it attacked the file that lies here, or does not say which it was."""
+    found = _read(path)
+    of = (found or {}).get("artifact")
+    attacked = of.get("sha256") if isinstance(of, dict) else None
+    same = not (attacked and manifest) or attacked == manifest["files"]["model.onnx"]["sha256"]
+    return found if same else None
+
+
+def _read(path: Path) -> Record | None:
+    if not path.exists():
+        return None
+    found = read_json(path)
+    if not isinstance(found, dict):
+        raise RunError(f"expected a JSON object in {path}, got {type(found).__name__}; remove it to make it anew")
+    return found
+
+
+def _lines(path: Path) -> tuple[Record, ...]:
+    """Of a file of JSON lines; a last line that a killed writer left open is not counted."""
+    records = []
+    for line in path.read_text(encoding="utf-8").splitlines() if path.exists() else ():
+        try:
+            records.append(json.loads(line))
+        except ValueError:
+            break
+    return tuple(records)

@@ -1,0 +1,55 @@
+"""The model card as a hub reads it."""
+
+import pytest
+
+from qrobust.report import CARD, write
+from qrobust.report.card import plain
+
+from .conftest import change
+
+yaml = pytest.importorskip("yaml", reason="needs pyyaml")
+
+
+def card(run):
+    write(run)
+    _, front, text = (run / CARD).read_text().split("---\n", 2)
+    return yaml.safe_load(front), text
+
+
+def test_the_front_matter_holds_every_number(run):
+    front, _ = card(run)
+    assert "license" not in front  # the user's to choose
+    assert (front["datasets"], front["metrics"], front["pipeline_tag"]) == (
+        ["digits"],
+        ["accuracy"],
+        "image-classification",
+    )
+    first, second = front["model-index"]
+    assert (first["name"], second["name"]) == ("digits-qm-32", "digits-qm-4")
+    (result,) = second["results"]
+    assert result["task"]["type"] == "image-classification"
+    assert result["dataset"]["type"] == "digits"
+    values = {metric["name"]: metric["value"] for metric in result["metrics"]}
+    assert values["pgd-20, in torch"] == 0.511
+    assert values["square, replayed on the runtime"] == 0.623
+    assert values["worst case, in torch"] == 0.411
+
+
+def test_the_text_says_what_the_numbers_are_worth(run):
+    _, text = card(run)
+    for part in ("## Intended use", "## How it was trained", "l∞, eps 8/255", "95 % Wilson", "only overestimate",
+                 "Nothing is certified", "not attacked yet", "**QM-4: broken.**"):  # fmt: skip
+        assert part in text, part
+    table = [line for line in text.splitlines() if line.startswith("|")]
+    assert len(table) == 2 + 2 * 3
+    assert len({line.count("|") - line.count("\\|") for line in table}) == 1
+    assert "| QM-4 | in torch | 12 | 91.1 (61.1–98.5) | 81.1\\* (55.2–95.3) | 51.1 (25.4–74.6) |" in text
+
+
+def test_names_stay_in_their_place(run):
+    name = 'a | b\n# c <b> [d](http://e) "f"'
+    change(run / "qm-4" / "eval.json", lambda found: found["attacks"].update({name: found["attacks"]["gn"]}))
+    front, text = card(run)
+    assert f"{name}, in torch" in [metric["name"] for metric in front["model-index"][1]["results"][0]["metrics"]]
+    assert 'a \\| b \\# c \\<b\\> \\[d\\](http://e) "f"' in text
+    assert plain("x_y*\n z") == "x\\_y\\* z"
