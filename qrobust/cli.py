@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from contextlib import AbstractContextManager
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Optional
+from typing import TYPE_CHECKING, Annotated, Any, Optional
 
 import typer
 
@@ -27,8 +27,18 @@ ATTACKS_HELP = (
     "Names with commas, as gn,fgsm,pgd-20,cw-inf-30,autoattack; or a protocol: fd (the columns of the "
     "Fourier-domain study), sp (of the spectral perspective). Default: the recipe's."
 )
+FILE_HELP = "As in eval. Default: the suite's, pgd-20x5, cw-inf-20x5, autoattack, square-500, transfer-20 where it can."
+TRANSFER_HELP = "Where examples may transfer from, repeatable: an artifact, a run. Default: the float network beside."
+DATA_HELP = "Images: an .npz with x (uint8) and y, or a data set. Default: the suite's. Needed for a bare ONNX file."
 INPUT_HELP = "float32-nchw: images in [0,1]; uint8-nhwc: a camera's bytes. Default: the recipe's."
 BASELINE_HELP = "Compare with pinned outcomes: a file, or a name in export/baselines."
+FIGURES_HELP = "Names with commas, as low-pass,heat-map. Default: all that these networks have what it takes for."
+RUNS_HELP = (
+    "Run folders: every width of a single one, QM-32 of each of several; RUN/qm-N for one width. Or results of eval "
+    "--json, for an ablation. Or JSON files of this command, drawn again."
+)
+BANDWIDTHS_HELP = "Bandwidths of filters, with commas. Default: eighths of the side."
+PERTURBATIONS_HELP = "As in eval; the first makes the perturbations that are looked at."
 PROVIDER_HELP = "cpu, cuda, tensorrt, openvino; several with commas. Default: each artifact's own."
 SCENARIO_HELP = "single-stream, offline, or a TOML file. Default: batch 1 and 32, one thread, two seconds each."
 RecipeName = Annotated[str, typer.Argument(metavar="RECIPE", help="Name of a shipped recipe, or path of a TOML file.")]
@@ -39,6 +49,10 @@ Overrides = Annotated[
 Out = Annotated[Optional[Path], typer.Option("--out", metavar="DIR", help="Run folder (default: runs/RECIPE).")]  # noqa: UP045
 Artifacts = Annotated[list[Path], typer.Argument(metavar="ARTIFACT...", help="Artifact folders.")]
 Json = Annotated[Optional[Path], typer.Option("--json", metavar="F", help="Write the full result to F.")]  # noqa: UP045
+Sources = Annotated[
+    Optional[list[Path]],  # noqa: UP045
+    typer.Option("--transfer", metavar="ARTIFACT|RUN", help=TRANSFER_HELP),
+]
 Seed = Annotated[int, typer.Option("--seed", metavar="N", help="Seed of the gradient-free attack.")]
 
 
@@ -61,7 +75,7 @@ def run(recipe: RecipeName, override: Overrides = None, out: Out = None, json: J
     for width in result["widths"]:
         for verdict in width["broken"]:
             print(f"QM-{width['bits']} broke {verdict['name']}: {verdict['reason']}; {verdict['hint']}")
-    print(f"report: {started.folder / 'report.json'}")
+    print(f"report: {started.folder / 'report.html'}")
     return 0 if result["passed"] else 1
 
 
@@ -102,11 +116,7 @@ def evaluate(
     console = console if console.is_terminal else Console(width=TABLE_WIDTH)
     console.print(evaluation_table(results))
     for name, result in results.items():
-        for flag in result["flags"]:
-            print(
-                f"{name} flag {flag['name']}: {flag['measured']:.3g} > {flag['limit']:.3g}: "
-                f"{flag['reason']}; {flag['hint']}"
-            )
+        _print_flags(name, result)
     return 0
 
 
@@ -130,6 +140,32 @@ def compare(
 
 
 @app.command()
+def analyze(
+    folders: Annotated[list[Path], typer.Argument(metavar="RUN...", help=RUNS_HELP)],
+    figures: Annotated[str, typer.Option("--figures", metavar="LIST", help=FIGURES_HELP)] = "",
+    n: Annotated[Optional[int], typer.Option("-n", metavar="N", help="Test images (default: 500, or all).")] = None,  # noqa: UP045
+    seed: Annotated[int, typer.Option("--seed", metavar="N", help="Of attacks and waves.")] = 0,
+    bandwidths: Annotated[str, typer.Option("-k", metavar="K,K", help=BANDWIDTHS_HELP)] = "",
+    attacks: Annotated[str, typer.Option("--attacks", metavar="LIST", help=PERTURBATIONS_HELP)] = "pgd-20",
+    norm: Annotated[Optional[float], typer.Option("--norm", help="L2 norm of the heat map's waves.")] = None,  # noqa: UP045
+    out: Annotated[Optional[Path], typer.Option("--out", metavar="DIR", help="Default: RUN/analysis.")] = None,  # noqa: UP045
+    json: Json = None,
+) -> int:
+    """Look at networks in frequencies: data and figures, side by side; what is measured is not measured again."""
+    from .analyze import chosen
+
+    names = chosen(figures)  # before torch: a wrong name is told at once
+    from .verbs import analyze_folders, redrawn
+
+    drawn = redrawn(folders, out)
+    if drawn is None:
+        settings = {"n": n, "seed": seed, "bandwidths": tuple(_counts("k", bandwidths) or ()), "norm": norm}
+        drawn = analyze_folders(folders, names, attacks, settings, out)
+    _write(json, drawn)
+    return 0
+
+
+@app.command()
 def export(
     folder: Annotated[Path, typer.Argument(metavar="RUN", help="Run folder with evaluated networks.")],
     target: Annotated[str, typer.Option("--target", metavar="NAME|PATH", help="Deployment target.")] = "ort-cpu",
@@ -142,12 +178,13 @@ def export(
     from .errors import ExportError, did_you_mean
     from .export import INPUTS, load_target
     from .run import Run
+    from .verbs import exported
 
     if input and input not in INPUTS:
         raise ExportError(f"expected --input {' or '.join(INPUTS)}, got {input!r}{did_you_mean(input, INPUTS)}")
     chosen, source = load_target(target), Run.open(folder)
     for bits in source.recipe.bits:
-        print(source.export(bits, chosen, out / f"qm-{bits}", input or None))
+        print(exported(source.export(bits, chosen, out / f"qm-{bits}", input or None)))
     return 0
 
 
@@ -220,6 +257,45 @@ def check(
 
 
 @app.command()
+def report(
+    folder: Annotated[Path, typer.Argument(metavar="RUN", help="Run folder with evaluated networks.")],
+    out: Annotated[Optional[Path], typer.Option("--out", metavar="F", help="Default: RUN/report.html.")] = None,  # noqa: UP045
+) -> int:
+    """Write one self-contained HTML page on a run, and model-card.md beside it; no network is loaded."""
+    from .report import write
+
+    print(f"report: {write(folder, out)}")
+    return 0
+
+
+@app.command()
+def attack(
+    artifact: Annotated[Path, typer.Argument(metavar="ARTIFACT|F.onnx", help="Artifact folder, or any classifier.")],
+    attacks: Annotated[str, typer.Option("--attacks", metavar="LIST", help=FILE_HELP)] = "",
+    n: Annotated[Optional[int], typer.Option("-n", metavar="N", help="Images (default: all).")] = None,  # noqa: UP045
+    seed: Annotated[int, typer.Option("--seed", metavar="N", help="Of starts and of Square.")] = 0,
+    transfer: Sources = None,
+    eps: Annotated[str, typer.Option("--eps", metavar="E", help="As 8/255. Default: the artifact's, or 8/255.")] = "",
+    data: Annotated[str, typer.Option("--data", metavar="F.npz|NAME", help=DATA_HELP)] = "",
+    root: Annotated[Optional[str], typer.Option("--root", metavar="DIR", help="Of the data set.")] = None,  # noqa: UP045
+    json: Json = None,
+) -> int:
+    """Attack the file itself, white-box and black-box, on its runtime; with --json it goes on where it was stopped."""
+    from rich.console import Console
+
+    settings = {"n": n, "seed": seed, "eps": _radius(eps)}  # before torch: a wrong number is told at once
+    from .summary import gap_table
+    from .verbs import attack_file
+
+    result = attack_file(artifact, attacks, settings, transfer=transfer or (), data=data, root=root, json=json)
+    console = Console()
+    console = console if console.is_terminal else Console(width=TABLE_WIDTH)
+    console.print(gap_table(result))
+    _print_flags(result["artifact"]["name"], result)
+    return 0
+
+
+@app.command()
 def recipes() -> int:
     """List the shipped recipes."""
     from . import resources
@@ -281,12 +357,30 @@ def _speaks() -> bool:
     return is_first()
 
 
+def _print_flags(name: str, result: dict[str, Any]) -> None:
+    for flag in result["flags"]:
+        measured = f"{flag['measured']:.3g} > {flag['limit']:.3g}"
+        print(f"{name} flag {flag['name']}: {measured}: {flag['reason']}; {flag['hint']}")
+
+
+def _radius(text: str) -> float | None:
+    from fractions import Fraction
+
+    from .errors import RecipeError
+
+    try:
+        return float(Fraction(text)) if text else None
+    except (ValueError, ZeroDivisionError, OverflowError) as error:
+        raise RecipeError(f"expected --eps as 8/255, got {text!r}") from error
+
+
 def _counts(option: str, text: str) -> list[int] | None:
     from .errors import RecipeError
 
     parts = [part.strip() for part in text.split(",")] if text else []
     if not all(part.isdigit() for part in parts):
-        raise RecipeError(f"expected --{option} as 1,32, got {text!r}")
+        dashes = "-" if len(option) == 1 else "--"
+        raise RecipeError(f"expected {dashes}{option} as 1,32, got {text!r}")
     return [int(part) for part in parts] or None
 
 

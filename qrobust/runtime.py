@@ -237,9 +237,9 @@ def _check_meaning(manifest: dict[str, Any]) -> None:
     most = max(limits["accuracy_drop"], limits["robust_drop"])
     held = 1e-6 <= said["alpha"] < 0.5 <= said["power"] <= 1 - 1e-6 and most + 1e-6 < said["detected_drop"]
     _expect(held, f"1e-6 <= alpha < 0.5 <= power < 1 and detected_drop above the tolerated {most}", said)
-    for limit in (limits.get(name) for name in ("latency_ms", "size_bytes")):
+    for limit in (limits.get(name) for name in ("logit_change", "latency_ms", "size_bytes")):
         held = limit is None or (type(limit) in (int, float) and 0 < limit < math.inf)
-        _expect(held, "null or a number above 0 as limit of latency_ms and size_bytes", repr(limit))
+        _expect(held, "null or a number above 0 as limit of logit_change, latency_ms and size_bytes", repr(limit))
 
 
 def _read_suite(path: Path, manifest: dict[str, Any]) -> dict[str, Array]:
@@ -454,19 +454,22 @@ def read_baseline(path: Path, **same: Any) -> Outcomes:
     return outcomes
 
 
-def _run(artifact: Artifact, budget: int, seed: int, on_step: OnStep) -> tuple[Outcomes, float]:
-    """Outcomes of every set and of Square on the first `square.n` images, and the share of label flips."""
+def _run(artifact: Artifact, budget: int, seed: int, on_step: OnStep) -> tuple[Outcomes, float, float]:
+    """Outcomes of every set and of Square on the first `square.n` images; share of label flips; change of logits."""
     suite, y, n = artifact.suite, artifact.suite["y"], artifact.manifest["square"]["n"]
-    labels = {name: artifact.logits(suite[f"x.{name}"]).argmax(axis=1) for name in artifact.sets}
+    logits = {name: artifact.logits(suite[f"x.{name}"]) for name in artifact.sets}
+    labels = {name: values.argmax(axis=1) for name, values in logits.items()}
+    length = np.maximum(np.linalg.norm(suite["logits.clean"], axis=1), 1e-12)
+    change = np.median(np.linalg.norm(logits["clean"] - suite["logits.clean"], axis=1) / length)
     # Bytes are what a camera graph takes: whole ones, so that none leaves the ball when it is rounded.
     eps = math.floor(artifact.eps * 255 + 1e-6) / 255 if artifact.takes_bytes else artifact.eps
     parts = [(suite["x.clean"][at], y[at], eps, budget, seed, on_step) for at in _parts(suite["x.clean"][:n], n)]
     broken = np.concatenate([square_attack(artifact.logits, *part)[1] for part in parts])
     flips = np.mean([labels[name] != suite[f"label.{name}"] for name in artifact.sets])
-    return {**{name: found == y for name, found in labels.items()}, "square": ~broken}, float(flips)
+    return {**{name: found == y for name, found in labels.items()}, "square": ~broken}, float(flips), float(change)
 
 
-def _facts(artifact: Artifact, right: Outcomes, flips: float) -> Iterator[Verdict]:
+def _facts(artifact: Artifact, right: Outcomes, flips: float, change: float) -> Iterator[Verdict]:
     """Verdicts that need no statistics: what they measure is a fact of this file on these images and this device."""
     limits, before = artifact.manifest["limits"], artifact.manifest["reference"]["clean"]
     size, latency = artifact.manifest["files"]["model.onnx"]["size_bytes"], 0.0
@@ -476,6 +479,7 @@ def _facts(artifact: Artifact, right: Outcomes, flips: float) -> Iterator[Verdic
         latency = median(time_sessions({"": artifact.session()}, artifact.feed(artifact.suite["x.clean"][:1]))[""])
     for name, measured, reason, hint in (
         ("label_flips", flips, f"{flips:.2%} of labels differ from those before export", HINT_EXPORT),
+        ("logit_change", change, f"logits of the median image moved by {change:.2g} of their length", HINT_EXPORT),
         ("accuracy_drop", before - clean, f"accuracy {clean:.2%} after export, {before:.2%} before", HINT_EXPORT),
         ("square_gap", stored - square, f"accuracy {square:.2%} under Square, {stored:.2%} when replayed", HINT_MASKED),
         ("latency_ms", latency, f"median of {latency:.3f} ms for one image", HINT_DEVICE),
@@ -507,7 +511,7 @@ def check(
 ) -> Report:
     """Replay the suite on the target's session, attack the session with Square, and judge the limits.
 
-    Facts: label flips and clean accuracy against the network before export; Square on the first `square.n` images
+    Facts: label flips, logits and clean accuracy against the network before export; Square on the first `square.n` images
     must not beat the stored attacks by more than `square_gap`, else their gradients were masked; latency and size.
     Tests: each stored attack against the network before export, or every set and Square against `baseline`, a file
     that `conclude` wrote. queries: instead of the manifest's; on_step(done, queries). Raises ArtifactError if the
@@ -527,9 +531,9 @@ def check(
     reference = read_baseline(baseline, **same) if baseline else stored
     compared = {name: hits for name, hits in reference.items() if baseline or name != "clean"}
     with _expecting("a model.onnx that can be attacked, and memory for it"):
-        right, flips = _run(artifact, budget, seed, on_step)
+        right, flips, change = _run(artifact, budget, seed, on_step)
     tests = list(_tests(right, compared, manifest, HINT_LOST if baseline else HINT_EXPORT))
-    verdicts = (*_facts(artifact, right, flips), *tests)
+    verdicts = (*_facts(artifact, right, flips, change), *tests)
     worst = np.all([right[name] for name in artifact.sets], axis=0)
     worst[: counts["square"]] &= right["square"]
     report = Report(

@@ -2,20 +2,29 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
 
+from .analyze import save
+from .analyze.cases import Settings
+from .analyze.session import analyze
 from .attacks import Attack, named
 from .data import make_images
+from .deployed.attacking import Settings as AttackSettings
+from .deployed.attacking import attack
+from .deployed.material import find_images, find_sources
+from .deployed.routes import WITHOUT_GRADIENTS
+from .deployed.serving import Served, open_deployed
 from .distributed import is_first, own
 from .errors import RecipeError
 from .evaluate import evaluate
+from .progress import note
 from .run import Run
 from .runtime import Artifact
-from .storage import write_json
+from .storage import read_json, write_json
 from .threat import Threat
 
 # The columns of the papers' tables. CW-20 is the unbounded L2 attack there; SP's C&W is the margin loss in l-inf.
@@ -23,7 +32,6 @@ PROTOCOLS = {
     "fd": ("gn", "fgsm", "pgd-20", "bim-20", "tpgd-20", "cw-20"),
     "sp": ("pgd-20", "pgd-50", "cw-inf-30", "autoattack"),
 }
-WITHOUT_GRADIENTS = ("gn", "square")
 Results = dict[str, dict[str, Any]]
 
 
@@ -44,8 +52,7 @@ def evaluate_folder(
     before the suffix; masks beside them. thorough: all doubts, else the cheap ones. averaged: the weight
     averages of a run's networks instead of what its recipe deploys; those without one are left out.
     """
-    if json is not None and json.suffix != ".json":  # else the masks of all networks would share one .npz
-        raise RecipeError(f"expected a file that ends in .json for --json, got {json}; masks go to .npz beside it")
+    _check_json(json)
     if (folder / "manifest.json").exists():
         return _evaluate_artifact(folder, attacks, n, seed, json)
     one = folder.name.startswith("qm-") and not (folder / "recipe.toml").exists()
@@ -64,33 +71,81 @@ def evaluate_folder(
     return results
 
 
-class SessionNetwork(nn.Module):
-    """An artifact as a network without gradients: logits come from its own session."""
+def exported(folder: Path) -> str:
+    """One line on an artifact that was written: its size, and how it compares with torch."""
+    manifest = read_json(folder / "manifest.json")
+    line = f"{folder}: {manifest['files']['model.onnx']['size_bytes']:,} bytes"
+    found = manifest.get("parity")
+    if found is None:
+        return f"{line}, executed by no runtime here"
+    first = f", the first in {found['first']}" if found["first"] else ""
+    return (
+        f"{line}, {found['flips']:.2%} of {found['n']} labels flip, {found['share']:.2g} of activations differ{first}"
+    )
 
-    def __init__(self, artifact: Artifact) -> None:
-        super().__init__()
-        self._artifact = artifact
-        identity = bytes.fromhex(artifact.manifest["files"]["model.onnx"]["sha256"])
-        self.register_buffer("identity", torch.tensor(list(identity)))
 
-    def forward(self, x: Tensor) -> Tensor:
-        """Images (n, c, h, w) in [0,1] → logits (n, classes)."""
-        return torch.from_numpy(self._artifact.logits(x.contiguous().cpu().numpy())).to(x.device)
+def attack_file(
+    path: Path,
+    attacks: str,
+    settings: Mapping[str, Any],
+    *,
+    transfer: Sequence[Path] = (),
+    data: str = "",
+    root: str | None = None,
+    json: Path | None = None,
+) -> dict[str, Any]:
+    """The result of `deployed.attacking.attack` on an artifact or an ONNX file.
+
+    attacks: as in `evaluate_folder`, "" for all that fit. settings: others of `AttackSettings`. transfer: as in
+    `find_sources`; data, root: as in `find_images`; json: as in `evaluate_folder`.
+    """
+    _check_json(json)
+    deployed = open_deployed(path)
+    names = PROTOCOLS.get(attacks) or tuple(name.strip() for name in attacks.split(",") if attacks)
+    sources = find_sources(deployed, transfer)
+    return attack(
+        deployed, find_images(deployed, data, root), AttackSettings(attacks=names, sources=sources, **settings), json
+    )
+
+
+def analyze_folders(
+    folders: Sequence[Path], figures: Sequence[str], attacks: str, settings: Mapping[str, Any], out: Path | None
+) -> Results:
+    """Data of figures by name; see `analyze.session`. attacks: as in `evaluate_folder`; settings: of `Settings`.
+
+    out: None for RUN/analysis of one folder, analysis here of several.
+    """
+    names = tuple(name.strip() for name in PROTOCOLS.get(attacks) or attacks.split(","))
+    chosen = Settings(attacks=names, **settings)
+    place = folders[0] if len(folders) == 1 and folders[0].is_dir() else Path()
+    return analyze(folders, figures, chosen, out or place / "analysis")
+
+
+def redrawn(files: Sequence[Path], out: Path | None) -> Results | None:
+    """Saved data of figures, drawn once more beside it or in `out`; None if the first is no such data."""
+    if any(path.suffix != ".json" for path in files):
+        return None
+    found = [read_json(path) for path in files]
+    if not isinstance(found[0], dict) or "figure" not in found[0]:
+        return None
+    for path, data in zip(files, found, strict=True):
+        note(f"{save(data, out / path.name if out else path)[0]}: drawn")
+    return {data["figure"]: data for data in found}
 
 
 def _evaluate_artifact(folder: Path, attacks: str, n: int | None, seed: int | None, json: Path | None) -> Results:
     artifact = Artifact.load(folder)
     threat = Threat("linf", artifact.eps)
     chosen = _named(attacks, threat, ("gn", "square-500"))
-    for attack in chosen:
-        if attack.family not in WITHOUT_GRADIENTS:
+    for one in chosen:
+        if one.family not in WITHOUT_GRADIENTS:
             raise RecipeError(
-                f"expected attacks without gradients on an artifact (gn, square-500), got {attack.name}; "
-                "attack the network of its run: qrobust eval RUN"
+                f"expected attacks without gradients on an artifact (gn, square-500), got {one.name}; "
+                "use qrobust attack ARTIFACT"
             )
     pixels, labels = (torch.from_numpy(artifact.suite[name]) for name in ("x.clean", "y"))
     outcomes = evaluate(
-        SessionNetwork(artifact),
+        Served(artifact.logits, artifact.manifest["files"]["model.onnx"]["sha256"]),
         make_images(pixels, labels, classes=len(artifact.classes)),
         attacks=chosen,
         threat=threat,
@@ -104,6 +159,11 @@ def _evaluate_artifact(folder: Path, attacks: str, n: int | None, seed: int | No
             outcomes.save(json, flags=[])
         own(json.with_suffix(".partial.npz")).unlink(missing_ok=True)
     return {artifact.name: outcomes.to_dict() | {"flags": []}}
+
+
+def _check_json(json: Path | None) -> None:
+    if json is not None and json.suffix != ".json":  # else the masks of all networks would share one .npz
+        raise RecipeError(f"expected a file that ends in .json for --json, got {json}; masks go to .npz beside it")
 
 
 def _named(attacks: str, threat: Threat, default: tuple[str, ...]) -> tuple[Attack, ...]:

@@ -14,7 +14,7 @@ import pytest
 from onnx import numpy_helper
 
 from qrobust.run import Run
-from qrobust.runtime import Artifact
+from qrobust.runtime import Artifact, check
 
 from .test_runtime import suite_arrays, write
 
@@ -63,6 +63,19 @@ def weights(path: Path) -> Iterator[tuple[int, np.ndarray[Any, Any]]]:
 
 def test_the_artifact_as_it_is_holds(bench: Any, small: tuple[Run, Path]) -> None:
     assert bench.judge(small[1]).exit == 0
+
+
+def test_half_a_percent_off_any_scale_moves_the_logits(bench: Any, small: tuple[Run, Path], tmp_path: Path) -> None:
+    import faults
+
+    run, good = small
+    names = faults.scales(faults.graph(run))
+    for name in names[:: max(1, len(names) // 4)]:
+        place = tmp_path / name
+        shutil.copytree(good, place)
+        faults.stretch(name, 0.5)(place)
+        broken = {verdict.name for verdict in check(Artifact.load(place), queries=1).verdicts if not verdict.passed}
+        assert "logit_change" in broken, name
 
 
 @pytest.mark.parametrize("name", ["scale off", "3-bit clip"])

@@ -297,7 +297,7 @@ UNUSABLE = {
     "alpha of a half": (put("statistics", "alpha", 0.5), "alpha < 0.5 <= power"),
     "certain power": (put("statistics", "power", 1), "power < 1"),
     "tolerated as detected": (put("statistics", "detected_drop", 0.02), "detected_drop above the tolerated 0.02"),
-    "latency of text": (put("limits", "latency_ms", "fast"), "limit of latency_ms and size_bytes, got 'fast'"),
+    "latency of text": (put("limits", "latency_ms", "fast"), "logit_change, latency_ms and size_bytes, got 'fast'"),
     "size of infinity": (put("limits", "size_bytes", math.inf), "null or a number above 0"),
     "other reference": (put("reference", "clean", 0.5), "labels of clean that are right in 0.5"),
     "wrong type": (put("square", "queries", True), "valid int as 'square queries'"),

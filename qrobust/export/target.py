@@ -26,6 +26,7 @@ class Limits(Table):
     accuracy_drop: Share
     robust_drop: Share
     square_gap: Share
+    logit_change: Annotated[float, Field(gt=0)] | None = None  # of the median image, as a share of their length
     latency_ms: Annotated[float, Field(gt=0, allow_inf_nan=False)] | None = None  # median of one image
     size_bytes: Annotated[int, Field(gt=0)] | None = None  # of model.onnx
 
