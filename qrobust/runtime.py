@@ -511,8 +511,8 @@ def check(
 ) -> Report:
     """Replay the suite on the target's session, attack the session with Square, and judge the limits.
 
-    Facts: label flips, logits and clean accuracy against the network before export; Square on the first `square.n` images
-    must not beat the stored attacks by more than `square_gap`, else their gradients were masked; latency and size.
+    Facts: label flips, logits and clean accuracy against the network before export; Square on the first `square.n`
+    images must not beat the stored attacks by more than `square_gap`, else their gradients were masked; latency, size.
     Tests: each stored attack against the network before export, or every set and Square against `baseline`, a file
     that `conclude` wrote. queries: instead of the manifest's; on_step(done, queries). Raises ArtifactError if the
     session does not run, the baseline is of other images or settings, or nothing broke on too few images to tell.

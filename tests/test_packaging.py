@@ -70,6 +70,7 @@ def test_public_names() -> None:
         assert getattr(qrobust, name) is not None
     with pytest.raises(AttributeError, match="no attribute 'nothing'"):
         _ = qrobust.nothing
+    assert callable(qrobust.deployed.twin)
 
 
 def test_the_runtime_is_one_file_that_imports_nothing_of_the_package() -> None:

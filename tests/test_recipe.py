@@ -418,3 +418,11 @@ def test_dump_spells_out_every_default(folder):
         "mode": "eval",
     }
     assert table["evaluate"]["attacks"] == ["gn", "fgsm", "pgd-20"]
+
+
+def test_logging_that_is_off_leaves_no_trace(folder):
+    """So that keys of runs from before it stay what they were; on, it survives a dump."""
+    assert "log_frequency_ratio" not in recipe.dump(recipe.load("base"))
+    assert "log_frequency_ratio" not in recipe.load("base").model_dump(mode="json")["train"]
+    logging = overridden("train.log_frequency_ratio=true")
+    assert recipe.parse(tomllib.loads(recipe.dump(logging)), source="dump") == logging

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import Any, Generic, TypeVar
 
 from torch import nn
 
@@ -17,6 +17,8 @@ from ..data import Images
 from ..threat import Threat
 from . import measures
 from .subject import Subject
+
+SubjectT = TypeVar("SubjectT", bound=Subject)
 
 
 @dataclass(frozen=True)
@@ -35,11 +37,11 @@ class Flag:
 
 
 @dataclass(frozen=True)
-class Doubt:
+class Doubt(Generic[SubjectT]):
     """One thing to measure. limit: the most an honest network shows, in the unit of what is measured."""
 
     name: str
-    measure: Callable[[Subject], float | None]
+    measure: Callable[[SubjectT], float | None]
     limit: float
     reason: str
     hint: str
@@ -81,7 +83,7 @@ def doubt(
     return examine(subject, DOUBTS if thorough else CHEAP).flags
 
 
-def examine(subject: Subject, doubts: Sequence[Doubt]) -> Examination:
+def examine(subject: SubjectT, doubts: Sequence[Doubt[SubjectT]]) -> Examination:
     """Measure each of these doubts, once."""
     measured, flags = {}, []
     for one in doubts:
@@ -95,7 +97,7 @@ def examine(subject: Subject, doubts: Sequence[Doubt]) -> Examination:
 
 
 MASKED = "gradients do not lead the attack: use other losses, restarts, backward passes, and AutoAttack"
-DOUBTS: tuple[Doubt, ...] = (
+DOUBTS: tuple[Doubt[Subject], ...] = (
     Doubt("random-logits", measures.random_logits, 1e-4, "five runs on the same images give different logits",
           "fix the randomness, or average the gradient over it (EOT)", cheap=True),
     Doubt("batch-dependent", measures.batch_dependent, 1e-3, "an image's logits depend on the batch it comes in",

@@ -12,7 +12,16 @@ from torch import fx, nn
 from .passes.graph import WEIGHTED
 
 # What is added to the name of what a node reads, for its own; others are called by kind and number.
-SUFFIX = {"QuantizeLinear": "q", "DequantizeLinear": "dq", "Quant": "q", "Div": "div", "Round": "q", "Clip": "clip"}
+SUFFIX = {
+    "QuantizeLinear": "q",
+    "DequantizeLinear": "dq",
+    "Quant": "q",
+    "Cast": "cast",
+    "Div": "div",
+    "Round": "q",
+    "Clip": "clip",
+}
+PARTIAL = ("q", "cast", "div", "clip")  # one quantiser's nodes share the name of what they quantise
 # What a constant is called, by the node that reads it and where.
 ROLES = {
     ("QuantizeLinear", 1): "scale",
@@ -95,7 +104,8 @@ class _Names:
         if node.op_type in SUFFIX:
             source = node.inputs[0].producer() if node.inputs and node.inputs[0] is not None else None
             stem = self.of.get(source, "x") if source is not None else "x"
-            return f"{stem.removesuffix('.q').removesuffix('.clip').removesuffix('.div')}.{SUFFIX[node.op_type]}"
+            whole, _, last = stem.rpartition(".")
+            return f"{whole if last in PARTIAL else stem}.{SUFFIX[node.op_type]}"
         self.kinds[node.op_type] += 1
         return f"{node.op_type.lower()}{self.kinds[node.op_type]}"
 

@@ -187,7 +187,11 @@ def _openvino(data: bytes) -> Run:
     except ImportError as error:
         raise ExportError("expected the package openvino, got none; pip install openvino") from error
     core = openvino.Core()
-    compiled = core.compile_model(core.read_model(data), "CPU")
+    try:
+        compiled = core.compile_model(core.read_model(data), "CPU")
+    except RuntimeError as error:
+        reason = str(error).strip().splitlines()[-1]
+        raise ExportError(f"expected a file that OpenVINO reads, got: {reason}; export for openvino") from error
     return lambda feeds: [np.asarray(value) for value in compiled(feeds).values()]
 
 

@@ -15,6 +15,7 @@ from torch.nn import functional as F
 from qrobust import models
 from qrobust.attacks import pgd
 from qrobust.data import DataSettings, Images, load, to_unit
+from qrobust.deployed.doubts import DOUBTS as OF_FILES
 from qrobust.evaluate import DOUBTS, doubt
 from qrobust.evaluate.doubt import CHEAP, examine
 from qrobust.evaluate.subject import Subject
@@ -220,9 +221,12 @@ def test_what_is_no_number_is_a_flag(images: tuple[Images, Images]) -> None:
 
 
 def test_every_flag_has_its_paragraph() -> None:
-    written = re.findall(r"^## (\S+)$", FLAGS.read_text(), re.M)
+    text, _, of_files = FLAGS.read_text().partition("\n# Flags of a file\n")
+    written = re.findall(r"^## (\S+)$", text, re.M)
     assert written == [one.name for one in DOUBTS]
-    sections = re.split(r"^## \S+$", FLAGS.read_text(), flags=re.M)[1:]
+    more = re.findall(r"^## (\S+)$", of_files, re.M)
+    assert written + more == list(dict.fromkeys([*written, *(one.name for one in OF_FILES)]))
+    sections = re.split(r"^## \S+$", text, flags=re.M)[1:]
     assert all(len(section.split()) > 15 for section in sections)
     cheap = [one.name for one in DOUBTS if one.cheap]
     assert cheap == [name for name, text in zip(written, sections, strict=True) if "Cheap" in text]

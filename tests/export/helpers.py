@@ -19,13 +19,13 @@ def network(bits=4, activation="relu", shortcut="B", fat="normalised", edge_laye
     if bits == 32:
         return model
     model = quantize(model, bits, fat=fat, edge_layers=edge_layers, calibration=[images()]).eval()
-    _stir_clips(model)
+    stir_clips(model)
     round_biases(model)
     return model
 
 
 @torch.no_grad()
-def _stir_clips(model):
+def stir_clips(model):
     """Clips as training leaves them: those of calibration can put means right between two steps."""
     generator = torch.Generator().manual_seed(3)
     for quantizer in quantizers(model):

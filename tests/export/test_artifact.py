@@ -9,12 +9,11 @@ import torch
 from qrobust.attacks import named
 from qrobust.data import Dataset, Images
 from qrobust.errors import ExportError
-from qrobust.export import Contents, load_target, make_suite, optimised_ops, write_artifact
-from qrobust.export.artifact import check_integer
+from qrobust.export import INPUTS, Contents, load_target, make_suite, optimised, write_artifact
 from qrobust.runtime import Artifact
 from qrobust.threat import Threat
 
-from .helpers import lowered, network
+from .helpers import network
 
 
 def some_dataset(n=12):
@@ -24,20 +23,20 @@ def some_dataset(n=12):
     return Dataset("random", tuple("0123456789"), part, part, part, "0" * 64)
 
 
-def some_contents(norm="linf", bits=4):
+def some_contents(norm="linf", bits=4, input="float32-nchw"):
     threat, dataset = Threat(norm, 8 / 255), some_dataset()
     suite = make_suite(network(bits), dataset.test, attacks=[named("fgsm", threat)], threat=threat, seed=0)
-    return Contents("try", bits, 0, threat, {"name": "try"}, suite, {"clean": 0.1})
+    return Contents("try", bits, 0, threat, {"name": "try"}, suite, {"clean": 0.1}, input)
 
 
-def write(folder, **settings):
-    write_artifact(folder, network(4), some_dataset(), load_target("ort-cpu"), some_contents(**settings))
+def write(folder, target="ort-cpu", **settings):
+    write_artifact(folder, network(4), some_dataset(), load_target(target), some_contents(**settings))
+    return json.loads((folder / "manifest.json").read_text())
 
 
 def test_an_artifact_can_be_loaded_and_its_manifest_holds(tmp_path):
-    write(tmp_path / "new" / "artifact")
     folder = tmp_path / "new" / "artifact"
-    manifest = json.loads((folder / "manifest.json").read_text())
+    manifest = write(folder)
     for name, said in manifest["files"].items():
         data = (folder / name).read_bytes()
         assert said == {"sha256": hashlib.sha256(data).hexdigest(), "size_bytes": len(data)}
@@ -67,9 +66,25 @@ def test_a_refused_artifact_leaves_the_old_one(tmp_path):
     assert (folder / "old").exists()
 
 
-def test_float_convolutions_in_an_integer_network_are_refused(tmp_path):
-    path, target = tmp_path / "model.onnx", load_target("ort-cpu")
-    path.write_bytes(lowered(32))
-    assert optimised_ops(path, target)["QLinearConv"] == 0
-    with pytest.raises(ExportError, match=r"ort-cpu: expected 9 integer convolutions.*got 0"):
-        check_integer(path, target, network(4))
+@pytest.mark.parametrize("input", INPUTS)
+@pytest.mark.parametrize("target", ["ort-cpu", "tensorrt", "compact"])
+def test_the_manifest_says_what_goes_in_and_how_well_it_agrees(tmp_path, target, input):
+    manifest = write(tmp_path / "artifact", target, input=input)
+    shape, dtype = ([1, 8, 8], "float32") if input == INPUTS[0] else ([8, 8, 1], "uint8")
+    assert (manifest["input"]["shape"], manifest["input"]["dtype"]) == (shape, dtype)
+    assert (manifest["parity"]["n"], manifest["parity"]["flips"], manifest["parity"]["first"]) == (12, 0, None)
+    assert manifest["metrics"]["after"] == manifest["reference"]
+
+
+def test_where_the_provider_is_missing_the_cpu_replays_and_the_manifest_says_so(tmp_path, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    optimised._opens.cache_clear()
+    manifest = write(tmp_path / "artifact", "ort-cuda")
+    assert manifest["target"]["provider"] == "CUDAExecutionProvider"
+    assert manifest["metrics"]["after_provider"] == "CPUExecutionProvider"
+
+
+def test_what_no_runtime_executes_is_written_without_outcomes(tmp_path):
+    manifest = write(tmp_path / "artifact", "qonnx")
+    assert manifest["metrics"]["after"] == {}
+    assert "parity" not in manifest

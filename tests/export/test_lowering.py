@@ -8,9 +8,8 @@ import pytest
 import torch
 from torch import nn
 
-from qrobust.errors import RecipeError
+from qrobust.errors import ExportError, RecipeError
 from qrobust.export import export_model, load_target, lower, optimised_ops
-from qrobust.export.artifact import check_integer
 from qrobust.quant import bits_per_layer, quantize, round_biases
 
 from ..quant.helpers import Plain, images
@@ -18,6 +17,7 @@ from .helpers import lowered, network, runtime_logits, torch_logits
 
 KINDS = [("relu", "A"), ("relu", "B"), ("hardtanh", "A"), ("hardtanh", "B")]
 WIDTHS = [2, 3, 4, 8, 32]
+TARGETS = ["ort-cpu", "ort-cpu-int8", "ort-cpu-float", "ort-cuda", "tensorrt", "openvino", "compact", "qonnx"]
 # Share of images whose logits agree; in the others a value fell on the other side of a step. The finer the
 # steps, the more: at 8 bits torch in float32 and in float64 differ for 1 to 3 % of these images too.
 AGREEING = {2: 0.99, 3: 0.99, 4: 0.97, 8: 0.94, 32: 1}
@@ -47,7 +47,7 @@ def test_every_convolution_runs_on_integers(tmp_path, bits):
     assert ran["QLinearConv"] == quantised
     assert ran["BatchNormalization"] == 0
     assert (ran["Conv"] + ran["FusedConv"] == 0) == (bits < 32)
-    check_integer(path, load_target("ort-cpu"), network(bits))
+    assert ran["QGemm"] == (bits < 32)
 
 
 @pytest.mark.parametrize(("fat", "edge_layers"), [("none", "int8"), ("paper", "float"), ("identity", "int8")])
@@ -71,9 +71,34 @@ def test_a_network_without_batch_norm():
 
 
 @pytest.mark.parametrize("bits", [4, 32])
-def test_the_same_network_gives_the_same_bytes(bits):
-    again = lower(copy.deepcopy(network(bits)), images(3, seed=9), load_target("ort-cpu"))
-    assert again == lowered(bits)
+@pytest.mark.parametrize("target", TARGETS)
+def test_the_same_network_gives_the_same_bytes(target, bits):
+    again = lower(copy.deepcopy(network(bits)), images(3, seed=9), load_target(target))
+    assert again == lowered(bits, target=target)
+
+
+@pytest.mark.parametrize("target", ["ort-cpu", "ort-cpu-float", "tensorrt", "compact"])
+def test_a_camera_gets_the_same_logits(target):
+    x = images(20, seed=5)
+    data = lower(network(4), x[:1], load_target(target), input="uint8-nhwc")
+    (shown,) = onnx.load_from_string(data).graph.input
+    assert shown.type.tensor_type.elem_type == onnx.TensorProto.UINT8
+    assert [dim.dim_param or dim.dim_value for dim in shown.type.tensor_type.shape.dim] == ["batch", 8, 8, 1]
+    pixels = (x * 255).round().to(torch.uint8).permute(0, 2, 3, 1).numpy()
+    np.testing.assert_array_equal(runtime_logits(data, pixels), runtime_logits(lowered(4, target=target), x.numpy()))
+
+
+def test_refuses_what_cannot_be_and_says_which_target():
+    with pytest.raises(ExportError, match=r"^expected input float32-nchw or uint8-nhwc, got 'nhwc'"):
+        lower(network(4), images(1), load_target("ort-cpu"), input="nhwc")
+    with pytest.raises(ExportError, match=r"^tensorrt: expected activations of 7 bits or fewer"):
+        lower(network(8), images(1), load_target("tensorrt"))
+
+
+def test_a_refused_network_leaves_no_file(tmp_path):
+    with pytest.raises(ExportError, match="tensorrt"):
+        export_model(network(8), images(1), target="tensorrt", path=tmp_path / "model.onnx")
+    assert not list(tmp_path.iterdir())
 
 
 @pytest.mark.parametrize("bits", WIDTHS)

@@ -6,6 +6,7 @@ import pytest
 
 from qrobust.errors import RecipeError
 from qrobust.export import load_target
+from qrobust.export.passes import FORMATS, STORAGE
 
 FOLDER = Path(__file__).resolve().parents[2] / "export"
 NAMES = sorted(path.stem for path in FOLDER.glob("*.toml"))
@@ -25,12 +26,16 @@ def test_every_target_loads_by_name_and_by_path(name):
     assert target.name == name
     assert target == load_target(str(FOLDER / f"{name}.toml"))
     assert target.description
-    assert target.provider.endswith("ExecutionProvider")
+    assert target.executable == target.provider.endswith("ExecutionProvider")
 
 
-def test_storage_tells_the_targets_apart():
-    assert load_target("ort-cpu").storage == "true-width"
-    assert load_target("ort-cpu-int8").storage == "int8"
+def test_formats_and_storage_tell_the_targets_apart():
+    targets = [load_target(name) for name in NAMES]
+    said = {(t.format, t.storage, t.provider, t.names) for t in targets if t.name != "ort-cpu-int8"}
+    assert len(said) == len(NAMES) - 1
+    assert {t.format for t in targets} == set(FORMATS)
+    assert {t.storage for t in targets} == set(STORAGE)
+    assert [t.name for t in targets if not t.executable] == ["qonnx"]
 
 
 def test_an_own_target_is_named_after_its_file(tmp_path):
@@ -58,14 +63,41 @@ def test_refuses_an_unknown_name():
             "limits.label_flips: expected less than or equal to 1, got 5",
         ),
         (
-            'storage = "true-width"',
+            'storage = "cast"',
             'storage = "int3"',
-            "storage: expected 'true-width' or 'int8', got 'int3'",
+            "storage: expected 'cast', 'direct' or 'bytes', got 'int3'",
         ),
+        ('format = "integer"', 'format = "int"', "format: expected 'integer', 'compact',"),
+        ("opset = 25", "opset = 19", "opset: expected greater than or equal to 20, got 19"),
+        ("opset = 25", "opset = 26", "opset: expected less than or equal to 25, got 26"),
         ("queries = 300\n", "", "expected a value for 'square.queries', got none"),
     ],
 )
 def test_refuses_what_is_no_target(tmp_path, old, new, message):
+    with pytest.raises(RecipeError, match=r"mine\.toml: ") as caught:
+        load_target(written(tmp_path, old, new))
+    assert message in str(caught.value)
+
+
+def test_statistics_and_optional_limits_have_defaults(tmp_path):
+    target = load_target(written(tmp_path, "[limits]", "[limits]\nlatency_ms = 2.5\nsize_bytes = 100_000"))
+    assert (target.limits.latency_ms, target.limits.size_bytes) == (2.5, 100_000)
+    text = (FOLDER / "ort-cpu.toml").read_text()
+    bare = load_target(written(tmp_path, text[text.index("[statistics]") : text.index("[square]")], ""))
+    assert (bare.statistics.alpha, bare.statistics.power, bare.statistics.detected_drop) == (0.05, 0.8, 0.1)
+    assert (bare.limits.latency_ms, bare.limits.size_bytes) == (None, None)
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "message"),
+    [
+        ("alpha = 0.05", "alpha = 0.5", "statistics.alpha: expected less than 0.5, got 0.5"),
+        ("power = 0.8", "power = 1.0", "statistics.power: expected less than or equal to 0.999999, got 1.0"),
+        ("detected_drop = 0.1", "detected_drop = 0.02", "expected a detected_drop above the tolerated 0.02, got 0.02"),
+        ("[limits]", "[limits]\nlatency_ms = 0", "limits.latency_ms: expected greater than 0, got 0"),
+    ],
+)
+def test_refuses_statistics_that_decide_nothing(tmp_path, old, new, message):
     with pytest.raises(RecipeError, match=r"mine\.toml: ") as caught:
         load_target(written(tmp_path, old, new))
     assert message in str(caught.value)

@@ -98,8 +98,8 @@ def symmetric_activations(model: ir.Model) -> bool:
     Unsigned levels up to 127 are levels of INT8. Those up to 255 are not: they are rounded as floats.
     Raises ExportError if no layer reads integers then.
     """
-    quantisers, changed = list(nodes(model, "QuantizeLinear")), False
-    for node in quantisers:
+    changed = False
+    for node in nodes(model, "QuantizeLinear"):
         low, high, last = levels(node)
         if high > SIGNED_LEVELS:
             _to_arithmetic(model, node)
@@ -116,7 +116,8 @@ def symmetric_activations(model: ir.Model) -> bool:
         for reader in (node, *readers(node.outputs[0])):
             reader.replace_input_with(2, zero)
         node.outputs[0].type = ir.TensorType(ir.DataType.INT8)
-    if quantisers and not any(maker(layer.inputs[0], "DequantizeLinear") for layer in nodes(model, *WEIGHTED)):
+    layers = [node for node in nodes(model, *WEIGHTED) if maker(node.inputs[1], "DequantizeLinear")]
+    if layers and not any(maker(layer.inputs[0], "DequantizeLinear") for layer in layers):
         raise ExportError(
             "expected activations of 7 bits or fewer, which a symmetric INT8 holds, got 8; "
             "quantise to 7 bits, or choose another target"
@@ -163,8 +164,8 @@ def half_precision(model: ir.Model) -> bool:
 
 def _cast_ends(model: ir.Model) -> None:
     for source in (value for value in model.graph.inputs if value.dtype == ir.DataType.FLOAT):
-        users, cast = readers(source), ir.node("Cast", [source], {"to": int(ir.DataType.FLOAT16)})
-        users[0].prepend(cast)
+        cast = ir.node("Cast", [source], {"to": int(ir.DataType.FLOAT16)})
+        model.graph[0].prepend(cast)
         ir.convenience.replace_all_uses_with(source, cast.outputs[0])
         cast.replace_input_with(0, source)
     for index, result in enumerate(list(model.graph.outputs)):

@@ -20,17 +20,16 @@ def camera_input(model: ir.Model) -> bool:
     if source.dtype == ir.DataType.UINT8:
         return False
     assert source.shape is not None
-    first, shape = readers(source)[0], [source.shape[axis] for axis in (0, 2, 3, 1)]
-    turned = before(first, "Transpose", [source], {"perm": NHWC_TO_NCHW})
+    users, shape = readers(source), [source.shape[axis] for axis in (0, 2, 3, 1)]
     source.type, source.shape = ir.TensorType(ir.DataType.UINT8), ir.Shape(shape)
+    turned = ir.node("Transpose", [source], {"perm": NHWC_TO_NCHW})
+    model.graph[0].prepend(turned)
     floats = None
-    for reader in readers(source):
-        if reader is turned.producer():
-            continue
+    for reader in users:
         if reader.op_type == "QuantizeLinear" and _is_pixel_grid(reader):
-            replace(reader, turned)
+            replace(reader, turned.outputs[0])
         else:
-            floats = floats or _to_unit(model, first, turned)
+            floats = floats or _to_unit(model, turned)
             for index, value in enumerate(reader.inputs):
                 if value is source:
                     set_input(reader, index, floats)
@@ -55,6 +54,8 @@ def _is_pixel_grid(quantiser: ir.Node) -> bool:
     return zero is not None and zero.dtype == np.uint8 and zero == 0 and scale == np.float32(1 / 255)
 
 
-def _to_unit(model: ir.Model, reader: ir.Node, pixels: ir.Value) -> ir.Value:
-    floats = before(reader, "Cast", [pixels], {"to": int(ir.DataType.FLOAT)})
-    return before(reader, "Div", [floats, initialiser(model, np.array(255, np.float32))])
+def _to_unit(model: ir.Model, pixels: ir.Node) -> ir.Value:
+    floats = ir.node("Cast", pixels.outputs, {"to": int(ir.DataType.FLOAT)})
+    unit = ir.node("Div", [*floats.outputs, initialiser(model, np.array(255, np.float32))])
+    pixels.append([floats, unit])
+    return unit.outputs[0]
