@@ -1,0 +1,152 @@
+"""`qrobust attack`: a file under every attack that fits it, and how far the number in torch was from that.
+
+in torch (manifest) ─ replayed (suite on the session) ─ attacked (crafted on the file): the gap
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from .. import machine
+from ..attacks import named
+from ..attacks.auto import FEWEST_CLASSES
+from ..data import Images
+from ..distributed import is_first, own
+from ..evaluate import evaluate
+from ..evaluate.outcomes import CLEAN
+from ..threat import Threat
+from .doubts import Evidence, doubt_file
+from .routes import TRANSFER, Routed, routed
+from .serving import Deployed, Served
+
+ATTACKS = ("pgd-20x5", "cw-inf-20x5", "autoattack", "square-500", "transfer-20")
+WORST = "worst_case"
+MAX_VALUES = 2**22  # of one batch: 250 images up to 74x74, fewer of larger ones
+Record = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Settings:
+    """attacks: names; () for a suite's and `ATTACKS`. n: first images, None for all. eps: None for the artifact's,
+    or 8/255. forms: backward forms, () for all that differ. sources: files to transfer from, the first of them the
+    float network.
+    """
+
+    attacks: tuple[str, ...] = ()
+    n: int | None = None
+    seed: int = 0
+    eps: float | None = None
+    forms: tuple[str, ...] = ()
+    sources: tuple[Deployed, ...] = ()
+
+
+def attack(deployed: Deployed, images: Images, settings: Settings, path: Path | None = None) -> Record:
+    """What attacks on a file leave of its accuracy; the session judges every candidate.
+
+    Returns an evaluation's result with "artifact", "gap", "doubts" and "flags"; saved to `path` (.json) with
+    masks beside it, and then a stopped one goes on where it was. Raises RecipeError for what is no attack,
+    DataError for more images than there are.
+    """
+    threat = threat_of(deployed, settings.eps)
+    served = machine.placed(deployed.served())
+    assert isinstance(served, Served)
+    for network in (deployed, *settings.sources):
+        machine.placed(network.twin)
+    state = path.with_suffix(".partial.npz") if path else None
+    batch_size = max(1, min(250, MAX_VALUES // math.prod(images.shape[1:])))
+    outcomes = evaluate(
+        served,
+        images,
+        attacks=_attacks(deployed, served, threat, settings),
+        threat=threat,
+        n=settings.n,
+        seed=settings.seed,
+        batch_size=batch_size,
+        state=state,
+        label=f"attack {deployed.name}",
+    )
+    source = settings.sources[0] if settings.sources else None
+    evidence = Evidence(deployed, served, images, outcomes, source=source, batch_size=batch_size)
+    found = doubt_file(evidence)
+    more = {
+        "artifact": described(deployed),
+        "gap": gap(evidence),
+        "doubts": found.measured,
+        "flags": [flag.to_dict() for flag in found.flags],
+    }
+    if path is not None and is_first():
+        outcomes.save(path, **more)
+    if state is not None:
+        own(state).unlink(missing_ok=True)
+    return outcomes.to_dict() | more
+
+
+def threat_of(deployed: Deployed, eps: float | None = None) -> Threat:
+    """The threat on a file; in whole steps of a byte where it takes bytes, so that rounding stays inside."""
+    eps = (deployed.artifact.eps if deployed.artifact else 8 / 255) if eps is None else eps
+    return Threat("linf", math.floor(eps * 255 + 1e-6) / 255 if deployed.camera else eps)
+
+
+def described(deployed: Deployed) -> Record:
+    """Which file it was, and where it ran."""
+    return {
+        "name": deployed.name,
+        "sha256": deployed.sha256,
+        "provider": deployed.provider,
+        "graph_optimization_level": deployed.level,
+    }
+
+
+def gap(evidence: Evidence) -> Record:
+    """Accuracies by place and attack, with n of each place: "in_torch", "replayed", "attacked".
+
+    in_torch: as the manifest has it. replayed: the suite's images on the session. Both empty for a file that
+    came in no artifact.
+    """
+    deployed, outcomes = evidence.deployed, evidence.outcomes
+    attacked = {name: float(mask.mean()) for name, mask in outcomes.correct.items()}
+    return {
+        "in_torch": _in_torch(deployed.artifact.manifest["metrics"]["before"]) if deployed.artifact else {},
+        "replayed": _replayed(evidence) if deployed.artifact else {},
+        "attacked": {"n": outcomes.n, **attacked, WORST: float(outcomes.worst_case().mean())},
+    }
+
+
+def _in_torch(before: Mapping[str, Any]) -> Record:
+    """A manifest's numbers; whatever is none is left out, since a manifest is only data."""
+    attacks = before.get("attacks")
+    cells = {CLEAN: before.get(CLEAN), **(attacks if isinstance(attacks, dict) else {}), WORST: before.get(WORST)}
+    shares = {name: cell.get("accuracy") for name, cell in cells.items() if isinstance(cell, dict)}
+    n = {"n": before["n"]} if isinstance(before.get("n"), int) else {}
+    return n | {name: share for name, share in shares.items() if isinstance(share, float) and 0 <= share <= 1}
+
+
+def _replayed(evidence: Evidence) -> Record:
+    assert evidence.deployed.artifact is not None
+    y = evidence.deployed.artifact.suite["y"]
+    right = {name: labels.numpy() == y[: len(labels)] for name, labels in evidence.labels.items()}
+    worst = np.logical_and.reduce(list(right.values()))
+    return {"n": len(worst), **{name: float(mask.mean()) for name, mask in right.items()}, WORST: float(worst.mean())}
+
+
+def _attacks(deployed: Deployed, served: Served, threat: Threat, settings: Settings) -> list[Routed]:
+    forms = settings.forms or deployed.forms
+    chosen = [named(name, threat) for name in settings.attacks or default_attacks(deployed, settings.sources)]
+    return [routed(one, deployed, served, forms=forms, sources=settings.sources) for one in chosen]
+
+
+def default_attacks(deployed: Deployed, sources: Sequence[Deployed] = ()) -> tuple[str, ...]:
+    """Those of the suite, so that they compare, and `ATTACKS` as far as they fit."""
+    stored = [name for name in deployed.artifact.sets if name != CLEAN] if deployed.artifact else []
+    classes = deployed.twin.plan.classes
+    few = classes is not None and classes < FEWEST_CLASSES
+    names = dict.fromkeys((*stored, *ATTACKS))
+    return tuple(
+        name for name in names if not (few and name == "autoattack") and (sources or not name.startswith(TRANSFER))
+    )

@@ -1,0 +1,185 @@
+"""A file where it runs: its session as a network, beside the twin that has its gradients.
+
+open_deployed(path) ──▶ Deployed: session, at each level of fusion, and gradient, in each backward form
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from ..errors import GraphError
+from ..evaluate.subject import ThroughTwin
+from ..runtime import Artifact, load_session
+from .fusing import FAKE, QUANTISE
+from .network import Twin, twin
+from .node import reason
+from .rounding import FORMS
+
+Array = NDArray[Any]
+Logits = Callable[[Array], Array]  # float32 images (n, c, h, w) in [0,1] → (n, classes)
+CPU = "CPUExecutionProvider"
+KINDS = {"tensor(float)": np.float32, "tensor(float16)": np.float16, "tensor(double)": np.float64}
+
+
+class Served(nn.Module):
+    """A file as the network that its runtime makes of it: logits without gradients.
+
+    The file's sha256 is its state, so that a verdict belongs to one file.
+    """
+
+    identity: Tensor
+
+    def __init__(self, logits: Logits, sha256: str) -> None:
+        super().__init__()
+        self._logits = logits
+        self.register_buffer("identity", torch.tensor(list(bytes.fromhex(sha256)), dtype=torch.uint8))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Images (n, c, h, w) in [0,1] → logits (n, classes)."""
+        return torch.from_numpy(self._logits(x.detach().contiguous().cpu().numpy())).to(x.device)
+
+
+class Gradient(nn.Module):
+    """A twin in one backward form, on images (n, c, h, w) in [0,1] whatever the file takes.
+
+    camera: the file takes bytes (n, h, w, c); images are rounded to them, and the gradient passes that whole.
+    """
+
+    def __init__(self, network: Twin, form: str = FORMS[0], *, camera: bool = False) -> None:
+        super().__init__()
+        self.twin, self.form, self.camera = network, form, camera
+
+    def forward(self, x: Tensor) -> Tensor:
+        """The twin's logits (n, classes); it is left in this form."""
+        self.twin.backward_form = self.form  # read in the forward pass, so that several may share one twin
+        logits: Tensor = self.twin(self.fed(x))
+        return logits
+
+    def fed(self, x: Tensor) -> Tensor:
+        """Images as the twin takes them."""
+        if not self.camera:
+            return x
+        pixels = x * 255
+        return (pixels + (pixels.round() - pixels).detach()).permute(0, 2, 3, 1)
+
+
+@dataclass(frozen=True)
+class Deployed:
+    """A file to be attacked.
+
+    at: logits by level of fusion, a key of `runtime.LEVELS`; level: the one it is deployed with. camera: it takes
+    bytes. artifact: what it came in; None for a bare ONNX file, of which nothing else is known.
+    """
+
+    name: str
+    path: Path
+    sha256: str
+    twin: Twin
+    at: Callable[[str], Logits]
+    level: str = "all"
+    provider: str = CPU
+    camera: bool = False
+    artifact: Artifact | None = None
+
+    @property
+    def forms(self) -> tuple[str, ...]:
+        """Backward forms that differ: one where nothing is rounded."""
+        return FORMS if rounding(self.twin) else FORMS[:1]
+
+    def served(self) -> Served:
+        """The network that judges."""
+        return Served(self.at(self.level), self.sha256)
+
+    def gradient(self, form: str = FORMS[0]) -> Gradient:
+        """The twin in a backward form; all share its weights."""
+        return Gradient(self.twin, form, camera=self.camera)
+
+    def through(self, served: Served, form: str) -> nn.Module:
+        """The session's logits with the twin's gradient."""
+        return ThroughTwin(served, self.gradient(form))
+
+
+def rounding(network: Twin) -> list[Any]:
+    """The quantisers of a twin, in the order of execution."""
+    return [step.node for step in network.plan.steps if step.node.op in (FAKE, QUANTISE)]
+
+
+def open_deployed(path: Path) -> Deployed:
+    """The artifact in a folder, or the classifier in an ONNX file, which takes floats in [0,1].
+
+    Raises ArtifactError for an artifact that is damaged or that its provider refuses, GraphError for a graph
+    with an operator that a twin does not cover, which it names, or for one that takes batches of a fixed size.
+    """
+    return _bare(path) if path.is_file() else _artifact(Artifact.load(path))
+
+
+def _artifact(artifact: Artifact) -> Deployed:
+    said = artifact.manifest
+    path, target = artifact.path / "model.onnx", said["target"]
+    level = target["session_options"].get("graph_optimization_level", "all")
+
+    def at(level: str) -> Logits:
+        session = artifact.session(graph_optimization_level=level)
+        return lambda x: artifact.logits(x, session)
+
+    at(level)  # before the twin: what onnxruntime refuses is told by the artifact's own words
+    return Deployed(
+        name=artifact.name,
+        path=path,
+        sha256=said["files"]["model.onnx"]["sha256"],
+        twin=twin(_as_floats(path) if artifact.takes_bytes else path, output=said["output"]["name"]),
+        at=at,
+        level=level,
+        provider=target["provider"],
+        camera=artifact.takes_bytes,
+        artifact=artifact,
+    )
+
+
+def _as_floats(path: Path) -> bytes:
+    """A graph that says its bytes are floats, so that a gradient reaches them; it then casts floats to floats."""
+    proto = onnx.load(str(path), load_external_data=False)
+    proto.graph.input[0].type.tensor_type.elem_type = onnx.TensorProto.FLOAT
+    return bytes(proto.SerializeToString())
+
+
+def _bare(path: Path) -> Deployed:
+    network = twin(path)
+    if network.plan.batch not in (None, 1):
+        raise GraphError(
+            f"expected a graph for any number of images, got one for {network.plan.batch}; "
+            "export it with a dynamic batch axis"
+        )
+    return Deployed(
+        name=path.stem,
+        path=path,
+        sha256=hashlib.sha256(path.read_bytes()).hexdigest(),
+        twin=network,
+        at=lambda level: _logits_of(path, level),
+    )
+
+
+def _logits_of(path: Path, level: str) -> Logits:
+    session = load_session(path, CPU, None, {"graph_optimization_level": level})
+    source, last = session.get_inputs()[0], session.get_outputs()[0].name
+    fixed = isinstance(source.shape[0], int)
+
+    def logits(x: Array) -> Array:
+        parts = np.split(x, len(x)) if fixed else [x]
+        try:
+            found = [session.run([last], {source.name: part.astype(KINDS[source.type])})[0] for part in parts]
+        except Exception as error:  # onnxruntime's errors share no base
+            raise GraphError(f"expected {path} to run on images {x.shape[1:]}, got: {reason(error)}") from error
+        return np.concatenate(found).astype(np.float32)
+
+    return logits

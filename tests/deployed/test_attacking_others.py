@@ -1,0 +1,76 @@
+"""`attack` on files that others make: onnxruntime's quantiser, torchvision through torch.onnx."""
+
+import logging
+import warnings
+
+import numpy as np
+import onnxruntime.quantization as ort
+import pytest
+import torch
+from torch import nn
+
+from qrobust.deployed.attacking import Settings, attack
+from qrobust.deployed.material import find_images
+from qrobust.deployed.serving import open_deployed
+from qrobust.torchvision_cpu import import_torchvision
+
+SIDE = 8
+
+
+class Batches(ort.CalibrationDataReader):
+    def __init__(self, x):
+        self.left = iter([{"x": x}])
+
+    def get_next(self):
+        return next(self.left, None)
+
+
+def exported(model, path, side=SIDE):
+    named = {"input_names": ["x"], "output_names": ["logits"], "dynamic_axes": {"x": {0: "n"}, "logits": {0: "n"}}}
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        torch.onnx.export(model.eval(), (torch.rand(2, 3, side, side),), str(path), dynamo=False, **named)
+    return path
+
+
+def small():
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU(), nn.Conv2d(8, 8, 3), nn.ReLU(), nn.Flatten(), nn.Linear(128, 5))
+
+
+def result_of(path, side, *names, n=12):
+    deployed = open_deployed(path)
+    pixels = np.random.default_rng(0).integers(0, 256, (n, 3, side, side), np.uint8)
+    labels = deployed.served()(torch.from_numpy(pixels.astype(np.float32) / 255)).argmax(1).numpy()
+    np.savez(path.with_suffix(".npz"), x=pixels, y=labels)
+    return attack(deployed, find_images(deployed, str(path.with_suffix(".npz"))), Settings(attacks=names))
+
+
+@pytest.mark.parametrize("form", list(ort.QuantFormat), ids=str)
+def test_static_quantisation(tmp_path, form):
+    logging.getLogger().setLevel(logging.ERROR)
+    source, path = exported(small(), tmp_path / "float.onnx"), tmp_path / "int8.onnx"
+    x = torch.rand(16, 3, SIDE, SIDE, generator=torch.Generator().manual_seed(1)).numpy()
+    ort.quantize_static(str(source), str(path), Batches(x), quant_format=form, per_channel=True)
+    result = result_of(path, SIDE, "pgd-10", "square-20")
+    assert result["clean"]["accuracy"] == 1
+    assert result["attacks"]["pgd-10"]["settings"]["backward"] == ["identity", "clipped", "soft"]
+    assert result["worst_case"]["accuracy"] <= result["attacks"]["square-20"]["accuracy"] < 1
+    assert not {"twin-differs", "level-differs", "zero-gradient"} & {flag["name"] for flag in result["flags"]}
+
+
+@pytest.mark.slow
+def test_autoattack_on_a_float_network(tmp_path):
+    result = result_of(exported(small(), tmp_path / "float.onnx"), SIDE, "apgd-t", "autoattack", n=4)
+    assert result["attacks"]["autoattack"]["settings"]["backward"] == ["identity"]
+    assert result["worst_case"]["accuracy"] <= result["attacks"]["apgd-t"]["accuracy"]
+
+
+@pytest.mark.slow
+def test_a_network_of_torchvision(tmp_path):
+    torch.manual_seed(0)
+    model = import_torchvision().models.resnet18(weights=None, num_classes=10)
+    result = result_of(exported(model, tmp_path / "resnet18.onnx", 32), 32, "pgd-3", "square-10", n=4)
+    assert result["n"] == 4
+    assert result["attacks"]["pgd-3"]["accuracy"] < 1
+    assert "twin-differs" not in {flag["name"] for flag in result["flags"]}

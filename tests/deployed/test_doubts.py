@@ -1,0 +1,121 @@
+"""Doubts about a file: planted faults raise their flag, and only theirs."""
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+
+from qrobust.attacks import named
+from qrobust.deployed import twin
+from qrobust.deployed.doubts import DOUBTS, Evidence, apart
+from qrobust.deployed.material import find_images
+from qrobust.deployed.parting import first_apart
+from qrobust.deployed.serving import open_deployed
+from qrobust.evaluate import Outcomes, examine
+from qrobust.runtime import ArtifactError
+from qrobust.threat import Threat
+
+from ..quant.helpers import images as floats
+from ..test_runtime import EPS, WEIGHT, model_bytes
+from .helpers import registry_file
+from .linear import artifact, masked
+from .test_network import WEIGHTS, chain
+
+THREAT = Threat("linf", EPS)
+N = 64
+
+
+def evidence(deployed, n=N, **broken):
+    """With outcomes made by hand: for each attack, how many of the first images it breaks."""
+    names = {key.replace("_", "-"): count for key, count in broken.items()}
+    masks = {name: np.arange(n) >= count for name, count in {"clean": 0, **names}.items()}
+    attacks = tuple(named(name, THREAT) for name in names)
+    outcomes = Outcomes(THREAT, 0, attacks, "", masks, dict.fromkeys(masks, 0.0))
+    served, images = deployed.served(), find_images(deployed)
+    return Evidence(deployed, served, images, outcomes, batch_size=50)
+
+
+def raised(found):
+    return [flag.name for flag in examine(found, DOUBTS).flags]
+
+
+@pytest.fixture
+def sound(tmp_path):
+    return open_deployed(artifact(tmp_path / "one"))
+
+
+def test_a_sound_file_raises_none(sound):
+    found = examine(evidence(sound, pgd_5=10, square_5=10, transfer_5=10), DOUBTS)
+    assert found.flags == []
+    assert found.measured == dict.fromkeys((one.name for one in DOUBTS), 0.0)
+
+
+def test_a_twin_of_another_file(sound):
+    assert raised(evidence(replace(sound, twin=twin(model_bytes(np.roll(WEIGHT, 1)))))) == ["twin-differs"]
+
+
+def test_a_file_of_another_network(tmp_path):
+    deployed = open_deployed(artifact(tmp_path / "one", model_bytes(np.roll(WEIGHT, 1))))
+    assert raised(evidence(deployed)) == ["replay-differs"]
+
+
+@pytest.mark.parametrize("level", ["disable", "basic", "extended"])
+def test_a_level_that_computes_something_else(sound, level):
+    def at(wanted):
+        right = sound.at(wanted)
+        return (lambda x: -right(x)) if wanted == level else right
+
+    assert raised(evidence(replace(sound, at=at))) == ["level-differs"]
+
+
+def test_a_provider_need_not_have_every_level(sound):
+    def at(wanted):
+        if wanted != sound.level:
+            raise ArtifactError("no")
+        return sound.at(wanted)
+
+    assert "level-differs" not in examine(evidence(replace(sound, at=at)), DOUBTS).measured
+
+
+def test_who_beats_white_box_is_counted_beyond_it(sound):
+    assert raised(evidence(sound, pgd_5=10, cw_inf_5=14, square_5=14, transfer_5=15)) == []  # one of 64 is no sign
+    assert raised(evidence(sound, pgd_5=10, square_5=12)) == ["square-wins"]
+    assert raised(evidence(sound, pgd_5=10, transfer_5=12)) == ["transfer-wins"]
+    assert raised(evidence(sound, pgd_5=10, autoattack=30, square_5=12)) == ["square-wins"]  # it holds Square itself
+    assert "square-wins" not in examine(evidence(sound, square_5=12, transfer_5=3), DOUBTS).measured  # nothing to beat
+
+
+def test_labels_apart():
+    first = {"a": torch.tensor([0, 1]), "b": torch.tensor([2, 2])}
+    assert apart(first, {"a": torch.tensor([0, 0]), "b": torch.tensor([2, 2])}) == 0.25
+
+
+@pytest.fixture
+def bare(tmp_path):
+    def written(data):
+        (tmp_path / "bare.onnx").write_bytes(data)
+        return open_deployed(tmp_path / "bare.onnx")
+
+    return written
+
+
+def test_the_first_layer_apart_is_named(bare, monkeypatch):
+    deployed = bare(chain())
+    assert first_apart(deployed, floats(4, 8, 3)) is None
+    monkeypatch.setitem(WEIGHTS, "top", np.uint8(7))  # a clip of three bits
+    assert first_apart(replace(deployed, twin=twin(chain())), floats(4, 8, 3)) == "d"
+
+
+def test_layers_of_an_exported_network_agree(bare):
+    assert first_apart(bare(registry_file("resnet8", 4)), floats(4, 16, 3)) is None
+
+
+def test_the_flag_names_the_layer(tmp_path, monkeypatch):
+    from qrobust.deployed import doubts
+
+    deployed = open_deployed(artifact(tmp_path / "one", masked()))
+    other = replace(deployed, twin=twin(model_bytes(np.roll(WEIGHT, 1))))
+    monkeypatch.setattr(doubts, "first_apart", lambda *_: "conv1.out")
+    flags = {flag.name: flag.reason for flag in doubts.doubt_file(evidence(other)).flags}
+    assert flags["twin-differs"].endswith("first in conv1.out")
