@@ -62,7 +62,10 @@ NAME with its folder; the others are what the paper prints, in percent.
   ResNet-20 of the Fourier-domain study these are three sets, 1.8 points apart in clean accuracy.
 - Accuracies on filtered images belong to evaluation; they are in the recipes' `claim`.
 - CW-20 (L2) is not bounded by eps. C&W of the spectral perspective is printed without its steps; here it takes 30."""
-VERBS = ("run", "train", "eval", "compare", "export", "bench", "check", "recipes", "targets", "doctor")
+VERBS = (
+    "run", "train", "eval", "compare", "analyze", "export", "bench", "check", "attack", "report", "recipes", "targets",
+    "doctor",
+)  # fmt: skip
 
 
 def cli_reference() -> str:
