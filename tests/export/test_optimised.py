@@ -54,6 +54,8 @@ def test_edge_layers_in_float_are_no_quantised_convolutions(path):
     path.write_bytes(lowered(4, **settings))
     assert optimised_ops(path, asking())["QLinearConv"] == 8
     check_ops(path, asking(), network(4, **settings))
+    with pytest.raises(ExportError, match=r"expected 9 QLinearConv once optimised.*got 8"):
+        check_ops(path, asking(), network(4))
 
 
 def test_what_a_target_forbids_is_refused(path):
