@@ -103,13 +103,10 @@ def float_conv(bias, output="c"):
     return [node("Conv", ["x", "w", *(["bias"] if bias else [])], output, pads=PADS)], values
 
 
-def activation(source, output, bits, *, signed=False, narrow=False, scale=0.02, dtype=np.int8):
-    """source → Quantize → Clip, where a type holds more than these bits → Dequantize → output, as Brevitas has it.
-
-    dtype: of signed ones.
-    """
+def activation(source, output, bits, *, signed=False, narrow=False, scale=0.02):
+    """source → Quantize → Clip, where a type holds more than these bits → Dequantize → output, as Brevitas has it."""
     low, high = (-(2 ** (bits - 1)), 2 ** (bits - 1) - 1) if signed else (0, 2**bits - 1)
-    low, kind = (-high if narrow else low), dtype if signed else np.uint8
+    low, kind = (-high if narrow else low), np.int8 if signed else np.uint8
     q, c = f"{output}_q", f"{output}_c"
     values = {f"{output}_s": np.float32(scale), f"{output}_z": kind(0)}
     constants = [*values]
