@@ -21,7 +21,7 @@ from rich.console import Console
 from qrobust import resources
 from qrobust.cli import TABLE_WIDTH
 from qrobust.recipe import Recipe
-from qrobust.summary import table
+from qrobust.summary import headline_table, table
 
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "benches" / "results"
@@ -81,6 +81,8 @@ def readme() -> str:
     """README.md with the demo's table between its markers."""
     console = Console(file=io.StringIO(), width=TABLE_WIDTH)
     console.print(table(_demo()))
+    if (gap := headline_table(_demo())) is not None:
+        console.print(gap)
     drawn = console.file.getvalue()  # type: ignore[attr-defined]
     block = "\n".join(line.rstrip() for line in drawn.splitlines())
     text = (ROOT / "README.md").read_text()

@@ -58,10 +58,10 @@ Seed = Annotated[int, typer.Option("--seed", metavar="N", help="Seed of the grad
 
 @app.command()
 def run(recipe: RecipeName, override: Overrides = None, out: Out = None, json: Json = None) -> int:
-    """Train, quantize, evaluate, export, bench and check; continues where it stopped."""
+    """Train, quantize, evaluate, export, bench, check and attack the file; continues where it stopped."""
     from rich.console import Console
 
-    from .summary import table
+    from .summary import headline_table, table
 
     started = _open(recipe, override, out)
     with _joined():
@@ -72,6 +72,8 @@ def run(recipe: RecipeName, override: Overrides = None, out: Out = None, json: J
     console = Console()
     console = console if console.is_terminal else Console(width=TABLE_WIDTH)
     console.print(table(result))
+    if (gap := headline_table(result)) is not None:
+        console.print(gap)
     for width in result["widths"]:
         for verdict in width["broken"]:
             print(f"QM-{width['bits']} broke {verdict['name']}: {verdict['reason']}; {verdict['hint']}")

@@ -329,6 +329,13 @@ class Export(Table):
     suite_attacks: tuple[str, ...] = ("pgd-20",)
 
 
+class Attacking(Table):
+    """White-box attacks on the exported file itself, by name, and on how many of the suite's images (None: all)."""
+
+    attacks: tuple[str, ...] = ("cw-inf-20x5", "apgd-t", "square-500")
+    n: Count | None = None
+
+
 class Benchmark(Table):
     """What is timed."""
 
@@ -351,6 +358,7 @@ class Recipe(Table):
     evaluate: Evaluation = Evaluation()
     export: Export = Export()
     bench: Benchmark = Benchmark()
+    attack: Attacking | None = None
     claim: dict[str, Any] = Field(default_factory=dict)
 
     @model_validator(mode="after")
@@ -359,6 +367,13 @@ class Recipe(Table):
             raise ValueError(f"expected bits to fall from 32, the float network, as [32, 4, 2], got {list(self.bits)}")
         if len(self.bits) > 1 and self.quant is None:
             raise ValueError("expected a table [quant] for widths below 32, got none")
+        return self
+
+    @model_validator(mode="after")
+    def _enough(self) -> Recipe:
+        wanted, stored = self.attack and self.attack.n, self.export.suite_n or self.evaluate.n
+        if wanted and stored and wanted > stored:
+            raise ValueError(f"expected attack.n of at most {stored}, the suite's images, got {wanted}; lower it")
         return self
 
     @model_validator(mode="after")

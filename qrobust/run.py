@@ -7,6 +7,7 @@
     RUN/qm-N/export.json, artifact/      ← export
     RUN/bench.json                       ← bench
     RUN/qm-N/check.json                  ← check
+    RUN/qm-N/attack.json, attack.npz     ← attack_file, where the recipe has [attack]
     RUN/report.json, report.html, model-card.md
 
 A stage's file holds a key: the digest of all settings that decide it. A file with another key is made anew,
@@ -28,6 +29,10 @@ from torch import Tensor, fx, nn
 from . import data, distributed, machine, models, quant, recipe, runtime
 from .attacks import Attack, named
 from .bench import bench
+from .deployed.attacking import Settings as AttackSettings
+from .deployed.attacking import attack
+from .deployed.material import SUITE, find_images, find_sources
+from .deployed.serving import open_deployed
 from .errors import RunError
 from .evaluate import CHEAP, DOUBTS, Subject, evaluate, examine
 from .export import Contents, Target, load_target, make_suite, optimised_ops, write_artifact
@@ -51,6 +56,7 @@ class Run:
         self.target = load_target(settings.export.target)
         self.attacks = self._named(settings.evaluate.attacks)
         self.suite_attacks = self._named(settings.export.suite_attacks)
+        self._named(settings.attack.attacks if settings.attack else ())  # a misspelt one is told before training
         self._networks: dict[int, nn.Module] = {}
 
     @classmethod
@@ -73,6 +79,7 @@ class Run:
         self.bench()
         for bits in self.recipe.bits:
             self.check(bits)
+            self.attack_file(bits)
         return conclude(self.recipe, self.folder)
 
     def train(self) -> None:
@@ -205,6 +212,25 @@ class Run:
             key,
             lambda: runtime.check(runtime.Artifact.load(artifact)).to_dict(),
         )
+
+    def attack_file(self, bits: int) -> None:
+        """Attack the artifact itself, white-box, if the recipe says so; what a user's own attack on it left stands."""
+        settings, artifact, path = self.recipe.attack, self._at(bits) / "artifact", self._at(bits) / "attack.json"
+        if settings is None:
+            return
+        key = digest(["attack", self._export_key(bits, self.target), settings.model_dump(mode="json")])
+        deployed = open_deployed(artifact)
+        if path.exists():
+            found = read_json(path)
+            if "key" not in found and found.get("artifact", {}).get("sha256") == deployed.sha256:
+                note(f"{path.relative_to(self.folder)}: made by qrobust attack, stands")
+                return
+        if self._done(path, key):
+            return
+        sources = find_sources(deployed)
+        chosen = AttackSettings(settings.attacks, settings.n, self.recipe.seed, sources=sources)
+        attack(deployed, find_images(deployed), chosen, path, data=SUITE, key=key)
+        self._tell(path)
 
     @cached_property
     def dataset(self) -> data.Dataset:

@@ -5,9 +5,13 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from rich.table import Table
 
+from .deployed.material import SUITE
+from .evaluate.outcomes import CLEAN, accuracy, read_outcomes
 from .recipe import Recipe
+from .runtime import wilson
 from .storage import read_json, write_json
 
 
@@ -49,10 +53,52 @@ def _width(folder: Path, bits: int, timings: dict[str, Any]) -> dict[str, Any]:
         "before": {key: before[key] for key in ("n", "clean", "attacks", "worst_case")},
         "after": {key: checked[key] for key in ("n", "accuracy", "ci95", "counts", "worst_case")},
         "label_flips": checked["label_flips"],
+        "gap": _gap(folder),
         "latency": {str(row["batch"]): {"p50_ms": row["p50_ms"], "speedup": row["speedup"]} for row in rows},
         "verdict": "held" if checked["passed"] else "broken",
         "broken": [verdict for verdict in checked["verdicts"] if not verdict["passed"]],
     }
+
+
+def _gap(folder: Path) -> dict[str, Any] | None:
+    """Worst cases of the suite's first n images in torch, replayed on the runtime and attacked there, JSON-ready.
+
+    by: the attack on the file that broke most. None where the file was not attacked on images of the suite, or on
+    more than were evaluated.
+    """
+    if not (folder / "attack.json").exists():
+        return None
+    attacked = read_json(folder / "attack.json")
+    before, masks = read_outcomes(folder / "eval.json")
+    n, sha256 = attacked["n"], read_json(folder / "artifact" / "manifest.json")["files"]["model.onnx"]["sha256"]
+    if attacked["artifact"]["sha256"] != sha256 or attacked.get("data") != SUITE or n > before["n"]:
+        return None
+    bounded = [name for name, found in before["attacks"].items() if found["bounded"]]
+    in_torch = np.logical_and.reduce([masks[name][:n] for name in (CLEAN, *bounded)])
+    replayed = attacked["gap"]["replayed"]["worst_case"]
+    return {
+        "n": n,
+        "in_torch": accuracy(in_torch),
+        "replayed": {"accuracy": replayed, "ci95": list(wilson(round(replayed * n), n))},
+        "attacked": attacked["worst_case"],
+        "by": min(attacked["attacks"], key=lambda name: float(attacked["attacks"][name]["accuracy"])),
+    }
+
+
+def headline_table(result: dict[str, Any]) -> Table | None:
+    """What survives in torch, replayed and attacked on the file, a row a network; None where none was attacked."""
+    rows = [(f"QM-{width['bits']}", width["gap"]) for width in result["widths"] if width.get("gap")]
+    if not rows:
+        return None
+    drawn = Table(
+        title=f"{result['recipe']}: the same images under every attack, by place; {_threat(result['threat'])}"
+    )
+    for heading in ("network", "images", "attacked in torch", "replayed on the runtime", "the file attacked", "by"):
+        drawn.add_column(heading, justify="left" if heading in ("network", "by") else "right")
+    for name, gap in rows:
+        places = (_interval(gap[place]) for place in ("in_torch", "replayed", "attacked"))
+        drawn.add_row(name, str(gap["n"]), *places, gap["by"])
+    return drawn
 
 
 def table(result: dict[str, Any]) -> Table:

@@ -15,7 +15,7 @@ from .attacks import Attack, named
 from .data import make_images
 from .deployed.attacking import Settings as AttackSettings
 from .deployed.attacking import attack
-from .deployed.material import find_images, find_sources
+from .deployed.material import SUITE, find_images, find_sources
 from .deployed.routes import WITHOUT_GRADIENTS
 from .deployed.serving import Served, open_deployed
 from .distributed import is_first, own
@@ -103,9 +103,8 @@ def attack_file(
     deployed = open_deployed(path)
     names = PROTOCOLS.get(attacks) or tuple(name.strip() for name in attacks.split(",") if attacks)
     sources = find_sources(deployed, transfer)
-    return attack(
-        deployed, find_images(deployed, data, root), AttackSettings(attacks=names, sources=sources, **settings), json
-    )
+    images, chosen = find_images(deployed, data, root), AttackSettings(attacks=names, sources=sources, **settings)
+    return attack(deployed, images, chosen, json, data=data or SUITE)
 
 
 def analyze_folders(

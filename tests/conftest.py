@@ -16,7 +16,7 @@ SMALL = (
     "train.epochs=3", "train.milestones=[2]", "train.batch_size=128", "train.attack.steps=2",
     "train.validation.steps=2", "quant.epochs=1", "quant.milestones=[]", "data.test_size=120",
     "evaluate.n=120", "evaluate.attacks=['gn','pgd-5']", "export.suite_n=120", "export.suite_attacks=['pgd-5']",
-    "bench.seconds=0.1",
+    "bench.seconds=0.1", "attack.n=40", "attack.attacks=['pgd-5', 'square-20']",
 )  # fmt: skip
 Command = Callable[..., subprocess.CompletedProcess[str]]
 

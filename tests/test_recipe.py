@@ -426,3 +426,10 @@ def test_logging_that_is_off_leaves_no_trace(folder):
     assert "log_frequency_ratio" not in recipe.load("base").model_dump(mode="json")["train"]
     logging = overridden("train.log_frequency_ratio=true")
     assert recipe.parse(tomllib.loads(recipe.dump(logging)), source="dump") == logging
+
+
+@pytest.mark.parametrize("stored", [("evaluate.n=100",), ("evaluate.n=500", "export.suite_n=100")])
+def test_no_more_images_are_attacked_than_the_suite_has(folder, stored):
+    assert overridden("attack.n=100", *stored).attack.n == 100
+    told = "expected attack.n of at most 100, the suite's images, got 101; lower it"
+    assert refusal(overridden, "attack.n=101", *stored).endswith(told)

@@ -16,6 +16,7 @@ import torch
 
 from qrobust import data, machine, models, recipe
 from qrobust.errors import ModelError
+from qrobust.evaluate.outcomes import read_outcomes
 from qrobust.quant import mask_statistics, quantize, quantizers
 from qrobust.run import Run
 from qrobust.runtime import Artifact
@@ -25,7 +26,9 @@ from qrobust.train.checkpoint import load_state
 from .conftest import call, overrides
 
 WIDTHS = (32, 4, 2)
-RESULTS = ("train.json", "eval.json", "export.json", "check.json", "model.safetensors", "metrics.jsonl")
+RESULTS = (
+    "train.json", "eval.json", "export.json", "check.json", "attack.json", "model.safetensors", "metrics.jsonl",
+)  # fmt: skip
 
 
 def test_a_run_leaves_every_result(small_run: Path) -> None:
@@ -57,10 +60,35 @@ def test_the_evaluation_has_intervals_and_seconds(small_run: Path) -> None:
     assert result["worst_case"]["accuracy"] <= min(result["clean"]["accuracy"], attack["accuracy"])
 
 
+def test_the_report_compares_three_places_on_the_same_images(small_run: Path) -> None:
+    _, masks = read_outcomes(small_run / "qm-2" / "eval.json")
+    for width in json.loads((small_run / "report.json").read_text())["widths"]:
+        gap = width["gap"]
+        attacked = json.loads((small_run / f"qm-{width['bits']}" / "attack.json").read_text())
+        assert gap["n"] == attacked["n"] == 40
+        assert gap["attacked"] == attacked["worst_case"]
+        assert attacked["attacks"][gap["by"]]["accuracy"] == min(a["accuracy"] for a in attacked["attacks"].values())
+    assert gap["in_torch"]["accuracy"] == masks["pgd-5"][:40].mean()  # noise is not bounded, so no part of it
+
+
+def test_an_attack_made_by_hand_is_kept_and_another_file_s_is_not(small_run: Path, tmp_path: Path) -> None:
+    folder = shutil.copytree(small_run, tmp_path / "run")
+    for bits, change in ((4, {}), (2, {"artifact": {"sha256": "0" * 64}})):
+        path = folder / f"qm-{bits}" / "attack.json"
+        found = json.loads(path.read_text())
+        del found["key"]
+        path.write_text(json.dumps(found | change | {"seed": 77}))
+    done = call(["run", "digits", *overrides(), "--out", str(folder)], tmp_path)
+    assert done.returncode in (0, 1), done.stderr
+    assert "stands" in done.stderr
+    seeds = [json.loads((folder / f"qm-{bits}" / "attack.json").read_text())["seed"] for bits in (4, 2)]
+    assert seeds == [77, 0]
+
+
 def test_a_second_run_finds_every_stage_done(small_run: Path) -> None:
     before = {path: path.stat().st_mtime_ns for path in small_run.rglob("*.json") if path.name != "report.json"}
     done = call(["run", "digits", *overrides(), "--out", str(small_run)], small_run.parent)
-    assert done.stderr.count("done before") == 4 * len(WIDTHS) + 1
+    assert done.stderr.count("done before") == 5 * len(WIDTHS) + 1
     assert "written" not in done.stderr
     assert before == {path: path.stat().st_mtime_ns for path in before}
 

@@ -46,12 +46,12 @@ class Settings:
     sources: tuple[Deployed, ...] = ()
 
 
-def attack(deployed: Deployed, images: Images, settings: Settings, path: Path | None = None) -> Record:
+def attack(deployed: Deployed, images: Images, settings: Settings, path: Path | None = None, **more: Any) -> Record:
     """What attacks on a file leave of its accuracy; the session judges every candidate.
 
-    Returns an evaluation's result with "artifact", "gap", "doubts" and "flags"; saved to `path` (.json) with
-    masks beside it, and then a stopped one goes on where it was. Raises RecipeError for what is no attack,
-    DataError for more images than there are.
+    Returns an evaluation's result with "artifact", "gap", "doubts", "flags" and `more`; saved to `path` (.json) with
+    masks beside it, and then a stopped one goes on where it was. Raises RecipeError for what is no attack, DataError
+    for more images than there are.
     """
     threat = threat_of(deployed, settings.eps)
     served = machine.placed(deployed.served())
@@ -74,7 +74,7 @@ def attack(deployed: Deployed, images: Images, settings: Settings, path: Path | 
     source = settings.sources[0] if settings.sources else None
     evidence = Evidence(deployed, served, images, outcomes, source=source, batch_size=batch_size)
     found = doubt_file(evidence)
-    more = {
+    more |= {
         "artifact": described(deployed),
         "gap": gap(evidence),
         "doubts": found.measured,

@@ -18,6 +18,7 @@ from .serving import Deployed, open_deployed
 
 REMEDY = "write it by np.savez(FILE, x=..., y=...), x uint8 (n, c, h, w) and y integers (n,)"
 FLOAT = "qm-32"
+SUITE = "the suite"  # name of an artifact's own images
 
 
 def find_images(deployed: Deployed, data: str = "", root: str | None = None) -> Images:
@@ -38,7 +39,7 @@ def find_images(deployed: Deployed, data: str = "", root: str | None = None) -> 
     classes, count = deployed.twin.plan.classes, int(y.max()) + 1 if len(y) else 1
     if classes is not None and count > classes:
         raise DataError(f"expected labels in [0, {classes - 1}], got {count - 1}; give images of the file's classes")
-    return found if x is None else make_images(x, y, classes=max(count, 1), name=data or "the suite")
+    return found if x is None else make_images(x, y, classes=max(count, 1), name=data or SUITE)
 
 
 def _arrays(path: Path) -> tuple[Tensor, Tensor]:

@@ -25,9 +25,13 @@ LEVELS = ("disable", "basic", "extended", "all")
 
 @dataclass(frozen=True)
 class Difference:
-    """Of one tensor: its elements, the share that differs, and the largest difference in steps."""
+    """Of one tensor: its width, the step of its grid, its elements, the share that differs, the largest difference
+    in steps.
+    """
 
     name: str
+    bits: int
+    step: float
     elements: int
     share: float
     largest: int
@@ -108,8 +112,8 @@ def parity(
             count += (distance.size, int((distance > 0).sum()), 0)
             count[2] = max(count[2], distance.max(initial=0))
     layers = tuple(
-        Difference(value.name, int(total), float(differing / total), int(largest))
-        for value, (total, differing, largest) in zip(values, counts, strict=True)
+        Difference(value.name, own.bits, own.scale().item(), int(total), float(differing / total), int(largest))
+        for value, own, (total, differing, largest) in zip(values, watched, counts, strict=True)
     )
     return Parity(runtime, len(images), flips / len(images), furthest, layers)
 

@@ -27,7 +27,8 @@ class LayerCost:
     """Of one convolution or linear layer, for one image.
 
     weight_bits, activation_bits: widths of its weights and of its input, 32 for a float layer.
-    zeros: how many of its `weights` are 0 after FAT and quantiser.
+    zeros: how many of its `weights` are 0 after FAT and quantiser. steps: the smallest and the largest step of its
+    weights' grids, batch-norm not folded; None for a float layer.
     """
 
     weight_bits: int
@@ -35,6 +36,7 @@ class LayerCost:
     macs: int
     weights: int
     zeros: int
+    steps: tuple[float, float] | None = None
 
     @property
     def bops(self) -> int:
@@ -123,6 +125,7 @@ def cost(model: nn.Module, example: Tensor) -> Cost:
                 seen.values[layer] // len(example) * layer.weight[0].numel(),
                 layer.weight.numel(),
                 _zeros(layer),
+                _steps(layer),
             )
             for name, layer in model.named_modules()
             if isinstance(layer, (nn.Conv2d, nn.Linear))
@@ -170,6 +173,11 @@ def _zeros(layer: nn.Conv2d | nn.Linear) -> int:
     for quantizer in quantizers(layer):
         weight = quantizer(weight)[0]
     return int((weight == 0).sum())
+
+
+def _steps(layer: nn.Module) -> tuple[float, float] | None:
+    scales = [quantizer.scale() for quantizer in quantizers(layer)]
+    return (min(s.min().item() for s in scales), max(s.max().item() for s in scales)) if scales else None
 
 
 def _count_numbers(model: nn.Module, seen: _Listener) -> tuple[int, int]:

@@ -37,14 +37,13 @@ class Row:
 
 @dataclass(frozen=True)
 class Layer:
-    """A layer with weights. mask: statistics of FAT's. steps, differs: parity of its activations with torch."""
+    """A layer with weights. steps: smallest and largest of their grids. mask: statistics of FAT's."""
 
     name: str
     cost: Record
     size_bytes: float
+    steps: tuple[float, float] | None
     mask: Record | None
-    differs: float | None
-    steps: int | None
 
 
 def rows(width: Width) -> tuple[Row, Row, Row]:
@@ -114,15 +113,13 @@ def layers(width: Width) -> list[Layer]:
     if width.evaluation is None:
         return []
     best = ((width.trained or {}).get("best") or {}).get("model", {})
-    tensors = {found["name"].rpartition(".")[0]: found for found in parity(width).get("layers", [])}
     return [
         Layer(
             name,
             cost,
             cost["weights"] * cost["weight_bits"] / 8,
+            cost.get("steps"),
             best.get("masks", {}).get(name),
-            tensors.get(name, {}).get("share"),
-            tensors.get(name, {}).get("largest"),
         )
         for name, cost in width.evaluation.get("cost", {}).get("layers", {}).items()
     ]

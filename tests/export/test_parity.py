@@ -64,6 +64,9 @@ def test_a_right_file_agrees_in_every_step(target, runtime, input):
     assert found.logits < 0.5
     assert len(found.layers) == len([q for q in quantizers(network(4)) if q.masked or q.fixed]) - (input != INPUTS[0])
     assert all(layer.elements and layer.largest == 0 for layer in found.layers)
+    steps = {(q.bits, q.scale().item()) for q in quantizers(network(4)) if q.masked or q.fixed}
+    assert {(layer.bits, layer.step) for layer in found.layers} <= steps
+    assert len({layer.step for layer in found.layers}) > 5
 
 
 @pytest.mark.parametrize("forced", [False, True])
@@ -139,7 +142,7 @@ def test_a_shared_relu_and_biases_without_batch_norm():
 def test_counts_by_hand():
     found = Parity("all", 10, 0.1, 2.0, ())
     assert (found.first, found.share) == (None, 0)
-    layers = [("a", 100, 0.0, 0), ("b", 300, 0.5, 3), ("c", 100, 1.0, 1)]
+    layers = [("a", 4, 0.5, 100, 0.0, 0), ("b", 4, 0.5, 300, 0.5, 3), ("c", 8, 0.1, 100, 1.0, 1)]
     found = Parity("all", 10, 0.1, 2.0, tuple(Difference(*layer) for layer in layers))
     assert (found.first, found.share) == ("b", 0.5)
     said = found.to_dict()

@@ -182,6 +182,17 @@ def test_what_is_written_is_json_and_holds_every_number():
     assert written["layers"]["second"]["zero_share"] == written["layers"]["second"]["zeros"] / 432
 
 
+def test_steps_are_those_of_each_filter_s_grid():
+    model = plain(4)
+    scales = {name: next(quantizers(model.get_submodule(name))).scale() for name in ("first", "second")}
+    found = cost(model, EXAMPLE).layers
+    assert {name: found[name].steps for name in scales} == {
+        name: (scale.min().item(), scale.max().item()) for name, scale in scales.items()
+    }
+    assert found["second"].steps[0] < found["second"].steps[1]
+    assert {layer.steps for layer in cost(resnet(), EXAMPLE).layers.values()} == {None}
+
+
 def test_a_layer_packs_its_weights_to_whole_bytes():
     sizes = [LayerCost(bits, 8, 0, weights, 0).size_bytes for bits, weights in ((2, 4), (2, 5), (3, 1), (32, 7))]
     assert sizes == [1, 2, 1, 28]

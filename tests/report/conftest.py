@@ -26,6 +26,7 @@ def evaluation(bits):
         "weight_bits": bits,
         "activation_bits": bits,
         "zero_share": None if bits == 32 else 0.125,
+        "steps": None if bits == 32 else [0.125, 0.25],
     }
     attack = {"settings": {"steps": 20, "step_size": 0.0078, "loss": "ce"}, "bounded": True, "seconds": 1.5}
     return {
