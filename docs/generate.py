@@ -1,5 +1,5 @@
 """Write the generated documents: docs/cli.md from the command line; the tables of results in README.md,
-docs/demo.svg and recipes/README.md from committed results.
+docs/checking.md, docs/demo.svg and recipes/README.md from committed results.
 
 Run from the repository root: python docs/generate.py (or `make docs`). The tests compare the files with this.
 """
@@ -21,6 +21,7 @@ from rich.console import Console
 from qrobust import resources
 from qrobust.cli import TABLE_WIDTH
 from qrobust.recipe import Recipe
+from qrobust.runtime import wilson
 from qrobust.summary import headline_table, table
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -85,8 +86,33 @@ def readme() -> str:
         console.print(gap)
     drawn = console.file.getvalue()  # type: ignore[attr-defined]
     block = "\n".join(line.rstrip() for line in drawn.splitlines())
-    text = (ROOT / "README.md").read_text()
-    return re.sub(r"(<!-- demo -->\n).*?(<!-- /demo -->)", rf"\1```text\n{block}\n```\n\2", text, flags=re.S)
+    return _between("README.md", "demo", f"```text\n{block}\n```")
+
+
+def checking() -> str:
+    """docs/checking.md with the table of planted faults between its markers."""
+    result = json.loads((RESULTS / "planted.json").read_text())
+    lines = ["| fault | planted in | no baseline | with a baseline | largest drop |", "|---|---|---|---|---|"]
+    for row in result["planted"]:
+        fault = row["fault"] + (f", {row['size']}" if row["size"] is not None else "")
+        where = "file and suite" if row["how"] == "suite too" else "file"
+        said = " | ".join(_finding(row[kind]) for kind in ("alone", "baseline"))
+        lines.append(f"| {fault} | {where} | {said} | {100 * row['baseline']['drop']:.1f} |")
+    seeds, wrong = result["false_alarms"]["seeds"], max(result["false_alarms"]["alarms"].values())
+    told = f"{wrong} false alarms (95 % interval up to {wilson(wrong, seeds)[1]:.1%})"
+    lines += ["", f"{seeds} exports of an unchanged network, each with a seed of its own: {told}."]
+    return _between("docs/checking.md", "planted", "\n".join(lines))
+
+
+def _finding(found: dict[str, Any]) -> str:
+    """Which limits a check found broken; refused: exit code 2."""
+    return ", ".join(f"`{name}`" for name in found["broken"]) or ("refused" if found["exit"] == 2 else "passes")
+
+
+def _between(path: str, name: str, block: str) -> str:
+    """A document with a block between the markers of a name."""
+    marked = rf"(<!-- {name} -->\n).*?(<!-- /{name} -->)"
+    return re.sub(marked, lambda found: f"{found[1]}{block}\n{found[2]}", (ROOT / path).read_text(), flags=re.S)
 
 
 def picture() -> str:
@@ -275,6 +301,7 @@ def _help(verb: str) -> str:
 
 DOCUMENTS = {
     ROOT / "README.md": readme,
+    ROOT / "docs" / "checking.md": checking,
     ROOT / "docs" / "cli.md": cli_reference,
     ROOT / "docs" / "demo.svg": picture,
     ROOT / "docs" / "recipe.md": recipe_reference,

@@ -1,7 +1,7 @@
 """Robustness numbers: attacks propose, `judge` decides, every number comes with n and an interval."""
 
 from .compare import compare
-from .doubt import CHEAP, DOUBTS, Flag, doubt, examine
+from .doubt import CHEAP, DOUBTS, Flag, examine
 from .evaluation import evaluate
 from .judge import judge, predict
 from .outcomes import Outcomes, read_outcomes
@@ -15,7 +15,6 @@ __all__ = [
     "Outcomes",
     "Subject",
     "compare",
-    "doubt",
     "evaluate",
     "examine",
     "judge",

@@ -11,10 +11,6 @@ from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, Generic, TypeVar
 
-from torch import nn
-
-from ..data import Images
-from ..threat import Threat
 from . import measures
 from .subject import Subject
 
@@ -61,26 +57,6 @@ class Examination:
 
     measured: dict[str, float]
     flags: list[Flag]
-
-
-def doubt(
-    model: nn.Module,
-    images: Images,
-    *,
-    threat: Threat,
-    twin: nn.Module | None = None,
-    others: Sequence[nn.Module] = (),
-    n: int = 200,
-    seed: int = 0,
-    thorough: bool = True,
-) -> list[Flag]:
-    """The flags of a network on the first n images; an empty list says that no doubt was confirmed, no more.
-
-    twin: the float network behind a quantised one. others: other widths of it, for transfer. thorough: all
-    doubts, else the cheap ones.
-    """
-    subject = Subject(model, images, threat, twin=twin, others=others, n=n, seed=seed)
-    return examine(subject, DOUBTS if thorough else CHEAP).flags
 
 
 def examine(subject: SubjectT, doubts: Sequence[Doubt[SubjectT]]) -> Examination:

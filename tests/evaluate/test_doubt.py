@@ -16,7 +16,7 @@ from qrobust import models
 from qrobust.attacks import pgd
 from qrobust.data import DataSettings, Images, load, to_unit
 from qrobust.deployed.doubts import DOUBTS as OF_FILES
-from qrobust.evaluate import DOUBTS, doubt
+from qrobust.evaluate import DOUBTS
 from qrobust.evaluate.doubt import CHEAP, examine
 from qrobust.evaluate.subject import Subject
 from qrobust.quant import quantize
@@ -178,12 +178,12 @@ def test_a_network_trained_on_leaked_labels_raises_one_place(
 @pytest.mark.parametrize("kind", ["robust", "natural"])
 def test_an_honest_network_raises_none(kind: str, images, request: pytest.FixtureRequest) -> None:
     model = request.getfixturevalue(kind)
-    assert doubt(model, images[1], threat=THREAT, twin=model, n=N) == []
+    assert examine(Subject(model, images[1], THREAT, twin=model, n=N), DOUBTS).flags == []
 
 
 def test_the_cheap_doubts_find_the_cheap_liars(robust: nn.Module, images: tuple[Images, Images]) -> None:
     liar = LIARS["thermometer"][0](robust).eval()
-    found = doubt(liar, images[1], threat=THREAT, n=N, thorough=False)
+    found = examine(Subject(liar, images[1], THREAT, n=N), CHEAP).flags
     assert [flag.name for flag in found] == ["zero-gradient"]
     (flag,) = found
     assert flag.measured == 1.0
@@ -234,6 +234,6 @@ def test_every_flag_has_its_paragraph() -> None:
 
 def test_doubting_leaves_the_network_as_it_was(robust: nn.Module, images: tuple[Images, Images]) -> None:
     before = {name: value.clone() for name, value in robust.state_dict().items()}
-    doubt(robust, images[1], threat=THREAT, n=8, thorough=False)
+    examine(Subject(robust, images[1], THREAT, n=8), CHEAP)
     assert all(torch.equal(before[name], value) for name, value in robust.state_dict().items())
     assert all(parameter.requires_grad for parameter in robust.parameters())
