@@ -92,7 +92,7 @@ def readme() -> str:
 def checking() -> str:
     """docs/checking.md with the table of planted faults between its markers."""
     result = json.loads((RESULTS / "planted.json").read_text())
-    lines = ["| fault | planted in | no baseline | with a baseline | largest drop |", "|---|---|---|---|---|"]
+    lines = ["| fault, size | planted in | no baseline | with a baseline | largest drop |", "|---|---|---|---|---|"]
     for row in result["planted"]:
         fault = row["fault"] + (f", {row['size']}" if row["size"] is not None else "")
         where = "file and suite" if row["how"] == "suite too" else "file"
