@@ -4,7 +4,7 @@
 
 For each seed one network is trained adversarially up to the first drop of the learning rate; from that checkpoint AT,
 AT + SAR and AT + SARWA go on, all in bf16. All are evaluated on the same test images and compared in pairs. The first
-seed's AT is trained once more in float32, which says what bf16 changes. It continues where it was stopped.
+seed's AT leaves its checkpoint once more in float32, which says what bf16 changes. It continues where it was stopped.
 """
 
 from __future__ import annotations
@@ -52,8 +52,10 @@ def branch(trunk: Path, run: Run) -> None:
 
 
 def in_float32(out: Path, root: Path, seed: int) -> Run:
-    """AT of a seed from its first epoch on, in float32."""
+    """AT of a seed, float32 from where it left the trunk."""
     run = opened(out / f"seed-{seed}" / "float32", root, seed, EPOCHS, ("train.precision=float32",))
+    if not (run.folder / STATE).exists():
+        branch(out / f"seed-{seed}" / "trunk", run)
     run.train()
     return run
 

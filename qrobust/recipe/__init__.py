@@ -1,0 +1,40 @@
+"""Recipes: how a network is trained, quantised, evaluated and exported; checked before anything runs."""
+
+from .reading import checked, dump, load, parse
+from .tables import (
+    Average,
+    Awp,
+    Count,
+    Craft,
+    Data,
+    Int,
+    Positive,
+    Quantisation,
+    Recipe,
+    Sar,
+    Schedule,
+    Table,
+    ThreatModel,
+    Training,
+)
+
+__all__ = [
+    "Average",
+    "Awp",
+    "Count",
+    "Craft",
+    "Data",
+    "Int",
+    "Positive",
+    "Quantisation",
+    "Recipe",
+    "Sar",
+    "Schedule",
+    "Table",
+    "ThreatModel",
+    "Training",
+    "checked",
+    "dump",
+    "load",
+    "parse",
+]

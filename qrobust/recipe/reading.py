@@ -1,0 +1,114 @@
+"""From a TOML file, what it extends and overrides to a checked recipe, and back."""
+
+from __future__ import annotations
+
+import tomllib
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any, TypeVar, get_args
+
+import tomli_w
+from pydantic import BaseModel, ValidationError
+
+from .. import resources
+from ..errors import RecipeError, did_you_mean
+from .tables import Recipe
+
+TableT = TypeVar("TableT", bound=BaseModel)
+
+
+def load(name: str, overrides: Iterable[str] = ()) -> Recipe:
+    """The recipe of a name or path, with what it extends and `key=value` overrides. Raises RecipeError."""
+    path = resources.find("recipes", name)
+    table = _extended(path, ())
+    table.setdefault("name", resources.name_of("recipes", path))
+    for override in overrides:
+        table = _merge(table, _override(override))
+    return parse(table, source=str(path))
+
+
+def parse(table: Mapping[str, Any], *, source: str) -> Recipe:
+    """A checked recipe. Raises RecipeError naming the first wrong key of `source`."""
+    return checked(Recipe, table, source=source)
+
+
+def checked(schema: type[TableT], table: Mapping[str, Any], *, source: str) -> TableT:
+    """A table as `schema`. Raises RecipeError: where, what was expected, what came."""
+    try:
+        return schema.model_validate(dict(table))
+    except ValidationError as error:
+        raise RecipeError(f"{source}: {_explain(schema, error)}") from error
+
+
+def dump(recipe: Recipe) -> str:
+    """The recipe as TOML, every default spelled out."""
+    return tomli_w.dumps(recipe.model_dump(mode="json", exclude_none=True))
+
+
+def _extended(path: Path, seen: tuple[Path, ...]) -> dict[str, Any]:
+    if path.resolve() in seen:
+        chain = " → ".join(p.stem for p in (*seen, path))
+        raise RecipeError(f"expected recipes that extend others, got a circle: {chain}; remove one `extends`")
+    table = resources.read_toml(path)
+    base = table.pop("extends", None)
+    if base is None:
+        return table
+    if not isinstance(base, str):
+        raise RecipeError(f"{path}: expected extends = 'NAME', got {base!r}")
+    beside = path.parent / f"{base.removesuffix('.toml')}.toml"
+    own = beside.resolve() == path.resolve() and path.resolve() != _shipped(base)
+    parent = beside if beside.is_file() and not own else resources.find("recipes", base)
+    inherited = _extended(parent, (*seen, path.resolve()))
+    for key in ("name", "claim"):  # a variant carries no paper's numbers but its own
+        inherited.pop(key, None)
+    return _merge(inherited, table)
+
+
+def _shipped(name: str) -> Path | None:
+    """Where a recipe of this name is shipped: a recipe of one's own may extend the one it is named after."""
+    found = dict(resources.listing("recipes")).get(name)
+    return found.resolve() if found else None
+
+
+def _merge(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
+    merged = dict(base)
+    for key, value in over.items():
+        both = isinstance(value, Mapping) and isinstance(merged.get(key), Mapping)
+        merged[key] = _merge(merged[key], value) if both else value
+    return merged
+
+
+def _override(text: str) -> dict[str, Any]:
+    key, equals, value = text.partition("=")
+    if not equals or not key.strip():
+        raise RecipeError(f"expected an override KEY=VALUE, got {text!r}; as in -o train.epochs=3")
+    try:
+        parsed = tomllib.loads(f"value = {value}")["value"]
+    except tomllib.TOMLDecodeError:
+        parsed = value
+    for part in reversed(key.strip().split(".")):
+        parsed = {part: parsed}
+    return dict(parsed)
+
+
+def _explain(schema: type[BaseModel], error: ValidationError) -> str:
+    wrong = error.errors()
+    # A misspelt key is also a missing one: the spelling is what helps.
+    first = next((one for one in wrong if one["type"] == "extra_forbidden"), wrong[0])
+    where = ".".join(str(part) for part in first["loc"]) or schema.__name__.lower()
+    if first["type"] == "extra_forbidden":
+        return f"unknown key {where!r}{did_you_mean(str(first['loc'][-1]), _fields(schema, first['loc'][:-1]))}"
+    if first["type"] == "missing":
+        return f"expected a value for {where!r}, got none; add it"
+    message = first["msg"].removeprefix("Value error, ").replace("Input should be ", "expected ")
+    got = "" if "got" in message else f", got {first['input']!r}"
+    return f"{where}: {message}{got}"
+
+
+def _fields(schema: type[BaseModel], location: tuple[Any, ...]) -> list[str]:
+    """Field names of the table at a location."""
+    for part in location:
+        annotation = schema.model_fields[part].annotation
+        options = (annotation, *get_args(annotation))
+        schema = next(t for t in options if isinstance(t, type) and issubclass(t, BaseModel))
+    return list(schema.model_fields)
