@@ -94,7 +94,8 @@ def main() -> None:
     options = parser.parse_args()
     seeds = [int(seed) for seed in options.seeds.split(",")]
     runs = {seed: train(options.out, options.root, seed) for seed in seeds}
-    result: dict[str, Any] = {"recipe": recipe.dump(runs[seeds[0]]["at"].recipe), "trunk": TRUNK, "epochs": EPOCHS}
+    settings = recipe.dump(runs[seeds[0]]["at"].recipe).replace(f'root = "{options.root}"\n', "")
+    result: dict[str, Any] = {"recipe": settings, "trunk": TRUNK, "epochs": EPOCHS}
     result["seeds"] = {str(seed): one_seed(runs[seed], options) for seed in seeds}
     pair = {"at": runs[seeds[0]]["at"], "float32": in_float32(options.out, options.root, seeds[0])}
     result["precision"] = one_seed(pair, options)

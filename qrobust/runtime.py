@@ -57,7 +57,7 @@ MANIFEST: dict[str, type] = {
 SAME = ("images", "eps", "queries", "seed", "session", "counts")  # what outcomes depend on
 BASELINE = ("artifact", "model", *SAME, "accuracy", "outcomes", "versions")
 LEVELS = {"disable": "DISABLE_ALL", "basic": "ENABLE_BASIC", "extended": "ENABLE_EXTENDED", "all": "ENABLE_ALL"}
-OPTIONS = ("graph_optimization_level", "intra_op_num_threads", "inter_op_num_threads")
+OPTIONS = ("graph_optimization_level", "intra_op_num_threads", "inter_op_num_threads", "allow_spinning")
 HINT_EXPORT = "compare onnxruntime, provider and session options with the manifest, then export again"
 HINT_LOST = "compare model and recipe with the baseline's; a wanted loss is pinned by --update-baseline --reason TEXT"
 HINT_DEVICE = "export for a target that suits this device, or change the target's limit"
@@ -276,7 +276,8 @@ def load_session(
     """An onnxruntime session on one provider, never silently on another.
 
     threads: intra-op threads, 0 for all cores, None as in session_options, which may hold the keys of OPTIONS
-    (levels: disable, basic, extended, all). Raises ArtifactError if anything is missing or refused (external data is).
+    (levels: disable, basic, extended, all; allow_spinning: 0 leaves the cores to others between calls). Raises
+    ArtifactError if anything is missing or refused (external data is).
     """
     with _expecting("onnxruntime", "pip install onnxruntime"):
         import onnxruntime as ort
@@ -292,10 +293,14 @@ def load_session(
             # Only the harmless ones: others write files or load libraries, and a manifest is only data.
             _expect(key in OPTIONS, f"session options out of {OPTIONS}", repr(key), "mend the target")
             if key == "graph_optimization_level":
-                value = getattr(ort.GraphOptimizationLevel, f"ORT_{LEVELS[value]}")
-            else:  # onnxruntime starts a million threads if it is told to
-                _expect(type(value) is int and 0 <= value <= MAX_THREADS, f"0 to {MAX_THREADS} as {key}", repr(value))
-            setattr(options, key, value)
+                options.graph_optimization_level = getattr(ort.GraphOptimizationLevel, f"ORT_{LEVELS[value]}")
+                continue
+            # onnxruntime starts a million threads if it is told to
+            _expect(type(value) is int and 0 <= value <= MAX_THREADS, f"0 to {MAX_THREADS} as {key}", repr(value))
+            if key == "allow_spinning":
+                options.add_session_config_entry("session.intra_op.allow_spinning", str(min(value, 1)))
+            else:
+                setattr(options, key, value)
         session = ort.InferenceSession(Path(model_path).read_bytes(), options, providers=[provider], enable_fallback=0)
     used = session.get_providers()[0]
     _expect(used == provider, f"the model on {provider}", used, "install what that provider needs")

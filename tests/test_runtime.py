@@ -208,7 +208,8 @@ def test_artifact_says_what_it_is_and_runs(folder):
     x = images(300)  # more than one batch
     np.testing.assert_allclose(artifact.logits(x), LOGITS(floats(x)), atol=1e-5)
     np.testing.assert_array_equal(artifact.logits(x), artifact.logits(floats(x)))
-    np.testing.assert_array_equal(artifact.logits(x, artifact.session(threads=1)), artifact.logits(x))
+    for session in (artifact.session(threads=1), artifact.session(allow_spinning=0)):
+        np.testing.assert_array_equal(artifact.logits(x, session), artifact.logits(x))
 
 
 def test_session_refuses_providers_and_options_that_it_does_not_know(folder):
@@ -217,8 +218,9 @@ def test_session_refuses_providers_and_options_that_it_does_not_know(folder):
         artifact.session("NoProvider")
     with pytest.raises(ArtifactError, match="got 'optimized_model_filepath'; mend the target"):
         artifact.session(optimized_model_filepath="/tmp/elsewhere.onnx")
-    with pytest.raises(ArtifactError, match="mend the target"):
-        artifact.session(graph_optimization_level="most")
+    for wrong in ({"graph_optimization_level": "most"}, {"allow_spinning": "no"}, {"intra_op_num_threads": 10**6}):
+        with pytest.raises(ArtifactError, match="mend the target"):
+            artifact.session(**wrong)
 
 
 def replace(name, **arrays):

@@ -28,6 +28,7 @@ from .rounding import FORMS
 Array = NDArray[Any]
 Logits = Callable[[Array], Array]  # float32 images (n, c, h, w) in [0,1] → (n, classes)
 CPU = "CPUExecutionProvider"
+TURNS = {"allow_spinning": 0}  # session and twin take turns: threads that wait for the next call would hold the cores
 KINDS = {"tensor(float)": np.float32, "tensor(float16)": np.float16, "tensor(double)": np.float64}
 
 
@@ -129,7 +130,7 @@ def _artifact(artifact: Artifact) -> Deployed:
     level = target["session_options"].get("graph_optimization_level", "all")
 
     def at(level: str) -> Logits:
-        session = artifact.session(graph_optimization_level=level)
+        session = artifact.session(graph_optimization_level=level, **TURNS)
         return lambda x: artifact.logits(x, session)
 
     at(level)  # before the twin: what onnxruntime refuses is told by the artifact's own words
@@ -170,7 +171,7 @@ def _bare(path: Path) -> Deployed:
 
 
 def _logits_of(path: Path, level: str) -> Logits:
-    session = load_session(path, CPU, None, {"graph_optimization_level": level})
+    session = load_session(path, CPU, None, {"graph_optimization_level": level, **TURNS})
     source, last = session.get_inputs()[0], session.get_outputs()[0].name
     fixed = isinstance(source.shape[0], int)
 
