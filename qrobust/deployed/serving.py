@@ -28,7 +28,8 @@ from .rounding import FORMS
 Array = NDArray[Any]
 Logits = Callable[[Array], Array]  # float32 images (n, c, h, w) in [0,1] → (n, classes)
 CPU = "CPUExecutionProvider"
-TURNS = {"allow_spinning": 0}  # session and twin take turns: threads that wait for the next call would hold the cores
+# Session and twin take turns: threads that wait for the session's next call would hold the cores.
+TURNS: dict[str, Any] = {"allow_spinning": 0}
 KINDS = {"tensor(float)": np.float32, "tensor(float16)": np.float16, "tensor(double)": np.float64}
 
 

@@ -68,8 +68,15 @@ def _sentence(width: Width) -> str:
                f"{first['reason']}.{more}"  # fmt: skip
     return (
         f"All {len(checked['verdicts'])} limits held on {checked['n']} images: {checked['worst_case']:.1%} survive "
-        f"every attack on the runtime, and {checked['label_flips']:.2%} of labels changed in export."
+        f"the check's attacks, and {checked['label_flips']:.2%} of labels changed in export.{_attacked(width)}"
     )
+
+
+def _attacked(width: Width) -> str:
+    found = width.attacked or {}
+    if not {"n", "worst_case"} <= found.keys():
+        return ""
+    return f" With gradients of its own, attacks leave {found['worst_case']['accuracy']:.1%} of {found['n']} images."
 
 
 def _listed(names: list[str]) -> str:

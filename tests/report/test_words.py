@@ -15,9 +15,11 @@ def test_a_broken_limit_says_which_and_why(run):
     assert (held.kind, held.sign, broken.kind, broken.sign) == ("held", "✓", "broken", "✗")
     assert broken.sentence == "square_gap is 0.0766, at most 0.02 is allowed: wide."
     assert held.sentence == (
-        "All 1 limits held on 12 images: 33.3% survive every attack on the runtime, and 0.00% of labels changed in "
-        "export."
+        "All 1 limits held on 12 images: 33.3% survive the check's attacks, and 0.00% of labels changed in export."
     )
+    write_json(run / "qm-32" / "attack.json", {"attacks": {}, "n": 12, "worst_case": share(0.25, 0.1, 0.5)})
+    attacked, _ = cards(collect(run))
+    assert attacked.sentence == f"{held.sentence} With gradients of its own, attacks leave 25.0% of 12 images."
 
 
 @pytest.mark.parametrize(("bits", "expected"), [((4,), "Held: all 2 networks"), ((32, 4), "Broken: QM-32")])
