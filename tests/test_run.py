@@ -308,7 +308,9 @@ def test_the_order_of_patterns_is_another_training(tmp_path: Path) -> None:
 
 def _stop_after(line: str, stop: int, arguments: list[str], cwd: Path) -> int:
     """Start the command, wait until it prints `line`, send the signal, wait for its end."""
-    command = [sys.executable, "-m", "qrobust", *arguments]
+    # A shell that starts the tests in the background lets them, and their children, ignore SIGINT.
+    listening = "import signal, runpy; signal.signal(signal.SIGINT, signal.default_int_handler); "
+    command = [sys.executable, "-c", f"{listening}runpy.run_module('qrobust', run_name='__main__')", *arguments]
     with subprocess.Popen(command, stderr=subprocess.PIPE, text=True, cwd=cwd, env={**os.environ}) as process:
         assert process.stderr is not None
         for printed in process.stderr:

@@ -219,7 +219,7 @@ def test_session_refuses_providers_and_options_that_it_does_not_know(folder):
     with pytest.raises(ArtifactError, match="got 'optimized_model_filepath'; mend the target"):
         artifact.session(optimized_model_filepath="/tmp/elsewhere.onnx")
     for wrong in ({"graph_optimization_level": "most"}, {"allow_spinning": "no"}, {"intra_op_num_threads": 10**6}):
-        with pytest.raises(ArtifactError, match="mend the target"):
+        with pytest.raises(ArtifactError, match=r"mend the target|expected 0 to 1024 as \w+, got"):
             artifact.session(**wrong)
 
 
