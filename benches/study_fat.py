@@ -1,12 +1,15 @@
-"""What do standardisation, learned clips and the mask of FAT add, at a size that two CPU cores can train?
+"""What do standardisation, learned clips and the mask of FAT add?
 
-    python benches/study_fat.py OUT --root FOLDER [--float RUN] [--seeds 0] [--rows NAME,...] [-o KEY=VALUE] [--json F]
+    python benches/study_fat.py OUT --root FOLDER [--size small] [--float RUN] [--seeds 0] [--rows NAME,...]
+                                [-o KEY=VALUE] [--json F]
 
-A reduced table 5 of the Fourier-domain study. One adversarially trained float network is the start of every row:
+A shortened table 5 of the Fourier-domain study: "small" is for two CPU cores and some hours, "full" takes all images
+and a GPU. One adversarially trained float network is the start of every row:
 QM-32, QM-4 and QM-2, each with no FAT, standardised weights alone ("identity"), the published mask ("paper") and
 the one that starts in its useful range ("normalised"), all for the same few epochs; then the best recipe known:
 width by width, distilled from the float network, weights averaged. All rows are evaluated on the same test images
-and compared in pairs with the row of their width without FAT, and with QM-32. It continues where it was stopped.
+and compared in pairs with the row of their width without FAT, and with QM-32. It continues where it was stopped;
+processes beside each other may take different rows, once the float network is there.
 """
 
 from __future__ import annotations
@@ -15,6 +18,7 @@ import argparse
 import hashlib
 import json
 import shutil
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -28,12 +32,32 @@ from qrobust.run import FLOAT, Run
 from qrobust.storage import read_json, write_json
 from qrobust.train import MODEL, load_weights
 
-SETTINGS = (
-    "data.train_size=10000", "model.activation=relu", "train.batch_size=128", "train.validation.steps=10",
-)  # fmt: skip
-FLOAT_SCHEDULE = ("train.epochs=14", "train.milestones=[10, 13]", "train.factors=[0.1, 0.1]", "train.precision=bf16")
-EPOCHS = 3
-SCHEDULE = f"epochs={EPOCHS}", "lr=0.02", f"milestones=[{EPOCHS - 1}]", "factors=[0.1]", "batch_size=128"
+
+@dataclass(frozen=True)
+class Size:
+    """How much is trained: `every` for all networks, `start` for the first, `row` in [train] or [quant] of a row."""
+
+    every: tuple[str, ...]
+    start: tuple[str, ...]
+    row: tuple[str, ...]
+    precision: str  # of the quantised rows; the float ones are of `every`
+
+
+COMMON = "model.activation=relu", "train.validation.steps=10", "train.precision=bf16"
+SIZES = {
+    "small": Size(
+        (*COMMON, "data.train_size=10000", "train.batch_size=128"),
+        ("epochs=14", "milestones=[10, 13]", "factors=[0.1, 0.1]"),
+        ("epochs=3", "lr=0.02", "milestones=[2]", "factors=[0.1]", "batch_size=128"),
+        "float32",
+    ),
+    "full": Size(
+        (*COMMON, "train.batch_size=256", "train.validation.every=3", "evaluate.batch_size=1000"),
+        ("epochs=40", "milestones=[20, 30, 37]", "factors=[0.1, 0.1, 0.5]"),
+        ("epochs=6", "lr=0.04", "milestones=[3, 5]", "factors=[0.1, 0.1]", "batch_size=256"),
+        "tf32",
+    ),
+}
 FORMS = ("none", "identity", "paper", "normalised")
 BEST = ("method=rslad", "fat=none", "average.kind=equal", "average.deploy=true")
 CHAINS = {4: "[32, 5, 4]", 2: "[32, 5, 4, 3, 2]"}
@@ -61,7 +85,8 @@ def float_network(options: argparse.Namespace) -> Path:
     """The weights that every row starts from: those of a finished run, or trained here."""
     folder = options.float
     if folder is None:
-        settings = (*SETTINGS, *FLOAT_SCHEDULE, f"data.root={options.root}", *options.o)
+        schedule = (f"train.{setting}" for setting in SIZES[options.size].start)
+        settings = (*SIZES[options.size].every, *schedule, f"data.root={options.root}", *options.o)
         run = Run(recipe.load("cifar10-resnet20", settings), options.out / "float")
         run.train()
         folder = run.folder
@@ -71,15 +96,16 @@ def float_network(options: argparse.Namespace) -> Path:
 def row(name: str, folder: Path, seed: int, start: Path, options: argparse.Namespace) -> Row:
     """The run of a row."""
     _, width, form = name.split("-")
-    bits, quant = int(width), [f"quant.{setting}" for setting in SCHEDULE]
-    more = [f"data.root={options.root}", f"seed={seed}", *options.o]
+    size = SIZES[options.size]
+    bits, quant = int(width), [f"quant.{setting}" for setting in (*size.row, f"precision={size.precision}")]
+    more = [f"data.root={options.root}", f"seed={seed}"]
     if bits == FLOAT:
-        more += [*(f"train.{setting}" for setting in SCHEDULE), f"train.fat={form}"]
+        more += [*(f"train.{setting}" for setting in size.row), f"train.fat={form}"]
     elif form == "best":
         more += [f"bits={CHAINS[bits]}", *quant, *(f"quant.{setting}" for setting in BEST)]
     else:
         more += [f"bits=[32, {bits}]", *quant, f"quant.fat={form}"]
-    run = Row(recipe.load("cifar10-resnet20", (*SETTINGS, *more)), folder)
+    run = Row(recipe.load("cifar10-resnet20", (*size.every, *more, *options.o)), folder)
     run.start = start
     if bits != FLOAT:
         _adopt(run, start)
@@ -131,6 +157,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("out", type=Path)
     parser.add_argument("--root", type=Path, required=True, help="folder of CIFAR-10")
+    parser.add_argument("--size", choices=SIZES, default="small")
     parser.add_argument("--float", type=Path, help="a finished run of ResNet-20 with relu to start from")
     parser.add_argument("--seeds", default="0")
     parser.add_argument("--rows", type=lambda text: text.split(","), default=ROWS)
@@ -139,15 +166,16 @@ def main() -> None:
     parser.add_argument("--json", type=Path)
     options = parser.parse_args()
     start = float_network(options)
-    seeds = options.seeds.split(",")
+    seeds = options.seeds.split(",") if options.seeds else []
     found = {seed: one_seed(options.out / f"seed-{seed}", int(seed), start, options) for seed in seeds}
     if options.json:
         described = {
             "float": read_json(start.with_name("train.json")),
             "start": hashlib.sha256(start.read_bytes()).hexdigest(),
         }
+        settings = {"size": asdict(SIZES[options.size]), "best": BEST}
         machine_ = {"versions": machine.versions(), "hardware": machine.hardware()}
-        write_json(options.json, {"epochs": EPOCHS, "best": BEST, "seeds": found, **described, **machine_})
+        write_json(options.json, {**settings, "seeds": found, **described, **machine_})
 
 
 if __name__ == "__main__":

@@ -79,13 +79,26 @@ def precision(name: str) -> Iterator[None]:
     """Inside, matrix products and convolutions in "float32", "tf32" (GPU only) or "bf16" (autocast)."""
     import torch
 
+    # No cache: it would hold the cast of a weight until the end of the context, over all optimiser steps.
+    whole = torch.autocast(device().type, torch.bfloat16, enabled=name == "bf16", cache_enabled=False)
+    with exact_products(name == "float32"), whole:
+        yield
+
+
+@contextmanager
+def exact_products(on: bool = True) -> Iterator[None]:
+    """Inside, a GPU multiplies float32 whole, or as tf32, as torch does by itself in convolutions.
+
+    tf32 keeps ten bits, and what a sum loses depends on the batch: quantisers then round some values the other way,
+    and the logits of an image depend on the batch it comes in. A verdict must not.
+    """
+    import torch
+
     before = torch.get_float32_matmul_precision(), torch.backends.cudnn.allow_tf32
-    torch.set_float32_matmul_precision("highest" if name == "float32" else "high")
-    torch.backends.cudnn.allow_tf32 = name != "float32"
+    torch.set_float32_matmul_precision("highest" if on else "high")
+    torch.backends.cudnn.allow_tf32 = not on
     try:
-        # No cache: it would hold the cast of a weight until the end of the context, over all optimiser steps.
-        with torch.autocast(device().type, torch.bfloat16, enabled=name == "bf16", cache_enabled=False):
-            yield
+        yield
     finally:
         torch.set_float32_matmul_precision(before[0])
         torch.backends.cudnn.allow_tf32 = before[1]

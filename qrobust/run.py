@@ -279,7 +279,7 @@ class Run:
             data=self.recipe.data,
             threat=self.threat,
             seed=self.recipe.seed,
-            precision=self.recipe.train.precision if bits == FLOAT else "float32",
+            precision=(self.recipe.train if bits == FLOAT or not self.recipe.quant else self.recipe.quant).precision,
         )
         teacher = self.network(FLOAT) if METHODS[job.training.method].teacher else None
         state = fit(model, self.dataset, job, teacher=teacher)

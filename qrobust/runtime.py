@@ -57,7 +57,9 @@ MANIFEST: dict[str, type] = {
 SAME = ("images", "eps", "queries", "seed", "session", "counts")  # what outcomes depend on
 BASELINE = ("artifact", "model", *SAME, "accuracy", "outcomes", "versions")
 LEVELS = {"disable": "DISABLE_ALL", "basic": "ENABLE_BASIC", "extended": "ENABLE_EXTENDED", "all": "ENABLE_ALL"}
-OPTIONS = ("graph_optimization_level", "intra_op_num_threads", "inter_op_num_threads", "allow_spinning")
+# By onnxruntime's names. x64quantprecision: without it, sums of 8-bit products saturate on x64 processors without VNNI.
+ENTRIES = {"allow_spinning": "session.intra_op.allow_spinning", "x64quantprecision": "session.x64quantprecision"}
+OPTIONS = ("graph_optimization_level", "intra_op_num_threads", "inter_op_num_threads", *ENTRIES)
 HINT_EXPORT = "compare onnxruntime, provider and session options with the manifest, then export again"
 HINT_LOST = "compare model and recipe with the baseline's; a wanted loss is pinned by --update-baseline --reason TEXT"
 HINT_DEVICE = "export for a target that suits this device, or change the target's limit"
@@ -276,8 +278,9 @@ def load_session(
     """An onnxruntime session on one provider, never silently on another.
 
     threads: intra-op threads, 0 for all cores, None as in session_options, which may hold the keys of OPTIONS
-    (levels: disable, basic, extended, all; allow_spinning: 0 leaves the cores to others between calls). Raises
-    ArtifactError if anything is missing or refused (external data is).
+    (levels: disable, basic, extended, all; allow_spinning: 0 leaves the cores to others between calls;
+    x64quantprecision: 0 lets products saturate, else they do not). Raises ArtifactError if anything is missing or
+    refused (external data is).
     """
     with _expecting("onnxruntime", "pip install onnxruntime"):
         import onnxruntime as ort
@@ -287,7 +290,8 @@ def load_session(
     ort.set_default_logger_severity(4)  # a provider that lacks a library says so at length, and then by an error
     options.add_session_config_entry("session.load_model_format", "ONNX")
     options.add_session_config_entry("session.model_external_initializers_file_folder_path", f"{model_path}/none")
-    chosen = {**(session_options or {}), **({} if threads is None else {"intra_op_num_threads": threads})}
+    chosen: dict[str, Any] = {"x64quantprecision": 1, **(session_options or {})}
+    chosen |= {} if threads is None else {"intra_op_num_threads": threads}
     with _expecting(f"a model and options for {provider}", "mend the target, export again, or install what it needs"):
         for key, value in chosen.items():
             # Only the harmless ones: others write files or load libraries, and a manifest is only data.
@@ -297,8 +301,8 @@ def load_session(
                 continue
             # onnxruntime starts a million threads if it is told to
             _expect(type(value) is int and 0 <= value <= MAX_THREADS, f"0 to {MAX_THREADS} as {key}", repr(value))
-            if key == "allow_spinning":
-                options.add_session_config_entry("session.intra_op.allow_spinning", str(min(value, 1)))
+            if key in ENTRIES:
+                options.add_session_config_entry(ENTRIES[key], str(min(value, 1)))
             else:
                 setattr(options, key, value)
         session = ort.InferenceSession(Path(model_path).read_bytes(), options, providers=[provider], enable_fallback=0)

@@ -73,6 +73,14 @@ def test_public_names() -> None:
     assert callable(qrobust.deployed.twin)
 
 
+def test_names_stay_what_they_are_once_their_homes_are_imported() -> None:
+    """A package is set where the function of its name stood."""
+    program = "import qrobust; from qrobust.evaluate import compare; a, b = qrobust.evaluate, qrobust.evaluate\n"
+    program += "try: b()\nexcept TypeError as error: print(error)"
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, cwd=ROOT)
+    assert "evaluate() missing" in done.stdout, done.stderr
+
+
 def test_the_runtime_is_one_file_that_imports_nothing_of_the_package() -> None:
     text = Path(runtime.__file__).read_text()
     assert "from ." not in text

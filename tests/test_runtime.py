@@ -212,6 +212,24 @@ def test_artifact_says_what_it_is_and_runs(folder):
         np.testing.assert_array_equal(artifact.logits(x, session), artifact.logits(x))
 
 
+def test_products_of_8_bits_do_not_saturate_on_any_processor(folder):
+    """Without the option, x64 processors that lack VNNI add pairs of products in 16 bits."""
+    entry = runtime.ENTRIES["x64quantprecision"]
+    for settings, value in (({}, "1"), ({"x64quantprecision": 0}, "0")):
+        options = Artifact.load(folder).session(**settings).get_session_options()
+        assert options.get_session_config_entry(entry) == value
+    product = {"x": np.full((1, 64), 255, np.uint8)}
+    model = onnx.parser.parse_model(
+        """<ir_version: 10, opset_import: ["": 20]> sums (uint8[n, 64] x) => (int32[n, 64] y)
+        <int8[64, 64] w, int8 zero, uint8 origin = {0}> { y = MatMulInteger (x, w, origin, zero) }"""
+    )
+    weights = {"w": np.full((64, 64), 127, np.int8), "zero": np.array(0, np.int8)}
+    model.graph.initializer.extend(onnx.numpy_helper.from_array(value, name) for name, value in weights.items())
+    (folder / "sums.onnx").write_bytes(model.SerializeToString())
+    (sums,) = runtime.load_session(folder / "sums.onnx", "CPUExecutionProvider", 1).run(None, product)
+    assert (sums == 64 * 255 * 127).all()
+
+
 def test_session_refuses_providers_and_options_that_it_does_not_know(folder):
     artifact = Artifact.load(folder)
     with pytest.raises(ArtifactError, match=r"expected a provider out of .*, got 'NoProvider'"):

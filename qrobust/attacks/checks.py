@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor
 
 from ..errors import DataError, ModelError
@@ -11,7 +12,7 @@ def check_images(x: Tensor) -> None:
     """Raises DataError for images that are no floats in [0, 1]."""
     if not x.is_floating_point():
         raise DataError(f"expected float images in [0, 1], got {x.dtype}; divide 8-bit images by 255")
-    if not x.numel():
+    if not x.numel() or _recording(x):
         return
     low, high = float(x.min()), float(x.max())
     if not (low >= 0 and high <= 1):  # also true for NaN
@@ -26,9 +27,14 @@ def check_output(logits: object, y: Tensor) -> None:
     if not isinstance(logits, Tensor) or logits.dim() != 2 or len(logits) != len(y):
         got = tuple(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
         raise ModelError(f"expected logits of shape ({len(y)}, classes), got {got}; return the logits alone")
-    if not len(y):
+    if not len(y) or _recording(y):
         return
     low, high = int(y.min()), int(y.max())
     if low < 0 or high >= logits.shape[1]:
         wrong = low if low < 0 else high
         raise DataError(f"expected labels in [0, {logits.shape[1] - 1}], got {wrong}; number the classes from 0")
+
+
+def _recording(tensor: Tensor) -> bool:
+    """Whether a CUDA graph is being recorded, in which nothing can be read back."""
+    return tensor.is_cuda and torch.cuda.is_current_stream_capturing()

@@ -1,5 +1,9 @@
 """Robustness numbers: attacks propose, `judge` decides, every number comes with n and an interval."""
 
+import sys
+from types import ModuleType
+from typing import Any
+
 from .compare import compare
 from .doubt import CHEAP, DOUBTS, Flag, examine
 from .evaluation import evaluate
@@ -22,3 +26,14 @@ __all__ = [
     "predict",
     "read_outcomes",
 ]
+
+
+class _Room(ModuleType):
+    """This package, which may be called: imported, it stands where `qrobust.evaluate` names the function."""
+
+    def __call__(self, *args: Any, **settings: Any) -> Outcomes:
+        """`evaluate` itself."""
+        return evaluate(*args, **settings)
+
+
+sys.modules[__name__].__class__ = _Room

@@ -11,6 +11,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, Generic, TypeVar
 
+from .. import machine
 from . import measures
 from .subject import Subject
 
@@ -59,6 +60,7 @@ class Examination:
     flags: list[Flag]
 
 
+@machine.exact_products()
 def examine(subject: SubjectT, doubts: Sequence[Doubt[SubjectT]]) -> Examination:
     """Measure each of these doubts, once."""
     measured, flags = {}, []

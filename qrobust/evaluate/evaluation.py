@@ -30,6 +30,7 @@ SAVE_EVERY = 5.0  # seconds
 Verdicts = npt.NDArray[np.int8]
 
 
+@machine.exact_products()
 def evaluate(
     model: nn.Module,
     images: Images,

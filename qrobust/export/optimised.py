@@ -14,6 +14,7 @@ from torch import nn
 
 from ..errors import ExportError
 from ..quant import bits_per_layer
+from ..runtime import ENTRIES
 from .target import Target
 
 CPU, GPUS = "CPUExecutionProvider", ("CUDAExecutionProvider", "TensorrtExecutionProvider")
@@ -40,6 +41,7 @@ def open_session(
     options.intra_op_num_threads = 1
     kind = "DISABLE_ALL" if level == "disable" else f"ENABLE_{level.upper()}"
     options.graph_optimization_level = getattr(onnxruntime.GraphOptimizationLevel, f"ORT_{kind}")
+    options.add_session_config_entry(ENTRIES["x64quantprecision"], "1")
     if written is not None:
         options.optimized_model_filepath = str(written)
     source = model if isinstance(model, bytes) else str(model)

@@ -14,6 +14,7 @@ import torch
 from onnx import helper
 from torch import Tensor, fx, nn
 
+from .. import machine
 from ..errors import ExportError
 from ..quant import Quantizer, quantizers
 from .optimised import open_session
@@ -67,6 +68,7 @@ class Parity:
         return {**asdict(self), "first": self.first, "share": self.share}
 
 
+@machine.exact_products()
 def parity(
     model: nn.Module,
     data: bytes,

@@ -21,6 +21,7 @@ from ..threat import Threat
 Arrays = dict[str, npt.NDArray[Any]]
 
 
+@machine.exact_products()
 def make_suite(
     model: nn.Module,
     images: Images,

@@ -13,10 +13,11 @@ Share = Annotated[float, Field(ge=0, le=1)]
 
 
 class Session(Table):
-    """How the runtime opens the file."""
+    """How the runtime opens the file, by onnxruntime's names of its options."""
 
     graph_optimization_level: Literal["disable", "basic", "extended", "all"] = "all"
     intra_op_num_threads: Annotated[int, Field(ge=0)] = 0
+    x64quantprecision: Annotated[int, Field(ge=0, le=1)] = 1
 
 
 class Limits(Table):

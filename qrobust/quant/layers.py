@@ -50,8 +50,36 @@ class QuantizedConv2d(QuantConv2d):  # type: ignore[misc]  # Brevitas is not typ
 
     def effective_weight(self) -> Tensor:
         """(C_out, C_in/groups, kh, kw), on the quantiser's grid."""
-        weight: Tensor = self.quant_weight()
-        return weight
+        return cast(Tensor, _quantizer(self.weight_quant)(self.weight)[0])
+
+    def forward(self, x: Tensor) -> Tensor:
+        """As Brevitas' own, past its proxies (a millisecond a layer) while none of them is to be exported."""
+        if _is_exported(self.weight_quant):
+            result: Tensor = super().forward(x)
+            return result
+        return cast(Tensor, self.inner_forward_impl(x, self.effective_weight(), self.bias))
+
+
+class QuantizedActivation(QuantIdentity):  # type: ignore[misc]
+    """Brevitas' identity that quantises."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """As Brevitas' own, past its proxies while none of them is to be exported."""
+        if _is_exported(self.act_quant):
+            result: Tensor = super().forward(x)
+            return result
+        return cast(Tensor, _quantizer(self.act_quant)(x)[0])
+
+
+def _is_exported(proxy: Any) -> bool:
+    return not proxy.skip_create_quant_tensor or proxy.export_mode
+
+
+def _quantizer(proxy: Any) -> Quantizer:
+    """The quantiser inside a proxy; remembered, because every search costs."""
+    if "own" not in vars(proxy):
+        vars(proxy)["own"] = next(module for module in proxy.modules() if isinstance(module, Quantizer))
+    return cast(Quantizer, vars(proxy)["own"])
 
 
 class TransformedConv2d(nn.Conv2d):
@@ -103,7 +131,7 @@ def quantized_activation(
     quantizer = Quantizer(
         bits, signed=signed, narrow=narrow, masked=not fixed, fixed=fixed, inner=inner, ceiling=ceiling
     )
-    layer: nn.Module = QuantIdentity(
+    layer: nn.Module = QuantizedActivation(
         act_quant=_injector(quantizer, ActQuantProxyFromInjector), return_quant_tensor=False
     )
     _settle(layer.act_quant)

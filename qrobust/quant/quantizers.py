@@ -14,6 +14,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from . import kernels
+
 # The clip may be learned down to zero: a scale must stay a number one can divide by.
 SMALLEST_CLIP = 1e-6
 CLIP_CANDIDATES = 80
@@ -35,13 +37,15 @@ class LearnedClip(torch.autograd.Function):
 
     Source: methods of APoT (Li et al. 2020, arXiv 1909.13144), which FAT keeps.
 
-    Where an activation's clip is trained, x is kept as how far it lies from the grid, in steps, in float16: half
-    the memory, dx to the bit, and dα within 2^-12 of a step for each element.
+    Where an activation's clip is trained on a CPU, x is kept as how far it lies from the grid, in steps, in float16:
+    half the memory, dx to the bit, and dα within 2^-12 of a step for each element. A GPU keeps x: there to read it is
+    cheaper than to write another.
     """
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, clip: Tensor, low: int, high: int, backward: str) -> Tensor:
-        ctx.compact = backward == "clipped" and ctx.needs_input_grad[1]
+        trained = backward == "clipped" and ctx.needs_input_grad[1]
+        ctx.fused, ctx.compact = trained and kernels.fits(x), trained and not kernels.fits(x)
         ctx.save_for_backward(_offsets(x, clip, low, high) if ctx.compact else x, clip)
         ctx.settings = (low, high, backward)
         return fake_quantize(x, clip, low, high)
@@ -52,6 +56,9 @@ class LearnedClip(torch.autograd.Function):
         (g,) = grads
         x, clip = ctx.saved_tensors
         low, high, backward = ctx.settings
+        if ctx.fused:
+            dx, dclip = kernels.gradients(g, x, clip, low, high)
+            return dx, dclip.sum_to_size(clip.shape), None, None, None
         if ctx.compact:
             inside, above = x.abs() < OUTSIDE, x > 0
             dclip = torch.where(inside, x.to(g.dtype).div_(-high), torch.where(above, 1.0, low / high)).mul_(g)
@@ -73,6 +80,8 @@ class LearnedClip(torch.autograd.Function):
 
 def fake_quantize(x: Tensor, clip: Tensor, low: int, high: int) -> Tensor:
     """x on the grid {low..high}·clip/high; clip broadcasts over x."""
+    if kernels.fits(x):
+        return kernels.quantize(x, clip, low, high)
     scale = clip / high
     return (x / scale).round_().clamp_(low, high).mul_(scale)  # in place: half the time of four new tensors
 
@@ -90,6 +99,8 @@ def _inside(g: Tensor, x: Tensor, clip: Tensor, low: int, high: int) -> Tensor:
         top = float(clip)
         inner: Tensor = torch.ops.aten.hardtanh_backward(g, x, top * low / high, top)
         return inner
+    if kernels.fits(x):
+        return kernels.inside(g, x, clip, low, high)
     return g * ((x > clip * (low / high)) & (x < clip))
 
 
@@ -152,17 +163,29 @@ class Quantizer(nn.Module):
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """(dequantised x, scale, zero point, bit width); calibrates first inside `calibrating`."""
-        if self.held is not None:
+        if self.held is not None and self.of_weight:
             return self.held  # type: ignore[return-value]
         if self.observed is not None and not self.fixed:
             self._observe(x.detach())
-        clip = self.effective_clip()
+        clip, scale = self._grid()
         settings = (self.low, self.high, self.backward)
         value: Tensor = LearnedClip.apply(x, clip, *settings)  # type: ignore[no-untyped-call]
-        result = (value, clip / self.high, self.zero_point, self.bit_width)
+        result = (value, scale, self.zero_point, self.bit_width)
         if self.holding:
-            self.held = result
+            self.held = result if self.of_weight else (clip, scale)
         return result
+
+    def _grid(self) -> tuple[Tensor, ...]:
+        """Clip and scale."""
+        if self.held is not None:
+            return self.held
+        clip = self.effective_clip()
+        return clip, clip / self.high
+
+    @property
+    def of_weight(self) -> bool:
+        """Whether it quantises a weight."""
+        return not (self.masked or self.fixed)
 
     def set_bits(self, bits: int) -> None:
         """Change the width; the clip should then be placed anew."""
@@ -171,8 +194,8 @@ class Quantizer(nn.Module):
         self.bit_width.fill_(float(bits))
 
     def hold(self, on: bool) -> None:
-        """Keep a weight's next result until switched off; activations are never kept."""
-        self.holding, self.held = on and not (self.masked or self.fixed), None
+        """Keep a weight's next result, of an activation clip and scale, until switched off."""
+        self.holding, self.held = on, None
 
     def effective_clip(self) -> Tensor:
         """α = unit · |clip|, of the clip's shape."""

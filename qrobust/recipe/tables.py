@@ -284,13 +284,15 @@ class Quantisation(Schedule):
 
     method: None trains as [train] does; "ard" and "rslad" distil from the float network on adversarial images.
     layers: widths of layers that do not follow the network's, by name or pattern, as {"layer3.*" = 8}.
-    straight_through: whether activations' gradients stop outside the clip.
+    straight_through: whether activations' gradients stop outside the clip. precision: of the passes; none that
+    would round what lies on the quantisers' grids to a coarser one.
     """
 
     method: Literal["natural", "at", "trades", "mart", "ard", "rslad"] | None = None
     layers: dict[str, Bits] = Field(default_factory=dict)
     activation_bits: Width | None = None
     straight_through: Literal["clipped", "unclipped"] = "clipped"
+    precision: Literal["float32", "tf32"] = "float32"
     fat: Fat = "normalised"
     edge_layers: Literal["int8", "float"] = "int8"
     per_channel: bool = True

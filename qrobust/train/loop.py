@@ -30,6 +30,7 @@ from .step import Stepper
 from .validation import accuracies
 
 MODEL, AVERAGE = "model", "average"  # what is kept the best of
+LOOKS_EVERY = 32  # batches: to read a loss, a GPU must have done all that it was given
 
 
 def fit(model: nn.Module, dataset: Dataset, job: Job, *, teacher: nn.Module | None = None) -> State:
@@ -64,6 +65,7 @@ class _Work:
         schedule = job.schedule
         self.model, self.job, self.validation = model, job, dataset.validation
         self.images = dataset.train.to(machine.home(math.prod(dataset.train.shape)))
+        self.batches = math.ceil(len(self.images) / schedule.batch_size)
         self.optimizer = torch.optim.SGD(
             parameter_groups(model, lr=schedule.lr, weight_decay=schedule.weight_decay), momentum=schedule.momentum
         )
@@ -98,30 +100,33 @@ class _Work:
         generator = machine.generator(job.seed, job.label, "epoch", epoch)
         torch.manual_seed(machine.seed(job.seed, job.label, "layers", epoch, distributed.rank()))  # dropout's
         batches = epoch_batches(self.images, size, generator, machine.device(), job.data.crop, job.data.flip)
-        totals = torch.zeros(3, dtype=torch.float64, device=machine.device())
+        counted: list[Tensor] = []
         for index, (x, y) in enumerate(batches):
             if len(y) < distributed.world():
                 continue  # some process would have no image
-            self._set_rate(epoch + index / math.ceil(len(self.images) / size))
-            counted = self.stepper.step(whole, x, y, epoch, generator)
-            self._refuse_infinite(float(counted[0]), epoch, index)
-            totals += counted
+            self._set_rate(epoch + index / self.batches)
+            counted.append(self.stepper.step(whole, x, y, epoch, generator))
             moving.advance(len(y))
+            if len(counted) % LOOKS_EVERY == 0:
+                self._refuse_infinite(counted[-LOOKS_EVERY:], epoch, len(counted) - LOOKS_EVERY)
+        self._refuse_infinite(counted, epoch, 0)
         self._refuse_infinite_weights(epoch)
-        loss, right, seen = distributed.summed(totals).tolist()
+        loss, right, seen = distributed.summed(torch.stack(counted).sum(0)).tolist()
         return {"loss": loss / seen, "train_accuracy": right / seen}
 
     def _set_rate(self, epoch: float) -> None:
         for group, ratio in zip(self.optimizer.param_groups, self.rates, strict=True):
             group["lr"] = ratio * learning_rate(self.job.schedule, epoch)
 
-    def _refuse_infinite(self, loss: float, epoch: int, index: int) -> None:
-        if not math.isfinite(loss):
-            rate = self.optimizer.param_groups[0]["lr"]
-            raise RunError(
-                f"{self.job.label}: expected a finite loss, got {loss} at epoch {epoch + 1}, "
-                f"batch {index + 1}, lr {rate:g}; lower lr (the checkpoint before stands)"
-            )
+    def _refuse_infinite(self, counted: list[Tensor], epoch: int, first: int) -> None:
+        losses = torch.stack(counted)[:, 0].tolist() if counted else []
+        for index, loss in enumerate(losses, first):
+            if not math.isfinite(loss):
+                rate = learning_rate(self.job.schedule, epoch + index / self.batches)
+                raise RunError(
+                    f"{self.job.label}: expected a finite loss, got {loss} at epoch {epoch + 1}, "
+                    f"batch {index + 1}, lr {rate:g}; lower lr (the checkpoint before stands)"
+                )
 
     def _refuse_infinite_weights(self, epoch: int) -> None:
         if not all(bool(value.isfinite().all()) for value in self.model.state_dict().values()):

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 from torch import Generator, Tensor, nn
@@ -18,6 +19,7 @@ from .average import Average
 from .job import Job
 from .methods import METHODS, Views, aligned, craft, draw_start
 from .perturb import fixed_statistics, perturbed
+from .replay import Replayed, Tensors
 
 Objective = Callable[[nn.Module], tuple[Tensor, Tensor]]
 
@@ -54,18 +56,13 @@ class Stepper:
         with fixed_statistics(self.model) if frozen else nullcontext():  # crafting in train mode would move them
             batch = self.prepare(x, y, generator)
         share = len(batch.y) * distributed.world() / len(y)  # gradients are averaged over processes, not images
-        self.model.train()
-        if frozen:
-            freeze_statistics(self.model)
-
-        def objective(network: nn.Module) -> tuple[Tensor, Tensor]:
-            loss, logits = self.loss(Views(network, batch.x, batch.y, batch.x_adv, batch.taught), epoch)
-            return loss * share, logits
-
-        with self._perturbed(objective, epoch):
-            loss, logits = objective(whole)
-            self.optimizer.zero_grad(set_to_none=True)
-            loss.backward()  # type: ignore[no-untyped-call]
+        due = {part: self.job.started(part, epoch) for part in ("sar", "awp")}
+        views = batch.x, batch.y, batch.x_adv, batch.taught
+        loss, logits, *gradients = self._descended(*views, whole=whole, share=share, frozen=frozen, **due)
+        assert loss is not None
+        assert logits is not None
+        for parameter, gradient in zip(self.model.parameters(), gradients, strict=True):
+            parameter.grad = gradient  # a replay leaves it where it was recorded
         if self.job.schedule.gradient_clip is not None:
             nn.utils.clip_grad_norm_(self.model.parameters(), self.job.schedule.gradient_clip)
         self.optimizer.step()
@@ -73,14 +70,52 @@ class Stepper:
             assert self.average is not None
             self.average.update(self.model)
         right = (logits.argmax(1) == distributed.part(y)).sum()
-        losses = loss.detach().double() * len(y) / distributed.world()
+        losses = loss.double() * len(y) / distributed.world()
         return torch.stack([losses, right, right.new_tensor(len(batch.y))])
 
-    def loss(self, views: Views, epoch: int) -> tuple[Tensor, Tensor]:
+    @cached_property
+    def _descended(self) -> Replayed:
+        return Replayed(self._descend)
+
+    @cached_property
+    def _crafted(self) -> Replayed:
+        training, threat = self.job.training, self.job.threat
+        return Replayed(lambda x, goal, start: (craft(self.model, x, goal, start, training, threat),))
+
+    def _descend(
+        self,
+        x: Tensor,
+        y: Tensor,
+        x_adv: Tensor | None,
+        taught: Tensor | None,
+        *,
+        whole: nn.Module,
+        share: float,
+        frozen: bool,
+        sar: bool,
+        awp: bool,
+    ) -> Tensors:
+        """Loss, logits that are counted, and the gradient of every parameter."""
+        self.model.train()
+        if frozen:
+            freeze_statistics(self.model)
+
+        def objective(network: nn.Module) -> tuple[Tensor, Tensor]:
+            loss, logits = self.loss(Views(network, x, y, x_adv, taught), sar=sar)
+            return loss * share, logits
+
+        with self._perturbed(objective) if awp else nullcontext():
+            loss, logits = objective(whole)
+            self.optimizer.zero_grad(set_to_none=True)
+            loss.backward()  # type: ignore[no-untyped-call]
+        return loss.detach(), logits, *(parameter.grad for parameter in self.model.parameters())
+
+    def loss(self, views: Views, *, sar: bool) -> tuple[Tensor, Tensor]:
         """The method's loss, spectral alignment where it is due, terms of the weights; the logits that are counted."""
         method = METHODS[self.job.training.method]
         loss = method.loss(views, self.job.training)
-        if self.job.schedule.sar is not None and self.job.started("sar", epoch):
+        if sar:
+            assert self.job.schedule.sar is not None
             loss = loss + aligned(views, self.job.schedule.sar, self.average)
         if self.job.schedule.kurtosis:
             loss = loss + self.job.schedule.kurtosis * kurtosis(self.model)
@@ -105,7 +140,10 @@ class Stepper:
         x, y, start = (distributed.part(tensor) for tensor in (x, y, start))
         taught = self._taught(x) if method.teacher else None
         goal = y if method.ascends != "teacher" or taught is None else taught.softmax(1)
-        x_adv = craft(self.model, x, goal, start, training, threat)
+        if training.attack.mode == "eval":
+            (x_adv,) = self._crafted(x, goal, start)
+        else:  # moves batch-norm's statistics, or not, as its caller says
+            x_adv = craft(self.model, x, goal, start, training, threat)
         if mix is not None and mix.on == "adversarial":
             own = machine.generator(int(torch.randint(2**62, (1,), generator=generator)), distributed.rank())
             x_adv, y = MIXES[mix.kind](x_adv, y, classes=self.classes, alpha=mix.alpha, generator=own)
@@ -122,15 +160,12 @@ class Stepper:
         return average is not None and average.kind == "exponential" and self.job.started("average", epoch)
 
     @contextmanager
-    def _perturbed(self, objective: Objective, epoch: int) -> Iterator[None]:
-        """Inside, the weights stand where adversarial weight perturbation moves them, if it is due."""
-        awp = self.job.schedule.awp
-        if awp is None or not self.job.started("awp", epoch):
-            yield
-            return
+    def _perturbed(self, objective: Objective) -> Iterator[None]:
+        """Inside, the weights stand where adversarial weight perturbation moves them."""
+        assert self.job.schedule.awp is not None
         weights = latent_weights(self.model)
         with fixed_statistics(self.model):
             gradients = torch.autograd.grad(objective(self.model)[0], weights)
         gradients = tuple(distributed.summed(gradient) for gradient in gradients)
-        with perturbed(weights, gradients, awp.gamma):
+        with perturbed(weights, gradients, self.job.schedule.awp.gamma):
             yield

@@ -32,6 +32,7 @@ def text_model(body, constants=(), *, opset=21, shape="N, 3, 8, 8", flat=True):
 
 def session(data, level="disable"):
     options = onnxruntime.SessionOptions()
+    options.add_session_config_entry("session.x64quantprecision", "1")
     options.log_severity_level = 3
     options.graph_optimization_level = LEVELS.ORT_DISABLE_ALL if level == "disable" else LEVELS.ORT_ENABLE_ALL
     return onnxruntime.InferenceSession(data, options, providers=["CPUExecutionProvider"])

@@ -46,6 +46,7 @@ def torch_logits(model, x):
 
 def runtime_logits(data, x):
     options = onnxruntime.SessionOptions()
+    options.add_session_config_entry("session.x64quantprecision", "1")
     options.log_severity_level = 3
     session = onnxruntime.InferenceSession(data, options, providers=["CPUExecutionProvider"])
     (logits,) = session.run([OUTPUT], {INPUT: np.ascontiguousarray(x)})
