@@ -57,7 +57,7 @@ MANIFEST: dict[str, type] = {
 SAME = ("images", "eps", "queries", "seed", "session", "counts")  # what outcomes depend on
 BASELINE = ("artifact", "model", *SAME, "accuracy", "outcomes", "versions")
 LEVELS = {"disable": "DISABLE_ALL", "basic": "ENABLE_BASIC", "extended": "ENABLE_EXTENDED", "all": "ENABLE_ALL"}
-# By onnxruntime's names. x64quantprecision: without it, sums of 8-bit products saturate on x64 processors without VNNI.
+# By onnxruntime's names. x64quantprecision = 1: sums of 8-bit products do not saturate on x64 processors without VNNI.
 ENTRIES = {"allow_spinning": "session.intra_op.allow_spinning", "x64quantprecision": "session.x64quantprecision"}
 OPTIONS = ("graph_optimization_level", "intra_op_num_threads", "inter_op_num_threads", *ENTRIES)
 HINT_EXPORT = "compare onnxruntime, provider and session options with the manifest, then export again"
@@ -279,8 +279,8 @@ def load_session(
 
     threads: intra-op threads, 0 for all cores, None as in session_options, which may hold the keys of OPTIONS
     (levels: disable, basic, extended, all; allow_spinning: 0 leaves the cores to others between calls;
-    x64quantprecision: 0 lets products saturate, else they do not). Raises ArtifactError if anything is missing or
-    refused (external data is).
+    x64quantprecision: 1 keeps sums of products from saturating, which breaks files whose activations are int8). Raises
+    ArtifactError if anything is missing or refused (external data is).
     """
     with _expecting("onnxruntime", "pip install onnxruntime"):
         import onnxruntime as ort
@@ -290,8 +290,7 @@ def load_session(
     ort.set_default_logger_severity(4)  # a provider that lacks a library says so at length, and then by an error
     options.add_session_config_entry("session.load_model_format", "ONNX")
     options.add_session_config_entry("session.model_external_initializers_file_folder_path", f"{model_path}/none")
-    chosen: dict[str, Any] = {"x64quantprecision": 1, **(session_options or {})}
-    chosen |= {} if threads is None else {"intra_op_num_threads": threads}
+    chosen = {**(session_options or {}), **({} if threads is None else {"intra_op_num_threads": threads})}
     with _expecting(f"a model and options for {provider}", "mend the target, export again, or install what it needs"):
         for key, value in chosen.items():
             # Only the harmless ones: others write files or load libraries, and a manifest is only data.

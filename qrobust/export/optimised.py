@@ -35,17 +35,33 @@ def optimised_ops(path: Path, target: Target) -> Counter[str]:
 def open_session(
     model: Path | bytes, level: str, provider: str, written: Path | None = None
 ) -> onnxruntime.InferenceSession:
-    """A session of one thread. level: "disable", "basic", "extended", "all". written: for the optimised graph."""
+    """A session of one thread, whose products do not saturate.
+
+    level: "disable", "basic", "extended", "all". written: for the optimised graph.
+    """
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 3  # it warns that the optimised file suits this processor alone
     options.intra_op_num_threads = 1
     kind = "DISABLE_ALL" if level == "disable" else f"ENABLE_{level.upper()}"
     options.graph_optimization_level = getattr(onnxruntime.GraphOptimizationLevel, f"ORT_{kind}")
-    options.add_session_config_entry(ENTRIES["x64quantprecision"], "1")
+    proto = onnx.load_from_string(model) if isinstance(model, bytes) else onnx.load(str(model))
+    options.add_session_config_entry(ENTRIES["x64quantprecision"], str(int(not _has_signed(proto))))
     if written is not None:
         options.optimized_model_filepath = str(written)
     source = model if isinstance(model, bytes) else str(model)
     return onnxruntime.InferenceSession(source, options, providers=[provider])
+
+
+def _has_signed(model: onnx.ModelProto) -> bool:
+    """Whether an activation is int8: what onnxruntime does against saturation breaks such a file."""
+    signed = {tensor.name for tensor in model.graph.initializer if tensor.data_type == onnx.TensorProto.INT8}
+    quantised = (node for node in model.graph.node if node.op_type == "QuantizeLinear")
+    return any(not signed.isdisjoint(node.input[2:]) or _type_of(node) == onnx.TensorProto.INT8 for node in quantised)
+
+
+def _type_of(node: onnx.NodeProto) -> int:
+    """The type that a QuantizeLinear without zero point names, 0 for none."""
+    return next((attribute.i for attribute in node.attribute if attribute.name == "output_dtype"), 0)
 
 
 def present_provider(target: Target) -> str:

@@ -5,18 +5,16 @@ from dataclasses import replace
 
 import numpy as np
 import onnx
-import onnxruntime
 import torch
 from onnx import numpy_helper
 
 from qrobust.deployed.building import execute
 from qrobust.export import load_target, lower
+from qrobust.export.optimised import open_session
 from qrobust.models import build
 from qrobust.quant import calibrate, quantize
 
 from ..quant.helpers import images, shake_norms
-
-LEVELS = onnxruntime.GraphOptimizationLevel
 
 
 def text_model(body, constants=(), *, opset=21, shape="N, 3, 8, 8", flat=True):
@@ -31,11 +29,7 @@ def text_model(body, constants=(), *, opset=21, shape="N, 3, 8, 8", flat=True):
 
 
 def session(data, level="disable"):
-    options = onnxruntime.SessionOptions()
-    options.add_session_config_entry("session.x64quantprecision", "1")
-    options.log_severity_level = 3
-    options.graph_optimization_level = LEVELS.ORT_DISABLE_ALL if level == "disable" else LEVELS.ORT_ENABLE_ALL
-    return onnxruntime.InferenceSession(data, options, providers=["CPUExecutionProvider"])
+    return open_session(data, level, "CPUExecutionProvider")
 
 
 def runtime(data, x, level="disable"):

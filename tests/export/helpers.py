@@ -3,10 +3,10 @@
 import functools
 
 import numpy as np
-import onnxruntime
 import torch
 
 from qrobust.export import load_target, lower
+from qrobust.export.optimised import open_session
 from qrobust.quant import INPUT, OUTPUT, quantize, quantizers, round_biases
 
 from ..quant.helpers import images, resnet
@@ -45,9 +45,6 @@ def torch_logits(model, x):
 
 
 def runtime_logits(data, x):
-    options = onnxruntime.SessionOptions()
-    options.add_session_config_entry("session.x64quantprecision", "1")
-    options.log_severity_level = 3
-    session = onnxruntime.InferenceSession(data, options, providers=["CPUExecutionProvider"])
+    session = open_session(data, "all", "CPUExecutionProvider")
     (logits,) = session.run([OUTPUT], {INPUT: np.ascontiguousarray(x)})
     return logits

@@ -39,7 +39,6 @@ def data_of(model):
 def run(model, x):
     """What the graph says, without optimisation."""
     options = onnxruntime.SessionOptions()
-    options.add_session_config_entry("session.x64quantprecision", "1")
     options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
     options.log_severity_level = 3
     session = onnxruntime.InferenceSession(data_of(model), options, providers=["CPUExecutionProvider"])
