@@ -245,6 +245,9 @@ REFUSALS = {
     "train={method = 'trades', attack = {kind = 'n-fgsm'}}": (
         "train: expected attack.kind = 'pgd' for 'trades', got 'n-fgsm'"
     ),
+    "train={method = 'trades', attack = {keep = 'best'}}": (
+        "train: expected attack.keep = 'last' for 'trades', got 'best'; remove it"
+    ),
     "train={method = 'trades', attack = {kind = 'fgsm-rs'}}": (
         "train: expected attack.kind = 'pgd' for 'trades', got 'fgsm-rs'"
     ),
@@ -415,6 +418,7 @@ def test_dump_spells_out_every_default(folder):
         "kind": "pgd",
         "steps": 7,
         "random_start": True,
+        "keep": "last",
         "mode": "eval",
     }
     assert table["evaluate"]["attacks"] == ["gn", "fgsm", "pgd-20"]

@@ -2,7 +2,8 @@
 
 `gn`, `fgsm`, `bim-20`, `pgd-20`, `pgd-20x5` (five restarts), `tpgd-20`, `cw-20` (L2, unbounded), `cw-inf-30`,
 `square-5000` (queries), `transfer-20` (PGD on the float twin), `autoattack`, and two of its parts alone, `apgd-ce` and
-`apgd-t` (targeted). Settings follow, each behind a colon: `pgd-20:step_size=1/255`, `cw-20:c=10:lr=0.05`.
+`apgd-t` (targeted). Settings follow, each behind a colon: `pgd-20:step_size=1/255`, `cw-20:c=10:lr=0.05`,
+`pgd-20:keep=best`.
 """
 
 from __future__ import annotations
@@ -19,11 +20,12 @@ from torch import Generator, Tensor, nn
 from ..errors import RecipeError, did_you_mean
 from ..threat import Threat
 from .auto import PARTS, autoattack_part
-from .gradient import LOSSES, bim, fgsm, pgd, tpgd
+from .gradient import KEEPS, LOSSES, bim, fgsm, pgd, tpgd
 from .minimum import cw
 from .noise import gaussian_noise
 from .queries import square
 
+WORDS = {"loss": tuple(LOSSES), "keep": KEEPS}  # settings that are no numbers
 COUNT = "[1-9][0-9]*"  # no steps, or no restarts, would be no attack
 SPELLING = re.compile(
     rf"(?P<family>[a-z]+(?:-[a-z]+)*?)(?:-(?P<steps>{COUNT})(?:x(?P<restarts>{COUNT}))?)?(?::(?P<more>.+))?"
@@ -112,13 +114,13 @@ def _given(text: str, known: dict[str, Any], name: str) -> dict[str, Any]:
         key, _, value = part.partition("=")
         if key not in known:
             raise RecipeError(f"{name}: unknown setting {key!r}{did_you_mean(key, known)}")
-        given[key] = _loss(value, name) if key == "loss" else _number(key, value, known[key], name)
+        given[key] = _word(key, value, name) if key in WORDS else _number(key, value, known[key], name)
     return given
 
 
-def _loss(value: str, name: str) -> str:
-    if value not in LOSSES:
-        raise RecipeError(f"{name}: expected a loss, got {value!r}{did_you_mean(value, LOSSES)}")
+def _word(key: str, value: str, name: str) -> str:
+    if value not in WORDS[key]:
+        raise RecipeError(f"{name}: expected a {key}, got {value!r}{did_you_mean(value, WORDS[key])}")
     return value
 
 
@@ -156,11 +158,11 @@ _FAMILIES = {
     ),
     "pgd": _Family(
         lambda s, x, y, g, k: pgd(s.model, x, y, threat=s.threat, generator=g, **k),
-        count="steps", restarts=True, step_size=True, defaults={"loss": "ce"},
+        count="steps", restarts=True, step_size=True, defaults={"loss": "ce", "keep": "last"},
     ),
     "cw-inf": _Family(
         lambda s, x, y, g, k: pgd(s.model, x, y, threat=s.threat, generator=g, **k),
-        count="steps", restarts=True, step_size=True, defaults={"loss": "margin"},
+        count="steps", restarts=True, step_size=True, defaults={"loss": "margin", "keep": "last"},
     ),
     "tpgd": _Family(
         lambda s, x, y, g, k: tpgd(s.model, x, y, threat=s.threat, generator=g, **k),
@@ -174,7 +176,7 @@ _FAMILIES = {
         lambda s, x, y, g, k: square(s.model, x, y, threat=s.threat, generator=g, **k), count="queries"
     ),
     "transfer": _Family(
-        _transfer, count="steps", restarts=True, step_size=True, defaults={"loss": "ce"}
+        _transfer, count="steps", restarts=True, step_size=True, defaults={"loss": "ce", "keep": "last"}
     ),
     "apgd-ce": _Family(
         lambda s, x, y, _g, _k: autoattack_part(s.model, x, y, threat=s.threat, seed=s.seed, part="apgd-ce")

@@ -98,6 +98,8 @@ DOUBTS: tuple[Doubt[Subject], ...] = (
     Doubt("not-converged", measures.not_converged, 0.01,
           "more steps and restarts still break more: no plateau is reached",
           "raise steps and restarts until the accuracy stands still"),
+    Doubt("earlier-wins", measures.earlier, 0.02, "the attacks step past images that they had broken on their way",
+          "keep the best step (pgd-20:keep=best), or use AutoAttack, which does"),
     Doubt("backward-variants", measures.backward_variants, 0.01, "another backward pass breaks more",
           "report the worst case over backward passes, the float twin's among them"),
     Doubt("transfer-wins", measures.transfer, 0.002, "examples from another width break what white-box ones do not",

@@ -121,6 +121,14 @@ def not_converged(subject: Subject) -> float:
     return subject.broken(left)
 
 
+def earlier(subject: Subject) -> float:
+    """What the points that the same attacks pass break, and their last ones do not."""
+    left = subject.white_box
+    for attack in (f"pgd-{STEPS}:keep=best", f"cw-inf-{STEPS}:keep=best"):
+        left = subject.right(attack, among=left)
+    return subject.broken(left)
+
+
 def backward_variants(subject: Subject) -> float | None:
     """What other backward passes break: every form of straight-through, and the twin's."""
     from ..quant import STRAIGHT_THROUGH, quantizers, straight_through

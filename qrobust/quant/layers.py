@@ -53,7 +53,7 @@ class QuantizedConv2d(QuantConv2d):  # type: ignore[misc]  # Brevitas is not typ
         return cast(Tensor, _quantizer(self.weight_quant)(self.weight)[0])
 
     def forward(self, x: Tensor) -> Tensor:
-        """As Brevitas' own, past its proxies (a millisecond a layer) while none of them is to be exported."""
+        """As Brevitas' own, past its proxies while none of them is to be exported."""
         if _is_exported(self.weight_quant):
             result: Tensor = super().forward(x)
             return result

@@ -113,12 +113,15 @@ class ThreatModel(Table):
 
 
 class Craft(Table):
-    """The attack inside training. step_size None: what its kind is published with, as `length` says."""
+    """The attack inside training. step_size None: what its kind is published with, as `length` says. keep: which of
+    the points that an image passes is learned from: the "last", as published, or the "best" for the attacker.
+    """
 
     kind: Literal["pgd", "fgsm-rs", "n-fgsm"] = "pgd"
     steps: Count = 7  # of pgd; the others take one
     step_size: Radius | None = None
     random_start: bool = True
+    keep: Literal["last", "best"] = "last"
     mode: Literal["eval", "train"] = "eval"  # of batch-norm, while crafting
 
     def length(self, eps: float) -> float:
@@ -241,6 +244,8 @@ def _refuse_conflicts(train: Training, method: str, sar: Sar | None) -> None:
         raise ValueError(f"expected method 'at' or 'natural' for mixed images, got {method!r}; remove mix")
     if method == "trades" and train.attack.kind != "pgd":  # it ascends the divergence, in many steps
         raise ValueError(f"expected attack.kind = 'pgd' for 'trades', got {train.attack.kind!r}")
+    if method == "trades" and train.attack.keep == "best":  # by the lead of a wrong class, which it does not ascend
+        raise ValueError("expected attack.keep = 'last' for 'trades', got 'best'; remove it")
     if train.smoothing and (method == "mart" or mix):
         raise ValueError("expected no label smoothing with mart or mixed labels, got some; remove smoothing")
 

@@ -118,4 +118,6 @@ def craft(model: nn.Module, x: Tensor, y: Tensor, start: Tensor, settings: Train
     if how.kind == "n-fgsm":
         return n_fgsm(model, x, y, threat=threat, step_size=step, start=start, training=training)
     steps = how.steps if how.kind == "pgd" else 1
-    return pgd(model, x, y, threat=threat, steps=steps, step_size=step, start=start, training=training)
+    return pgd(
+        model, x, y, threat=threat, steps=steps, step_size=step, start=start, keep=how.keep, training=training
+    )  # fmt: skip

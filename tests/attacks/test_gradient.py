@@ -20,6 +20,7 @@ SETTINGS = {
     "pgd": (pgd, {"steps": 4}),
     "pgd-margin": (pgd, {"steps": 4, "loss": "margin"}),
     "pgd-restarts": (pgd, {"steps": 4, "restarts": 3}),
+    "pgd-best": (pgd, {"steps": 4, "keep": "best"}),
     "pgd-far": (pgd, {"steps": 3, "step_size": 1.0}),
     "tpgd": (tpgd, {"steps": 4}),
 }
@@ -53,6 +54,21 @@ def test_the_loss_rises(attack, options, threat):
         options = {"step_size": threat.eps / 2} | options
     x_adv = attack(model, x, y, threat=threat, **options)
     assert (loss_at(model, x_adv, y) > loss_at(model, x, y)).all()
+
+
+@THREATS
+def test_the_best_of_all_points_is_kept(threat):
+    """With steps so long that the last point is rarely the best."""
+    model, (x, y), settings = smooth_net().eval(), batch(), {"threat": threat, "step_size": threat.eps, "start": None}
+
+    def lead(steps, keep):
+        x_adv = pgd(model, x, y, steps=steps, keep=keep, generator=seeded(), **settings)
+        return margin(model(x_adv), y).detach()
+
+    passed = torch.stack([lead(steps, "last") for steps in range(1, 7)])
+    found = lead(6, "best")
+    assert (found >= passed.amax(0) - 1e-5).all()
+    assert (found > passed[-1] + 1e-5).any()
 
 
 @ATTACKS

@@ -18,20 +18,27 @@ STEP = LINF.eps / 4
 TABLE = {
     "gn": {"std": 0.1},
     "fgsm": {},
-    "pgd-20": {"loss": "ce", "steps": 20, "step_size": STEP, "restarts": 1},
-    "pgd-20x5": {"loss": "ce", "steps": 20, "step_size": STEP, "restarts": 5},
+    "pgd-20": {"loss": "ce", "keep": "last", "steps": 20, "step_size": STEP, "restarts": 1},
+    "pgd-20x5": {"loss": "ce", "keep": "last", "steps": 20, "step_size": STEP, "restarts": 5},
     "bim-20": {"steps": 20, "step_size": STEP},
-    "cw-inf-30": {"loss": "margin", "steps": 30, "step_size": STEP, "restarts": 1},
-    "cw-inf-30x2": {"loss": "margin", "steps": 30, "step_size": STEP, "restarts": 2},
+    "cw-inf-30": {"loss": "margin", "keep": "last", "steps": 30, "step_size": STEP, "restarts": 1},
+    "cw-inf-30x2": {"loss": "margin", "keep": "last", "steps": 30, "step_size": STEP, "restarts": 2},
     "tpgd-20": {"steps": 20, "step_size": STEP},
     "cw-20": {"steps": 20, "c": 1.0, "kappa": 0.0, "lr": 0.01},
     "square-5000": {"queries": 5000},
-    "transfer-20": {"loss": "ce", "steps": 20, "step_size": STEP, "restarts": 1},
-    "transfer-20x3": {"loss": "ce", "steps": 20, "step_size": STEP, "restarts": 3},
+    "transfer-20": {"loss": "ce", "keep": "last", "steps": 20, "step_size": STEP, "restarts": 1},
+    "transfer-20x3": {"loss": "ce", "keep": "last", "steps": 20, "step_size": STEP, "restarts": 3},
     "autoattack": {},
     "gn:std=1/20": {"std": 0.05},
-    "pgd-20:step_size=1/255": {"loss": "ce", "steps": 20, "step_size": 1 / 255, "restarts": 1},
-    "pgd-20x5:loss=margin:step_size=0.01": {"loss": "margin", "steps": 20, "step_size": 0.01, "restarts": 5},
+    "pgd-20:keep=best": {"loss": "ce", "keep": "best", "steps": 20, "step_size": STEP, "restarts": 1},
+    "pgd-20:step_size=1/255": {"loss": "ce", "keep": "last", "steps": 20, "step_size": 1 / 255, "restarts": 1},
+    "pgd-20x5:loss=margin:step_size=0.01": {
+        "loss": "margin",
+        "keep": "last",
+        "steps": 20,
+        "step_size": 0.01,
+        "restarts": 5,
+    },
     "cw-20:c=10:lr=0.05": {"steps": 20, "c": 10.0, "kappa": 0.0, "lr": 0.05},
     "cw-20:kappa=0": {"steps": 20, "c": 1.0, "kappa": 0.0, "lr": 0.01},
     "square-500:queries=1e3": {"queries": 1000},
@@ -55,7 +62,7 @@ def test_every_spelling_in_the_documentation_works():
     import qrobust.attacks.named  # noqa: F401
 
     spellings = re.findall(r"`([^`]+)`", modules["qrobust.attacks.named"].__doc__)
-    assert len(spellings) == 15
+    assert len(spellings) == 16
     assert [function(spelling, LINF).name for spelling in spellings] == spellings
 
 
@@ -132,6 +139,7 @@ WRONG_SETTINGS = {
     "pgd-20:restarts=0": "pgd-20:restarts=0: expected restarts above 0, got '0'; else it is no attack",
     "pgd-20:step_size=-1": "pgd-20:step_size=-1: expected step_size above 0, got '-1'; else it is no attack",
     "cw-20:kappa=-1": "cw-20:kappa=-1: expected kappa above 0, got '-1'; else it is no attack",
+    "pgd-20:keep=bets": "pgd-20:keep=bets: expected a keep, got 'bets'; did you mean 'best'?",
     "pgd-20:loss=magrin": "pgd-20:loss=magrin: expected a loss, got 'magrin'; did you mean 'margin'?",
 }
 

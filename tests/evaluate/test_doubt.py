@@ -158,11 +158,14 @@ def test_the_twin_shows_the_way_that_rounding_hides(robust: nn.Module, images: t
     assert _raised(Subject(liar, images[1], THREAT, n=N), expected) == set()
 
 
-def test_two_bits_hide_what_restarts_and_queries_find(robust: nn.Module, images: tuple[Images, Images]) -> None:
+def test_two_bits_hide_what_restarts_queries_and_earlier_steps_find(
+    robust: nn.Module, images: tuple[Images, Images]
+) -> None:
     coarse = quantize(robust, 2, fat="none", calibration=[to_unit(images[0].x[:256], "cpu")])
     subject = Subject(coarse, images[1], THREAT, n=40)
     assert subject.share(subject.clean) > 0.9
-    assert _raised(subject, {"not-converged", "square-wins"}) == {"not-converged", "square-wins"}
+    hidden = {"not-converged", "square-wins", "earlier-wins"}
+    assert _raised(subject, hidden) == hidden
 
 
 def test_a_network_trained_on_leaked_labels_raises_one_place(
