@@ -56,9 +56,9 @@ class Stepper:
         with fixed_statistics(self.model) if frozen else nullcontext():  # crafting in train mode would move them
             batch = self.prepare(x, y, generator)
         share = len(batch.y) * distributed.world() / len(y)  # gradients are averaged over processes, not images
-        due = {part: self.job.started(part, epoch) for part in ("sar", "awp")}
+        due = frozenset(part for part in ("sar", "awp") if self.job.started(part, epoch))
         views = batch.x, batch.y, batch.x_adv, batch.taught
-        loss, logits, *gradients = self._descended(*views, whole=whole, share=share, frozen=frozen, **due)
+        loss, logits, *gradients = self._descended(*views, whole=whole, share=share, frozen=frozen, due=due)
         assert loss is not None
         assert logits is not None
         for parameter, gradient in zip(self.model.parameters(), gradients, strict=True):
@@ -92,19 +92,18 @@ class Stepper:
         whole: nn.Module,
         share: float,
         frozen: bool,
-        sar: bool,
-        awp: bool,
+        due: frozenset[str],
     ) -> Tensors:
-        """Loss, logits that are counted, and the gradient of every parameter."""
+        """Loss, logits that are counted, and the gradient of every parameter. due: parts of the schedule that began."""
         self.model.train()
         if frozen:
             freeze_statistics(self.model)
 
         def objective(network: nn.Module) -> tuple[Tensor, Tensor]:
-            loss, logits = self.loss(Views(network, x, y, x_adv, taught), sar=sar)
+            loss, logits = self.loss(Views(network, x, y, x_adv, taught), sar="sar" in due)
             return loss * share, logits
 
-        with self._perturbed(objective) if awp else nullcontext():
+        with self._perturbed(objective) if "awp" in due else nullcontext():
             loss, logits = objective(whole)
             self.optimizer.zero_grad(set_to_none=True)
             loss.backward()  # type: ignore[no-untyped-call]
