@@ -43,7 +43,7 @@ def _session_values(deployed: Deployed, proto: onnx.ModelProto, names: Sequence[
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "model.onnx"
         path.write_bytes(proto.SerializeToString())
-        session = load_session(path, deployed.provider, None, {"graph_optimization_level": deployed.level})
+        session = load_session(path, deployed.provider, None, deployed.session_options)
         feed = deployed.artifact.feed(pixels) if deployed.artifact else pixels
         found = session.run([*names], {session.get_inputs()[0].name: feed})
     return [np.asarray(value, np.float32) for value in found]

@@ -98,6 +98,12 @@ class Deployed:
         """Backward forms that differ: one where nothing is rounded."""
         return FORMS if rounding(self.twin) else FORMS[:1]
 
+    @property
+    def session_options(self) -> dict[str, Any]:
+        """What its session is opened with."""
+        said = self.artifact.manifest["target"]["session_options"] if self.artifact else {}
+        return {**said, "graph_optimization_level": self.level}
+
     def served(self) -> Served:
         """The network that judges."""
         return Served(self.at(self.level), self.sha256)

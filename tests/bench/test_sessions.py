@@ -1,7 +1,6 @@
 """Sessions on a provider, or one line that says what is missing."""
 
 import sys
-from pathlib import Path
 
 import numpy as np
 import onnxruntime
@@ -21,6 +20,8 @@ from qrobust.bench.sessions import (
 )  # fmt: skip
 from qrobust.errors import RecipeError
 from qrobust.runtime import ArtifactError
+
+from ..deployed.helpers import has_vnni
 
 CPU = PROVIDERS["cpu"]
 
@@ -57,7 +58,7 @@ def test_openvino_that_is_not_installed_is_named(artifacts, monkeypatch):
 @pytest.mark.parametrize("bits", [32, 8])
 def test_openvino_says_what_onnxruntime_says(bits, artifacts):
     pytest.importorskip("openvino", reason="openvino is for development only")
-    if bits == 8 and "vnni" not in Path("/proc/cpuinfo").read_text():
+    if bits == 8 and not has_vnni():
         pytest.skip("expected a processor with VNNI: without it OpenVINO's sums of 8-bit products saturate")
     one, x = artifacts[bits], images_for(artifacts[bits], 5)
     session = open_session(one, OPENVINO, 1)

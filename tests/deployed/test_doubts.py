@@ -18,7 +18,7 @@ from qrobust.threat import Threat
 
 from ..quant.helpers import images as floats
 from ..test_runtime import EPS, WEIGHT, model_bytes
-from .helpers import registry_file
+from .helpers import has_vnni, registry_file
 from .linear import artifact, masked
 from .test_network import WEIGHTS, chain
 
@@ -107,6 +107,7 @@ def test_the_first_layer_apart_is_named(bare, monkeypatch):
     assert first_apart(replace(deployed, twin=twin(chain())), floats(4, 8, 3)) == "d"
 
 
+@pytest.mark.skipif(not has_vnni(), reason="without VNNI, onnxruntime's defaults let a bare file's sums saturate")
 def test_layers_of_an_exported_network_agree(bare):
     assert first_apart(bare(registry_file("resnet8", 4)), floats(4, 16, 3)) is None
 

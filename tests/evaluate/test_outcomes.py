@@ -37,7 +37,7 @@ def test_the_shape_of_the_json():
     assert table["attacks"]["pgd-20"] == {
         "accuracy": 0.75,
         "ci95": list(wilson(3, 4)),
-        "settings": {"loss": "ce", "steps": 20, "step_size": 2 / 255, "restarts": 1},
+        "settings": {"loss": "ce", "keep": "last", "steps": 20, "step_size": 2 / 255, "restarts": 1},
         "bounded": True,
         "seconds": 0.123,
     }

@@ -261,10 +261,10 @@ def test_settings_reach_attack_and_augmentation(tmp_path, monkeypatch):
     for module in (methods, validation):
         monkeypatch.setattr(module, "pgd", recording_pgd)
     monkeypatch.setattr(loop, "epoch_batches", recording_batches)
-    craft = {"steps": 3, "step_size": 0.01, "random_start": False, "mode": "train"}
+    craft = {"steps": 3, "step_size": 0.01, "random_start": False, "mode": "train", "keep": "best"}
     task = job(tmp_path, schedule={"epochs": 1}, attack=craft, validation={"steps": 2, "step_size": 0.02})
     train(task)
-    crafting = {"steps": 3, "step_size": 0.01, "moved": False, "training": True}
+    crafting = {"steps": 3, "step_size": 0.01, "keep": "best", "moved": False, "training": True}
     validating = {"steps": 2, "step_size": 0.02, "moved": True}
     assert crafted == [{"threat": task.threat, **options} for options in [crafting] * 3 + [validating] * 2]
     assert batched == [(20, 1, True)]
