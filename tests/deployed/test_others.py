@@ -15,7 +15,7 @@ from qrobust.quant import calibrate
 from qrobust.torchvision_cpu import import_torchvision
 
 from ..quant.helpers import images, shake_norms
-from .helpers import rounding_steps, runtime, steps_apart
+from .helpers import has_vnni, rounding_steps, runtime, steps_apart
 
 SIDE = 48
 NAMES = ["resnet18", *(pytest.param(name, marks=pytest.mark.slow) for name in ("mobilenet_v2", "efficientnet_b0"))]
@@ -64,8 +64,8 @@ def quantised(path, form, **settings):
     logging.getLogger().setLevel(logging.ERROR)
     prepared, written = path.with_name("prepared.onnx"), path.with_name(f"{form.name}.onnx")
     quant_pre_process(str(path), str(prepared), skip_symbolic_shape=True)
-    # 7 bits a weight: sums of 8-bit products saturate on x64 processors without VNNI, and the twin's do not.
-    settings |= {"quant_format": form, "reduce_range": True}
+    # 7 bits a weight where sums of 8-bit products saturate: the twin's do not.
+    settings |= {"quant_format": form, "reduce_range": not has_vnni()}
     ort.quantize_static(str(prepared), str(written), Images(), **settings)
     return written.read_bytes()
 
