@@ -8,6 +8,7 @@ import torch
 from torch import Generator, Tensor, nn
 from torch.nn import functional as F
 
+from ..errors import RecipeError, did_you_mean
 from ..objectives import margin
 from ..threat import Threat
 from .checks import check_images, check_output
@@ -48,12 +49,15 @@ def pgd(
     a random draw. loss: "ce", or "margin" (CW-inf). keep: what is returned of the points that an image passes, the
     "last", as published, or the "best", where a wrong class leads by most: on quantised networks the last step often
     steps past what an earlier one broke. training: batch-norm's mode while crafting. Images that
-    a restart broke leave the batch of the next. Returns x_adv (n, c, h, w), within the threat.
+    a restart broke leave the batch of the next. Returns x_adv (n, c, h, w), within the threat. Raises RecipeError
+    for another keep.
 
     >>> from qrobust.threat import Threat
     >>> x_adv = pgd(nn.Flatten(), torch.rand(2, 3, 1, 1), torch.tensor([0, 1]), threat=Threat("linf", 0.1))
     """
     check_images(x)
+    if keep not in KEEPS:
+        raise RecipeError(f"expected a keep, got {keep!r}{did_you_mean(keep, KEEPS)}")
     x_adv = x.clone()
     labels = y if y.dim() == 1 else y.argmax(1)
     with crafting(model, training=training):

@@ -9,6 +9,7 @@ from torch.nn import functional as F
 
 from qrobust.attacks import bim, far_off, fgsm, n_fgsm, nearby, pgd, tpgd
 from qrobust.attacks.gradient import LOSSES
+from qrobust.errors import RecipeError
 from qrobust.objectives import margin
 from qrobust.threat import Threat
 
@@ -69,6 +70,11 @@ def test_the_best_of_all_points_is_kept(threat):
     found = lead(6, "best")
     assert (found >= passed.amax(0) - 1e-5).all()
     assert (found > passed[-1] + 1e-5).any()
+
+
+def test_what_cannot_be_kept_is_refused():
+    with pytest.raises(RecipeError, match=r"expected a keep, got 'bets'; did you mean 'best'\?"):
+        pgd(smooth_net(), *batch(), threat=LINF, keep="bets")
 
 
 @ATTACKS
