@@ -38,8 +38,7 @@ class LearnedClip(torch.autograd.Function):
     Source: methods of APoT (Li et al. 2020, arXiv 1909.13144), which FAT keeps.
 
     Where an activation's clip is trained on a CPU, x is kept as how far it lies from the grid, in steps, in float16:
-    half the memory, dx to the bit, and dα within 2^-12 of a step for each element. A GPU keeps x: there to read it is
-    cheaper than to write another.
+    half the memory, dx to the bit, and dα within 2^-12 of a step for each element. A GPU keeps x.
     """
 
     @staticmethod
