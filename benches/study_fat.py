@@ -59,10 +59,11 @@ SIZES = {
     ),
 }
 FORMS = ("none", "identity", "paper", "normalised")
-BEST = ("method=rslad", "fat=none", "average.kind=equal", "average.deploy=true")
-CHAINS = {4: "[32, 5, 4]", 2: "[32, 5, 4, 3, 2]"}
+WIDE = ("fat=none", "activation_bits=8")
+BEST = (*WIDE, "method=rslad")
+CHAINS = {4: "[32, 4]", 2: "[32, 4, 2]"}
 ATTACKS = ("pgd-20", "cw-inf-30", "apgd-ce", "apgd-t")
-ROWS = [f"qm-{bits}-{form}" for bits in (32, 4, 2) for form in FORMS] + ["qm-4-best", "qm-2-best"]
+ROWS = [f"qm-{bits}-{form}" for bits in (32, 4, 2) for form in (*FORMS, *(("wide", "best") if bits < FLOAT else ()))]
 Results = dict[str, dict[str, Any]]
 
 
@@ -101,6 +102,8 @@ def row(name: str, folder: Path, seed: int, start: Path, options: argparse.Names
     more = [f"data.root={options.root}", f"seed={seed}"]
     if bits == FLOAT:
         more += [*(f"train.{setting}" for setting in size.row), f"train.fat={form}"]
+    elif form == "wide":
+        more += [f"bits=[32, {bits}]", *quant, *(f"quant.{setting}" for setting in WIDE)]
     elif form == "best":
         more += [f"bits={CHAINS[bits]}", *quant, *(f"quant.{setting}" for setting in BEST)]
     else:

@@ -3,7 +3,7 @@
 from .biases import round_biases
 from .convert import BITS, EDGE_LAYERS, calibrate, quantize, requantize
 from .cost import Cost, cost
-from .layers import FAT, fold_fat, set_export_form
+from .layers import FAT, fold_fat, set_export_form, weights_first
 from .qcdq import INPUT, OPSET, OUTPUT, write_qcdq
 from .quantizers import (
     STRAIGHT_THROUGH,
@@ -47,5 +47,6 @@ __all__ = [
     "set_export_form",
     "set_straight_through",
     "straight_through",
+    "weights_first",
     "write_qcdq",
 ]

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
+from torch.utils.checkpoint import checkpoint
 
 from ..spectrum import fat_mask, fat_transform, filter_spectrum
 from ._brevitas import (
@@ -48,8 +51,20 @@ class FAT(nn.Module):
 class QuantizedConv2d(QuantConv2d):  # type: ignore[misc]  # Brevitas is not typed
     """Brevitas' convolution, which tells the weight that it convolves with: quantised, behind FAT."""
 
+    computed: Tensor | None = None  # inside `weights_first`
+
     def effective_weight(self) -> Tensor:
-        """(C_out, C_in/groups, kh, kw), on the quantiser's grid."""
+        """(C_out, C_in/groups, kh, kw), on the quantiser's grid.
+
+        What FAT computes on the way is five times as large as the weight: it is computed again when gradients pass.
+        """
+        if self.computed is not None:
+            return self.computed
+        if parametrize.is_parametrized(self, "weight") and torch.is_grad_enabled():
+            return cast(Tensor, checkpoint(self._weight, use_reentrant=False, preserve_rng_state=False))
+        return self._weight()
+
+    def _weight(self) -> Tensor:
         return cast(Tensor, _quantizer(self.weight_quant)(self.weight)[0])
 
     def forward(self, x: Tensor) -> Tensor:
@@ -88,6 +103,21 @@ class TransformedConv2d(nn.Conv2d):
     def effective_weight(self) -> Tensor:
         """(C_out, C_in/groups, kh, kw), as FAT gives it."""
         return self.weight
+
+
+@contextmanager
+def weights_first(model: nn.Module) -> Iterator[None]:
+    """Inside, every convolution's weight is quantised once, now: so its gradient passes last, when activations that
+    were kept for theirs are gone.
+    """
+    layers = [module for module in model.modules() if isinstance(module, QuantizedConv2d)]
+    try:
+        for layer in layers:
+            layer.computed = layer.effective_weight()
+        yield
+    finally:
+        for layer in layers:
+            layer.computed = None
 
 
 def transform(conv: nn.Conv2d, fat: FAT) -> None:

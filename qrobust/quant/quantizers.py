@@ -22,7 +22,6 @@ CLIP_CANDIDATES = 80
 STRAIGHT_THROUGH = ("identity", "leaky", "soft")  # backward passes that only a doubt uses
 TRAINED_THROUGH = {"clipped": "clipped", "unclipped": "identity"}  # settings of training, and the backward pass
 LEAK = 0.1
-OUTSIDE = 2.0  # in place of an offset, which is at most a half
 SOFTNESS = 0.9
 
 
@@ -37,17 +36,19 @@ class LearnedClip(torch.autograd.Function):
 
     Source: methods of APoT (Li et al. 2020, arXiv 1909.13144), which FAT keeps.
 
-    Where an activation's clip is trained on a CPU, x is kept as how far it lies from the grid, in steps, in float16:
-    half the memory, dx to the bit, and dα within 2^-12 of a step for each element. A GPU keeps x.
+    Where an activation's clip is trained on a CPU, x is kept as `_codes` in float16: half the memory, dx to the bit,
+    and dα within 2^-11 of a step for each element. A GPU keeps x.
     """
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, clip: Tensor, low: int, high: int, backward: str) -> Tensor:
         trained = backward == "clipped" and ctx.needs_input_grad[1]
-        ctx.fused, ctx.compact = trained and kernels.fits(x), trained and not kernels.fits(x)
-        ctx.save_for_backward(_offsets(x, clip, low, high) if ctx.compact else x, clip)
+        ctx.fused = trained and kernels.fits(x)
+        ctx.compact = trained and not ctx.fused and clip.numel() == 1
         ctx.settings = (low, high, backward)
-        return fake_quantize(x, clip, low, high)
+        value = fake_quantize(x, clip, low, high)
+        ctx.save_for_backward(_codes(x, value, clip, low, high) if ctx.compact else x, clip)
+        return value
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
@@ -59,9 +60,10 @@ class LearnedClip(torch.autograd.Function):
             dx, dclip = kernels.gradients(g, x, clip, low, high)
             return dx, dclip.sum_to_size(clip.shape), None, None, None
         if ctx.compact:
-            inside, above = x.abs() < OUTSIDE, x > 0
-            dclip = torch.where(inside, x.to(g.dtype).div_(-high), torch.where(above, 1.0, low / high)).mul_(g)
-            return g * inside, dclip.sum_to_size(clip.shape), None, None, None
+            codes, shift = x.to(g.dtype), _shift(low)
+            dx = torch.ops.aten.hardtanh_backward(g, codes, shift - 0.75, shift + 0.75)
+            dclip = (dx.sum() * shift - codes.mul_(g).sum()) / high
+            return dx, dclip.view_as(clip), None, None, None
         dx = g if backward == "identity" else _inside(g, x, clip, low, high)
         if backward == "leaky":
             dx = dx + LEAK * (g - dx)
@@ -85,11 +87,24 @@ def fake_quantize(x: Tensor, clip: Tensor, low: int, high: int) -> Tensor:
     return (x / scale).round_().clamp_(low, high).mul_(scale)  # in place: half the time of four new tensors
 
 
-def _offsets(x: Tensor, clip: Tensor, low: int, high: int) -> Tensor:
-    """x/s - round(x/s) where x is inside the clip, ±OUTSIDE beyond it; float16."""
-    steps = x * (high / clip)
-    offsets = steps.sub_(steps.round()).half()
-    return offsets.masked_fill_(x >= clip, OUTSIDE).masked_fill_(x <= clip * (low / high), -OUTSIDE)
+def _codes(x: Tensor, value: Tensor, clip: Tensor, low: int, high: int) -> Tensor:
+    """-high·dα/g of every element, plus `_shift` where x is inside the clip, which tells it from beyond; float16.
+
+    Of kernels that run through memory in vectors: comparisons that write booleans, and what selects by them, take ten
+    times as long.
+    """
+    top = float(clip)
+    steps = (x - value).mul_(high / top).add_(_shift(low))
+    codes: Tensor = torch.ops.aten.hardtanh_backward(steps, x, top * low / high, top)
+    codes.sub_(torch.ge(x, top, out=steps), alpha=high)
+    if low < 0:
+        codes.sub_(torch.le(x, top * low / high, out=steps), alpha=low)
+    return codes.half()
+
+
+def _shift(low: int) -> float:
+    """Without one, a signed code inside lies within a half of 0 and beyond at 1 or more; an unsigned one below is 0."""
+    return 1.0 if low == 0 else 0.0
 
 
 def _inside(g: Tensor, x: Tensor, clip: Tensor, low: int, high: int) -> Tensor:

@@ -13,7 +13,7 @@ from torch import Generator, Tensor, nn
 from .. import distributed, machine
 from ..data import MIXES
 from ..models.statistics import freeze_statistics
-from ..quant import kurtosis, latent_weights, lipschitz
+from ..quant import kurtosis, latent_weights, lipschitz, weights_first
 from ..spectrum import low_pass
 from .average import Average
 from .job import Job
@@ -100,7 +100,8 @@ class Stepper:
             freeze_statistics(self.model)
 
         def objective(network: nn.Module) -> tuple[Tensor, Tensor]:
-            loss, logits = self.loss(Views(network, x, y, x_adv, taught), sar="sar" in due)
+            with weights_first(self.model):
+                loss, logits = self.loss(Views(network, x, y, x_adv, taught), sar="sar" in due)
             return loss * share, logits
 
         with self._perturbed(objective) if "awp" in due else nullcontext():

@@ -8,8 +8,8 @@ from torch import nn
 from torch.nn.utils import parametrize
 
 from qrobust.attacks.crafting import crafting
-from qrobust.quant import BITS, FAT, Quantizer, fold_fat, quantize, quantizers, set_export_form
-from qrobust.quant.layers import quantized_activation, quantized_conv, quantized_linear
+from qrobust.quant import BITS, FAT, Quantizer, fold_fat, quantize, quantizers, set_export_form, weights_first
+from qrobust.quant.layers import QuantizedConv2d, quantized_activation, quantized_conv, quantized_linear
 from qrobust.quant.quantizers import calibrating, fake_quantize
 from qrobust.spectrum import FAT_FORMS, fat_transform
 
@@ -112,6 +112,39 @@ def test_folding_is_bit_equal_and_leaves_the_original_working(form, bits):
     assert sum(isinstance(m, FAT) for m in model.modules()) == 8  # 6 in blocks, 2 shortcuts
     model(images()).sum().backward()
     assert all(m.mixing.grad is not None for m in model.modules() if isinstance(m, FAT) and form != "identity")
+
+
+@pytest.mark.parametrize("form", [*FAT_FORMS, "none"])
+def test_weights_first_changes_no_gradient_and_quantises_once(form, monkeypatch):
+    model = quantize(resnet(), 3, fat=form, calibration=[images(16)]).eval()
+
+    def gradients():
+        loss = model(images()).square().sum() + model(1 - images()).square().sum()
+        return torch.autograd.grad(loss, [p for p in model.parameters() if p.requires_grad])
+
+    expected, calls = gradients(), []
+    quantise = QuantizedConv2d._weight
+    monkeypatch.setattr(QuantizedConv2d, "_weight", lambda layer: (calls.append(layer), quantise(layer))[1])
+    with weights_first(model):
+        found = gradients()
+    layers = [module for module in model.modules() if isinstance(module, QuantizedConv2d)]
+    again = [layer for layer in layers if parametrize.is_parametrized(layer)]  # when gradients pass
+    assert sorted(map(id, calls)) == sorted(map(id, layers + again))
+    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)
+    assert all(layer.computed is None for layer in layers)
+
+
+def test_what_fat_computes_on_its_way_is_not_kept():
+    """Between the passes a layer holds the weight that it convolves with, and no more."""
+    layer, kept = quantized_conv(some_conv(), 4, per_channel=True, inner=True, fat=FAT(6, "normalised")), []
+    with calibrating(layer):
+        layer(some_inputs())
+    with torch.autograd.graph.saved_tensors_hooks(lambda tensor: kept.append(tensor) or tensor, lambda tensor: tensor):
+        result = layer(some_inputs())
+    fresh = [tensor for tensor in kept if tensor.shape == layer.weight.shape]
+    assert len(fresh) == 1
+    result.sum().backward()
+    assert layer.parametrizations.weight[0].mixing.grad.abs().sum() > 0
 
 
 def test_attack_steps_fold_batch_norm_into_float_convolutions_behind_fat():
