@@ -36,6 +36,7 @@ def report(recipe: Recipe, folder: Path) -> dict[str, Any]:
     return {
         "recipe": recipe.name,
         "threat": {"norm": recipe.threat.norm, "eps": recipe.threat.eps},
+        "activation_bits": recipe.quant and recipe.quant.activation_bits,
         "passed": all(width["verdict"] == "held" for width in widths),
         "widths": widths,
         "versions": timings["versions"],
@@ -91,7 +92,7 @@ def headline_table(result: dict[str, Any]) -> Table | None:
     if not rows:
         return None
     drawn = Table(
-        title=f"{result['recipe']}: the same images under every attack, by place; {_threat(result['threat'])}"
+        title=f"{_titled(result)}: the same images under every attack, by place; {_threat(result['threat'])}"
     )
     for heading in ("network", "images", "attacked in torch", "replayed on the runtime", "the file attacked", "by"):
         drawn.add_column(heading, justify="left" if heading in ("network", "by") else "right")
@@ -105,7 +106,7 @@ def table(result: dict[str, Any]) -> Table:
     """The report for people: percent, before → after export, with the sizes and times that a deployment asks for."""
     first = result["widths"][0]
     shown = [name for name in first["after"]["accuracy"] if name not in ("clean", "square")]
-    drawn = Table(title=f"{result['recipe']}: {_threat(result['threat'])}; accuracy in torch → on the runtime")
+    drawn = Table(title=f"{_titled(result)}: {_threat(result['threat'])}; accuracy in torch → on the runtime")
     drawn.add_column("network")
     for heading in ("size", "clean", *shown, "worst", "Square", "flips"):
         drawn.add_column(heading, justify="right")
@@ -115,6 +116,12 @@ def table(result: dict[str, Any]) -> Table:
     for width in result["widths"]:
         drawn.add_row(*_cells(width, shown))
     return drawn
+
+
+def _titled(result: dict[str, Any]) -> str:
+    """The recipe, and its activations' width where it is not the network's."""
+    own = result.get("activation_bits")
+    return result["recipe"] if own is None else f"{result['recipe']}, activations of {own} bits"
 
 
 def _cells(width: dict[str, Any], shown: list[str]) -> list[str]:

@@ -20,6 +20,7 @@ from qrobust.evaluate.outcomes import read_outcomes
 from qrobust.quant import mask_statistics, quantize, quantizers
 from qrobust.run import Run
 from qrobust.runtime import Artifact
+from qrobust.summary import headline_table, table
 from qrobust.train import load_weights, loop
 from qrobust.train.checkpoint import load_state
 
@@ -69,6 +70,14 @@ def test_the_report_compares_three_places_on_the_same_images(small_run: Path) ->
         assert gap["attacked"] == attacked["worst_case"]
         assert attacked["attacks"][gap["by"]]["accuracy"] == min(a["accuracy"] for a in attacked["attacks"].values())
     assert gap["in_torch"]["accuracy"] == masks["pgd-5"][:40].mean()  # noise is not bounded, so no part of it
+
+
+def test_tables_say_when_activations_have_a_width_of_their_own(small_run: Path) -> None:
+    result = json.loads((small_run / "report.json").read_text())
+    assert result["activation_bits"] is None
+    for drawn in (table, headline_table):
+        titles = [str(drawn(result | {"activation_bits": bits}).title) for bits in (None, 8)]
+        assert ["activations of 8 bits" in title for title in titles] == [False, True]
 
 
 def test_an_attack_made_by_hand_is_kept_and_another_file_s_is_not(small_run: Path, tmp_path: Path) -> None:

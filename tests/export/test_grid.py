@@ -31,6 +31,7 @@ OWN = {
 }
 TARGETS = ("ort-cpu", "ort-cpu-int8", "ort-cpu-float", "ort-cuda", "tensorrt", "openvino", "compact", "qonnx")
 WIDTHS = (2, 3, 4, 5, 6, 7, 8, 32)
+WIDE = ", activations of 8 bits"  # behind a network's name: only weights are of the width
 # Those that take minutes at every width; depth adds no kind of layer.
 LARGE = {
     "resnet34": (4,),
@@ -43,6 +44,7 @@ LARGE = {
 FAST = [
     *((name, bits) for name in OWN for bits in (2, 8)),
     *(("resnet8", bits) for bits in (2, 5, 8, 32)),
+    *(("resnet8" + WIDE, bits) for bits in (2, 4)),
     ("mobilenet_v2", 4),
 ]
 SLOW = [case for case in ((name, bits) for name in names() for bits in LARGE.get(name, WIDTHS)) if case not in FAST]
@@ -84,6 +86,7 @@ def batch(name, n=8, seed=5):
 @functools.lru_cache(maxsize=1)
 def float_network(name):
     """Not to be changed: in eval mode, with statistics of the images."""
+    name = name.removesuffix(WIDE)
     torch.manual_seed(0)
     model = OWN[name]() if name in OWN else build(name, in_channels=3, classes=10)
     shake_norms(model)
@@ -95,7 +98,8 @@ def float_network(name):
 def network(name, bits):
     if bits == 32:
         return float_network(name)
-    model = quantize(float_network(name), bits, calibration=[batch(name, seed=0)]).eval()
+    wide = 8 if name.endswith(WIDE) else None
+    model = quantize(float_network(name), bits, activation_bits=wide, calibration=[batch(name, seed=0)]).eval()
     stir_clips(model)
     round_biases(model)
     return model
