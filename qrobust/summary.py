@@ -91,9 +91,7 @@ def headline_table(result: dict[str, Any]) -> Table | None:
     rows = [(f"QM-{width['bits']}", width["gap"]) for width in result["widths"] if width.get("gap")]
     if not rows:
         return None
-    drawn = Table(
-        title=f"{_titled(result)}: the same images under every attack, by place; {_threat(result['threat'])}"
-    )
+    drawn = Table(title=f"{_titled(result)}: the same images under every attack, by place; {_threat(result['threat'])}")
     for heading in ("network", "images", "attacked in torch", "replayed on the runtime", "the file attacked", "by"):
         drawn.add_column(heading, justify="left" if heading in ("network", "by") else "right")
     for name, gap in rows:
