@@ -6,10 +6,11 @@
 A shortened table 5 of the Fourier-domain study: "small" is for two CPU cores and some hours, "full" takes all images
 and a GPU. One adversarially trained float network is the start of every row:
 QM-32, QM-4 and QM-2, each with no FAT, standardised weights alone ("identity"), the published mask ("paper") and
-the one that starts in its useful range ("normalised"), all for the same few epochs; then the best recipe known:
-width by width, distilled from the float network, weights averaged. All rows are evaluated on the same test images
-and compared in pairs with the row of their width without FAT, and with QM-32. It continues where it was stopped;
-processes beside each other may take different rows, once the float network is there.
+the one that starts in its useful range ("normalised"), all for the same few epochs; then QM-4 and QM-2 whose
+activations keep 8 bits ("wide"), and the best recipe known: that, width by width, distilled from the float network.
+All rows are evaluated on the same test images and compared in pairs with the row of their width without FAT, and with
+QM-32. It continues where it was stopped; processes beside each other may take different rows, once the float network
+is there.
 """
 
 from __future__ import annotations
