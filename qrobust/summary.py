@@ -29,7 +29,7 @@ def report(recipe: Recipe, folder: Path) -> dict[str, Any]:
     """The run's figures by width, JSON-ready; accuracies are shares, latencies milliseconds.
 
     before: of the torch network on n test images. after: of the artifact on its runtime, suite replayed, and
-    under the gradient-free attack there.
+    under the gradient-free attack there. activation_bits: None where activations have the network's width.
     """
     timings = read_json(folder / "bench.json")
     widths = [_width(folder / f"qm-{bits}", bits, timings) for bits in recipe.bits]
