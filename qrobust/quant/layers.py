@@ -56,13 +56,19 @@ class QuantizedConv2d(QuantConv2d):  # type: ignore[misc]  # Brevitas is not typ
     def effective_weight(self) -> Tensor:
         """(C_out, C_in/groups, kh, kw), on the quantiser's grid.
 
-        What FAT computes on the way is five times as large as the weight: it is computed again when gradients pass.
+        What FAT computes on the way is several times as large as the weight: it is computed again when gradients pass.
         """
         if self.computed is not None:
             return self.computed
-        if parametrize.is_parametrized(self, "weight") and torch.is_grad_enabled():
+        if self._is_trained_behind_fat():
             return cast(Tensor, checkpoint(self._weight, use_reentrant=False, preserve_rng_state=False))
         return self._weight()
+
+    def _is_trained_behind_fat(self) -> bool:
+        """Not while an attack works on it, which asks for no gradient of a weight."""
+        if not (torch.is_grad_enabled() and parametrize.is_parametrized(self, "weight")):
+            return False
+        return bool(self.parametrizations.weight.original.requires_grad)
 
     def _weight(self) -> Tensor:
         return cast(Tensor, _quantizer(self.weight_quant)(self.weight)[0])

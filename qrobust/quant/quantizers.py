@@ -44,7 +44,7 @@ class LearnedClip(torch.autograd.Function):
     def forward(ctx: Any, x: Tensor, clip: Tensor, low: int, high: int, backward: str) -> Tensor:
         trained = backward == "clipped" and ctx.needs_input_grad[1]
         ctx.fused = trained and kernels.fits(x)
-        ctx.compact = trained and not ctx.fused and clip.numel() == 1
+        ctx.compact = trained and x.device.type == "cpu" and clip.numel() == 1
         ctx.settings = (low, high, backward)
         value = fake_quantize(x, clip, low, high)
         ctx.save_for_backward(_codes(x, value, clip, low, high) if ctx.compact else x, clip)
@@ -60,7 +60,7 @@ class LearnedClip(torch.autograd.Function):
             dx, dclip = kernels.gradients(g, x, clip, low, high)
             return dx, dclip.sum_to_size(clip.shape), None, None, None
         if ctx.compact:
-            codes, shift = x.to(g.dtype), _shift(low)
+            codes, shift = x.to(g.dtype, copy=True), _shift(low)
             dx = torch.ops.aten.hardtanh_backward(g, codes, shift - 0.75, shift + 0.75)
             dclip = (dx.sum() * shift - codes.mul_(g).sum()) / high
             return dx, dclip.view_as(clip), None, None, None

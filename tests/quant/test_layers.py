@@ -8,7 +8,7 @@ from torch import nn
 from torch.nn.utils import parametrize
 
 from qrobust.attacks.crafting import crafting
-from qrobust.quant import BITS, FAT, Quantizer, fold_fat, quantize, quantizers, set_export_form, weights_first
+from qrobust.quant import BITS, FAT, Quantizer, fold_fat, layers, quantize, quantizers, set_export_form, weights_first
 from qrobust.quant.layers import QuantizedConv2d, quantized_activation, quantized_conv, quantized_linear
 from qrobust.quant.quantizers import calibrating, fake_quantize
 from qrobust.spectrum import FAT_FORMS, fat_transform
@@ -127,11 +127,11 @@ def test_weights_first_changes_no_gradient_and_quantises_once(form, monkeypatch)
     monkeypatch.setattr(QuantizedConv2d, "_weight", lambda layer: (calls.append(layer), quantise(layer))[1])
     with weights_first(model):
         found = gradients()
-    layers = [module for module in model.modules() if isinstance(module, QuantizedConv2d)]
-    again = [layer for layer in layers if parametrize.is_parametrized(layer)]  # when gradients pass
-    assert sorted(map(id, calls)) == sorted(map(id, layers + again))
+    convs = [module for module in model.modules() if isinstance(module, QuantizedConv2d)]
+    again = [conv for conv in convs if parametrize.is_parametrized(conv)]  # when gradients pass
+    assert sorted(map(id, calls)) == sorted(map(id, convs + again))
     torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)
-    assert all(layer.computed is None for layer in layers)
+    assert all(conv.computed is None for conv in convs)
 
 
 def test_what_fat_computes_on_its_way_is_not_kept():
@@ -145,6 +145,14 @@ def test_what_fat_computes_on_its_way_is_not_kept():
     assert len(fresh) == 1
     result.sum().backward()
     assert layer.parametrizations.weight[0].mixing.grad.abs().sum() > 0
+
+
+def test_an_attack_computes_no_weight_again(monkeypatch):
+    model = quantize(resnet(), 4, calibration=[images(16)])
+    monkeypatch.setattr(layers, "checkpoint", None)
+    for training in (True, False):
+        with crafting(model, training=training):
+            model(images().requires_grad_()).sum().backward()
 
 
 def test_attack_steps_fold_batch_norm_into_float_convolutions_behind_fat():

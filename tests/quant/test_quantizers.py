@@ -136,6 +136,15 @@ def test_an_activation_keeps_half_of_its_memory_while_its_clip_is_trained(signed
         assert kept.shape == x.shape
 
 
+@pytest.mark.parametrize("kind", [torch.float32, torch.float16])
+def test_gradients_may_pass_twice(kind):
+    x, clip = normal(100).to(kind).requires_grad_(), torch.tensor(0.9, dtype=kind, requires_grad=True)
+    value = LearnedClip.apply(x, clip, 0, 15, "clipped").sum()
+    first, second = (torch.autograd.grad(value, (x, clip), retain_graph=True) for _ in range(2))
+    assert torch.equal(first[0], second[0])
+    assert torch.equal(first[1], second[1])
+
+
 def test_gradient_of_the_parameter_passes_unit_and_sign():
     quantizer, x = weight_quantizer(), normal(200)
     quantizer.unit.fill_(0.5)
