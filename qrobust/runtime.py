@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import argparse
 import hashlib
+import io
 import json
 import math
 import platform
@@ -17,7 +18,7 @@ import time
 import warnings
 import zipfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stdout
 from dataclasses import asdict, dataclass
 from functools import cached_property, reduce
 from pathlib import Path
@@ -59,6 +60,7 @@ BASELINE = ("artifact", "model", *SAME, "accuracy", "outcomes", "versions")
 LEVELS = {"disable": "DISABLE_ALL", "basic": "ENABLE_BASIC", "extended": "ENABLE_EXTENDED", "all": "ENABLE_ALL"}
 # By onnxruntime's names. x64quantprecision = 1: sums of 8-bit products do not saturate on x64 processors without VNNI.
 ENTRIES = {"allow_spinning": "session.intra_op.allow_spinning", "x64quantprecision": "session.x64quantprecision"}
+ON_GPU = ("CUDAExecutionProvider", "TensorrtExecutionProvider")
 OPTIONS = ("graph_optimization_level", "intra_op_num_threads", "inter_op_num_threads", *ENTRIES)
 HINT_EXPORT = "compare onnxruntime, provider and session options with the manifest, then export again"
 HINT_LOST = "compare model and recipe with the baseline's; a wanted loss is pinned by --update-baseline --reason TEXT"
@@ -304,10 +306,18 @@ def load_session(
                 options.add_session_config_entry(ENTRIES[key], str(min(value, 1)))
             else:
                 setattr(options, key, value)
+        if provider in ON_GPU:
+            preload(ort)
         session = ort.InferenceSession(Path(model_path).read_bytes(), options, providers=[provider], enable_fallback=0)
     used = session.get_providers()[0]
     _expect(used == provider, f"the model on {provider}", used, "install what that provider needs")
     return session
+
+
+def preload(ort: Any) -> None:
+    """Load the GPU's libraries that pip installed: onnxruntime itself looks for them on the path alone."""
+    with redirect_stdout(io.StringIO()):  # it prints what it does not find; the session's error says it too
+        getattr(ort, "preload_dlls", lambda: None)()
 
 
 def _as_float(x: Array) -> Array:

@@ -12,11 +12,11 @@ import numpy as np
 from .. import machine
 from ..errors import RecipeError
 from ..progress import bar
-from ..runtime import Artifact, time_sessions, wilson
+from ..runtime import ON_GPU, Artifact, time_sessions, wilson
 from .executed import compute_type, executed, multiply_adds, placement
 from .memory import footprint
 from .scenario import Scenario
-from .sessions import ON_GPU, Bound, NullSession, beside_others, images_for, open_session, provider_of
+from .sessions import Bound, NullSession, beside_others, images_for, open_session, provider_of
 from .timing import Int8Peak, ratio_interval, statistics
 
 HARNESS = "(harness)"

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import ctypes
-import io
-from contextlib import redirect_stdout, suppress
+from contextlib import suppress
 from importlib import import_module
 from pathlib import Path
 from types import SimpleNamespace
@@ -14,7 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 from ..errors import RecipeError, did_you_mean
-from ..runtime import Artifact, ArtifactError
+from ..runtime import ON_GPU, Artifact, ArtifactError, preload
 
 Array = npt.NDArray[Any]
 OPENVINO = "openvino"  # a runtime of its own: the same file, read by the package openvino
@@ -24,7 +23,6 @@ PROVIDERS = {
     "tensorrt": "TensorrtExecutionProvider",
     OPENVINO: OPENVINO,
 }
-ON_GPU = (PROVIDERS["cuda"], PROVIDERS["tensorrt"])
 
 
 def provider_of(name: str) -> str:
@@ -64,8 +62,7 @@ def require(provider: str) -> None:
     import onnxruntime
 
     if provider in ON_GPU:
-        with redirect_stdout(io.StringIO()):
-            onnxruntime.preload_dlls()
+        preload(onnxruntime)
         with suppress(ImportError):
             import_module("tensorrt")
     stem = provider.removesuffix("ExecutionProvider").lower()

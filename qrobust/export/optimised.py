@@ -14,10 +14,10 @@ from torch import nn
 
 from ..errors import ExportError
 from ..quant import bits_per_layer
-from ..runtime import ENTRIES
+from ..runtime import ENTRIES, ON_GPU, preload
 from .target import Target
 
-CPU, GPUS = "CPUExecutionProvider", ("CUDAExecutionProvider", "TensorrtExecutionProvider")
+CPU = "CPUExecutionProvider"
 IDENTITY = '<ir_version: 10, opset_import: ["": 20]> identity (float[1] x) => (float[1] y) { y = Identity (x) }'
 
 
@@ -73,8 +73,10 @@ def present_provider(target: Target) -> str:
 def _opens(provider: str) -> bool:
     """onnxruntime lists what it was built with: where a library or the GPU is missing, its session is the CPU's."""
     listed = provider in onnxruntime.get_available_providers()
-    if not listed or (provider in GPUS and not torch.cuda.is_available()):  # it would complain at length
+    if not listed or (provider in ON_GPU and not torch.cuda.is_available()):  # it would complain at length
         return False
+    if provider in ON_GPU:
+        preload(onnxruntime)
     model = onnx.parser.parse_model(IDENTITY).SerializeToString()
     return bool(open_session(model, "all", provider).get_providers()[0] == provider)
 

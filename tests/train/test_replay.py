@@ -9,7 +9,7 @@ from qrobust import machine
 from qrobust.train import replay
 from qrobust.train.replay import Replayed
 
-from .helpers import are_equal, job, network, some_batch, stepper, weights_of
+from .helpers import are_equal, deeper, job, network, some_batch, stepper, weights_of
 
 on_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="CUDA graphs need a GPU")
 
@@ -69,10 +69,12 @@ def test_nothing_is_recorded_on_a_cpu():
 
 
 @on_gpu
+@pytest.mark.parametrize("fat", ["none", "normalised"])
 @pytest.mark.parametrize("settings", [{}, {"method": "trades"}, {"awp": {"gamma": 0.01}}, {"sar": {"start": 0}}])
-def test_replays_train_to_the_same_weights(tmp_path, settings):
+def test_replays_train_to_the_same_weights(tmp_path, settings, fat):
     task = job(tmp_path, **settings)
-    first, second = network(), copy.deepcopy(network())
+    first = deeper(fat)
+    second = copy.deepcopy(first)
     plain, recorded = stepper(first, task), stepper(second, task)
     plain._descended.possible = plain._crafted.possible = False
     batches = [some_batch(seed=seed) for seed in range(6)]
