@@ -178,8 +178,7 @@ def main() -> None:
             "start": hashlib.sha256(start.read_bytes()).hexdigest(),
         }
         settings = {"size": asdict(SIZES[options.size]), "best": BEST}
-        machine_ = {"versions": machine.versions(), "hardware": machine.hardware()}
-        write_json(options.json, {**settings, "seeds": found, **described, **machine_})
+        write_json(options.json, {**settings, "seeds": found, **described})
 
 
 if __name__ == "__main__":

@@ -4,12 +4,12 @@
 
 ResNet-20 and ResNet-18 at QM-32/8/4/2 through onnxruntime's CUDA provider and, where it is present, TensorRT's, in
 turns with torch eager and torch.compile, float32 and float16; batch 1, 32, 256; images come from the host and logits
-go back to it. Ratios are against onnxruntime in float16. RUN is a run folder whose trained networks are taken; without
-one weights are random, which speed does not mind, but robustness means nothing then.
+go back to it. Ratios are against onnxruntime in float16. RUN is a run folder, evaluated, whose trained networks are
+taken; for widths that it lacks weights are random, which speed does not mind, but robustness means nothing then.
 
 torch compiles with CUDA graphs ("reduce-overhead"), for each batch size by itself: what it does best on small networks.
-Each part takes some minutes and leaves OUT/serve/PART.json; parts that are there are not done again. What a provider
-cannot carry is written down with its reason. Exit code 2 without a GPU.
+Each part (a network at one batch size, or the check of one file) leaves OUT/serve/PART.json; parts that are there are
+not done again. What a provider cannot carry is written down with its reason. Exit code 2 without a GPU.
 """
 
 from __future__ import annotations
@@ -65,8 +65,12 @@ class TorchSession:
         return [self._call(x).float().cpu().numpy()]
 
 
+def trained(name: str, bits: int, runs: Runs) -> bool:
+    return name in runs and bits in runs[name].recipe.bits
+
+
 def artifact_of(name: str, bits: int, target: str, out: Path, runs: Runs) -> Artifact:
-    if name in runs:
+    if trained(name, bits, runs):
         place = out / f"{name}-qm-{bits}-{target}"
         return Artifact.load(runs[name].export(bits, load_target(target), place))
     return specimens.artifact(out, name, bits, target)
@@ -76,8 +80,8 @@ def float_network(name: str, runs: Runs) -> nn.Module:
     return copy.deepcopy(runs[name].network(32) if name in runs else specimens.network(name, 32))
 
 
-def timed(name: str, provider: str, out: Path, runs: Runs) -> dict[str, Any]:
-    """Every width on one provider beside torch and onnxruntime in float16, one run a batch size."""
+def timed(name: str, provider: str, batch: int, out: Path, runs: Runs) -> dict[str, Any]:
+    """Every width on one provider beside torch and onnxruntime in float16."""
     sessions, facts = {}, {}
     twin = artifact_of(name, 32, TARGETS["cuda"], out, runs)
     sessions[TWIN] = open_session(twin, PROVIDERS["cuda"], 0)
@@ -95,7 +99,7 @@ def timed(name: str, provider: str, out: Path, runs: Runs) -> dict[str, Any]:
         for compiled in (False, True):
             label = f"torch {'compiled' if compiled else 'eager'}, {str(dtype).removeprefix('torch.')}"
             sessions[label] = TorchSession(float_network(name, runs), dtype, compiled=compiled)
-    return {"artifacts": facts, "results": [row for size in BATCHES for row in rows(sessions, twin, size)]}
+    return {"artifacts": facts, "results": list(rows(sessions, twin, batch))}
 
 
 def rows(sessions: dict[str, Any], twin: Artifact, batch: int) -> Iterator[dict[str, Any]]:
@@ -112,14 +116,16 @@ def rows(sessions: dict[str, Any], twin: Artifact, batch: int) -> Iterator[dict[
 def checked(name: str, provider: str, bits: int, out: Path, runs: Runs) -> dict[str, Any]:
     """The artifact's own check, whose session is on its target's provider."""
     try:
-        return {"trained": name in runs, **check(artifact_of(name, bits, TARGETS[provider], out, runs)).to_dict()}
+        report = check(artifact_of(name, bits, TARGETS[provider], out, runs))
+        return {"trained": trained(name, bits, runs), **report.to_dict()}
     except (QrobustError, ArtifactError) as error:
         return {"refused": str(error)}
 
 
 def parts(providers: list[str], out: Path, runs: Runs) -> Iterator[tuple[str, Callable[[], dict[str, Any]]]]:
     for name, provider in itertools.product(specimens.NETWORKS, providers):
-        yield f"time-{name}-{provider}", functools.partial(timed, name, provider, out, runs)
+        for batch in BATCHES:
+            yield f"time-{name}-{provider}-batch-{batch}", functools.partial(timed, name, provider, batch, out, runs)
         for bits in specimens.WIDTHS:
             yield f"check-{name}-{provider}-qm-{bits}", functools.partial(checked, name, provider, bits, out, runs)
 

@@ -78,7 +78,7 @@ MASKED = "gradients do not lead the attack: use other losses, restarts, backward
 DOUBTS: tuple[Doubt[Subject], ...] = (
     Doubt("random-logits", measures.random_logits, 1e-4, "five runs on the same images give different logits",
           "fix the randomness, or average the gradient over it (EOT)", cheap=True),
-    Doubt("batch-dependent", measures.batch_dependent, 1e-3, "an image's logits depend on the batch it comes in",
+    Doubt("batch-dependent", measures.batch_dependent, 1e-3, "an image's logits depend on the others in its batch",
           "put batch-norm into eval mode; an attacker's batch would decide the statistics", cheap=True),
     Doubt("probabilities", measures.probabilities, 0.0, "the output sums to one: softmax flattens the attack's loss",
           "return logits, what comes before softmax", cheap=True),

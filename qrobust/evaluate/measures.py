@@ -33,10 +33,13 @@ def random_logits(subject: Subject) -> float:
 
 @torch.no_grad()
 def batch_dependent(subject: Subject) -> float:
-    """The most that a logit changes between an image alone and in a batch, in standard deviations."""
-    alone = torch.cat([subject.model(x) for x in parts(subject.x[:SEVERAL], 1)])
-    together: Tensor = subject.model(subject.x[: max(subject.batch_size, SEVERAL)])
-    return _relative(alone - together[: len(alone)], alone)
+    """The most that a logit changes with the other images of a batch, in standard deviations.
+
+    Not with its size: a GPU has other kernels for another size, whose rounding moves a quantiser by a step.
+    """
+    x = subject.x[:SEVERAL]
+    beside_itself, beside_negatives = (subject.model(torch.cat([x, others]))[: len(x)] for others in (x, 1 - x))
+    return _relative(beside_itself - beside_negatives, beside_itself)
 
 
 @torch.no_grad()

@@ -44,8 +44,9 @@ class FAT(nn.Module):
             return transformed * weight.std().detach() if self.rescale else transformed
 
     def mask(self, weight: Tensor) -> Tensor:
-        """The mask on the spectrum of a weight, (C_out, N/2 + 1)."""
-        return fat_mask(filter_spectrum(weight), self.mixing, self.form)
+        """The mask on the spectrum of a weight, (C_out, N/2 + 1), in float32 too."""
+        with torch.autocast(weight.device.type, enabled=False):
+            return fat_mask(filter_spectrum(weight), self.mixing, self.form)
 
 
 class QuantizedConv2d(QuantConv2d):  # type: ignore[misc]  # Brevitas is not typed

@@ -184,6 +184,12 @@ def test_an_honest_network_raises_none(kind: str, images, request: pytest.Fixtur
     assert examine(Subject(model, images[1], THREAT, twin=model, n=N), DOUBTS).flags == []
 
 
+def test_another_size_of_a_batch_is_no_other_batch(robust: nn.Module, images: tuple[Images, Images]) -> None:
+    """A GPU has other kernels for it, which round otherwise."""
+    honest = Wrapped(robust, front=Do(lambda x: x * (1 + 1e-3 * len(x))))
+    assert _raised(Subject(honest, images[1], THREAT, n=N), {"batch-dependent"}) == set()
+
+
 def test_the_cheap_doubts_find_the_cheap_liars(robust: nn.Module, images: tuple[Images, Images]) -> None:
     liar = LIARS["thermometer"][0](robust).eval()
     found = examine(Subject(liar, images[1], THREAT, n=N), CHEAP).flags

@@ -50,6 +50,13 @@ def test_every_convolution_runs_on_integers(tmp_path, bits):
     assert ran["QGemm"] == (bits < 32)
 
 
+def test_a_gpu_multiplies_no_weight_with_every_image(tmp_path):
+    path = tmp_path / "model.onnx"
+    path.write_bytes(lowered(4, target="ort-cuda"))
+    ran = optimised_ops(path, load_target("ort-cuda"))
+    assert ran["Mul"] == ran["Round"] > 0  # one for every activation
+
+
 @pytest.mark.parametrize(("fat", "edge_layers"), [("none", "int8"), ("paper", "float"), ("identity", "int8")])
 def test_other_settings_too(fat, edge_layers, tmp_path):
     settings = {"fat": fat, "edge_layers": edge_layers}

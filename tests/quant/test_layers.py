@@ -173,9 +173,10 @@ def is_conv(module):
 @pytest.mark.parametrize("rescale", [True, False])
 def test_fat_is_the_same_to_the_bit_under_autocast(rescale):
     weight, fat = some_conv().weight.detach(), FAT(6, "paper", rescale=rescale)
-    expected = fat(weight)
+    expected, mask = fat(weight), fat.mask(weight)
     with torch.autocast("cpu", torch.bfloat16):
         assert torch.equal(fat(weight), expected)
+        assert torch.equal(fat.mask(weight), mask)
 
 
 def test_the_identity_asks_for_no_gradient():

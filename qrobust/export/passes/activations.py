@@ -139,27 +139,49 @@ def activations_as_arithmetic(model: ir.Model) -> bool:
 
 
 def half_precision(model: ir.Model) -> bool:
-    """Requires: weights and activations as arithmetic. Ensures: float16, but for images and logits.
+    """Requires: weights and activations as arithmetic. Ensures: float16, but for images, logits and scales of weights.
 
-    Raises ExportError for a weight beyond float16's range, or a scale below it.
+    Integers are multiplied by their scales in float32: onnxruntime does it once, at load, but would multiply float16
+    with every image. Raises ExportError for a weight beyond float16's range, or a scale below it.
     """
-    initialisers = list(model.graph.initializers.values())
-    wide = [value for value in initialisers if value.dtype == ir.DataType.FLOAT and value.uses()]
-    if not wide:
+    products = [node for node in nodes(model, "Mul") if all(_stored(value) is not None for value in node.inputs)]
+    factors = [value for node in products for value in node.inputs]
+    wide = [v for v in model.graph.initializers.values() if v.dtype == ir.DataType.FLOAT and v.uses()]
+    wide = [value for value in wide if value not in factors]
+    products = [node for node in products if not any(reader.op_type == "Cast" for reader in readers(node.outputs[0]))]
+    if not wide and not products:
         return False
     for value in wide:
-        array = required(value)
-        with np.errstate(over="ignore"):
-            small = array.astype(np.float16)
         divides = any(reader.op_type == "Div" for reader in readers(value))
-        if not np.isfinite(small).all() or (divides and not small.all()):
-            raise ExportError(f"expected weights and scales in the range of float16, got {np.abs(array).max():.3g}")
-        ir.convenience.replace_all_uses_with(value, initialiser(model, small))
+        ir.convenience.replace_all_uses_with(value, initialiser(model, _half(required(value), divides=divides)))
     for node in nodes(model, "Cast"):
-        if node.attributes.get_int("to") == ir.DataType.FLOAT:
+        if node.attributes.get_int("to") == ir.DataType.FLOAT and node.outputs[0] not in factors:
             node.attributes["to"] = ir.AttrInt64("to", int(ir.DataType.FLOAT16))
+    for node in products:
+        integers, scale = (_stored(value) for value in node.inputs)
+        assert integers is not None
+        assert scale is not None
+        _half(integers.astype(np.float32) * scale)
+        for reader in readers(node.outputs[0]):
+            narrowed = before(reader, "Cast", [node.outputs[0]], {"to": int(ir.DataType.FLOAT16)})
+            reader.replace_input_with(reader.inputs.index(node.outputs[0]), narrowed)
     _cast_ends(model)
     return True
+
+
+def _stored(value: ir.Value | None) -> Array | None:
+    """The constant behind a value, cast or not."""
+    cast = maker(value, "Cast")
+    return constant(value if cast is None else cast.inputs[0])
+
+
+def _half(array: Array, *, divides: bool = False) -> Array:
+    """float16. Raises ExportError where that is infinite, or zero in a divisor."""
+    with np.errstate(over="ignore"):
+        small = array.astype(np.float16)
+    if not np.isfinite(small).all() or (divides and not small.all()):
+        raise ExportError(f"expected weights and scales in the range of float16, got {np.abs(array).max():.3g}")
+    return small
 
 
 def _cast_ends(model: ir.Model) -> None:
