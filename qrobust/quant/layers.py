@@ -55,21 +55,8 @@ class QuantizedConv2d(QuantConv2d):  # type: ignore[misc]  # Brevitas is not typ
     computed: Tensor | None = None  # inside `weights_first`
 
     def effective_weight(self) -> Tensor:
-        """(C_out, C_in/groups, kh, kw), on the quantiser's grid.
-
-        What FAT computes on the way is several times as large as the weight: it is computed again when gradients pass.
-        """
-        if self.computed is not None:
-            return self.computed
-        if self._is_trained_behind_fat():
-            return cast(Tensor, checkpoint(self._weight, use_reentrant=False, preserve_rng_state=False))
-        return self._weight()
-
-    def _is_trained_behind_fat(self) -> bool:
-        """Not while an attack works on it, which asks for no gradient of a weight."""
-        if not (torch.is_grad_enabled() and parametrize.is_parametrized(self, "weight")):
-            return False
-        return bool(self.parametrizations.weight.original.requires_grad)
+        """(C_out, C_in/groups, kh, kw), on the quantiser's grid."""
+        return _effective_weight(self)
 
     def _weight(self) -> Tensor:
         return cast(Tensor, _quantizer(self.weight_quant)(self.weight)[0])
@@ -107,17 +94,42 @@ def _quantizer(proxy: Any) -> Quantizer:
 class TransformedConv2d(nn.Conv2d):
     """A float convolution behind FAT, which tells the weight that it convolves with."""
 
+    computed: Tensor | None = None  # inside `weights_first`
+
     def effective_weight(self) -> Tensor:
         """(C_out, C_in/groups, kh, kw), as FAT gives it."""
+        return _effective_weight(self)
+
+    def _weight(self) -> Tensor:
         return self.weight
+
+    def forward(self, x: Tensor) -> Tensor:
+        """As torch's own."""
+        return cast(Tensor, self._conv_forward(x, self.effective_weight(), self.bias))
+
+
+def _effective_weight(layer: QuantizedConv2d | TransformedConv2d) -> Tensor:
+    """What FAT computes on the way is several times as large as a weight: it is computed again when gradients pass."""
+    if layer.computed is not None:
+        return layer.computed
+    if _is_trained_behind_fat(layer):
+        return cast(Tensor, checkpoint(layer._weight, use_reentrant=False, preserve_rng_state=False))
+    return layer._weight()
+
+
+def _is_trained_behind_fat(layer: nn.Module) -> bool:
+    """Not while an attack works on it, which asks for no gradient of a weight."""
+    if not (torch.is_grad_enabled() and parametrize.is_parametrized(layer, "weight")):
+        return False
+    return bool(layer.parametrizations.weight.original.requires_grad)  # type: ignore[union-attr]
 
 
 @contextmanager
 def weights_first(model: nn.Module) -> Iterator[None]:
-    """Inside, every convolution's weight is quantised once, now: so its gradient passes last, when activations that
-    were kept for theirs are gone.
+    """Inside, the weight of every convolution that is quantised or behind FAT is computed once, now: so its gradient
+    passes last, when activations that were kept for theirs are gone.
     """
-    layers = [module for module in model.modules() if isinstance(module, QuantizedConv2d)]
+    layers = [module for module in model.modules() if isinstance(module, (QuantizedConv2d, TransformedConv2d))]
     try:
         for layer in layers:
             layer.computed = layer.effective_weight()

@@ -1,6 +1,7 @@
 """Brevitas layers around our quantisers, and the folding of FAT."""
 
 import copy
+import itertools
 
 import pytest
 import torch
@@ -9,11 +10,20 @@ from torch.nn.utils import parametrize
 
 from qrobust.attacks.crafting import crafting
 from qrobust.quant import BITS, FAT, Quantizer, fold_fat, layers, quantize, quantizers, set_export_form, weights_first
-from qrobust.quant.layers import QuantizedConv2d, quantized_activation, quantized_conv, quantized_linear
+from qrobust.quant.layers import (
+    QuantizedConv2d,
+    TransformedConv2d,
+    quantized_activation,
+    quantized_conv,
+    quantized_linear,
+    transform,
+)
 from qrobust.quant.quantizers import calibrating, fake_quantize
 from qrobust.spectrum import FAT_FORMS, fat_transform
 
 from .helpers import images, resnet
+
+KINDS = QuantizedConv2d, TransformedConv2d  # of a quantised and of a float network
 
 
 def some_conv(bias=True, groups=1):
@@ -114,31 +124,36 @@ def test_folding_is_bit_equal_and_leaves_the_original_working(form, bits):
     assert all(m.mixing.grad is not None for m in model.modules() if isinstance(m, FAT) and form != "identity")
 
 
-@pytest.mark.parametrize("form", [*FAT_FORMS, "none"])
-def test_weights_first_changes_no_gradient_and_quantises_once(form, monkeypatch):
-    model = quantize(resnet(), 3, fat=form, calibration=[images(16)]).eval()
+@pytest.mark.parametrize(("bits", "form"), [*itertools.product((3, 32), FAT_FORMS), (3, "none")])
+def test_weights_first_changes_no_gradient_and_computes_once(bits, form, monkeypatch):
+    model, kind = quantize(resnet(), bits, fat=form, calibration=[images(16)]).eval(), KINDS[bits == 32]
 
     def gradients():
         loss = model(images()).square().sum() + model(1 - images()).square().sum()
         return torch.autograd.grad(loss, [p for p in model.parameters() if p.requires_grad])
 
     expected, calls = gradients(), []
-    quantise = QuantizedConv2d._weight
-    monkeypatch.setattr(QuantizedConv2d, "_weight", lambda layer: (calls.append(layer), quantise(layer))[1])
+    compute = kind._weight
+    monkeypatch.setattr(kind, "_weight", lambda layer: (calls.append(layer), compute(layer))[1])
     with weights_first(model):
         found = gradients()
-    convs = [module for module in model.modules() if isinstance(module, QuantizedConv2d)]
+    convs = [module for module in model.modules() if isinstance(module, kind)]
     again = [conv for conv in convs if parametrize.is_parametrized(conv)]  # when gradients pass
     assert sorted(map(id, calls)) == sorted(map(id, convs + again))
     torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)
     assert all(conv.computed is None for conv in convs)
 
 
-def test_what_fat_computes_on_its_way_is_not_kept():
+@pytest.mark.parametrize("bits", [4, 32])
+def test_what_fat_computes_on_its_way_is_not_kept(bits):
     """Between the passes a layer holds the weight that it convolves with, and no more."""
-    layer, kept = quantized_conv(some_conv(), 4, per_channel=True, inner=True, fat=FAT(6, "normalised")), []
-    with calibrating(layer):
-        layer(some_inputs())
+    layer, fat, kept = some_conv(), FAT(6, "normalised"), []
+    if bits == 32:
+        transform(layer, fat)
+    else:
+        layer = quantized_conv(layer, bits, per_channel=True, inner=True, fat=fat)
+        with calibrating(layer):
+            layer(some_inputs())
     with torch.autograd.graph.saved_tensors_hooks(lambda tensor: kept.append(tensor) or tensor, lambda tensor: tensor):
         result = layer(some_inputs())
     fresh = [tensor for tensor in kept if tensor.shape == layer.weight.shape]
@@ -147,8 +162,9 @@ def test_what_fat_computes_on_its_way_is_not_kept():
     assert layer.parametrizations.weight[0].mixing.grad.abs().sum() > 0
 
 
-def test_an_attack_computes_no_weight_again(monkeypatch):
-    model = quantize(resnet(), 4, calibration=[images(16)])
+@pytest.mark.parametrize("bits", [4, 32])
+def test_an_attack_computes_no_weight_again(bits, monkeypatch):
+    model = quantize(resnet(), bits, calibration=[images(16)])
     monkeypatch.setattr(layers, "checkpoint", None)
     for training in (True, False):
         with crafting(model, training=training):
