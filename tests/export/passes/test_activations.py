@@ -4,6 +4,7 @@ import numpy as np
 import onnx
 import onnx_ir as ir
 import pytest
+from onnx.reference import ReferenceEvaluator
 
 from qrobust.errors import ExportError
 from qrobust.export import passes
@@ -225,9 +226,12 @@ def test_numbers_out_of_the_range_of_float16_are_refused(name, value):
         passes.half_precision(as_arithmetic(model))
 
 
-def test_a_weight_may_vanish_in_float16():
+def test_a_weight_that_vanishes_in_float16_is_zero():
+    """By ONNX's own evaluator; onnxruntime on a CPU leaves out a Cast to float16 and back."""
     more, values = integer_conv(output="y")
     values["w_scale"][1] = 1e-12
     model = model_of(more, values)
     assert passes.half_precision(as_arithmetic(model))
-    assert np.abs(run(model, images())[:, 1]).max() < 1e-9
+    (result,) = ReferenceEvaluator(onnx.load_from_string(data_of(model))).run(None, {"x": images()})
+    assert result.any()
+    assert not result[:, 1].any()
