@@ -27,7 +27,7 @@ from qrobust import data, machine, recipe, runtime
 from qrobust.attacks import Attack, named
 from qrobust.export import Contents, make_suite, write_artifact
 from qrobust.recipe import Recipe
-from qrobust.run import Run
+from qrobust.runs import Run
 from qrobust.storage import write_json
 
 N = 300  # images of a suite

@@ -16,7 +16,7 @@ from typing import Any
 from qrobust import machine, recipe
 from qrobust.attacks import named
 from qrobust.evaluate import compare
-from qrobust.run import Run
+from qrobust.runs import Run
 from qrobust.storage import read_json, write_json
 from qrobust.train.average import Average
 from qrobust.train.checkpoint import load_state, save_state

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Optional
 import typer
 
 if TYPE_CHECKING:
-    from .run import Run
+    from .runs import Run
 
 TABLE_WIDTH = 150  # columns, where output is no terminal
 
@@ -61,6 +61,7 @@ def run(recipe: RecipeName, override: Overrides = None, out: Out = None, json: J
     """Train, quantize, evaluate, export, bench, check and attack the file; continues where it stopped."""
     from rich.console import Console
 
+    from .report import write
     from .summary import headline_table, table
 
     started = _open(recipe, override, out)
@@ -77,7 +78,7 @@ def run(recipe: RecipeName, override: Overrides = None, out: Out = None, json: J
     for width in result["widths"]:
         for verdict in width["broken"]:
             print(f"QM-{width['bits']} broke {verdict['name']}: {verdict['reason']}; {verdict['hint']}")
-    print(f"report: {started.folder / 'report.html'}")
+    print(f"report: {write(started.folder)}")
     return 0 if result["passed"] else 1
 
 
@@ -179,7 +180,7 @@ def export(
     """Export every width of a run for a deployment target."""
     from .errors import ExportError, did_you_mean
     from .export import INPUTS, load_target
-    from .run import Run
+    from .runs import Run
     from .verbs import exported
 
     if input and input not in INPUTS:
@@ -334,7 +335,7 @@ def _open(name: str, overrides: list[str] | None, out: Path | None) -> Run:
     from .recipe import load
 
     settings = load(name, overrides or ())  # before torch: a wrong recipe is told at once
-    from .run import Run
+    from .runs import Run
 
     return Run(settings, out or Path("runs") / settings.name)
 

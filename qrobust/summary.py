@@ -1,89 +1,10 @@
-"""One table of a whole run: each width before and after export; and how a run ends."""
+"""Tables of a whole run: each width before and after export."""
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
-import numpy as np
 from rich.table import Table
-
-from .deployed.material import SUITE
-from .evaluate.outcomes import CLEAN, accuracy, read_outcomes
-from .recipe import Recipe
-from .runtime import wilson
-from .storage import read_json, write_json
-
-
-def conclude(recipe: Recipe, folder: Path) -> dict[str, Any]:
-    """`report`, kept in RUN/report.json, and as a page with a model card beside it; see `qrobust.report`."""
-    from .report import write
-
-    result = report(recipe, folder)
-    write_json(folder / "report.json", result)
-    write(folder)
-    return result
-
-
-def report(recipe: Recipe, folder: Path) -> dict[str, Any]:
-    """The run's figures by width, JSON-ready; accuracies are shares, latencies milliseconds.
-
-    before: of the torch network on n test images. after: of the artifact on its runtime, suite replayed, and
-    under the gradient-free attack there. activation_bits: None where activations have the network's width.
-    """
-    timings = read_json(folder / "bench.json")
-    widths = [_width(folder / f"qm-{bits}", bits, timings) for bits in recipe.bits]
-    return {
-        "recipe": recipe.name,
-        "threat": {"norm": recipe.threat.norm, "eps": recipe.threat.eps},
-        "activation_bits": recipe.quant and recipe.quant.activation_bits,
-        "passed": all(width["verdict"] == "held" for width in widths),
-        "widths": widths,
-        "versions": timings["versions"],
-        "hardware": timings["hardware"],
-    }
-
-
-def _width(folder: Path, bits: int, timings: dict[str, Any]) -> dict[str, Any]:
-    before, checked, trained = (read_json(folder / f"{name}.json") for name in ("eval", "check", "train"))
-    rows = [row for row in timings["results"] if row["bits"] == bits]
-    return {
-        "bits": bits,
-        "size_bytes": rows[0]["size_bytes"],
-        "train_seconds": trained["seconds"],
-        "before": {key: before[key] for key in ("n", "clean", "attacks", "worst_case")},
-        "after": {key: checked[key] for key in ("n", "accuracy", "ci95", "counts", "worst_case")},
-        "label_flips": checked["label_flips"],
-        "gap": _gap(folder),
-        "latency": {str(row["batch"]): {"p50_ms": row["p50_ms"], "speedup": row["speedup"]} for row in rows},
-        "verdict": "held" if checked["passed"] else "broken",
-        "broken": [verdict for verdict in checked["verdicts"] if not verdict["passed"]],
-    }
-
-
-def _gap(folder: Path) -> dict[str, Any] | None:
-    """Worst cases of the suite's first n images in torch, replayed on the runtime and attacked there, JSON-ready.
-
-    by: the attack on the file that broke most. None where the file was not attacked on images of the suite, or on
-    more than were evaluated.
-    """
-    if not (folder / "attack.json").exists():
-        return None
-    attacked = read_json(folder / "attack.json")
-    before, masks = read_outcomes(folder / "eval.json")
-    n, sha256 = attacked["n"], read_json(folder / "artifact" / "manifest.json")["files"]["model.onnx"]["sha256"]
-    if attacked["artifact"]["sha256"] != sha256 or attacked.get("data") != SUITE or n > before["n"]:
-        return None
-    bounded = [name for name, found in before["attacks"].items() if found["bounded"]]
-    in_torch = np.logical_and.reduce([masks[name][:n] for name in (CLEAN, *bounded)])
-    replayed = attacked["gap"]["replayed"]["worst_case"]
-    return {
-        "n": n,
-        "in_torch": accuracy(in_torch),
-        "replayed": {"accuracy": replayed, "ci95": list(wilson(round(replayed * n), n))},
-        "attacked": attacked["worst_case"],
-        "by": min(attacked["attacks"], key=lambda name: float(attacked["attacks"][name]["accuracy"])),
-    }
 
 
 def headline_table(result: dict[str, Any]) -> Table | None:
@@ -95,7 +16,7 @@ def headline_table(result: dict[str, Any]) -> Table | None:
     for heading in ("network", "images", "attacked in torch", "replayed on the runtime", "the file attacked", "by"):
         drawn.add_column(heading, justify="left" if heading in ("network", "by") else "right")
     for name, gap in rows:
-        places = (_interval(gap[place]) for place in ("in_torch", "replayed", "attacked"))
+        places = (_interval(gap[place]) if gap[place] else "-" for place in ("in_torch", "replayed", "attacked"))
         drawn.add_row(name, str(gap["n"]), *places, gap["by"])
     return drawn
 

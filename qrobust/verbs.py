@@ -22,7 +22,7 @@ from .distributed import is_first, own
 from .errors import RecipeError
 from .evaluate import evaluate
 from .progress import note
-from .run import Run
+from .runs import Run, RunFolder
 from .runtime import Artifact
 from .storage import read_json, write_json
 from .threat import Threat
@@ -55,18 +55,18 @@ def evaluate_folder(
     _check_json(json)
     if (folder / "manifest.json").exists():
         return _evaluate_artifact(folder, attacks, n, seed, json)
-    one = folder.name.startswith("qm-") and not (folder / "recipe.toml").exists()
-    run = Run.open(folder.parent if one else folder, averaged=averaged)
-    widths = [_width(folder, run)] if one else list(run.recipe.bits)
+    files, one = RunFolder.find(folder)
+    run = Run.open(files.path, averaged=averaged)
+    widths = list(run.recipe.bits) if one is None else [run.expect_width(one)]
     widths = [bits for bits in widths if run.has_average(bits)] if averaged else widths
     if not widths:
         raise RecipeError(f"expected a run with weight averages, got {folder}; add a table train.average and train")
     chosen = _named(attacks, run.threat, run.recipe.evaluate.attacks)
     results = {}
     for bits in widths:
-        path = json if json is None or one else json.with_name(f"{json.stem}.qm-{bits}{json.suffix}")
+        path = json if json is None or one is not None else json.with_name(f"{json.stem}.qm-{bits}{json.suffix}")
         results[f"qm-{bits}"] = run.attack(bits, chosen, n=n, seed=seed, path=path, thorough=thorough)
-    if json is not None and not one and is_first():
+    if json is not None and one is None and is_first():
         write_json(json, results)
     return results
 
@@ -168,10 +168,3 @@ def _check_json(json: Path | None) -> None:
 def _named(attacks: str, threat: Threat, default: tuple[str, ...]) -> tuple[Attack, ...]:
     names = PROTOCOLS.get(attacks) or (attacks.split(",") if attacks else default)
     return tuple(named(name.strip(), threat) for name in names)
-
-
-def _width(folder: Path, run: Run) -> int:
-    text = folder.name.removeprefix("qm-")
-    if not text.isdigit() or int(text) not in run.recipe.bits:
-        raise RecipeError(f"expected a width of {list(run.recipe.bits)}, got {folder.name}; name one of the run's")
-    return int(text)

@@ -16,7 +16,7 @@ from ..attacks import Scene, named
 from ..data import Images, to_unit
 from ..errors import DataError, RunError
 from ..progress import bar
-from ..run import FLOAT, Run
+from ..runs import FLOAT, Run, RunFolder
 from ..storage import digest, read_json
 
 BATCH = 125
@@ -128,13 +128,13 @@ def open_cases(paths: Sequence[Path], settings: Settings) -> list[Case]:
 
     Raises RunError for a folder that is no run, a width that was not trained, or one given twice.
     """
-    places = [(_run_of(path), path) for path in paths]
-    runs = {folder.resolve(): Run.open(folder) for folder, _ in places}
+    places = [RunFolder.find(path) for path in paths]
+    runs = {files.path.resolve(): Run.open(files.path) for files, _ in places}
     cases = []
-    for folder, path in places:
-        run = runs[folder.resolve()]
+    for files, one in places:
+        run = runs[files.path.resolve()]
         widths = run.recipe.bits if len(paths) == 1 else (FLOAT,)
-        cases += [Case(run, bits, settings) for bits in (widths if folder == path else (_width(path, run),))]
+        cases += [Case(run, bits, settings) for bits in (widths if one is None else (run.expect_width(one),))]
     for case in cases:
         _expect_trained(case)
     _set_labels(cases)
@@ -151,17 +151,6 @@ def open_results(paths: Sequence[Path]) -> list[Result]:
                            "qrobust eval RUN/qm-N --json F")  # fmt: skip
         found.append(Result(path.stem, evaluation))
     return found
-
-
-def _run_of(path: Path) -> Path:
-    return path.parent if path.name.startswith("qm-") and not (path / "recipe.toml").exists() else path
-
-
-def _width(path: Path, run: Run) -> int:
-    for bits in run.recipe.bits:
-        if path.name == f"qm-{bits}":
-            return bits
-    raise RunError(f"expected a width of {list(run.recipe.bits)}, got {path}; name one of the run's")
 
 
 def _expect_trained(case: Case) -> None:

@@ -72,11 +72,15 @@ class Outcomes:
 
     def save(self, path: Path, **more: Any) -> None:
         """`to_dict` and `more` as JSON, and the masks packed to bits beside it, in a .npz of the same stem."""
+        self.save_masks(path.with_suffix(".npz"))
+        write_json(path, self.to_dict() | more)
+
+    def save_masks(self, path: Path) -> None:
+        """The masks packed to bits, as .npz."""
         buffer = io.BytesIO()
         packed = {name: np.packbits(mask) for name, mask in self.correct.items()}
         np.savez_compressed(buffer, **packed)  # type: ignore[arg-type]
-        write_bytes(path.with_suffix(".npz"), buffer.getvalue())
-        write_json(path, self.to_dict() | more)
+        write_bytes(path, buffer.getvalue())
 
 
 def read_outcomes(path: Path) -> tuple[dict[str, Any], dict[str, Mask]]:

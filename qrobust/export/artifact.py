@@ -26,6 +26,7 @@ from .suite import Arrays, suite_accuracy, suite_bytes
 from .target import Target
 
 PARITY_IMAGES = 1000
+FILES = ("model.onnx", "suite.npz", "verify.py", "manifest.json")
 
 
 @dataclass(frozen=True)
@@ -46,13 +47,17 @@ class Contents:
     input: str = INPUTS[0]
 
 
-def write_artifact(folder: Path, model: nn.Module, dataset: Dataset, target: Target, contents: Contents) -> None:
-    """Export a network with its suite, manifest and verifier into `folder`, replacing what is there.
+def write_artifact(
+    folder: Path, model: nn.Module, dataset: Dataset, target: Target, contents: Contents, *, ours: bool = False
+) -> None:
+    """Export a network with its suite, manifest and verifier into `folder`, replacing the artifact there.
 
-    Raises ExportError if the graph is not what the target asks for; an existing artifact then stands.
+    ours: the folder is the toolkit's own, whose artifact is replaced damaged or not. Raises ExportError if the graph
+    is not what the target asks for, RunError if the folder holds anything else; what was there then stands.
     """
     if contents.threat.norm != "linf":
         raise ExportError(f"expected a threat in linf, which a check can attack, got {contents.threat.norm}")
+    _expect_replaceable(folder, ours)
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=folder.parent, prefix=".artifact.") as scratch:
@@ -60,10 +65,23 @@ def write_artifact(folder: Path, model: nn.Module, dataset: Dataset, target: Tar
             whole.mkdir()
             _fill(whole, model, dataset, target, contents)
             if folder.exists():
-                shutil.rmtree(folder)
+                folder.rename(Path(scratch) / "before")
             whole.rename(folder)
     except OSError as error:
         raise RunError(f"expected a writable place for {folder}, got: {error}; choose another --out") from error
+
+
+def _expect_replaceable(folder: Path, ours: bool) -> None:
+    """Raises RunError for a folder with anything but an artifact, which nothing here may delete."""
+    if not folder.exists() and not folder.is_symlink():
+        return
+    expected = f"expected no folder or an artifact alone at {folder}"
+    if folder.is_symlink() or not folder.is_dir():
+        raise RunError(f"{expected}, got a file or a link; choose another --out")
+    names = {path.name for path in folder.iterdir()}
+    foreign = sorted(name for name in names if name not in FILES and not name.startswith("signature."))
+    if foreign or (names and not ours and "manifest.json" not in names):
+        raise RunError(f"{expected}, got {(foreign or sorted(names))[0]} in it; move it away, or choose another --out")
 
 
 def _fill(folder: Path, model: nn.Module, dataset: Dataset, target: Target, contents: Contents) -> None:

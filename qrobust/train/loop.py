@@ -186,13 +186,14 @@ class _Work:
     def _resume(self) -> State:
         job, path = self.job, _checkpoint(self.job)
         if not path.exists():
-            return State(job.key)
+            return State(job.key, settings=job.settings)
         state = load_state(path)
         if state.key != job.key:
             raise RunError(
                 f"expected training state of this recipe in {path}, got another's; "
                 f"give another --out or remove {job.folder}"
             )
+        state.settings = job.settings
         restore(state, self.model, self.optimizer, path)
         if self.average is not None:
             self.average.load_state_dict(part(state.tensors, "average."))

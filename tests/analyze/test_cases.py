@@ -9,7 +9,7 @@ import torch
 
 from qrobust.analyze.cases import Case, Settings, open_cases, open_results
 from qrobust.errors import DataError, RunError
-from qrobust.run import Run
+from qrobust.runs import Run
 
 from .conftest import SETTINGS
 

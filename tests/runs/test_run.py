@@ -18,13 +18,13 @@ from qrobust import data, machine, models, recipe
 from qrobust.errors import ModelError
 from qrobust.evaluate.outcomes import read_outcomes
 from qrobust.quant import mask_statistics, quantize, quantizers
-from qrobust.run import Run
+from qrobust.runs import Run
 from qrobust.runtime import Artifact
 from qrobust.summary import headline_table, table
 from qrobust.train import load_weights, loop
 from qrobust.train.checkpoint import load_state
 
-from .conftest import call, overrides
+from ..conftest import call, overrides
 
 WIDTHS = (32, 4, 2)
 RESULTS = (

@@ -1,0 +1,117 @@
+"""The images and networks of a run: built from its recipe, loaded from its folder, kept in memory."""
+
+from __future__ import annotations
+
+from functools import cached_property
+
+import torch
+from torch import Tensor, nn
+
+from .. import data, machine, models, quant
+from ..errors import RunError
+from ..recipe import Recipe, Schedule, Training
+from ..train import AVERAGE, MODEL, load_weights
+from .folder import FLOAT, RunFolder
+from .stages import Stage
+
+
+class Networks:
+    """averaged: use weight averages where there are some, deployed or not."""
+
+    def __init__(self, recipe: Recipe, files: RunFolder, *, averaged: bool = False) -> None:
+        self.recipe, self.files, self.averaged = recipe, files, averaged
+        self._loaded: dict[int, nn.Module] = {}
+
+    @cached_property
+    def dataset(self) -> data.Dataset:
+        """The images, read once, when a stage needs them. Raises RunError for others than were trained on."""
+        table = self.recipe.data.model_dump(exclude={"crop", "flip"})
+        found = data.load(data.DataSettings(**table, seed=self.recipe.seed))
+        trained = Stage(self.files.network(FLOAT).training, None).recorded() or {}
+        if trained.get("data_fingerprint") not in (None, found.fingerprint):
+            raise RunError(
+                f"expected the images that {self.files.path} was trained on, got others (fingerprint "
+                f"{found.fingerprint[:12]}); give the same data, or another --out"
+            )
+        return found
+
+    def network(self, bits: int) -> nn.Module:
+        """The trained network of a width, on the device: its weight average where the recipe deploys that."""
+        if bits not in self._loaded:
+            model = self.untrained(bits)
+            load_weights(self.files.network(bits).weights(self.deployed(bits)), model)
+            self._loaded[bits] = machine.placed(model).eval()
+        return self._loaded[bits]
+
+    def float_network(self, bits: int) -> nn.Module | None:
+        """The float network that a quantised one was made from; None for the float one itself."""
+        return None if bits == FLOAT else self.network(FLOAT)
+
+    def untrained(self, bits: int) -> nn.Module:
+        """The network of a width before training, on the CPU; quantisers not yet placed."""
+        with machine.own_randomness():
+            torch.manual_seed(self.recipe.seed)
+            model = models.build(
+                self.recipe.model.name,
+                in_channels=self.dataset.shape[0],
+                classes=len(self.dataset.classes),
+                **self.recipe.model.options,
+            )
+        return model if bits == FLOAT else self._quantized(model, bits, None)
+
+    def start(self, bits: int) -> nn.Module:
+        """The network that training of a width starts from."""
+        if bits == FLOAT:
+            model, settings = machine.placed(self.untrained(FLOAT)), self.recipe.train
+            if settings.fat == "none":
+                return model
+            images = self._calibration(settings.batch_size)  # behind FAT, batch-norm's first statistics are far off
+            return quant.quantize(model, FLOAT, fat=settings.fat, calibration=images)
+        assert self.recipe.quant is not None
+        images, before = self._calibration(self.recipe.quant.calibration), self.before(bits)
+        if before == FLOAT:
+            return self._quantized(self.network(FLOAT), bits, images)
+        return quant.requantize(self.network(before), bits, calibration=images)
+
+    def before(self, bits: int) -> int:
+        """The width that a quantised one starts from."""
+        return self.recipe.bits[self.recipe.bits.index(bits) - 1]
+
+    def schedule(self, bits: int) -> Schedule:
+        """How long, and at which rates, a width is trained."""
+        found = self.recipe.train if bits == FLOAT else self.recipe.quant
+        assert found is not None
+        return found
+
+    def training(self, bits: int) -> Training:
+        """How a width is trained: as the float network, but for a method of its own."""
+        own = self.recipe.quant.method if bits != FLOAT and self.recipe.quant is not None else None
+        return self.recipe.train if own is None else self.recipe.train.model_copy(update={"method": own})
+
+    def has_average(self, bits: int) -> bool:
+        """Whether training of a width averages weights."""
+        return self.schedule(bits).average is not None
+
+    def deployed(self, bits: int) -> str:
+        """Which weights are evaluated, quantised and exported: the "model"'s, or its "average"'s."""
+        average = self.schedule(bits).average
+        return AVERAGE if average is not None and (average.deploy or self.averaged) else MODEL
+
+    def _quantized(self, model: nn.Module, bits: int, calibration: tuple[Tensor, ...] | None) -> nn.Module:
+        settings = self.recipe.quant
+        assert settings is not None
+        quantized = quant.quantize(
+            model,
+            {quant.EVERY: bits, **settings.layers} if settings.layers else bits,
+            fat=settings.fat,
+            edge_layers=settings.edge_layers,
+            per_channel=settings.per_channel,
+            activation_bits=settings.activation_bits,
+            calibration=calibration,
+        )
+        quant.set_straight_through(quantized, settings.straight_through)
+        return quantized
+
+    def _calibration(self, count: int) -> tuple[Tensor, ...]:
+        images = self.dataset.train.take(slice(0, count))
+        return (data.to_unit(images.x, machine.device(), channels_last=True),)

@@ -1,0 +1,223 @@
+"""Training as a stage: kept for ever, continued where it stopped, never thrown away for a changed recipe.
+
+A float network of other settings is an error that names the key; quantised ones of other settings are moved aside.
+"""
+
+from __future__ import annotations
+
+import copy
+import time
+from collections.abc import Mapping
+from typing import Any
+
+from torch import fx, nn
+
+from .. import distributed, machine, quant
+from ..errors import CheckpointError, RecipeError, RunError
+from ..models.statistics import estimate_statistics
+from ..progress import note
+from ..recipe import Recipe, load, parse
+from ..threat import Threat
+from ..train import AVERAGE, METHODS, MODEL, Job, fit, plain_images, read_metadata, save_weights
+from .folder import FLOAT, NetworkFolder
+from .networks import Networks
+from .stages import Stage, without_key
+
+WEIGHTS = {MODEL, AVERAGE}
+
+
+def training_settings(recipe: Recipe, bits: int) -> dict[str, Any]:
+    """All keys of a recipe that decide the weights of a width, as tables of a recipe."""
+    tables: dict[str, Any] = recipe.model_dump(mode="json", include={"model", "threat", "train", "seed"})
+    tables["data"] = recipe.data.model_dump(mode="json", exclude={"root", "download", "cache"})
+    if bits != FLOAT:
+        tables["bits"] = [FLOAT, *(width for width in recipe.bits if FLOAT > width >= bits)]
+        tables["quant"] = recipe.model_dump(mode="json", include={"quant"})["quant"]
+    return tables
+
+
+def difference(trained: Any, asked: Any, key: str = "") -> str | None:
+    """The first key of nested tables that differs, with both values; None if they agree, order of patterns too."""
+    if isinstance(trained, Mapping) and isinstance(asked, Mapping):
+        names = dict.fromkeys((*asked, *trained))
+        inner = (difference(trained.get(name), asked.get(name), f"{key}.{name}".lstrip(".")) for name in names)
+        found = next((one for one in inner if one), None)
+        if found is None and key == "quant.layers" and list(trained) != list(asked):  # the last that matches decides
+            return f"{key} was trained in the order {list(trained)}, the recipe has {list(asked)}"
+        return found
+    return None if trained == asked else f"{key} was trained with {_shown(trained)}, the recipe has {_shown(asked)}"
+
+
+class TrainStage:
+    """The training of one width of a run."""
+
+    def __init__(self, networks: Networks, threat: Threat, bits: int) -> None:
+        self.networks, self.threat, self.bits = networks, threat, bits
+        self.files: NetworkFolder = networks.files.network(bits)
+        self.settings = training_settings(networks.recipe, bits)
+
+    @property
+    def stage(self) -> Stage:
+        """The record: what it reads is the width before it, and a teacher."""
+        reads = {}
+        if self.bits != FLOAT:
+            for width in {self.networks.before(self.bits), FLOAT}:
+                reads[f"qm-{width}"] = self.networks.files.network(width).weights(self.networks.deployed(width))
+        names = (MODEL, AVERAGE) if self.networks.has_average(self.bits) else (MODEL,)
+        return Stage(self.files.training, self.settings, reads, {name: self.files.weights(name) for name in names})
+
+    def reconcile(self) -> None:
+        """Before anything changes: refuse a float network of other settings, move a quantised one of others aside."""
+        before = self._trained_with()
+        changed = None if before is None else difference(before, self.settings)
+        if changed is None:
+            return
+        if self.bits == FLOAT:
+            raise RunError(
+                f"expected a run of this recipe in {self.networks.files.path}, got another; {changed}; "
+                "set it back, or give another --out"
+            )
+        self._move_aside(changed)
+
+    def run(self) -> None:
+        """Train, unless it is done."""
+        stage, name = self.stage, self.networks.files.name_of(self.files.training)
+        if stage.done() or self._adopted(stage):
+            note(f"{name}: done before")
+            return
+        self._expect_remakeable(stage)
+        result = self._train(stage)
+        if distributed.is_first():
+            stage.finish(result)
+            note(f"{name}: written")
+
+    def _trained_with(self) -> dict[str, Any] | None:
+        """Settings of what was trained, or is in training, here, as today's schema reads them; None if nothing was."""
+        said = (self.stage.recorded() or {}).get("settings")
+        if said is None and self.files.state.exists():
+            said = _metadata(self.files).get("settings")
+        if said:
+            return _as_today(said, self.bits)
+        traces = (self.files.training, self.files.state, *self.stage.writes.values())
+        if not any(path.exists() for path in traces):
+            return None
+        path = self.networks.files.recipe  # what version 0.1.0 kept of it
+        try:
+            return training_settings(load(str(path)), self.bits)
+        except RecipeError as error:
+            raise RunError(
+                f"expected {path}, which says how the networks beside it were trained, got: {error}; "
+                "put it back, or give another --out"
+            ) from error
+
+    def _adopted(self, stage: Stage) -> bool:
+        """Whether an older record, whose key had another form, is of these settings; it then gets today's form."""
+        found = stage.recorded()
+        if found is None or not ("writes" not in found or (stage.stands(found) and self._same_reads(found, stage))):
+            return False
+        if not all(_is_whole(path) for path in stage.writes.values()):
+            return False
+        if distributed.is_first():
+            stage.finish({**without_key(found), "settings": self.settings})
+        distributed.wait()
+        return True
+
+    def _same_reads(self, found: Mapping[str, Any], stage: Stage) -> bool:
+        return bool(found.get("reads") == stage.digests_read())
+
+    def _expect_remakeable(self, stage: Stage) -> None:
+        """Raises RunError where training would replace what it did not make, or begin anew unasked."""
+        found = stage.recorded()
+        if self.bits != FLOAT and found is not None and "reads" in found and not self._same_reads(found, stage):
+            self._move_aside("the network that it was made from is another one")
+            return
+        whole = [path for path in stage.writes.values() if _is_whole(path)]
+        if found is not None and "writes" in found and len(whole) == len(stage.writes):
+            raise RunError(
+                f"expected the weights that training wrote in {self.files.path}, got others; put them back, "
+                f"or remove {whole[0].name} to have it made from the training state"
+            )
+        if self.files.state.exists() or not (whole or self.files.training.exists()):
+            return
+        raise RunError(
+            f"expected {self.files.training.name}, weights and training state in {self.files.path}, got some "
+            f"of them missing or damaged; put them back, or remove {self.files.path} to train anew"
+        )
+
+    def _move_aside(self, reason: str) -> None:
+        files = self.networks.files
+        if distributed.is_first():
+            note(f"{self.files.path.name}: {reason}; moved to {files.name_of(files.move_aside(self.bits))}")
+        distributed.wait()
+
+    def _job(self, stage: Stage) -> Job:
+        recipe, bits = self.networks.recipe, self.bits
+        begun = _metadata(self.files).get("key") if self.files.state.exists() else None
+        return Job(
+            label=f"train qm-{bits}" if bits == FLOAT else f"quantize qm-{bits}",
+            key=str(begun or stage.key),  # `reconcile` has compared the settings
+            folder=self.files.path,
+            schedule=self.networks.schedule(bits),
+            training=self.networks.training(bits),
+            data=recipe.data,
+            threat=self.threat,
+            seed=recipe.seed,
+            precision=(recipe.train if bits == FLOAT or not recipe.quant else recipe.quant).precision,
+            settings=self.settings,
+        )
+
+    def _train(self, stage: Stage) -> dict[str, Any]:
+        started, networks = time.perf_counter(), self.networks
+        model, job = machine.placed(networks.start(self.bits)), self._job(stage)
+        teacher = networks.network(FLOAT) if METHODS[job.training.method].teacher else None
+        state = fit(model, networks.dataset, job, teacher=teacher)
+        for name in WEIGHTS & state.best.keys():
+            model.load_state_dict(state.best_of(name))
+            self._save(model, job, name)
+        distributed.wait()
+        return {
+            "settings": self.settings,
+            "bits": self.bits,
+            "epochs": state.epoch,
+            "best": state.best,
+            "seconds": round(time.perf_counter() - started, 1),
+            "data_fingerprint": networks.dataset.fingerprint,
+            "versions": machine.versions(),
+            "hardware": machine.hardware(),
+        }
+
+    def _save(self, model: nn.Module, job: Job, name: str) -> None:
+        if job.schedule.estimate_statistics:
+            estimate_statistics(model, plain_images(self.networks.dataset.train, job))
+        if isinstance(model, fx.GraphModule):
+            quant.round_biases(model)
+        if distributed.is_first():
+            kept = quant.fold_fat(copy.deepcopy(model)) if self.bits == FLOAT else model
+            save_weights(self.files.weights(name), kept, {"key": job.key, "bits": self.bits})
+
+
+def _as_today(said: Mapping[str, Any], bits: int) -> dict[str, Any]:
+    """Recorded settings with the defaults of keys that came later; as they are where a key is no longer known."""
+    try:
+        return training_settings(parse({"name": "recorded", **said}, source="recorded settings"), bits)
+    except RecipeError:
+        return dict(said)
+
+
+def _metadata(files: NetworkFolder) -> dict[str, Any]:
+    """What describes a training state; nothing if it is damaged, which `load_state` tells when it is needed."""
+    try:
+        return read_metadata(files.state)
+    except CheckpointError:
+        return {}
+
+
+def _is_whole(path: Any) -> bool:
+    try:
+        return read_metadata(path).get("kind") == "weights"
+    except CheckpointError:
+        return False
+
+
+def _shown(value: Any) -> str:
+    return "none" if value is None else repr(value)
