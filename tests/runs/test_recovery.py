@@ -110,7 +110,7 @@ def test_another_artifact_does_not_keep_the_verdict(whole: Path, copy: Path) -> 
 def test_damaged_weights_without_training_state_are_told_with_a_remedy(whole: Path, copy: Path) -> None:
     shutil.rmtree(copy / "qm-4" / "checkpoint")
     DAMAGES["cut"](copy / "qm-4" / "model.safetensors")
-    with pytest.raises(RunError, match="remove .*qm-4 to train anew") as caught:
+    with pytest.raises(RunError, match=r"remove .*qm-4 to train anew") as caught:
         started(copy).all_stages()
     assert "\n" not in str(caught.value)
     shutil.rmtree(copy / "qm-4")
