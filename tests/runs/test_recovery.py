@@ -100,6 +100,29 @@ def test_a_file_of_others_in_an_artifact_is_kept_and_told(copy: Path) -> None:
     started(copy).all_stages()
 
 
+@pytest.mark.parametrize("place", ["run/qm-4", "thesis", "linked", "file", "record"])
+def test_an_export_replaces_an_artifact_and_nothing_else(copy: Path, place: str) -> None:
+    base = copy.parent
+    shutil.copytree(copy / "qm-4" / "artifact", base / "thesis")
+    (base / "thesis" / "thesis.txt").write_text("years of work")
+    (base / "linked").symlink_to(copy / "qm-4" / "artifact")
+    (base / "file").write_text("text")
+    (base / "record.json").write_text('{"mine": 1}')
+    before = {path: path.read_bytes() for path in base.rglob("*") if path.is_file()}
+    with pytest.raises(RunError, match="choose another --out"):
+        started(copy).export(4, folder=base / place)
+    assert {path: path.read_bytes() for path in base.rglob("*") if path.is_file()} == before
+
+
+def test_an_export_is_made_again_where_its_artifact_was_damaged(whole: Path, tmp_path: Path) -> None:
+    place = tmp_path / "out" / "qm-4"
+    for damage in (None, *DAMAGES.values()):
+        if damage:
+            damage(place / "model.onnx")
+        started(whole).export(4, folder=place)
+        assert (place / "model.onnx").read_bytes() == (whole / "qm-4" / "artifact" / "model.onnx").read_bytes()
+
+
 def test_another_artifact_does_not_keep_the_verdict(whole: Path, copy: Path) -> None:
     shutil.rmtree(copy / "qm-4" / "artifact")
     shutil.copytree(copy / "qm-32" / "artifact", copy / "qm-4" / "artifact")
