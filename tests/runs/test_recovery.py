@@ -76,6 +76,48 @@ def copy(whole: Path, tmp_path: Path) -> Path:
     return Path(shutil.copytree(whole, tmp_path / "run"))
 
 
+def test_a_second_run_finds_every_stage_done(whole: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    before = {path: path.stat().st_mtime_ns for path in whole.glob("qm-*/*") if path.is_file()}
+    started(whole).all_stages()
+    said = capsys.readouterr().err
+    assert said.count("done before") == 5 * 2 + 1
+    assert "written" not in said
+    assert {path: path.stat().st_mtime_ns for path in before} == before
+
+
+def test_other_evaluation_settings_train_nothing_anew(copy: Path) -> None:
+    weights = copy / "qm-4" / "model.safetensors"
+    before = weights.stat().st_mtime_ns
+    run = started(copy, "evaluate.attacks=['fgsm']")
+    run.train()
+    run.evaluate(4)
+    assert list(read_json(copy / "qm-4" / "eval.json")["attacks"]) == ["fgsm"]
+    assert weights.stat().st_mtime_ns == before
+
+
+def test_an_attack_made_by_hand_is_kept_and_another_file_s_is_not(copy: Path) -> None:
+    for bits, change in ((32, {}), (4, {"artifact": {"sha256": "0" * 64}})):
+        path = copy / f"qm-{bits}" / "attack.json"
+        found = read_json(path)
+        path.write_text(
+            json.dumps({key: found[key] for key in found if key not in ("key", "writes")} | change | {"seed": 77})
+        )
+        started(copy).attack_file(bits)
+    assert [read_json(copy / f"qm-{bits}" / "attack.json")["seed"] for bits in (32, 4)] == [77, 0]
+
+
+def test_a_killed_run_continues(whole: Path, tmp_path: Path) -> None:
+    """In the middle of training, by a process that had no time for a word."""
+    folder = tmp_path / "run"
+    with _process(folder) as process:
+        assert process.stderr is not None
+        assert next(line for line in process.stderr if "epoch 1/2" in line)
+        process.kill()
+    assert not (folder / "report.json").exists()
+    started(folder).all_stages()
+    assert findings(folder) == findings(whole)
+
+
 def test_the_list_of_files_is_whole(whole: Path) -> None:
     found = {path.relative_to(whole).as_posix() for path in whole.rglob("*") if path.is_file()}
     beside = {name for name in found if "events.out" in name} | {".lock", "report.html", "model-card.md"}
@@ -206,13 +248,7 @@ def test_thirty_interruptions_anywhere_change_no_result(whole: Path, tmp_path: P
 
 def _interrupted(folder: Path, after: float, stop: int) -> bool:
     """Start the run, send the signal after some seconds; whether it was stopped before its end."""
-    options = [part for setting in OVERRIDES for part in ("-o", setting)]
-    listening = "import signal, runpy; signal.signal(signal.SIGINT, signal.default_int_handler); "
-    command = [sys.executable, "-c", f"{listening}runpy.run_module('qrobust', run_name='__main__')"]
-    with subprocess.Popen(
-        [*command, "run", "spectral-shapes", *options, "--out", str(folder)],
-        stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, env={**os.environ, "OMP_NUM_THREADS": "1"},
-    ) as process:  # fmt: skip
+    with _process(folder) as process:
         time.sleep(after)
         process.send_signal(stop)
         errors = process.communicate(timeout=120)[1]
@@ -221,6 +257,17 @@ def _interrupted(folder: Path, after: float, stop: int) -> bool:
             return False
         assert process.returncode in (-stop, 130, 128 + stop), errors
         return True
+
+
+def _process(folder: Path) -> subprocess.Popen[str]:
+    options = [part for setting in OVERRIDES for part in ("-o", setting)]
+    # A shell that starts the tests in the background lets them, and their children, ignore SIGINT.
+    listening = "import signal, runpy; signal.signal(signal.SIGINT, signal.default_int_handler); "
+    command = [sys.executable, "-c", f"{listening}runpy.run_module('qrobust', run_name='__main__')"]
+    return subprocess.Popen(
+        [*command, "run", "spectral-shapes", *options, "--out", str(folder)],
+        stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, env={**os.environ, "OMP_NUM_THREADS": "1"},
+    )  # fmt: skip
 
 
 def test_the_report_of_another_file_is_not_shown(copy: Path) -> None:

@@ -3,12 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
-import shutil
-import signal
-import subprocess
-import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -79,67 +73,6 @@ def test_tables_say_when_activations_have_a_width_of_their_own(small_run: Path) 
     for drawn in (table, headline_table):
         titles = [str(drawn(result | {"activation_bits": bits}).title) for bits in (None, 8)]
         assert ["activations of 8 bits" in title for title in titles] == [False, True]
-
-
-def test_an_attack_made_by_hand_is_kept_and_another_file_s_is_not(small_run: Path, tmp_path: Path) -> None:
-    folder = shutil.copytree(small_run, tmp_path / "run")
-    for bits, change in ((4, {}), (2, {"artifact": {"sha256": "0" * 64}})):
-        path = folder / f"qm-{bits}" / "attack.json"
-        found = json.loads(path.read_text())
-        del found["key"]
-        path.write_text(json.dumps(found | change | {"seed": 77}))
-    done = call(["run", "digits", *overrides(), "--out", str(folder)], tmp_path)
-    assert done.returncode in (0, 1), done.stderr
-    assert "stands" in done.stderr
-    seeds = [json.loads((folder / f"qm-{bits}" / "attack.json").read_text())["seed"] for bits in (4, 2)]
-    assert seeds == [77, 0]
-
-
-def test_a_second_run_finds_every_stage_done(small_run: Path) -> None:
-    before = {path: path.stat().st_mtime_ns for path in small_run.rglob("*.json") if path.name != "report.json"}
-    done = call(["run", "digits", *overrides(), "--out", str(small_run)], small_run.parent)
-    assert done.stderr.count("done before") == 5 * len(WIDTHS) + 1
-    assert "written" not in done.stderr
-    assert before == {path: path.stat().st_mtime_ns for path in before}
-
-
-@pytest.mark.parametrize("finished", [True, False])
-def test_other_training_settings_are_refused_and_nothing_changes(
-    small_run: Path, tmp_path: Path, finished: bool
-) -> None:
-    folder = shutil.copytree(small_run, tmp_path / "run")
-    if not finished:
-        (folder / "qm-32" / "train.json").unlink()
-    before = {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
-    done = call(["run", "digits", *overrides("train.lr=0.05"), "--out", str(folder)], tmp_path)
-    assert done.returncode == 2
-    assert len(done.stderr.strip().splitlines()) == 1
-    assert "give another --out" in done.stderr
-    assert before == {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
-
-
-def test_other_evaluation_settings_redo_the_evaluation_only(small_run: Path, tmp_path: Path) -> None:
-    folder = shutil.copytree(small_run, tmp_path / "run")
-    weights = (folder / "qm-2" / "model.safetensors").stat().st_mtime_ns
-    done = call(["run", "digits", *overrides("evaluate.attacks=['fgsm']"), "--out", str(folder)], tmp_path)
-    assert done.returncode in (0, 1), done.stderr
-    assert list(json.loads((folder / "qm-2" / "eval.json").read_text())["attacks"]) == ["fgsm"]
-    assert (folder / "qm-2" / "model.safetensors").stat().st_mtime_ns == weights
-
-
-@pytest.mark.parametrize(("line", "stop"), [("epoch 2/3", signal.SIGINT), ("quantize qm-4: epoch 1", signal.SIGKILL)])
-def test_a_stopped_run_continues_bit_identically(small_run: Path, tmp_path: Path, line: str, stop: int) -> None:
-    folder = tmp_path / "run"
-    arguments = ["run", "digits", *overrides(), "--out", str(folder)]
-    code = _stop_after(line, stop, arguments, tmp_path)
-    assert code == (130 if stop == signal.SIGINT else -signal.SIGKILL)
-    assert not (folder / "report.json").exists()
-    done = call(arguments, tmp_path)
-    assert done.returncode in (0, 1), done.stderr
-    for bits in WIDTHS:
-        name = f"qm-{bits}/model.safetensors"
-        assert (folder / name).read_bytes() == (small_run / name).read_bytes(), name
-    assert (folder / "qm-2/artifact/model.onnx").read_bytes() == (small_run / "qm-2/artifact/model.onnx").read_bytes()
 
 
 def test_the_artifact_loads_as_python(small_run: Path) -> None:
@@ -315,19 +248,3 @@ def test_the_order_of_patterns_is_another_training() -> None:
     assert difference(first, first) is None
     assert "was trained in the order" in (difference(first, second) or "")
     assert difference(*(training_settings(recipe.load("digits", [table]), 32) for table in tables)) is None
-
-
-def _stop_after(line: str, stop: int, arguments: list[str], cwd: Path) -> int:
-    """Start the command, wait until it prints `line`, send the signal, wait for its end."""
-    # A shell that starts the tests in the background lets them, and their children, ignore SIGINT.
-    listening = "import signal, runpy; signal.signal(signal.SIGINT, signal.default_int_handler); "
-    command = [sys.executable, "-c", f"{listening}runpy.run_module('qrobust', run_name='__main__')", *arguments]
-    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True, cwd=cwd, env={**os.environ}) as process:
-        assert process.stderr is not None
-        for printed in process.stderr:
-            if line in printed:
-                time.sleep(0.3)  # into the next epoch
-                process.send_signal(stop)
-                break
-        process.stderr.read()
-        return process.wait(timeout=60)
