@@ -25,7 +25,7 @@ def test_goals_are_judged_by_their_worst_case(monkeypatch):
     import deploy
 
     results = [
-        {"name": name, "batch": batch, "p50_ms": p50, "speedup": 8 / p50, "int8_peak_share": share}
+        {"name": name, "batch": batch, "p50_ms": p50, "speedup": 8 / p50, "int8_gemm_share": share}
         for name, share in (("QM-32", None), ("QM-8", 0.6), ("QM-4", 0.7), ("QM-2", 0.5), (deploy.RIVAL, 0.4))
         for batch, p50 in ((1, 8.0 if name == "QM-32" else 2.0), (32, 3.0 if name == deploy.RIVAL else 4.0))
     ]

@@ -15,8 +15,8 @@ Share = Annotated[float, Field(ge=0, le=1)]
 class Session(Table):
     """How the runtime opens the file, by onnxruntime's names of its options.
 
-    x64quantprecision: 1 keeps sums of 8-bit products exact on processors where they could saturate (asked when a session
-    opens), 0 never: onnxruntime breaks files with INT8 activations by it.
+    x64quantprecision: 1 keeps sums of 8-bit products exact on processors where they could saturate, which are asked
+    when a session opens; 0 never: onnxruntime breaks files with INT8 activations by it.
     """
 
     graph_optimization_level: Literal["disable", "basic", "extended", "all"] = "all"

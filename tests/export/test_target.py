@@ -89,7 +89,7 @@ def test_statistics_and_optional_limits_have_defaults(tmp_path):
 
 
 def test_int8_activations_are_not_opened_with_an_option_that_breaks_them(tmp_path):
-    with pytest.raises(RecipeError, match="expected x64quantprecision = 0 for the format symmetric, .* got 1; set it"):
+    with pytest.raises(RecipeError, match=r"expected x64quantprecision = 0 for the format symmetric, .* got 1; set it"):
         load_target(written(tmp_path, 'format = "integer"', 'format = "symmetric"'))
 
 
