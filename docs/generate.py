@@ -158,8 +158,8 @@ def _bars(left: int, width: dict[str, Any], names: list[str]) -> list[str]:
     for index, share in enumerate(shares):
         if share is None:
             continue
-        x, height = left + step * index, round(170 * share, 1)
-        drawn.append(f'<rect x="{x}" y="{270 - height:.1f}" width="{step - 6}" height="{height}" fill="{COLOURS[index]}"/>')
+        x, height, wide = left + step * index, round(170 * share, 1), step - 6
+        drawn.append(f'<rect x="{x}" y="{270 - height:.1f}" width="{wide}" height="{height}" fill="{COLOURS[index]}"/>')
         drawn.append(_text(x + step / 2 - 3, 265 - height, f"{100 * share:.0f}", anchor="middle"))
     label = f"QM-{width['bits']}, {width['size_bytes'] / 1000:.0f} kB"
     return [*drawn, _text(left + 107, 292, label, size=14, anchor="middle")]

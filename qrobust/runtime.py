@@ -319,7 +319,7 @@ def load_session(
 def sums_saturate() -> bool:
     """Whether a session may add pairs of 8-bit products in 16 bits: on x64 without VNNI, or x64 that cannot be asked.
 
-    Asked, since what onnxruntime does against it makes 8-bit weights several times slower where there is VNNI.
+    Asked, since what onnxruntime does against it makes 8-bit weights slower than float where there is VNNI.
     """
     if platform.machine().lower() not in ("x86_64", "amd64"):
         return False
