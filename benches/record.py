@@ -72,7 +72,10 @@ def over_trainings(first: Sequence[float], second: Sequence[float]) -> dict[str,
 
 
 def run_result(folder: Path) -> dict[str, Any]:
-    """The report of a run with its commit, and outcomes by width: in torch, and on the runtime as the check found."""
+    """The report of a run with its commit, and outcomes by width.
+
+    before: in torch; after: on the runtime, as the check found; attacked: of the file under attack, where it was.
+    """
     report = read_json(folder / "report.json")
     kept = {}
     for width in report["widths"]:
@@ -81,6 +84,8 @@ def run_result(folder: Path) -> dict[str, Any]:
             "before": outcomes(place / "eval.json"),
             "after": read_json(place / "check.json")["outcomes"],
         }
+        if (place / "attack.json").exists():
+            kept[f"QM-{width['bits']}"]["attacked"] = outcomes(place / "attack.json")
     return {"commit": commit(), **report, "outcomes": kept}
 
 

@@ -89,8 +89,9 @@ def readme() -> str:
         console.print(gap)
     drawn = console.file.getvalue()  # type: ignore[attr-defined]
     block = "\n".join(line.rstrip() for line in drawn.splitlines())
+    told = f"First table: {_demo()['widths'][0]['before']['n']} test images; one training of each network."
     said = bench_tables.source("digits", _demo(), folder="benches/results")
-    return _between("README.md", "demo", f"```text\n{block}\n```\n\nOne training of each network. {said}")
+    return _between("README.md", "demo", f"```text\n{block}\n```\n\n{told} {said}")
 
 
 def checking() -> str:

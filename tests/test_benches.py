@@ -108,6 +108,7 @@ def test_a_run_is_kept_with_its_outcomes(tmp_path, monkeypatch, capsys):
         right = np.unpackbits(np.frombuffer(bytes.fromhex(bits["before"]["clean"]), np.uint8), count=before["n"])
         assert right.mean() == pytest.approx(before["clean"]["accuracy"])
         assert set(bits["after"]) == set(width["after"]["accuracy"])
+        assert "clean" in bits["attacked"]
 
 
 def test_no_run_is_one_line(tmp_path, monkeypatch, capsys):
