@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import foolbox
+import record
 import torch
 import torchattacks
 from pyautoattack import AutoAttack
@@ -71,22 +72,23 @@ def auto_alone(threat: Threat) -> Attack:
 
 
 def side_by_side(attacks: dict[str, Attack], model: nn.Module, x: Tensor, y: Tensor, rounds: int) -> dict[str, Any]:
-    """Seconds and accuracy of each attack; rounds take turns, ratios are of medians against the first."""
+    """Seconds, accuracy and outcomes of each attack; rounds take turns, ratios are of medians against the first."""
     seconds: dict[str, list[float]] = {name: [] for name in attacks}
-    accuracy = {}
+    right = {}
     for _ in range(rounds):
         for name, attack in attacks.items():
             started = time.perf_counter()
             x_adv = torch.cat([attack(model, a, b) for a, b in zip(x.split(BATCH), y.split(BATCH), strict=True)])
             seconds[name].append(time.perf_counter() - started)
             with torch.no_grad():
-                accuracy[name] = float((model(x_adv).argmax(1) == y).float().mean())
+                right[name] = (model(x_adv).argmax(1) == y).cpu().numpy()
     medians = {name: statistics.median(values) for name, values in seconds.items()}
     first = next(iter(attacks))
     return {
         "n": len(y),
         "seconds": seconds,
-        "accuracy": accuracy,
+        "accuracy": {name: float(mask.mean()) for name, mask in right.items()},
+        "outcomes": {name: record.packed(mask) for name, mask in right.items()},
         "ratio_of_first_to": {name: medians[first] / medians[name] for name in attacks if name != first},
     }
 
@@ -108,15 +110,13 @@ def main() -> None:
     auto = {"qrobust": auto_ours(run.threat), "pyautoattack": auto_alone(run.threat)}
     auto_far = {"qrobust": auto_ours(far), "pyautoattack": auto_alone(far)}
     few = slice(0, options.n_auto)
-    result = {
+    result = record.origin() | {
         "network": run.recipe.model.name,
         "steps": STEPS,
         "batch": BATCH,
         "pgd-20": side_by_side(linf, robust, x, y, options.rounds),
         "autoattack, robust": side_by_side(auto, robust, x[few], y[few], 1),
         "autoattack, weak": side_by_side(auto_far, robust, x[few], y[few], 1),
-        "versions": machine.versions(),
-        "hardware": machine.hardware(),
     }
     for name in ("pgd-20", "autoattack, robust", "autoattack, weak"):
         print(name, "ratio", result[name]["ratio_of_first_to"], "accuracy", result[name]["accuracy"])

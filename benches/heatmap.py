@@ -17,6 +17,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import record
 import torch
 from torch import Tensor, nn
 
@@ -63,7 +64,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--json", type=Path)
     options = parser.parse_args()
-    device, side, batch = machine.device(), options.side, options.batch
+    origin, device, side, batch = record.origin(), machine.device(), options.side, options.batch
     torch.manual_seed(0)
     model = machine.placed(models.build(options.model, in_channels=CHANNELS, classes=CLASSES)).eval()
     waves, bandwidths = len(half_plane(side, side)), range(1, side + 1)
@@ -88,15 +89,13 @@ def main() -> None:
             options.rounds,
         )
     heat["seconds_of_1000"] = statistics.median(heat["seconds"]["ours"]) / options.n * 1000
-    result = {
+    result = origin | {
         "network": options.model,
         "side": side,
         "n": options.n,
         "batch": batch,
         "heat map": heat,
         "low-pass sweep": sweep,
-        "versions": machine.versions(),
-        "hardware": machine.hardware(),
     }
     for name in ("heat map", "low-pass sweep"):
         print(f"{name}: {result[name]['ratio_to_bare']:.2f} of the bare passes' time")

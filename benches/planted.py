@@ -15,15 +15,16 @@ import json
 import shutil
 import tempfile
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 import faults
 import numpy as np
+import record
 from faults import BITS, Plant
 
-from qrobust import data, machine, recipe, runtime
+from qrobust import data, recipe, runtime
 from qrobust.attacks import Attack, named
 from qrobust.export import Contents, make_suite, write_artifact
 from qrobust.recipe import Recipe
@@ -107,12 +108,16 @@ class Fault:
 
 @dataclass(frozen=True)
 class Finding:
-    """What one check said: its exit code; broken: measured values of broken verdicts; reason, if refused."""
+    """What one check said: its exit code; broken: measured values of broken verdicts; reason, if refused.
+
+    outcomes: as `record.packed`, by set of the suite and of Square.
+    """
 
     exit: int
     broken: dict[str, float]
     drop: float
     reason: str = ""
+    outcomes: dict[str, str] = field(default_factory=dict)
 
 
 def judge(folder: Path, baseline: Path | None = None, seed: int = 0) -> Finding:
@@ -123,7 +128,7 @@ def judge(folder: Path, baseline: Path | None = None, seed: int = 0) -> Finding:
         return Finding(2, {}, 0.0, str(error).replace(str(folder), "ARTIFACT").replace(str(baseline), "BASELINE"))
     broken = {verdict.name: verdict.measured for verdict in report.verdicts if not verdict.passed}
     drop = max(verdict.measured for verdict in report.verdicts if verdict.ci95)
-    return Finding(0 if report.passed else 1, broken, drop)
+    return Finding(0 if report.passed else 1, broken, drop, outcomes=report.outcomes)
 
 
 def try_out(fault: Fault, good: Path, **baselines: Path | None) -> dict[str, Any]:
@@ -238,7 +243,7 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=50, help="unchanged exports to look for false alarms")
     parser.add_argument("--json", type=Path)
     options = parser.parse_args()
-    result: dict[str, Any] = {"versions": machine.versions(), "hardware": machine.hardware()}
+    result: dict[str, Any] = record.origin()
     for name, part in measure(options.folder, options.seeds):
         result[name] = part
         print(name, *(map(line, part) if isinstance(part, list) else [json.dumps(part)[:300]]), sep="\n", flush=True)

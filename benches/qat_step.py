@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import peak
+import record
 import torch
 import train_step
 from brevitas.nn import QuantConv2d, QuantLinear, QuantReLU
@@ -128,12 +129,12 @@ def main() -> None:
     if options.memory:
         print(memory(*json.loads(options.memory)))
         return
-    result: dict[str, Any] = {"cases": []}
+    result: dict[str, Any] = {**record.origin(), "cases": []}
     for name, steps, batch in CASES[: options.cases]:
         result["cases"].append(case(name, steps, batch, options.rounds))
         print({key: value for key, value in result["cases"][-1].items() if "seconds" not in key}, flush=True)
     if options.json:
-        write_json(options.json, result | {"versions": machine.versions(), "hardware": machine.hardware()})
+        write_json(options.json, result)
 
 
 if __name__ == "__main__":

@@ -23,6 +23,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+import record
 from torch import nn
 
 from qrobust import machine, recipe
@@ -148,7 +149,8 @@ def one_seed(folder: Path, seed: int, start: Path, options: argparse.Namespace) 
         against = {base: _counted(compare(paths[base], path)["sets"]) for base in sorted(bases)}
         lines = (runs[name].folder / f"qm-{widths[name]}" / "metrics.jsonl").read_text().splitlines()
         masks = json.loads(lines[-1]).get("masks", {})
-        results[name] = {"result": read_json(path), "against": against, "masks": masks}
+        outcomes = record.outcomes(path)
+        results[name] = {"result": read_json(path), "outcomes": outcomes, "against": against, "masks": masks}
     return results
 
 
@@ -169,7 +171,7 @@ def main() -> None:
     parser.add_argument("-o", metavar="KEY=VALUE", action="append", default=[], help="as of qrobust run")
     parser.add_argument("--json", type=Path)
     options = parser.parse_args()
-    start = float_network(options)
+    origin, start = record.origin(), float_network(options)
     seeds = options.seeds.split(",") if options.seeds else []
     found = {seed: one_seed(options.out / f"seed-{seed}", int(seed), start, options) for seed in seeds}
     if options.json:
@@ -178,7 +180,7 @@ def main() -> None:
             "start": hashlib.sha256(start.read_bytes()).hexdigest(),
         }
         settings = {"size": asdict(SIZES[options.size]), "best": BEST}
-        write_json(options.json, {**settings, "seeds": found, **described})
+        write_json(options.json, {**origin, **settings, "seeds": found, **described})
 
 
 if __name__ == "__main__":

@@ -4,7 +4,8 @@
 
 For each seed one network is trained adversarially up to the first drop of the learning rate; from that checkpoint AT,
 AT + SAR and AT + SARWA go on, all in bf16. All are evaluated on the same test images and compared in pairs. The first
-seed's AT leaves its checkpoint once more in float32, which says what bf16 changes. It continues where it was stopped.
+seed's AT leaves its checkpoint once more in float32, which says what bf16 changes. What a method gains is tested over
+the trainings, one pair a seed, not over images. It continues where it was stopped.
 """
 
 from __future__ import annotations
@@ -13,7 +14,9 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from qrobust import machine, recipe
+import record
+
+from qrobust import recipe
 from qrobust.attacks import named
 from qrobust.evaluate import compare
 from qrobust.runs import Run
@@ -92,17 +95,19 @@ def main() -> None:
     parser.add_argument("--n-auto", type=int, default=0, help="images for AutoAttack on the first seed's networks")
     parser.add_argument("--json", type=Path)
     options = parser.parse_args()
-    seeds = [int(seed) for seed in options.seeds.split(",")]
+    origin, seeds = record.origin(), [int(seed) for seed in options.seeds.split(",")]
     runs = {seed: train(options.out, options.root, seed) for seed in seeds}
     settings = recipe.dump(runs[seeds[0]]["at"].recipe).replace(f'root = "{options.root}"\n', "")
     result: dict[str, Any] = {"recipe": settings, "trunk": TRUNK, "epochs": EPOCHS}
     result["seeds"] = {str(seed): one_seed(runs[seed], options) for seed in seeds}
     pair = {"at": runs[seeds[0]]["at"], "float32": in_float32(options.out, options.root, seeds[0])}
     result["precision"] = one_seed(pair, options)
+    if len(seeds) > 1:
+        result["gains"] = gains(result["seeds"])
     if options.n_auto:
         result["autoattack"] = one_seed(runs[seeds[0]], options, ("autoattack",), options.n_auto)
     if options.json:
-        write_json(options.json, result | {"versions": machine.versions(), "hardware": machine.hardware()})
+        write_json(options.json, origin | result)
 
 
 def one_seed(
@@ -116,7 +121,19 @@ def one_seed(
     for sets in against.values():
         for row in sets.values():
             row |= {"gained": len(row["gained"]), "lost": len(row["lost"])}
-    return {"results": results, "against_at": against}
+    outcomes = {name: record.outcomes(path) for name, path in paths.items()}
+    return {"results": results, "outcomes": outcomes, "against_at": against}
+
+
+def gains(seeds: dict[str, dict[str, Any]]) -> dict[str, dict[str, Any]]:
+    """By variant and set of images, `record.over_trainings` of AT's accuracies and the variant's."""
+    against = [found["against_at"] for found in seeds.values()]
+
+    def gain(variant: str, name: str) -> dict[str, Any]:
+        pairs = [one[variant][name] for one in against]
+        return record.over_trainings([pair["first"] for pair in pairs], [pair["second"] for pair in pairs])
+
+    return {variant: {name: gain(variant, name) for name in sets} for variant, sets in against[0].items()}
 
 
 if __name__ == "__main__":

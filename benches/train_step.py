@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Any
 
 import peak
+import record
 import torch
 import torchattacks
 from torch import Tensor, nn
@@ -215,7 +216,7 @@ def main() -> None:
     if options.memory:
         print(memory(*json.loads(options.memory)))
         return
-    result: dict[str, Any] = {"versions": machine.versions(), "hardware": machine.hardware(), "cases": []}
+    result: dict[str, Any] = {**record.origin(), "cases": []}
     for name, steps, batch in CASES[: options.cases]:
         result["cases"].append(case(name, steps, batch, options.rounds))
         print({k: v for k, v in result["cases"][-1].items() if k != "seconds"}, flush=True)

@@ -1,5 +1,5 @@
 """Write the generated documents: docs/cli.md from the command line; the tables of results in README.md,
-docs/checking.md, docs/demo.svg and recipes/README.md from committed results.
+docs/checking.md, docs/demo.svg, recipes/README.md and benches/README.md from committed results.
 
 Run from the repository root: python docs/generate.py (or `make docs`). The tests compare the files with this.
 """
@@ -26,7 +26,10 @@ from qrobust.summary import headline_table, table
 
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "benches" / "results"
-COLOURS = ("#4c78a8", "#72b7b2", "#eeca3b", "#e45756", "#9d755d")
+sys.path.insert(0, str(RESULTS.parent))
+import tables as bench_tables  # noqa: E402  (scripts, no package)
+
+COLOURS = ("#4c78a8", "#72b7b2", "#eeca3b", "#e45756", "#9d755d", "#b279a2", "#54a24b", "#ff9da6")
 BOUNDS = {"minimum": "≥", "exclusiveMinimum": ">", "maximum": "≤", "exclusiveMaximum": "<"}
 SPECTRAL = ("clean", "pgd-20", "pgd-50", "cw-inf-30", "autoattack")
 FOURIER = ("clean", "gn", "fgsm", "pgd-20", "bim-20", "tpgd-20", "cw-20")
@@ -86,7 +89,9 @@ def readme() -> str:
         console.print(gap)
     drawn = console.file.getvalue()  # type: ignore[attr-defined]
     block = "\n".join(line.rstrip() for line in drawn.splitlines())
-    return _between("README.md", "demo", f"```text\n{block}\n```")
+    told = f"First table: {_demo()['widths'][0]['before']['n']} test images; one training of each network."
+    said = bench_tables.source("digits", _demo(), folder="benches/results")
+    return _between("README.md", "demo", f"```text\n{block}\n```\n\n{told} {said}")
 
 
 def checking() -> str:
@@ -101,7 +106,16 @@ def checking() -> str:
     seeds, wrong = result["false_alarms"]["seeds"], max(result["false_alarms"]["alarms"].values())
     told = f"{wrong} false alarms (95 % interval up to {wilson(wrong, seeds)[1]:.1%})"
     lines += ["", f"{seeds} exports of an unchanged network, each with a seed of its own: {told}."]
+    lines += ["", bench_tables.source("planted", result, folder="../benches/results")]
     return _between("docs/checking.md", "planted", "\n".join(lines))
+
+
+def measuring() -> str:
+    """benches/README.md with the tables of all results between their markers."""
+    text = (RESULTS.parent / "README.md").read_text()
+    for name in bench_tables.BLOCKS:
+        text = _filled(text, name, bench_tables.block(name))
+    return text
 
 
 def _finding(found: dict[str, Any]) -> str:
@@ -111,8 +125,12 @@ def _finding(found: dict[str, Any]) -> str:
 
 def _between(path: str, name: str, block: str) -> str:
     """A document with a block between the markers of a name."""
+    return _filled((ROOT / path).read_text(), name, block)
+
+
+def _filled(text: str, name: str, block: str) -> str:
     marked = rf"(<!-- {name} -->\n).*?(<!-- /{name} -->)"
-    return re.sub(marked, lambda found: f"{found[1]}{block}\n{found[2]}", (ROOT / path).read_text(), flags=re.S)
+    return re.sub(marked, lambda found: f"{found[1]}{block}\n{found[2]}", text, flags=re.S)
 
 
 def picture() -> str:
@@ -123,8 +141,9 @@ def picture() -> str:
     series = ["clean", *names, "worst case", "Square, on the runtime"]
     parts = [_text(20, 28, f"Accuracy on digits, eps {eps:g}/255: what each attack leaves", size=15)]
     for index, label in enumerate(series):
-        parts.append(f'<rect x="{20 + 150 * index}" y="42" width="12" height="12" fill="{COLOURS[index]}"/>')
-        parts.append(_text(37 + 150 * index, 53, label))
+        left, top = 20 + 190 * (index % 4), 42 + 18 * (index // 4)
+        parts.append(f'<rect x="{left}" y="{top}" width="12" height="12" fill="{COLOURS[index]}"/>')
+        parts.append(_text(left + 17, top + 11, label))
     for group, width in enumerate(widths):
         parts += _bars(30 + 255 * group, width, names)
     body = "\n".join(parts)
@@ -134,13 +153,15 @@ def picture() -> str:
 
 def _bars(left: int, width: dict[str, Any], names: list[str]) -> list[str]:
     before, after = width["before"], width["after"]["accuracy"]
-    shares = [before["clean"]["accuracy"], *(before["attacks"][name]["accuracy"] for name in names)]
-    shares += [before["worst_case"]["accuracy"], after["square"]]
-    drawn = []
+    in_torch = (before["attacks"].get(name, {}).get("accuracy") for name in names)  # a suite may hold others
+    shares = [before["clean"]["accuracy"], *in_torch, before["worst_case"]["accuracy"], after["square"]]
+    step, drawn = 220 // len(shares), []
     for index, share in enumerate(shares):
-        x, height = left + 44 * index, round(180 * share, 1)
-        drawn.append(f'<rect x="{x}" y="{270 - height}" width="38" height="{height}" fill="{COLOURS[index]}"/>')
-        drawn.append(_text(x + 19, 265 - height, f"{100 * share:.0f}", anchor="middle"))
+        if share is None:
+            continue
+        x, height, wide = left + step * index, round(170 * share, 1), step - 6
+        drawn.append(f'<rect x="{x}" y="{270 - height:.1f}" width="{wide}" height="{height}" fill="{COLOURS[index]}"/>')
+        drawn.append(_text(x + step / 2 - 3, 265 - height, f"{100 * share:.0f}", anchor="middle"))
     label = f"QM-{width['bits']}, {width['size_bytes'] / 1000:.0f} kB"
     return [*drawn, _text(left + 107, 292, label, size=14, anchor="middle")]
 
@@ -163,10 +184,11 @@ def recipe_table() -> str:
         "One TOML a recipe; `qrobust run NAME` runs it, `-o key=value` changes a value, `extends` builds on another.",
         "",
         "Measured numbers come from the result files in `benches/results/`; this table is generated by `make docs`.",
-        "PGD-20 and the worst case over the recipe's attacks are accuracies on n test images, with Wilson intervals.",
+        "Accuracies on n test images, with Wilson intervals, of one training each; the worst case is over the bounded",
+        "attacks named. `*`: measured before commit and outcomes were kept. Without numbers: not run as a whole here.",
         "",
-        "| recipe | network | n | clean | PGD-20 | worst case | file | what it is |",
-        "|---|---|---|---|---|---|---|---|",
+        "| recipe | network | n | clean | PGD-20 | worst case | of | file | what it is |",
+        "|---|---|---|---|---|---|---|---|---|",
     ]
     for path in sorted((ROOT / "recipes").glob("*.toml")):
         lines += _recipe_rows(path)
@@ -272,18 +294,19 @@ def _recipe_rows(path: Path) -> list[str]:
     about = path.read_text().partition("\n")[0].removeprefix("# ")
     result = RESULTS / f"{path.stem}.json"
     if not result.exists():
-        return [f"| `{path.stem}` | | | | | | | {about} |"]
-    widths = json.loads(result.read_text())["widths"]
-    return [_row(path.stem if i == 0 else "", width, about if i == 0 else "") for i, width in enumerate(widths)]
+        return [f"| `{path.stem}` | | | | | | | | {about} |"]
+    found = json.loads(result.read_text())
+    label = f"`{path.stem}`{'' if 'outcomes' in found else ' *'}"
+    return [_row(label if i == 0 else "", width, about if i == 0 else "") for i, width in enumerate(found["widths"])]
 
 
-def _row(name: str, width: dict[str, Any], about: str) -> str:
+def _row(label: str, width: dict[str, Any], about: str) -> str:
     before = width["before"]
-    cells = (before["clean"], before["attacks"]["pgd-20"], before["worst_case"])
-    numbers = " | ".join(_accuracy(cell) for cell in cells)
-    label = f"`{name}`" if name else ""
+    cells = (before["clean"], before["attacks"].get("pgd-20"), before["worst_case"])
+    numbers = " | ".join(_accuracy(cell) if cell else "" for cell in cells)
+    attacks = ", ".join(name for name, found in before["attacks"].items() if found["bounded"])
     size = f"{width['size_bytes'] / 1000:.0f} kB"
-    return f"| {label} | QM-{width['bits']} | {before['n']} | {numbers} | {size} | {about} |"
+    return f"| {label} | QM-{width['bits']} | {before['n']} | {numbers} | {attacks} | {size} | {about} |"
 
 
 def _accuracy(cell: dict[str, Any]) -> str:
@@ -306,6 +329,7 @@ DOCUMENTS = {
     ROOT / "docs" / "demo.svg": picture,
     ROOT / "docs" / "recipe.md": recipe_reference,
     ROOT / "recipes" / "README.md": recipe_table,
+    ROOT / "benches" / "README.md": measuring,
 }
 
 if __name__ == "__main__":

@@ -58,8 +58,9 @@ MANIFEST: dict[str, type] = {
 SAME = ("images", "eps", "queries", "seed", "session", "counts")  # what outcomes depend on
 BASELINE = ("artifact", "model", *SAME, "accuracy", "outcomes", "versions")
 LEVELS = {"disable": "DISABLE_ALL", "basic": "ENABLE_BASIC", "extended": "ENABLE_EXTENDED", "all": "ENABLE_ALL"}
-# By onnxruntime's names. x64quantprecision = 1: sums of 8-bit products do not saturate on x64 processors without VNNI.
+# By onnxruntime's names. x64quantprecision = 1: sums of 8-bit products do not saturate, set where they could alone.
 ENTRIES = {"allow_spinning": "session.intra_op.allow_spinning", "x64quantprecision": "session.x64quantprecision"}
+CPUINFO, VNNI = Path("/proc/cpuinfo"), frozenset((b"avx512_vnni", b"avx_vnni"))  # where Linux lists it, and its names
 ON_GPU = ("CUDAExecutionProvider", "TensorrtExecutionProvider")
 OPTIONS = ("graph_optimization_level", "intra_op_num_threads", "inter_op_num_threads", *ENTRIES)
 HINT_EXPORT = "compare onnxruntime, provider and session options with the manifest, then export again"
@@ -281,8 +282,8 @@ def load_session(
 
     threads: intra-op threads, 0 for all cores, None as in session_options, which may hold the keys of OPTIONS
     (levels: disable, basic, extended, all; allow_spinning: 0 leaves the cores to others between calls;
-    x64quantprecision: 1 keeps sums of products from saturating, which breaks files whose activations are int8). Raises
-    ArtifactError if anything is missing or refused (external data is).
+    x64quantprecision: 1 keeps sums of products from saturating where `sums_saturate`, 0 never: it breaks files whose
+    activations are int8). Raises ArtifactError if anything is missing or refused (external data is).
     """
     with _expecting("onnxruntime", "pip install onnxruntime"):
         import onnxruntime as ort
@@ -303,7 +304,8 @@ def load_session(
             # onnxruntime starts a million threads if it is told to
             _expect(type(value) is int and 0 <= value <= MAX_THREADS, f"0 to {MAX_THREADS} as {key}", repr(value))
             if key in ENTRIES:
-                options.add_session_config_entry(ENTRIES[key], str(min(value, 1)))
+                wanted = value > 0 and (key != "x64quantprecision" or sums_saturate())
+                options.add_session_config_entry(ENTRIES[key], str(int(wanted)))
             else:
                 setattr(options, key, value)
         if provider in ON_GPU:
@@ -312,6 +314,20 @@ def load_session(
     used = session.get_providers()[0]
     _expect(used == provider, f"the model on {provider}", used, "install what that provider needs")
     return session
+
+
+def sums_saturate() -> bool:
+    """Whether a session may add pairs of 8-bit products in 16 bits: on x64 without VNNI, or x64 that cannot be asked.
+
+    Asked, since what onnxruntime does against it makes 8-bit weights slower than float where there is VNNI.
+    """
+    if platform.machine().lower() not in ("x86_64", "amd64"):
+        return False
+    try:
+        flags = [line.split() for line in CPUINFO.read_bytes().splitlines() if line.startswith(b"flags")]
+    except OSError:
+        flags = []
+    return not flags or any(VNNI.isdisjoint(line) for line in flags)
 
 
 def preload(ort: Any) -> None:

@@ -1,13 +1,27 @@
-"""Scripts in benches/ that need what a machine may lack say so."""
+"""Scripts in benches/: what they need, what they record, how they judge; and the results that are committed."""
 
+import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
+from qrobust.evaluate import Outcomes
+from qrobust.threat import Threat
+
 ROOT = Path(__file__).resolve().parent.parent
+RESULTS = sorted((ROOT / "benches" / "results").glob("*.json"))
+sys.path.insert(0, str(ROOT / "benches"))
+
+import demo_busy  # noqa: E402
+import deploy  # noqa: E402
+import record  # noqa: E402
+import study_sar  # noqa: E402
+import tables  # noqa: E402
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="it would run for an hour here")
@@ -20,16 +34,172 @@ def test_without_a_gpu_the_job_for_one_is_one_line(tmp_path):
     assert not list(tmp_path.iterdir())
 
 
-def test_goals_are_judged_by_their_worst_case(monkeypatch):
-    monkeypatch.syspath_prepend(str(ROOT / "benches"))
-    import deploy
+# Goals of deployed speed
 
-    results = [
-        {"name": name, "batch": batch, "p50_ms": p50, "speedup": 8 / p50, "int8_peak_share": share}
-        for name, share in (("QM-32", None), ("QM-8", 0.6), ("QM-4", 0.7), ("QM-2", 0.5), (deploy.RIVAL, 0.4))
-        for batch, p50 in ((1, 8.0 if name == "QM-32" else 2.0), (32, 3.0 if name == deploy.RIVAL else 4.0))
-    ]
-    sizes = {"QM-32": 100, "QM-8": 40, "QM-4": 20, "QM-2": 10}
-    found = deploy.figures({"results": results, "artifacts": {k: {"size_bytes": v} for k, v in sizes.items()}})
-    expected = {"speedup": 2.0, "size QM-4": 5, "size QM-2": 10, "int8 peak": 0.5, "against OpenVINO": 0.75}
-    assert found == pytest.approx(expected)
+
+def timed(name, bits, batch, speedup):
+    return {"name": name, "bits": bits, "batch": batch, "speedup": speedup}
+
+
+def test_goals_are_judged_by_their_slowest_session_of_ours():
+    rows = [timed("QM-32", 32, batch, 1.0) for batch in (1, 32)]
+    rows += [timed("QM-8", 8, 1, 1.9), timed("QM-4", 4, 1, 1.86), timed("QM-2", 2, 1, 1.0)]
+    rows += [timed("QM-8", 8, 32, 2.1), timed("QM-4", 4, 32, 1.99), timed("QM-2", 2, 32, 3.0)]
+    rows += [timed(deploy.RIVAL, 8, batch, 0.1) for batch in (1, 32)]
+    found = deploy.judged("resnet20", {"results": rows})
+    assert {name: (goal["measured"], goal["held"]) for name, goal in found.items()} == {
+        "batch 1": (1.86, True),
+        "batch 32": (1.99, False),
+    }
+    assert deploy.judged("resnet18", {"results": rows})["batch 1 and 32"]["measured"] == 1.0
+
+
+# What a result carries
+
+
+def repository(folder):
+    def git(*arguments):
+        options = ("-c", "user.name=a", "-c", "user.email=a@b", "-c", "commit.gpgsign=false")
+        command = ["git", "-C", str(folder), *options, *arguments]
+        return subprocess.run(command, check=True, capture_output=True, text=True).stdout.strip()
+
+    for name in ("qrobust/a.py", "benches/results/old.json", "README.md"):
+        path = folder / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text("1")
+    git("init", "-q")
+    git("add", "-A")
+    git("commit", "-qm", "first")
+    return git("rev-parse", "HEAD")
+
+
+@pytest.mark.skipif(shutil.which("git") is None, reason="needs git")
+def test_the_commit_of_a_clean_tree_and_of_a_changed_one(tmp_path):
+    head = repository(tmp_path)
+    (tmp_path / "benches" / "results" / "new.json").write_text("results are written one after the other")
+    (tmp_path / "README.md").write_text("and texts meanwhile")
+    assert record.commit(tmp_path) == head
+    (tmp_path / "qrobust" / "b.py").write_text("new code")
+    assert record.commit(tmp_path) == head + "-dirty"
+
+
+def test_without_a_repository_there_is_no_commit(tmp_path):
+    assert record.commit(tmp_path) is None
+
+
+def test_outcomes_are_kept_image_by_image(tmp_path):
+    right = np.array([1, 0, 0, 1, 1, 1, 1, 1, 0, 1], bool)
+    saved = Outcomes(Threat("linf", 0.1), 0, (), "0" * 64, {"clean": right})
+    saved.save(tmp_path / "e.json")
+    assert record.outcomes(tmp_path / "e.json") == {"clean": "9f40"}
+    read = np.unpackbits(np.frombuffer(bytes.fromhex("9f40"), np.uint8), count=10)
+    assert (read.astype(bool) == right).all()
+
+
+def test_a_run_is_kept_with_its_outcomes(tmp_path, monkeypatch, capsys):
+    run, path = ROOT / "tests" / "fixtures" / "0.1.0" / "run", tmp_path / "kept.json"
+    monkeypatch.setattr(sys, "argv", ["record.py", str(run), "--json", str(path)])
+    assert record.main() == 0
+    kept = json.loads(path.read_text())
+    assert kept["commit"] == record.commit()
+    assert kept["commit"] is None or kept["commit"] in capsys.readouterr().out
+    for width in kept["widths"]:
+        bits, before = kept["outcomes"][f"QM-{width['bits']}"], width["before"]
+        right = np.unpackbits(np.frombuffer(bytes.fromhex(bits["before"]["clean"]), np.uint8), count=before["n"])
+        assert right.mean() == pytest.approx(before["clean"]["accuracy"])
+        assert set(bits["after"]) == set(width["after"]["accuracy"])
+        assert "clean" in bits["attacked"]
+
+
+def test_no_run_is_one_line(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", ["record.py", str(tmp_path)])
+    assert record.main() == 2
+    assert capsys.readouterr().err.startswith("error: expected a JSON file at")
+
+
+@pytest.mark.parametrize("path", RESULTS, ids=lambda path: path.name)
+def test_no_result_is_committed_from_changed_code(path):
+    commit = json.loads(path.read_text()).get("commit")
+    assert commit is None or len(commit) == 40, "commit first, then measure again"
+
+
+# A method's gain
+
+
+def test_a_gain_is_tested_over_trainings_not_over_images():
+    """-0.1, +2.6 and +2.7 points: pooled over images that was p = 0.007; three trainings do not show it."""
+    found = record.over_trainings([0.259, 0.25, 0.226], [0.258, 0.276, 0.253])
+    assert found["trainings"] == 3
+    assert found["difference"] == pytest.approx(0.0173, abs=1e-4)
+    assert found["p_value"] == pytest.approx(0.199, abs=1e-3)
+    assert found["ci95"] == pytest.approx([-0.0221, 0.0568], abs=1e-4)
+
+
+@pytest.mark.parametrize(("first", "second"), [([0.2], [0.3]), ([0.2, 0.3], [0.3])])
+def test_one_training_shows_no_gain(first, second):
+    with pytest.raises(ValueError, match="expected two trainings or more in pairs, got"):
+        record.over_trainings(first, second)
+
+
+def test_the_study_writes_the_same_test():
+    seeds = tables.read("study-sar")["seeds"]
+    found = study_sar.gains(seeds)["sarwa"]["worst_case"]
+    assert found["p_value"] == pytest.approx(0.199, abs=1e-3)
+
+
+# The tables
+
+
+def test_a_result_that_is_not_there_is_said_so(monkeypatch, tmp_path):
+    monkeypatch.setattr(tables, "RESULTS", tmp_path)
+    assert tables.block("deploy").strip() == "Not measured yet."
+
+
+@pytest.mark.parametrize(
+    ("commit", "said"),
+    [
+        (None, "before commit and outcomes were kept"),
+        ("ab" * 20, "commit abababababab:"),
+        ("ab" * 20 + "-dirty", "with changes"),
+    ],
+)
+def test_a_table_says_where_it_comes_from(commit, said):
+    machine = {"cpu": "a CPU", "cores": 2, "threads": 1, "gpu": None}
+    text = tables.source("x", {"commit": commit, "hardware": machine, "versions": {"torch": "2.13"}})
+    assert said in text
+    assert "(results/x.json)" in text
+    assert "a CPU, 2 cores, 1 thread in torch; torch 2.13" in text
+
+
+def test_a_missed_goal_says_missed():
+    result = {"seconds": {"quiet": 10.0, "busy": 25.0}, "ratio": 2.5, "at_most": 2.0, "held": False}
+    assert "| 10 | 25 | 2.50 | 2.0 | **missed** |" in next(tables.busy(result))
+    goals = {"batch 1": {"at_least": 1.85, "measured": 1.2, "held": False}}
+    text = "".join(tables.deployed({"cases": [{"network": "n", "artifacts": {}, "results": [], "goals": goals}]}))
+    assert "| n, batch 1 | 1.85 | 1.20 | **missed** |" in text
+
+
+def test_what_the_option_costs_is_a_table():
+    cost = {"batch": 1, "slower": 2.36, "slower_ci95": [2.34, 2.38], "logits_moved": 0.0}
+    case = {"network": "n", "artifacts": {}, "results": [], "goals": {}, "option": [cost]}
+    assert "| n, QM-8, batch 1 | 2.36 (2.34–2.38) | 0 |" in list(tables.deployed({"cases": [case]}))[-1]
+
+
+# The demo beside other work
+
+
+def test_the_busy_process_is_ended(monkeypatch):
+    started = []
+    popen = subprocess.Popen
+    monkeypatch.setattr(subprocess, "Popen", lambda *args: started.append(popen(*args)) or started[-1])
+    with demo_busy.busy():
+        assert started[0].poll() is None
+    assert started[0].returncode is not None
+
+
+def test_the_ratio_is_of_the_busy_time_to_the_quiet_one(monkeypatch, capsys):
+    times = iter((10.0, 25.0))
+    monkeypatch.setattr(demo_busy, "seconds", lambda *_: next(times))
+    found = demo_busy.measured([], 1.0)
+    assert (found["seconds"], found["ratio"]) == ({"quiet": 10.0, "busy": 25.0}, 2.5)
+    assert capsys.readouterr().out == "quiet: 10.0 s\nbusy: 25.0 s\n"

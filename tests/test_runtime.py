@@ -214,11 +214,6 @@ def test_artifact_says_what_it_is_and_runs(folder):
 
 def test_products_of_8_bits_do_not_saturate_on_any_processor(folder):
     """Without the option, x64 processors that lack VNNI add pairs of products in 16 bits."""
-    entry = runtime.ENTRIES["x64quantprecision"]
-    edit(folder, lambda manifest: manifest["target"]["session_options"].update(x64quantprecision=1))
-    for settings, value in (({}, "1"), ({"x64quantprecision": 0}, "0")):
-        options = Artifact.load(folder).session(**settings).get_session_options()
-        assert options.get_session_config_entry(entry) == value
     product = {"x": np.full((1, 64), 255, np.uint8)}
     model = onnx.parser.parse_model(
         """<ir_version: 10, opset_import: ["": 20]> sums (uint8[n, 64] x) => (int32[n, 64] y)

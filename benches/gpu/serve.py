@@ -29,6 +29,7 @@ import torch
 from torch import nn
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+import record
 import specimens
 
 from qrobust import machine
@@ -156,7 +157,7 @@ def main() -> int:
             path = options.out / "serve" / f"{part}.json"
             if not path.exists():
                 print(part, flush=True)
-                write_json(path, {**work(), "versions": machine.versions(), "hardware": machine.hardware()})
+                write_json(path, {**record.origin(), **work()})
     except (QrobustError, ArtifactError) as error:
         print("error:", error, file=sys.stderr)
         return 2

@@ -17,6 +17,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+import record
+
 from qrobust import machine, models
 from qrobust.quant import parameter_groups, quantize
 from qrobust.recipe import Data, Schedule, Training
@@ -90,7 +93,7 @@ def main() -> None:
         cases.append({"kind": kind, "precision": precision, "batch": size, "speedup": round(ratio, 2), **found})
         print({key: value for key, value in cases[-1].items() if not isinstance(value, dict)}, flush=True)
     if options.json:
-        write_json(options.json, {"cases": cases, "versions": machine.versions(), "hardware": machine.hardware()})
+        write_json(options.json, {**record.origin(), "cases": cases})
 
 
 if __name__ == "__main__":

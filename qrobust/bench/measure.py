@@ -12,12 +12,12 @@ import numpy as np
 from .. import machine
 from ..errors import RecipeError
 from ..progress import bar
-from ..runtime import ON_GPU, Artifact, time_sessions, wilson
+from ..runtime import ON_GPU, Artifact, sums_saturate, time_sessions, wilson
 from .executed import compute_type, executed, multiply_adds, placement
 from .memory import footprint
 from .scenario import Scenario
 from .sessions import Bound, NullSession, beside_others, images_for, open_session, provider_of
-from .timing import Int8Peak, ratio_interval, statistics
+from .timing import Int8Gemm, ratio_interval, statistics
 
 HARNESS = "(harness)"
 Record = dict[str, Any]
@@ -39,11 +39,11 @@ class Contestant:
 
 @dataclass(frozen=True)
 class Load:
-    """What a session had to do: threads, images a call; peak: the int8 multiply-adds a second measured beside it."""
+    """What a session had to do: threads, images a call; gemm: the int8 multiply-adds a second measured beside it."""
 
     threads: int
     batch: int
-    peak: float | None = None
+    gemm: float | None = None
 
 
 def bench(
@@ -77,8 +77,9 @@ def race(contestants: Sequence[Contestant], scenario: Scenario) -> Record:
     - twin, scenario, versions, hardware; harness_us: what timing itself takes, by a session that returns at once.
     - artifacts: by label what does not depend on the load: provider, nodes that ran by provider and kind, type
       of the convolutions' input, multiply-adds an image, memory, load time, size, accuracies of the suite.
-    - results: one record for each contestant, thread count and batch size. int8_peak: multiply-adds a second of
-      a large integer product just then, on a CPU; int8_peak_share: how much of it a quantised network reaches.
+    - results: one record for each contestant, thread count and batch size. int8_gemm: multiply-adds a second of
+      onnxruntime's own large integer product just then, on a CPU; int8_gemm_share: a quantised network's, of that.
+    - hardware.sums_saturate: whether 8-bit sums could saturate there, so that sessions were opened against it.
 
     Raises ArtifactError if a session does not run where it should, or a node ran elsewhere; RecipeError for two
     contestants of one label.
@@ -96,9 +97,9 @@ def race(contestants: Sequence[Contestant], scenario: Scenario) -> Record:
         for threads in scenario.threads:
             sessions = {one.label: _session(one, threads) for one in contestants}
             for batch in scenario.batch:
-                times, peak = _times(contestants, sessions, scenario, Load(threads, batch))
+                times, gemm = _times(contestants, sessions, scenario, Load(threads, batch))
                 overheads.append(float(np.median(times.pop(HARNESS))) * 1e3)
-                results += _records(contestants, facts, times, Load(threads, batch, peak), twin)
+                results += _records(contestants, facts, times, Load(threads, batch, gemm), twin)
                 moving.advance()
     return {
         "twin": twin,
@@ -107,7 +108,7 @@ def race(contestants: Sequence[Contestant], scenario: Scenario) -> Record:
         "artifacts": facts,
         "results": results,
         "versions": machine.versions(),
-        "hardware": {"cpu": machine.processor(), "cores": os.cpu_count()},
+        "hardware": {"cpu": machine.processor(), "cores": os.cpu_count(), "sums_saturate": sums_saturate()},
     }
 
 
@@ -157,12 +158,12 @@ def _session(one: Contestant, threads: int) -> Any:
 def _times(
     contestants: Sequence[Contestant], sessions: dict[str, Any], scenario: Scenario, load: Load
 ) -> tuple[dict[str, list[float]], float | None]:
-    """Milliseconds by label and of the harness, and the int8 peak around them, None where all run on a GPU."""
+    """Milliseconds by label and of the harness, and `int8_gemm` around them, None where all run on a GPU."""
     bound = {one.label: Bound(sessions[one.label], images_for(one.artifact, load.batch)) for one in contestants}
     racers = {HARNESS: NullSession(), **bound}
-    peak = None if all(one.provider in ON_GPU for one in contestants) else Int8Peak(load.threads)
-    if peak:
-        peak.measure()
+    gemm = None if all(one.provider in ON_GPU for one in contestants) else Int8Gemm(load.threads)
+    if gemm:
+        gemm.measure()
     times = time_sessions(
         racers,
         np.empty(0),
@@ -170,9 +171,9 @@ def _times(
         min_runs=scenario.min_runs,
         warmup=scenario.warmup,
     )
-    if peak:
-        peak.measure()
-    return times, peak.macs_per_second if peak else None
+    if gemm:
+        gemm.measure()
+    return times, gemm.macs_per_second if gemm else None
 
 
 def _records(
@@ -184,8 +185,8 @@ def _records(
 def _record(one: Contestant, facts: Record, mine: Sequence[float], twin: Sequence[float], load: Load) -> Record:
     figures = statistics(mine, load.batch)
     share = None
-    if load.peak and one.provider not in ON_GPU and one.bits != 32:
-        share = facts["multiply_adds"] * figures["images_per_second"] / load.peak
+    if load.gemm and one.provider not in ON_GPU and one.bits != 32:
+        share = facts["multiply_adds"] * figures["images_per_second"] / load.gemm
     return {
         "name": one.label,
         "bits": one.bits,
@@ -195,6 +196,6 @@ def _record(one: Contestant, facts: Record, mine: Sequence[float], twin: Sequenc
         "size_bytes": facts["size_bytes"],
         "speedup": float(np.median(twin) / np.median(mine)),
         "speedup_ci95": list(ratio_interval(twin, mine)),
-        "int8_peak": load.peak,
-        "int8_peak_share": share,
+        "int8_gemm": load.gemm,
+        "int8_gemm_share": share,
     }

@@ -14,7 +14,7 @@ from torch import nn
 
 from ..errors import ExportError
 from ..quant import bits_per_layer
-from ..runtime import ENTRIES, ON_GPU, preload
+from ..runtime import ENTRIES, ON_GPU, preload, sums_saturate
 from .target import Target
 
 CPU = "CPUExecutionProvider"
@@ -45,7 +45,8 @@ def open_session(
     kind = "DISABLE_ALL" if level == "disable" else f"ENABLE_{level.upper()}"
     options.graph_optimization_level = getattr(onnxruntime.GraphOptimizationLevel, f"ORT_{kind}")
     proto = onnx.load_from_string(model) if isinstance(model, bytes) else onnx.load(str(model))
-    options.add_session_config_entry(ENTRIES["x64quantprecision"], str(int(not _has_signed(proto))))
+    exact = sums_saturate() and not _has_signed(proto)
+    options.add_session_config_entry(ENTRIES["x64quantprecision"], str(int(exact)))
     if written is not None:
         options.optimized_model_filepath = str(written)
     source = model if isinstance(model, bytes) else str(model)

@@ -13,7 +13,11 @@ Share = Annotated[float, Field(ge=0, le=1)]
 
 
 class Session(Table):
-    """How the runtime opens the file, by onnxruntime's names of its options."""
+    """How the runtime opens the file, by onnxruntime's names of its options.
+
+    x64quantprecision: 1 keeps sums of 8-bit products exact on processors where they could saturate, which are asked
+    when a session opens; 0 never: onnxruntime breaks files with INT8 activations by it.
+    """
 
     graph_optimization_level: Literal["disable", "basic", "extended", "all"] = "all"
     intra_op_num_threads: Annotated[int, Field(ge=0)] = 0
@@ -72,6 +76,15 @@ class Target(Table):
     def executable(self) -> bool:
         """Whether onnxruntime can execute the file: another tool reads QONNX."""
         return self.format != "qonnx"
+
+    @model_validator(mode="after")
+    def _opens_what_it_writes(self) -> Target:
+        if self.format == "symmetric" and self.session.x64quantprecision:
+            raise ValueError(
+                "session: expected x64quantprecision = 0 for the format symmetric, whose activations are INT8, got 1; "
+                "set it to 0"
+            )
+        return self
 
     @model_validator(mode="after")
     def _detects_more_than_it_tolerates(self) -> Target:

@@ -16,8 +16,8 @@ FACTS = {
     "load_ms": 3.0, "compute_type": None,
     "executed": {"CPUExecutionProvider": {"Conv": 9, "Clip": 4, "Add": 3, "Gemm": 1}},
 }  # fmt: skip
-FLOAT = {"name": "net-qm-32", "p50_ms": 2.0, "speedup": 1.0, "int8_peak_share": None}
-QUANTISED = {"name": "net-qm-4 [x]", "p50_ms": 1.0, "speedup": 2.0, "int8_peak_share": 0.25}
+FLOAT = {"name": "net-qm-32", "p50_ms": 2.0, "speedup": 1.0, "int8_gemm_share": None}
+QUANTISED = {"name": "net-qm-4 [x]", "p50_ms": 1.0, "speedup": 2.0, "int8_gemm_share": 0.25}
 SHARED = {"threads": 1, "p90_ms": 3.0, "p99_ms": 4.0, "images_per_second": 500.0, "speedup_ci95": [0.9, 1.1]}
 
 

@@ -1,5 +1,6 @@
 """Sessions on a provider, or one line that says what is missing."""
 
+import platform
 import sys
 
 import numpy as np
@@ -7,6 +8,7 @@ import onnxruntime
 import pytest
 import torch
 
+from qrobust import runtime
 from qrobust.bench.sessions import (
     OPENVINO,
     PROVIDERS,
@@ -19,11 +21,51 @@ from qrobust.bench.sessions import (
     require,
 )  # fmt: skip
 from qrobust.errors import RecipeError
-from qrobust.runtime import ArtifactError
+from qrobust.runtime import ArtifactError, sums_saturate
 
 from ..deployed.helpers import has_vnni
 
 CPU = PROVIDERS["cpu"]
+
+
+FLAGS = {  # what /proc/cpuinfo lists (None: there is no such file) -> whether sums may saturate
+    "AVX-512 without VNNI": ("x86_64", "flags : fpu avx2 avx512f avx512bw\n", True),
+    "AVX-512 VNNI": ("x86_64", "model name : caf\xe9\nflags : fpu avx2 avx512_vnni\nbugs :\n", False),
+    "AVX VNNI": ("AMD64", "flags\t\t: avx2 avx_vnni\n" * 4, False),
+    "one core without": ("x86_64", "flags : avx2 avx_vnni\nflags : avx2\n", True),
+    "another flag's part": ("x86_64", "flags : not_avx_vnni_at_all\n", True),
+    "a file without flags": ("x86_64", "", True),
+    "Windows and macOS": ("AMD64", None, True),
+    "ARM": ("aarch64", "Features : fp asimd\n", False),
+    "Apple's ARM": ("arm64", None, False),
+}
+
+
+@pytest.fixture(params=FLAGS)
+def needed(request, tmp_path, monkeypatch):
+    """Whether the option is needed on a processor that is not this one."""
+    kind, text, expected = FLAGS[request.param]
+    if text is not None:
+        (tmp_path / "cpuinfo").write_text(text, encoding="latin-1")  # no UTF-8: nothing has to decode it
+    monkeypatch.setattr(runtime, "CPUINFO", tmp_path / "cpuinfo")
+    monkeypatch.setattr(platform, "machine", lambda: kind)
+    return expected
+
+
+def test_processors_are_asked_whether_sums_of_8_bit_products_may_saturate(needed):
+    assert sums_saturate() == needed
+
+
+@pytest.mark.parametrize("needed", ["AVX-512 without VNNI", "AVX-512 VNNI"], indirect=True)
+@pytest.mark.parametrize("wanted", [0, 1])
+def test_every_session_that_is_timed_has_the_option_where_it_is_needed_alone(needed, wanted, artifacts, monkeypatch):
+    one, entry = artifacts[8], runtime.ENTRIES["x64quantprecision"]
+    assert one.manifest["target"]["session_options"]["x64quantprecision"] == 1
+    monkeypatch.setitem(one.manifest["target"]["session_options"], "x64quantprecision", wanted)
+    first = open_session(one, CPU, 1)
+    for session in (one.session(), first, beside_others(first, one)):
+        found = session.get_session_options().get_session_config_entry(entry)
+        assert found == str(int(needed and wanted))
 
 
 def test_short_names_and_full_ones():

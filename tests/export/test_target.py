@@ -88,6 +88,11 @@ def test_statistics_and_optional_limits_have_defaults(tmp_path):
     assert (bare.limits.latency_ms, bare.limits.size_bytes) == (None, None)
 
 
+def test_int8_activations_are_not_opened_with_an_option_that_breaks_them(tmp_path):
+    with pytest.raises(RecipeError, match=r"expected x64quantprecision = 0 for the format symmetric, .* got 1; set it"):
+        load_target(written(tmp_path, 'format = "integer"', 'format = "symmetric"'))
+
+
 @pytest.mark.parametrize(
     ("old", "new", "message"),
     [

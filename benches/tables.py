@@ -1,0 +1,270 @@
+"""The tables of benches/README.md, each from committed results alone; `make docs` puts them between their markers."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+import record
+
+RESULTS = Path(__file__).resolve().parent / "results"
+Result = dict[str, Any]
+OLD = "before commit and outcomes were kept"
+NOT_YET = "Not measured yet."
+PACKAGES = ("torch", "brevitas", "onnxruntime-gpu", "onnxruntime")
+FORMS = {
+    "none": "", "identity": ", standardised weights alone", "paper": ", FAT as published",
+    "normalised": ", normalised FAT", "wide": ", 8-bit activations", "best": ", 8-bit activations, distilled (RSLAD)",
+}  # fmt: skip
+VARIANTS = {"at": "AT", "sar": "AT + SAR", "sarwa": "AT + SARWA"}
+
+
+def read(name: str) -> Result | None:
+    """A committed result, None where there is none."""
+    path = RESULTS / f"{name}.json"
+    return json.loads(path.read_text()) if path.exists() else None
+
+
+def table(heads: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    """Markdown; columns behind the first are numbers."""
+    lines = [f"| {' | '.join(heads)} |", "|---|" + "--:|" * (len(heads) - 1)]
+    return "\n".join([*lines, *(f"| {' | '.join(row)} |" for row in rows)])
+
+
+def source(name: str, result: Result, about: Result | None = None, *, folder: str = "results") -> str:
+    """Where a table's numbers come from; about: the part that says versions and hardware, if not the result itself.
+
+    folder: of the results, as a link of the document.
+    """
+    machine = (about or result)["hardware"]
+    versions = {**result, **(about or {})}["versions"]
+    processor = machine.get("gpu") or f"{machine['cpu']}, {machine['cores']} cores"
+    count = None if machine.get("gpu") else machine.get("threads")
+    threads = f", {count} thread{'s' * (count > 1)} in torch" if count else ""
+    packages = ", ".join(f"{package} {versions[package]}" for package in PACKAGES if package in versions)
+    commit = f"commit {result['commit'][:12]}{_dirt(result['commit'])}" if result.get("commit") else OLD
+    return f"[{name}.json]({folder}/{name}.json), {commit}: {processor}{threads}; {packages}."
+
+
+def _dirt(commit: str) -> str:
+    return " with changes" if commit.endswith(record.DIRTY) else ""
+
+
+def _of(seeds: Iterable[str]) -> str:
+    return "seed " + ", ".join(seeds)
+
+
+def percent(share: float) -> str:
+    return f"{100 * share:.1f}"
+
+
+def interval(cell: Result) -> str:
+    """An accuracy in percent with its 95 % interval."""
+    low, high = cell["ci95"]
+    return f"{percent(cell['accuracy'])} ({percent(low)}–{percent(high)})"
+
+
+def probability(p: float) -> str:
+    return f"{p:.2g}" if p >= 1e-4 else f"{p:.0e}"
+
+
+def deployed(result: Result) -> Iterator[str]:
+    """Speed against the float file, goals, what the option costs; of two networks."""
+    rows = []
+    for one in result["cases"]:
+        for name, facts in one["artifacts"].items():
+            speeds = [row for row in one["results"] if row["name"] == name]
+            shares = [row.get("int8_gemm_share", row.get("int8_peak_share")) for row in speeds]
+            cells = ["{speedup:.2f} ({speedup_ci95[0]:.2f}–{speedup_ci95[1]:.2f})".format(**row) for row in speeds]
+            cells += ["" if share is None else f"{share:.2f}" for share in shares]
+            rows.append([f"{one['network']}, {name}", *cells, f"{facts['size_bytes'] / 1e3:.0f}"])
+    heads = ("batch 1", "batch 32", "of int8 GEMM, batch 1", "batch 32", "kB")
+    yield table(("times as fast as the float file", *heads), rows)
+    goals = [(f"{one['network']}, {name}", goal) for one in result["cases"] for name, goal in one["goals"].items()]
+    yield table(
+        ("goal", "at least", "measured", ""),
+        [
+            (name, f"{goal['at_least']:.2f}", f"{goal['measured']:.2f}", "held" if goal["held"] else "**missed**")
+            for name, goal in goals
+        ],
+    )
+    costs = [(one["network"], cost) for one in result["cases"] for cost in one.get("option", ())]
+    if costs:
+        lines = [
+            (f"{name}, QM-8, batch {cost['batch']}", _slower(cost), f"{cost['logits_moved']:.2g}")
+            for name, cost in costs
+        ]
+        yield table(("with `session.x64quantprecision`", "times as slow as without", "logits moved by"), lines)
+
+
+def _slower(cost: Result) -> str:
+    return "{slower:.2f} ({slower_ci95[0]:.2f}–{slower_ci95[1]:.2f})".format(**cost)
+
+
+def attacks(result: Result) -> Iterator[str]:
+    """Our time as a share of other packages', and both accuracies."""
+    rows = []
+    for name in ("pgd-20", "autoattack, robust", "autoattack, weak"):
+        found = result[name]
+        for other, ratio in found["ratio_of_first_to"].items():
+            pair = f"{percent(found['accuracy']['qrobust'])}, {percent(found['accuracy'][other])}"
+            rounds = len(found["seconds"]["qrobust"])
+            rows.append((f"{name}, beside {other}", f"{ratio:.2f}", pair, str(found["n"]), str(rounds)))
+    yield table(("attack", "of its time", "accuracy: ours, theirs", "n", "rounds"), rows)
+
+
+def train_steps(result: Result) -> Iterator[str]:
+    rows = []
+    for one in result["cases"]:
+        ratios = [one["ratio"][way][other] for way in _OURS for other in ("torchattacks", "plain")]
+        speed = ", ".join(f"{one['images_per_second'][way]:.0f}" for way in _OURS)
+        peak = ", ".join(f"{one['peak_megabytes'][way]:.0f}" for way in (*_OURS, "torchattacks"))
+        name = f"{one['network']}, batch {one['batch']}, PGD-{one['steps']}"
+        rows.append((name, *(f"{ratio:.2f}" for ratio in ratios), speed, peak))
+    heads = ("float32: of torchattacks' time", "of the plain loop's", "bf16: of torchattacks'", "of the plain loop's")
+    yield table(("step", *heads, "images/s: float32, bf16", "peak MB: float32, bf16, torchattacks"), rows)
+
+
+_OURS = ("qrobust", "qrobust, bf16")
+
+
+def qat_steps(result: Result) -> Iterator[str]:
+    rows = [
+        (f"{one['network']}, batch {one['batch']}, {name}", f"{ratio:.2f}", f"{one['ratio_of_peak'][name]:.2f}")
+        for one in result["cases"]
+        for name, ratio in one["ratio_to_float"].items()
+        if name != "float"
+    ]
+    yield table(("step", "of the float step's time", "of its peak memory"), rows)
+
+
+def sar(result: Result) -> Iterator[str]:
+    """Accuracies by training, and what each method gains over trainings."""
+    seeds = result["seeds"]
+    sets = ("pgd-20", "cw-inf-30", "apgd-ce", "apgd-t")
+    rows = []
+    for name, label in VARIANTS.items():
+        found = [one["results"][name] for one in seeds.values()]
+        cells = [[percent(one["clean"]["accuracy"]) for one in found]]
+        cells += [[percent(one["attacks"][attack]["accuracy"]) for one in found] for attack in sets]
+        cells += [[interval(one["worst_case"]) for one in found]]
+        rows.append((label, *(", ".join(cell) for cell in cells)))
+    yield table((_of(seeds), "clean", *sets, "worst case (95 % interval)"), rows)
+    gains = []
+    for variant in ("sar", "sarwa"):
+        for key in ("clean", "worst_case"):
+            pairs = [one["against_at"][variant][key] for one in seeds.values()]
+            test = record.over_trainings([pair["first"] for pair in pairs], [pair["second"] for pair in pairs])
+            each = ", ".join(f"{100 * pair['difference']:+.1f}" for pair in pairs)
+            span = "{:+.1f} to {:+.1f}".format(*(100 * end for end in test["ci95"]))
+            title = f"{VARIANTS[variant]}, {key.replace('_', ' ')}"
+            gains.append((title, each, f"{100 * test['difference']:+.1f}", span, f"{test['p_value']:.2f}"))
+    yield table(("against AT, points", "each training", "mean", "95 % interval", "p (paired t-test)"), gains)
+
+
+def fat(result: Result) -> Iterator[str]:
+    """Accuracies of every row, one training a seed, and its pairs with the rows that it was compared with."""
+    seeds = result["seeds"]
+    names = list(dict.fromkeys(name for rows in seeds.values() for name in rows))
+    sets = ("pgd-20", "cw-inf-30", "apgd-ce", "apgd-t")
+    lines, pairs = [], []
+    for name in names:
+        found = {seed: rows[name] for seed, rows in seeds.items() if name in rows}
+        results = [one["result"] for one in found.values()]
+        cells = [[percent(one["clean"]["accuracy"]) for one in results]]
+        cells += [[percent(one["attacks"][attack]["accuracy"]) for one in results] for attack in sets]
+        cells += [[interval(one["worst_case"]) for one in results]]
+        lines.append((row_label(name), *(", ".join(cell) for cell in cells)))
+        for seed, one in found.items():
+            for base, against in one["against"].items():
+                worst = against["worst_case"]
+                counts = (f"{100 * worst['difference']:+.1f}", str(worst["gained"]), str(worst["lost"]))
+                title = f"{row_label(name)}: against {row_label(base)}, seed {seed}"
+                pairs.append((title, *counts, probability(worst["p_value"])))
+    yield table((_of(seeds), "clean", *sets, "worst case (95 % interval)"), lines)
+    yield table(("worst case, image by image", "points", "gained", "lost", "p (McNemar)"), pairs)
+
+
+def row_label(name: str) -> str:
+    """Such as "QM-4, 8-bit activations" of "qm-4-wide"."""
+    _, bits, form = name.split("-")
+    return f"QM-{bits}{FORMS[form]}"
+
+
+def gpu_steps(result: Result) -> Iterator[str]:
+    rows = []
+    for key, when in (("cases", ""), ("before_kernels", ", before quantisers were one kernel")):
+        for one in result.get(key, ()):
+            bits, _, form = one["kind"].partition(" ")
+            name = bits if bits == "float" else f"QM-{bits}{FORMS[form]}"
+            ratio = f"{one['speedup']:.2f}" if "speedup" in one else ""
+            title = f"{name}, {one['precision']}, batch {one['batch']}{when}"
+            rows.append((title, ratio, f"{one['recorded']['images_per_second']:,}"))
+    yield table(("step of ResNet-20, PGD-7", "times as fast as launched one by one", "images/s"), rows)
+
+
+def heat_map(result: Result) -> Iterator[str]:
+    rows = [
+        (name, f"{result[name]['ratio_to_bare']:.2f}", f"{median(result[name]['seconds']['ours']):.1f}")
+        for name in ("heat map", "low-pass sweep")
+    ]
+    title = f"{result['network']}, {result['side']} × {result['side']}, n = {result['n']}"
+    yield table((title, "of the bare passes' time", "seconds"), rows)
+
+
+def cuda(result: Result) -> Iterator[str]:
+    rows = [
+        (
+            f"QM-{width['bits']}",
+            *(interval(width["before"]["attacks"][name]) for name in ("pgd-20", "apgd-ce")),
+            percent(width["after"]["accuracy"]["pgd-20"]),
+            width["verdict"],
+        )
+        for width in result["widths"]
+    ]
+    yield table(
+        ("n = 1000", "PGD-20 in torch", "APGD-CE in torch", "PGD-20 replayed by CUDA's provider", "check"), rows
+    )
+
+
+def places(result: Result) -> Iterator[str]:
+    """Worst cases of the same images in torch, replayed, and attacked on the file."""
+    gaps = [(f"QM-{width['bits']}", width["gap"]) for width in result["widths"] if width.get("gap")]
+    kinds = {"in_torch": "attacked in torch", "replayed": "replayed", "attacked": "the file attacked"}
+    rows = [(name, str(gap["n"]), *(interval(gap[kind]) for kind in kinds)) for name, gap in gaps]
+    yield table(("network", "n", *kinds.values()), rows)
+
+
+def busy(result: Result) -> Iterator[str]:
+    quiet, beside = result["seconds"]["quiet"], result["seconds"]["busy"]
+    verdict = "held" if result["held"] else "**missed**"
+    yield table(
+        ("seconds alone", "beside a busy process", "ratio", "at most", ""),
+        [(f"{quiet:.0f}", f"{beside:.0f}", f"{result['ratio']:.2f}", f"{result['at_most']:.1f}", verdict)],
+    )
+
+
+BLOCKS: dict[str, Callable[[Result], Iterator[str]]] = {
+    "deploy": deployed, "attacks": attacks, "train_step": train_steps, "qat_step": qat_steps, "study-sar": sar,
+    "study-fat": fat, "study-fat-small": fat, "cifar10-resnet20-cuda": cuda, "gpu-steps": gpu_steps,
+    "heatmap": heat_map, "digits-8-bit-activations": places, "demo-busy": busy,
+}  # fmt: skip
+
+
+def block(name: str) -> str:
+    """What stands between the markers of a result's name."""
+    result = read(name)
+    if result is None:
+        return f"\n{NOT_YET}\n"
+    about = None if "hardware" in result else _about(result)
+    return "\n" + "\n\n".join([*BLOCKS[name](result), source(name, result, about)]) + "\n"
+
+
+def _about(result: Result) -> Result:
+    """The first part that says versions and hardware, of a result that does not say them for all."""
+    if "cases" in result:
+        return result["cases"][0]
+    return next(iter(next(iter(result["seeds"].values())).values()))["result"]
