@@ -5,42 +5,198 @@ This file needs Python, numpy and onnxruntime only. It travels inside every arti
     python -I verify.py [ARTIFACT] [--baseline F]     0: every limit held, 1: a limit was broken, 2: it could not run
 """
 
-from __future__ import annotations
+# ruff: noqa: E402  (what makes later imports safe comes first)
+import os  # frozen into Python, as little else is: nothing beside this file can stand in for it
+import sys
+
+INSIDE = "--inside"  # the first argument of the process that a check runs in
+
+if __name__ == "__main__":
+    # An artifact may hold any file, and Python looks for modules beside a script first: it must not look there.
+    _own = os.path.dirname(os.path.realpath(__file__))  # noqa: PTH120
+    for _place in sys.path[:]:
+        if not _place or os.path.realpath(_place) == _own or os.path.exists(f"{_place}/manifest.json"):  # noqa: PTH110
+            sys.path.remove(_place)
+
+    def _end(kind: object, error: object, _trace: object) -> None:
+        # Python's own exit code is 1 here, which would say that a limit was broken; imports fail where memory is short.
+        try:
+            print("error:", " ".join(str(error).split()) or kind, file=sys.stderr, flush=True)
+        finally:
+            os._exit(66 if sys.argv[1:2] == [INSIDE] else 2)
+
+    sys.excepthook = _end
 
 import argparse
+import ctypes
 import hashlib
 import io
 import json
 import math
 import platform
-import sys
+import signal
+import subprocess
+import tempfile
 import time
 import warnings
 import zipfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, redirect_stdout
+from contextlib import contextmanager, redirect_stdout, suppress
 from dataclasses import asdict, dataclass
 from functools import cached_property, reduce
 from pathlib import Path
 from statistics import NormalDist, median
-from typing import Any
+from typing import Any, NoReturn
 from xml.sax.saxutils import quoteattr
+
+LINUX = sys.platform == "linux"
+if LINUX:
+    import resource
+
+# Of a check's process: seconds, and GiB of memory that it writes to; codes that no crash ends with stand for 0, 1, 2.
+MAX_SECONDS, MAX_GIB, CODES = 3600, 8, {64: 0, 65: 1, 66: 2}
+# What onnxruntime reads from the environment changes sessions, writes files and loads libraries; but not this one.
+SETTINGS, HARMLESS = ("ORT_", "NVIDIA_TF32_OVERRIDE"), ("ORT_DISABLE_TELEMETRY",)
+FLAGS = {"ignore_environment": "-E", "no_user_site": "-s", "no_site": "-S"}  # of Python, that a check passes on
+
+
+class ArtifactError(Exception):
+    """An artifact that cannot be used as asked; the message is one line: expected, got, what to do."""
+
+    exit_code = 2
+
+
+def _expect(held: object, expected: str, got: object, do: str = "export the artifact again") -> None:
+    if not held:
+        line = f"expected {expected}, got {' '.join(str(got).split())[:200]}; {do}"
+        # Names out of a file could redraw a terminal, or fake a second line.
+        raise ArtifactError("".join(letter if letter.isprintable() else "?" for letter in line))
+
+
+@contextmanager
+def _expecting(expected: str, do: str = "export the artifact again") -> Iterator[None]:
+    try:
+        yield
+    except ArtifactError:
+        raise
+    except Exception as error:  # damaged files raise anything, and onnxruntime's errors share no base
+        _expect(False, expected, f"{type(error).__name__}: {error}", do)
+
+
+# The command line, and the process that it checks in: neither needs numpy
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        raise ArtifactError(f"expected arguments as --help lists them, got: {message}; mend the command")
+
+
+def _file(text: str) -> Path:
+    # Path("") is the current folder: an unset variable would choose another file than was meant, or none.
+    if not text.strip():
+        raise argparse.ArgumentTypeError("an empty file name; name a file, or leave the option out")
+    return Path(text)
+
+
+def arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
+    """The options of verify.py and `qrobust check`. Raises ArtifactError for what they do not take."""
+    parser = _Parser(description="Check an artifact: 0 held, 1 broken, 2 could not run.", allow_abbrev=False)
+    parser.add_argument("artifact", nargs="?", type=_file, default=Path(__file__).parent, help="its folder")
+    parser.add_argument("--baseline", type=_file, metavar="F", help="compare with the outcomes and limits pinned in F")
+    parser.add_argument("--update-baseline", action="store_true", help="pin the outcomes and limits instead")
+    parser.add_argument("--reason", default="", metavar="TEXT", help="why the baseline changes")
+    for kind in ("json", "junit", "markdown"):
+        parser.add_argument(f"--{kind}", type=_file, metavar="F", help=f"write the result to F as {kind}; -: print it")
+    parser.add_argument("--queries", type=int, metavar="N", help="queries per image for Square")
+    parser.add_argument("--seed", type=int, default=0, metavar="N", help="seed of Square")
+    parser.add_argument("--timeout", type=float, default=MAX_SECONDS, metavar="S", help="end a check after S seconds")
+    parser.add_argument("--memory", type=float, default=MAX_GIB, metavar="GIB", help="most memory of a check (Linux)")
+    said = parser.parse_args(argv)
+    held = 0 < said.timeout < 1e7 and 0 < said.memory < 1e5
+    _expect(held, "--timeout and --memory above 0", (said.timeout, said.memory), "raise them")
+    return said
+
+
+def _refused(error: BaseException) -> int:
+    """Say in one line why there is no verdict; returns exit code 2."""
+    line = " ".join(str(error).split()) or type(error).__name__
+    with suppress(OSError, ValueError):
+        print("error:", line, file=sys.stderr, flush=True)
+    return 2
+
+
+def apart(argv: Sequence[str]) -> int:
+    """`main` in a process of its own, whose time and memory are limited; returns 0, 1 or 2, whatever ends it."""
+    try:
+        said = arguments(argv)
+        cleared = sorted(name for name in os.environ if name.startswith(SETTINGS) and name not in HARMLESS)
+        if cleared:
+            print(f"note: a check does not pass on {', '.join(cleared)}", file=sys.stderr)
+        if not LINUX:
+            print("note: memory of a check is limited on Linux alone", file=sys.stderr)
+        environment = {name: value for name, value in os.environ.items() if name not in cleared}
+        flags = ["-P", *(flag for name, flag in FLAGS.items() if getattr(sys.flags, name))]
+        command = [sys.executable, *flags, __file__, INSIDE, *argv]
+        with subprocess.Popen(command, env=environment) as process:
+            try:
+                code = process.wait(said.timeout)
+            except subprocess.TimeoutExpired:
+                _expect(False, f"a check within {said.timeout:g} s", "none", "raise --timeout, or mend the model")
+            finally:
+                process.kill()
+        do = "raise --memory, or mend the model"
+        _expect(code in CODES, f"a check within {said.memory:g} GiB that ends by itself", f"exit code {code}", do)
+        return CODES[code]
+    except KeyboardInterrupt:
+        return _refused(ArtifactError("expected a check to the end, got an interrupt; check again"))
+    except Exception as error:
+        return _refused(error)
+
+
+def _enclose(said: argparse.Namespace) -> None:
+    """Limit this process, let it end with its parent, and leave stderr to Python: C libraries write pages there."""
+    with suppress(OSError, AttributeError):  # either is closed
+        sys.stdout.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]
+        sys.stderr = os.fdopen(os.dup(2), "w", buffering=1, errors="backslashreplace")
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 2)
+    signal.signal(signal.SIGINT, signal.SIG_DFL)  # the parent says it
+    if LINUX:
+        ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG
+        resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+        limit_memory(int(said.memory * 2**30))
+
+
+def limit_memory(most: int) -> None:
+    """Limit what this process may write to, in bytes, where the system can; -1: no more than it was limited before.
+
+    Address space would be the wrong measure: threads, arenas and GPUs reserve many times what they use.
+    """
+    if LINUX:
+        hard = resource.getrlimit(resource.RLIMIT_DATA)[1]
+        soft = hard if most < 0 else most if hard < 0 else min(most, hard)
+        resource.setrlimit(resource.RLIMIT_DATA, (soft, hard))
+
+
+if __name__ == "__main__":
+    if sys.argv[1:2] != [INSIDE]:
+        sys.exit(apart(sys.argv[1:]))
+    _enclose(arguments(sys.argv[2:]))
 
 try:
     import numpy as np
 except ImportError as error:
     if __name__ != "__main__":
         raise
-    # The exit code of a traceback is 1, which means here that a limit was broken.
-    print(f"error: expected numpy, got {error}; pip install numpy onnxruntime", file=sys.stderr)
-    raise SystemExit(2) from error
+    _refused(ArtifactError(f"expected numpy, got {error}; pip install numpy onnxruntime"))
+    os._exit(66)
 
 Array = np.ndarray[Any, np.dtype[Any]]
 OnStep = Callable[[int, int], None] | None
 MaybePath = Path | None
 Outcomes = Mapping[str, Array]  # by set and "square": bool (n,), True where the label is right
 
-MAX_FILE_BYTES, MAX_SUITE_BYTES, MAX_THREADS = 2**29, 2**29, 1024
+MAX_FILE_BYTES, MAX_SUITE_BYTES, MAX_FILES, MAX_THREADS = 2**29, 2**29, 32, 1024
+NORMS = ("linf", "l2")
 MAX_PIXELS = 2**24  # of an image, and of as many as are at work at once: 64 MiB of floats
 # What a graph may take: layout, type and range; a camera's bytes are the second.
 IMAGES = (("NCHW", "float32", [0, 1]), ("NHWC", "uint8", [0, 255]))
@@ -51,12 +207,16 @@ MANIFEST: dict[str, type] = {
     **{"bits": object, "seed": object, "opset": int, "square queries": int, "square n": int},
     **{"target provider": str, "target session_options": dict, "input shape": list, "classes": list},
     **{"files model.onnx": dict, "files suite.npz": dict, "files verify.py": dict},
-    **{"threat eps": float, "reference clean": float, "limits label_flips": float},
+    **{"threat norm": str, "reference clean": float, "limits label_flips": float},
     **{"limits accuracy_drop": float, "limits robust_drop": float, "limits square_gap": float},
     **{"statistics alpha": float, "statistics power": float, "statistics detected_drop": float},
 }
-SAME = ("images", "eps", "queries", "seed", "session", "counts")  # what outcomes depend on
-BASELINE = ("artifact", "model", *SAME, "accuracy", "outcomes", "versions")
+# Beyond these a manifest's limits would hold for a network that is broken, and its Square would break none.
+MOST = dict.fromkeys(("label_flips", "accuracy_drop", "robust_drop", "square_gap"), 0.1)
+LEAST_ALPHA, MOST_DETECTED = 0.001, 0.5
+LEAST_QUERIES, LEAST_IMAGES, MOST_QUERIES = 50, 32, 10**6  # of 32 images some show what a tenth hides, 97 times of 100
+SAME = ("images", "queries", "seed", "counts", "policy")  # what a check must share with its baseline
+BASELINE = ("artifact", "model", "suite", *SAME, "accuracy", "outcomes", "versions")
 LEVELS = {"disable": "DISABLE_ALL", "basic": "ENABLE_BASIC", "extended": "ENABLE_EXTENDED", "all": "ENABLE_ALL"}
 # By onnxruntime's names. x64quantprecision = 1: sums of 8-bit products do not saturate, set where they could alone.
 ENTRIES = {"allow_spinning": "session.intra_op.allow_spinning", "x64quantprecision": "session.x64quantprecision"}
@@ -67,14 +227,9 @@ HINT_EXPORT = "compare onnxruntime, provider and session options with the manife
 HINT_LOST = "compare model and recipe with the baseline's; a wanted loss is pinned by --update-baseline --reason TEXT"
 HINT_DEVICE = "export for a target that suits this device, or change the target's limit"
 HINT_MASKED = "gradients misled the stored attacks: attack with other backward passes, losses and restarts"
+HINT_PIN = "restore what was pinned, or pin anew with --update-baseline --reason TEXT"
 NOTE = """Replayed examples were made before export: they can only overestimate robustness.
 Square runs on this session, without gradients; a stronger attack may find more."""
-
-
-class ArtifactError(Exception):
-    """An artifact that cannot be used as asked; the message is one line: expected, got, what to do."""
-
-    exit_code = 2
 
 
 @dataclass(frozen=True)
@@ -101,7 +256,9 @@ class Report:
 
     counts: images behind an accuracy; ci95: its Wilson interval; reference: accuracy of the baseline, or before export;
     worst_case: share of images right in every set, and under Square where it ran; outcomes: bits, in hex, of the
-    images that are right; images, model: sha256 of clean images with labels, of the file; session: provider and level.
+    images that are right; images: sha256 of clean images with labels; model, suite: of the files; session: provider
+    and level; same_suite: whether the baseline's suite is this one; policy: limits, statistics, target, threat and
+    bounds of Square, which a baseline pins.
     """
 
     passed: bool
@@ -112,7 +269,9 @@ class Report:
     counts: dict[str, int]
     reference: dict[str, float]
     baseline: str | None
-    statistics: dict[str, float]
+    same_suite: bool
+    statistics: dict[str, Any]
+    policy: dict[str, Any]
     worst_case: float
     label_flips: float
     n: int
@@ -121,6 +280,7 @@ class Report:
     eps: float
     images: str
     model: str
+    suite: str
     session: str
     outcomes: dict[str, str]
     seconds: float
@@ -179,6 +339,11 @@ def holm(p_values: Sequence[float]) -> list[float]:
     return [min(float(steps[rank]), 1.0) for rank in np.argsort(order)]
 
 
+# By the name in a manifest: p-value of (lost, gained, n, tolerated). One that names none is of 0.1.0.
+TESTS = {"mcnemar-tolerated": drop_p_value}
+FIRST_TEST = "mcnemar-tolerated"
+
+
 def images_needed(drop: float, tolerated: float, gained: float, alpha: float, power: float) -> int:
     """Images with which `drop_p_value` at alpha catches a drop with that power, where a share `gained` is won.
 
@@ -191,28 +356,30 @@ def images_needed(drop: float, tolerated: float, gained: float, alpha: float, po
     return math.ceil(n / 4 * (1 + math.sqrt(1 + 4 / (n * gap))) ** 2)
 
 
-def _expect(held: object, expected: str, got: object, do: str = "export the artifact again") -> None:
-    if not held:
-        line = f"expected {expected}, got {' '.join(str(got).split())[:200]}; {do}"
-        # Names out of a file could redraw a terminal, or fake a second line.
-        raise ArtifactError("".join(letter if letter.isprintable() else "?" for letter in line))
+def read_json(text: bytes) -> Any:
+    """The value of a JSON file. Raises ValueError for a key that stands twice, or a number that is not finite."""
 
+    def once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+        table: dict[str, Any] = {}
+        for key, value in pairs:
+            if key in table:  # two readers would take two values of it
+                raise ValueError(f"key {key!r} twice")
+            table[key] = value
+        return table
 
-@contextmanager
-def _expecting(expected: str, do: str = "export the artifact again") -> Iterator[None]:
-    try:
-        yield
-    except ArtifactError:
-        raise
-    except Exception as error:  # damaged files raise anything, and onnxruntime's errors share no base
-        _expect(False, expected, f"{type(error).__name__}: {error}", do)
+    def finite(text: str) -> float:
+        if not math.isfinite(value := float(text)):
+            raise ValueError(f"a number that is not finite, {text[:20]}")
+        return value
+
+    return json.loads(text.decode("utf-8"), object_pairs_hook=once, parse_float=finite, parse_constant=finite)
 
 
 def _read_manifest(path: Path) -> dict[str, Any]:
     _expect(path.is_file(), f"an artifact in {path.parent}", "no manifest.json", "pass an exported folder")
     _expect(path.stat().st_size <= 2**24, f"{path} of up to 16 MiB", path.stat().st_size)
     with _expecting(f"JSON with schema_version and reference in {path}"):
-        manifest: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+        manifest: dict[str, Any] = read_json(path.read_bytes())
         version, reference = manifest["schema_version"], dict(manifest["reference"])
     do = "upgrade qrobust, or export the artifact again if it is the older one"
     _expect(version == 1, "schema_version 1, which is what this version reads", repr(version), do)
@@ -223,38 +390,78 @@ def _read_manifest(path: Path) -> dict[str, Any]:
         if held and kind in (int, float):
             held = not isinstance(value, bool) and (0 <= value <= 1 if kind is float else value >= 1)
         _expect(held, f"a valid {kind.__name__} as {key!r} in manifest.json", repr(value))
+    manifest["statistics"].setdefault("test", FIRST_TEST)
     _check_meaning(manifest)
+    _check_policy(manifest)
     return manifest
 
 
 def _check_meaning(manifest: dict[str, Any]) -> None:
-    image, classes, norm = manifest["input"], manifest["classes"], manifest["threat"].get("norm")
-    got = (image.get("layout"), image.get("dtype"), image.get("range"), norm)
-    _expect(got in [(*kind, "linf") for kind in IMAGES], f"images as one of {IMAGES} and norm linf", got)
+    image, classes, threat = manifest["input"], manifest["classes"], manifest["threat"]
+    got = (image.get("layout"), image.get("dtype"), image.get("range"))
+    _expect(got in IMAGES, f"images as one of {IMAGES}", got)
     held = len(image["shape"]) == 3 and all(type(size) is int and size >= 1 for size in image["shape"])
     held = held and math.prod(image["shape"]) <= MAX_PIXELS and len(classes) >= 2
     _expect(held, f"a shape of three sizes, up to {MAX_PIXELS} in all, and two classes", (image["shape"], classes))
+    _expect(threat["norm"] in NORMS, f"a norm out of {NORMS}", repr(threat["norm"]), "upgrade qrobust")
+    eps, most = threat.get("eps"), 1 if threat["norm"] == "linf" else math.sqrt(math.prod(image["shape"]))
+    # An image of bytes moves by a step or not at all.
+    held = type(eps) in (int, float) and 1 / 255 - 1e-9 <= eps <= most
+    _expect(held, f"eps in [1/255, {most:.4g}] of a pixel's range as 'threat eps'", repr(eps))
     _expect("square" not in manifest["reference"], "another name for a stored attack", "square")
+    _expect(len(manifest["reference"]) > 1, "a stored attack in 'reference'", "clean images alone")
     for name in (manifest["name"], *classes, *manifest["reference"]):
         # Control characters in a name could redraw a terminal and fake the last line of a report.
         _expect(isinstance(name, str) and name.isprintable(), "printable names in manifest.json", repr(name))
-    said, limits = manifest["statistics"], manifest["limits"]
+
+
+def _check_policy(manifest: dict[str, Any]) -> None:
+    said, limits, square = manifest["statistics"], manifest["limits"], manifest["square"]
+    for name, limit in MOST.items():
+        _expect(limits[name] <= limit, f"a limit of {name} up to {limit}", limits[name], "tolerate less")
     most = max(limits["accuracy_drop"], limits["robust_drop"])
-    held = 1e-6 <= said["alpha"] < 0.5 <= said["power"] <= 1 - 1e-6 and most + 1e-6 < said["detected_drop"]
-    _expect(held, f"1e-6 <= alpha < 0.5 <= power < 1 and detected_drop above the tolerated {most}", said)
+    held = LEAST_ALPHA <= said["alpha"] < 0.5 <= said["power"] <= 1 - 1e-6
+    held = held and most + 1e-6 < said["detected_drop"] <= MOST_DETECTED
+    expected = f"{LEAST_ALPHA} <= alpha < 0.5 <= power < 1 and detected_drop above the tolerated {most}, up to"
+    _expect(held, f"{expected} {MOST_DETECTED}", said)
+    held = isinstance(said["test"], str) and said["test"] in TESTS
+    _expect(held, f"a statistical test out of {', '.join(TESTS)}", repr(said["test"]), "upgrade qrobust")
+    held = LEAST_QUERIES <= square["queries"] <= MOST_QUERIES
+    _expect(held, f"{LEAST_QUERIES} to {MOST_QUERIES} queries of Square", square["queries"])
     for limit in (limits.get(name) for name in ("logit_change", "latency_ms", "size_bytes")):
         held = limit is None or (type(limit) in (int, float) and 0 < limit < math.inf)
         _expect(held, "null or a number above 0 as limit of logit_change, latency_ms and size_bytes", repr(limit))
 
 
-def _read_suite(path: Path, manifest: dict[str, Any]) -> dict[str, Array]:
-    with _expecting(f"plain arrays in {path}"):
-        with zipfile.ZipFile(path) as archive:
+def _read_files(folder: Path, entries: dict[str, Any]) -> dict[str, bytes]:
+    """The bytes of model.onnx and suite.npz as they were hashed; each file is read once, and none is there unlisted."""
+    _expect(len(entries) <= MAX_FILES, f"up to {MAX_FILES} files in manifest.json", len(entries))
+    for found in sorted(folder.iterdir()):
+        held = found.name in {*entries, "manifest.json"} or (found.name.startswith("signature.") and found.is_file())
+        _expect(held, f"no file in {folder} that manifest.json does not list", repr(found.name), "remove it")
+    kept = {}
+    for name, entry in entries.items():
+        # Plain names only: a manifest must not make its reader open ../../somewhere.
+        _expect(Path(name).name == name, "plain file names in manifest.json", repr(name))
+        _expect((folder / name).is_file(), f"{name} in {folder}", "no such file")
+        with (folder / name).open("rb") as file:
+            data = file.read(MAX_FILE_BYTES + 1)
+        _expect(len(data) <= MAX_FILE_BYTES, f"{name} of up to {MAX_FILE_BYTES} bytes", "more")
+        measured = {"sha256": hashlib.sha256(data).hexdigest(), "size_bytes": len(data)}
+        _expect(measured == entry, f"{name} as {entry}", measured)
+        if name in ("model.onnx", "suite.npz"):
+            kept[name] = data
+    return kept
+
+
+def _read_suite(data: bytes, manifest: dict[str, Any]) -> dict[str, Array]:
+    with _expecting("plain arrays in suite.npz"):
+        with zipfile.ZipFile(io.BytesIO(data)) as archive:
             # A few bytes of zip can claim terabytes; zipfile unpacks no more than its directory says, if it deflates.
             size = sum(info.file_size for info in archive.infolist())
             plain = all(info.compress_type in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED) for info in archive.infolist())
-        _expect(plain and size <= MAX_SUITE_BYTES, f"at most {MAX_SUITE_BYTES} bytes deflated in {path}", size)
-        with warnings.catch_warnings(action="error"), np.load(path, allow_pickle=False) as arrays:
+        _expect(plain and size <= MAX_SUITE_BYTES, f"at most {MAX_SUITE_BYTES} bytes deflated in suite.npz", size)
+        with warnings.catch_warnings(action="error"), np.load(io.BytesIO(data), allow_pickle=False) as arrays:
             suite = {name: np.asarray(arrays[name]) for name in arrays.files}
         n, classes = len(suite["y"]), len(manifest["classes"])
     expected = {"y": ((n,), "int64"), "logits.clean": ((n, classes), "float32")}
@@ -263,7 +470,7 @@ def _read_suite(path: Path, manifest: dict[str, Any]) -> dict[str, Array]:
     for name in manifest["reference"]:
         expected[f"x.{name}"] = ((n, *shape), "uint8")
         expected[f"label.{name}"] = ((n,), "int64")
-    _expect(n >= 1 and set(suite) == set(expected), f"images and {sorted(expected)} in {path}", sorted(suite))
+    _expect(n >= 1 and set(suite) == set(expected), f"images and {sorted(expected)} in suite.npz", sorted(suite))
     for name, header in expected.items():
         array = suite[name]
         _expect((array.shape, str(array.dtype)) == header, f"{name} as {header}", f"{array.shape}, {array.dtype}")
@@ -272,13 +479,30 @@ def _read_suite(path: Path, manifest: dict[str, Any]) -> dict[str, Array]:
     for name, said in manifest["reference"].items():
         share = float((suite[f"label.{name}"] == suite["y"]).mean())
         _expect(abs(share - said) < 1e-9, f"labels of {name} that are right in {said}, as the manifest says", share)
+    _check_ball(suite, manifest)
     return suite
 
 
+def _check_ball(suite: dict[str, Array], manifest: dict[str, Any]) -> None:
+    """Stored attacks lie in the ball around the clean images and change some: others would prove nothing."""
+    norm, eps, clean = manifest["threat"]["norm"], manifest["threat"]["eps"], suite["x.clean"]
+    for name in manifest["reference"]:
+        moved, attacked = np.zeros(len(clean)), suite[f"x.{name}"]
+        for at in _parts(clean, 256):
+            steps = np.abs(attacked[at].astype(np.int64) - clean[at]).reshape(len(clean[at]), -1)
+            moved[at] = steps.max(axis=1) if norm == "linf" else np.sqrt((steps**2).sum(axis=1))
+        furthest = float(moved.max()) / 255  # export rounds inwards: what is beyond is beyond by more than float32 errs
+        _expect(furthest <= eps * (1 + 1e-5) + 1e-5, f"images of {name} within eps {eps:.4g} in {norm}", furthest)
+        _expect(name == "clean" or moved.any(), f"images of {name} that differ from the clean ones", "the same")
+    held = manifest["square"]["n"] >= min(LEAST_IMAGES, len(clean))
+    expected = f"Square on {LEAST_IMAGES} images or more, or on the whole suite"
+    _expect(held, expected, manifest["square"]["n"])
+
+
 def load_session(
-    model_path: str | Path, provider: str, threads: int | None, session_options: dict[str, Any] | None = None
+    model: str | Path | bytes, provider: str, threads: int | None, session_options: dict[str, Any] | None = None
 ) -> Any:
-    """An onnxruntime session on one provider, never silently on another.
+    """An onnxruntime session of a file or its bytes on one provider, never silently on another.
 
     threads: intra-op threads, 0 for all cores, None as in session_options, which may hold the keys of OPTIONS
     (levels: disable, basic, extended, all; allow_spinning: 0 leaves the cores to others between calls;
@@ -292,7 +516,7 @@ def load_session(
     options.log_severity_level = 4  # what fails is raised, and said once
     ort.set_default_logger_severity(4)  # a provider that lacks a library says so at length, and then by an error
     options.add_session_config_entry("session.load_model_format", "ONNX")
-    options.add_session_config_entry("session.model_external_initializers_file_folder_path", f"{model_path}/none")
+    options.add_session_config_entry("session.model_external_initializers_file_folder_path", f"{os.devnull}/none")
     chosen = {**(session_options or {}), **({} if threads is None else {"intra_op_num_threads": threads})}
     with _expecting(f"a model and options for {provider}", "mend the target, export again, or install what it needs"):
         for key, value in chosen.items():
@@ -310,7 +534,8 @@ def load_session(
                 setattr(options, key, value)
         if provider in ON_GPU:
             preload(ort)
-        session = ort.InferenceSession(Path(model_path).read_bytes(), options, providers=[provider], enable_fallback=0)
+        data = model if isinstance(model, bytes) else Path(model).read_bytes()
+        session = ort.InferenceSession(data, options, providers=[provider], enable_fallback=0)
     used = session.get_providers()[0]
     _expect(used == provider, f"the model on {provider}", used, "install what that provider needs")
     return session
@@ -355,36 +580,30 @@ def _parts(x: Array, most: int) -> Iterator[slice]:
 class Artifact:
     """An exported folder that is whole: `Artifact.load(path)`.
 
-    path; manifest; suite: arrays by name; name; classes; eps in units of [0, 1]; sets: names of the sets of images in
-    the suite, "clean" and attacks such as "pgd-20"; takes_bytes: the graph takes uint8 (n, H, W, C), not float32.
+    path; manifest; suite: arrays by name; model: the bytes of model.onnx that were hashed; name; classes; eps in units
+    of [0, 1]; sets: names of the sets of images in the suite, "clean" and attacks such as "pgd-20"; takes_bytes: the
+    graph takes uint8 (n, H, W, C), not float32.
     """
 
-    def __init__(self, path: Path, manifest: dict[str, Any], suite: dict[str, Array]) -> None:
-        self.path, self.manifest, self.suite = path, manifest, suite
+    def __init__(self, path: Path, manifest: dict[str, Any], suite: dict[str, Array], model: bytes) -> None:
+        self.path, self.manifest, self.suite, self.model = path, manifest, suite, model
         self.takes_bytes = bool(manifest["input"]["dtype"] == "uint8")
         self.name, self.classes = str(manifest["name"]), tuple(map(str, manifest["classes"]))
         self.eps, self.sets = float(manifest["threat"]["eps"]), tuple(map(str, manifest["reference"]))
 
     @classmethod
-    def load(cls, path: str | Path) -> Artifact:
+    def load(cls, path: str | Path) -> "Artifact":
         """Check manifest, sizes, sha256 and suite of a folder. Raises ArtifactError with one clear line."""
         with _expecting(f"an artifact in {path}"):
             manifest = _read_manifest(Path(path) / "manifest.json")
-            for name, entry in manifest["files"].items():
-                # Plain names only: a manifest must not make its reader open ../../somewhere.
-                _expect(Path(name).name == name, "plain file names in manifest.json", repr(name))
-                _expect((Path(path) / name).is_file(), f"{name} in {path}", "no such file")
-                with (Path(path) / name).open("rb") as file:
-                    found = {"sha256": hashlib.file_digest(file, "sha256").hexdigest(), "size_bytes": file.tell()}
-                held = found == entry and found["size_bytes"] <= MAX_FILE_BYTES
-                _expect(held, f"{name} as {entry}, up to {MAX_FILE_BYTES} bytes", found)
-            return cls(Path(path), manifest, _read_suite(Path(path) / "suite.npz", manifest))
+            files = _read_files(Path(path), manifest["files"])
+            return cls(Path(path), manifest, _read_suite(files["suite.npz"], manifest), files["model.onnx"])
 
     def session(self, provider: str | None = None, threads: int | None = None, **session_options: Any) -> Any:
         """A session as the target or the caller says. Raises ArtifactError if the model does not fit."""
         target, source = self.manifest["target"], self.manifest["input"]
         options = {**target["session_options"], **session_options}
-        session = load_session(self.path / "model.onnx", provider or target["provider"], threads, options)
+        session = load_session(self.model, provider or target["provider"], threads, options)
         inputs, last = session.get_inputs(), [output.name for output in session.get_outputs()]
         _expect(len(inputs) == 1, "a model.onnx of one input", len(inputs))
         first, kind = inputs[0], "tensor(uint8)" if self.takes_bytes else "tensor(float)"
@@ -429,6 +648,13 @@ def _judge(logits: Array, y: Array) -> tuple[Array, Array]:
     return logits[rows, y] - others.max(axis=1), logits.argmax(axis=1) != y
 
 
+def _windows(n: int, side: int, height: int, width: int, rng: np.random.Generator) -> tuple[Array, Array, Array]:
+    """A square at random in each image: a mask (n, 1, height, width), and rows and columns counted from its corner."""
+    top, left = (rng.integers(0, length - side + 1, (n, 1)) for length in (height, width))
+    rows, columns = (np.arange(height) - top) % height, (np.arange(width) - left) % width
+    return ((rows < side)[:, :, None] & (columns < side)[:, None, :])[:, None], rows, columns
+
+
 def _propose(x: Array, best: Array, eps: float, share: float | None, rng: np.random.Generator) -> Array:
     """Vertical stripes of x ± eps (share None), or `best` with a square of x ± eps in each image."""
     n, channels, height, width = x.shape
@@ -437,23 +663,71 @@ def _propose(x: Array, best: Array, eps: float, share: float | None, rng: np.ran
     if share is None:
         return noisy
     side = min(max(round(math.sqrt(share * height * width)), 1), height, width)
-    top, left = (rng.integers(0, length - side + 1, (n, 1)) for length in (height, width))
-    rows, columns = (np.arange(height) - top) % height < side, (np.arange(width) - left) % width < side
-    return np.where(rows[:, None, :, None] & columns[:, None, None, :], noisy, best)
+    return np.where(_windows(n, side, height, width, rng)[0], noisy, best)
+
+
+def _bumps(side: int) -> Array:
+    """A peak over a valley, and the two side by side: (2, side, side), each of norm 1."""
+
+    def peak(height: int) -> Any:
+        away = np.maximum(abs(np.arange(height)[:, None] - height // 2), abs(np.arange(side) - side // 2))
+        return (1 / np.arange(1, side // 2 + 2) ** 2)[::-1].cumsum()[::-1][away]
+
+    bump: Array = np.concatenate([peak(side // 2), -peak(side - side // 2)])
+    bump /= np.linalg.norm(bump)
+    return np.stack([bump, bump.T])
+
+
+def _lengths(delta: Array, axes: tuple[int, ...]) -> Array:
+    return np.asarray(np.sqrt(np.maximum((delta**2).sum(axis=axes, keepdims=True), 1e-24)))
+
+
+def _propose_l2(x: Array, best: Array, eps: float, share: float | None, rng: np.random.Generator) -> Array:
+    """Tiles of small bumps (share None), or `best` whose change in one square is moved into a bump in another.
+
+    The bump in each channel is as long as what both squares held there and its part of what the ball still allows.
+    """
+    n, channels, height, width = x.shape
+    delta = best - x
+    if share is None:
+        side = max(min(height, width) // 5, 1)
+        signs = rng.choice([-1.0, 1.0], (n, channels, height // side + 1, width // side + 1))
+        rows, columns = np.arange(height), np.arange(width)
+        moved = signs[:, :, rows // side][..., columns // side] * _bumps(side)[0][rows % side][:, columns % side]
+    else:
+        side = min(max(round(math.sqrt(share * height * width)), 3), height, width)
+        (to, rows, columns), (source, _, _) = (_windows(n, side, height, width, rng) for _ in range(2))
+        turn, signs = rng.integers(0, 2, (n, 1, 1)), rng.choice([-1.0, 1.0], (n, channels, 1, 1))
+        bumps = _bumps(side)[turn, rows[:, :, None] % side, columns[:, None, :] % side][:, None]
+        bump = to * (signs * bumps + delta / _lengths(delta * to, (2, 3)))
+        spare = np.maximum(eps**2 - (delta**2).sum(axis=(1, 2, 3), keepdims=True), 0) / channels
+        length = np.sqrt((delta**2 * (to | source)).sum(axis=(2, 3), keepdims=True) + spare)
+        moved = np.where(to, bump / _lengths(bump, (2, 3)) * length, np.where(source, 0, delta))
+    return np.asarray(np.clip(x + moved * (eps / _lengths(moved, (1, 2, 3))), 0, 1), np.float32)
 
 
 def square_attack(
-    logits_fn: Callable[[Array], Array], x: Array, y: Array, eps: float, queries: int, seed: int, on_step: OnStep = None
+    logits_fn: Callable[[Array], Array],
+    x: Array,
+    y: Array,
+    eps: float,
+    queries: int,
+    seed: int,
+    on_step: OnStep = None,
+    *,
+    norm: str = "linf",
+    whole: bool = False,
 ) -> tuple[Array, Array, Array]:
-    """The L-inf Square attack: squares of random ±eps, kept where the margin f_y - max f_k (k != y) falls.
+    """The Square attack: changes in random squares, kept where the margin f_y - max f_k (k != y) falls.
 
     x: images (n, C, H, W), float32 in [0, 1] or uint8; y: labels (n,); queries: budget per image, the start
-    included; on_step(step, queries) follows each step. Returns x_adv float32 in the ball and in [0, 1];
-    broken (n,), with the images that are wrong as they are; queries used (n,). Broken images leave the batch.
-    A square covers 0.8 / 2^k of the image, k = how many of 10, 50, 200, 500, 1000, 2000, 4000, 6000, 8000 lie
-    below step / queries * 10000 (Andriushchenko et al. 2020, arXiv 1912.00049).
+    included; on_step(step, queries) follows each step; norm: of the ball, "linf" (squares of ±eps) or "l2";
+    whole: change pixels by whole steps of a byte, as a graph that takes bytes will. Returns x_adv float32 in the ball
+    and in [0, 1]; broken (n,), with the images that are wrong as they are; queries used (n,). Broken images leave the
+    batch. A square covers 0.8 / 2^k of the image, k = how many of 10, 50, 200, 500, 1000, 2000, 4000, 6000, 8000 lie
+    below step / queries * 10000 (Andriushchenko et al. 2020, arXiv 1912.00049; in l2 two squares may overlap).
     """
-    x, rng = _as_float(x), np.random.default_rng(seed)
+    x, rng, propose = _as_float(x), np.random.default_rng(seed), {"linf": _propose, "l2": _propose_l2}[norm]
     best, used = x.copy(), np.zeros(len(x), np.int64)
     marks = np.array([10, 50, 200, 500, 1000, 2000, 4000, 6000, 8000])
     margin, broken = _judge(logits_fn(x), y)
@@ -462,7 +736,10 @@ def square_attack(
         if not active.size:
             break
         share = 0.8 / 2.0 ** int((marks < step / queries * 10_000).sum()) if step else None
-        trial = _propose(x[active], best[active], eps, share, rng)
+        trial = propose(x[active], best[active], eps, share, rng)
+        if whole:  # towards the image: rounding to the nearest could leave the ball
+            steps = (trial - x[active]) * np.float32(255)
+            trial = x[active] + np.trunc(steps + np.copysign(np.float32(1e-3), steps)) / np.float32(255)
         trial_margin, wrong = _judge(logits_fn(trial), y[active])
         kept = wrong | (trial_margin < margin[active]) | (step == 0)
         best[active[kept]], margin[active[kept]] = trial[kept], trial_margin[kept]
@@ -472,20 +749,50 @@ def square_attack(
     return best, broken, used
 
 
-def read_baseline(path: Path, **same: Any) -> Outcomes:
-    """The outcomes pinned in a file. Raises ArtifactError unless all of `same` is as it was when they were pinned."""
+def policy_of(manifest: Mapping[str, Any]) -> dict[str, Any]:
+    """What decides a verdict beside the files, and what a baseline pins: limits, statistics, target, threat, Square."""
+    target = {key: manifest["target"][key] for key in ("name", "provider", "session_options")}
+    threat = {key: manifest["threat"][key] for key in ("norm", "eps")}
+    kept = {key: manifest[key] for key in ("limits", "statistics", "square")}
+    return {**kept, "target": target, "threat": threat}
+
+
+def _flat(table: Mapping[str, Any], above: str = "") -> dict[str, Any]:
+    """The values of nested tables by dotted keys."""
+    flat: dict[str, Any] = {}
+    for key, value in table.items():
+        flat |= _flat(value, f"{above}{key}.") if isinstance(value, dict) else {f"{above}{key}": value}
+    return flat
+
+
+def read_baseline(path: Path, model: str, suite: str, **same: Any) -> tuple[Outcomes, bool]:
+    """The outcomes pinned in a file, and whether its suite is this one. model, suite: sha256 of the artifact's files.
+
+    Raises ArtifactError unless all of `same` is as it was pinned, and the suite of the same model too: another model
+    has other adversarial images, and its clean ones are among `same`.
+    """
     outcomes, do = {}, "give the baseline of these images, or pin one with --update-baseline --reason TEXT"
     _expect(path.is_file() and path.stat().st_size <= 2**24, f"a baseline at {path}", "no file or over 16 MiB", do)
     with _expecting(f"a baseline in {path}", do):
-        pinned = json.loads(path.read_text(encoding="utf-8"))
-        for key, value in {"schema_version": 1, **same}.items():
-            _expect(pinned[key] == value, f"{path} to be of {key} {value}", pinned[key], do)
+        pinned = read_json(path.read_bytes())
+        version, lacks = pinned["schema_version"], "which pins no limits, statistics, target, threat and suite"
+        again = "pin again with --update-baseline --reason TEXT"
+        _expect(version != 1, f"a baseline of schema_version 2 in {path}", f"1, {lacks}", again)
+        _expect(
+            version == 2, f"a baseline of schema_version 2 in {path}", repr(version), f"upgrade qrobust, or {again}"
+        )
+        was, now = _flat({key: pinned[key] for key in same}), _flat(same)
+        for key in dict.fromkeys((*now, *was)):
+            then, found = was.get(key, "nothing"), now.get(key, "nothing")
+            _expect(then == found, f"{key.removeprefix('policy.')} {then}, as {path} pins it", found, HINT_PIN)
+        held = pinned["suite"] == suite or pinned["model"] != model
+        _expect(held, f"the suite that {path} pins for this model.onnx", "another suite.npz", HINT_PIN)
         for name, count in same["counts"].items():
             packed = np.frombuffer(bytes.fromhex(pinned["outcomes"][name]), np.uint8)
             outcomes[name] = np.unpackbits(packed, count=count).astype(bool)
             share, said = outcomes[name].mean(), float(pinned["accuracy"][name])
             _expect(abs(share - said) < 1e-9, f"outcomes of {name} in {path} that are right in {said}", share, do)
-    return outcomes
+    return outcomes, pinned["suite"] == suite
 
 
 def _run(artifact: Artifact, budget: int, seed: int, on_step: OnStep) -> tuple[Outcomes, float, float]:
@@ -495,10 +802,11 @@ def _run(artifact: Artifact, budget: int, seed: int, on_step: OnStep) -> tuple[O
     labels = {name: values.argmax(axis=1) for name, values in logits.items()}
     length = np.maximum(np.linalg.norm(suite["logits.clean"], axis=1), 1e-12)
     change = np.median(np.linalg.norm(logits["clean"] - suite["logits.clean"], axis=1) / length)
-    # Bytes are what a camera graph takes: whole ones, so that none leaves the ball when it is rounded.
-    eps = math.floor(artifact.eps * 255 + 1e-6) / 255 if artifact.takes_bytes else artifact.eps
-    parts = [(suite["x.clean"][at], y[at], eps, budget, seed, on_step) for at in _parts(suite["x.clean"][:n], n)]
-    broken = np.concatenate([square_attack(artifact.logits, *part)[1] for part in parts])
+    parts = [
+        (suite["x.clean"][at], y[at], artifact.eps, budget, seed, on_step) for at in _parts(suite["x.clean"][:n], n)
+    ]
+    how: dict[str, Any] = {"norm": artifact.manifest["threat"]["norm"], "whole": artifact.takes_bytes}
+    broken = np.concatenate([square_attack(artifact.logits, *part, **how)[1] for part in parts])
     flips = np.mean([labels[name] != suite[f"label.{name}"] for name in artifact.sets])
     return {**{name: found == y for name, found in labels.items()}, "square": ~broken}, float(flips), float(change)
 
@@ -530,7 +838,7 @@ def _tests(right: Outcomes, reference: Outcomes, manifest: dict[str, Any], hint:
     for name, before in reference.items():
         lost, gained = int((before & ~right[name]).sum()), int((right[name] & ~before).sum())
         rows.append((lost, gained, len(before), limits["accuracy_drop" if name == "clean" else "robust_drop"]))
-    p_values = holm([drop_p_value(*row) for row in rows])
+    p_values = holm([TESTS[said["test"]](*row) for row in rows])
     for name, (lost, gained, n, limit), p_value in zip(reference, rows, p_values, strict=True):
         drop, interval = (lost - gained) / n, paired_interval(lost, gained, n)
         # The first of Holm's steps is the hardest: who has images enough for it has enough for all.
@@ -548,21 +856,28 @@ def check(
     Facts: label flips, logits and clean accuracy against the network before export; Square on the first `square.n`
     images must not beat the stored attacks by more than `square_gap`, else their gradients were masked; latency, size.
     Tests: each stored attack against the network before export, or every set and Square against `baseline`, a file
-    that `conclude` wrote. queries: instead of the manifest's; on_step(done, queries). Raises ArtifactError if the
-    session does not run, the baseline is of other images or settings, or nothing broke on too few images to tell.
+    that `conclude` wrote, which pins the manifest's limits and settings too. queries: instead of the manifest's;
+    on_step(done, queries). Runs in this process, unlike both command lines. Raises ArtifactError if the session does
+    not run, the baseline is of other images or settings, or nothing broke on too few images to tell.
     """
     import onnxruntime as ort
 
     start, suite, manifest = time.perf_counter(), artifact.suite, artifact.manifest
     y, budget = suite["y"], manifest["square"]["queries"] if queries is None else queries
-    _expect(budget >= 1 and seed >= 0, "1 query or more for Square and a seed of 0 or more", (budget, seed), "raise it")
+    held, expected = LEAST_QUERIES <= budget <= MOST_QUERIES, f"{LEAST_QUERIES} to {MOST_QUERIES} queries for Square"
+    _expect(held and seed >= 0, f"{expected} and a seed of 0 or more", (budget, seed), "change --queries or --seed")
     counts = {**dict.fromkeys(artifact.sets, len(y)), "square": min(manifest["square"]["n"], len(y))}
     # Clean images tell suites apart: adversarial ones are made anew against every network.
     images = hashlib.sha256(np.ascontiguousarray(suite["x.clean"]).tobytes() + y.tobytes()).hexdigest()
     session = f"{manifest['target']['provider']}, {manifest['target']['session_options'].get(OPTIONS[0], 'all')}"
-    same: dict[str, Any] = dict(zip(SAME, (images, artifact.eps, budget, seed, session, counts), strict=True))
-    stored: Outcomes = {name: suite[f"label.{name}"] == y for name in artifact.sets}
-    reference = read_baseline(baseline, **same) if baseline else stored
+    same: dict[str, Any] = dict(zip(SAME, (images, budget, seed, counts, policy_of(manifest)), strict=True))
+    digests = {
+        key: manifest["files"][name]["sha256"] for key, name in (("model", "model.onnx"), ("suite", "suite.npz"))
+    }
+    reference: Outcomes = {name: suite[f"label.{name}"] == y for name in artifact.sets}
+    same_suite = True
+    if baseline is not None:
+        reference, same_suite = read_baseline(baseline, **digests, **same)
     compared = {name: hits for name, hits in reference.items() if baseline or name != "clean"}
     with _expecting("a model.onnx that can be attacked, and memory for it"):
         right, flips, change = _run(artifact, budget, seed, on_step)
@@ -578,14 +893,17 @@ def check(
         ci95={name: wilson(int(hits.sum()), len(hits)) for name, hits in right.items()},
         reference={name: float(hits.mean()) for name, hits in reference.items()},
         baseline=None if baseline is None else str(baseline),
+        same_suite=same_suite,
         statistics=manifest["statistics"],
         worst_case=float(worst.mean()),
         label_flips=flips,
         n=len(y),
-        model=manifest["files"]["model.onnx"]["sha256"],
+        eps=artifact.eps,
+        session=session,
         outcomes={name: np.packbits(hits).tobytes().hex() for name, hits in right.items()},
         seconds=time.perf_counter() - start,
         versions={"python": platform.python_version(), "numpy": np.__version__, "onnxruntime": ort.__version__},
+        **digests,
         **same,
     )
     for n, test in zip(map(len, compared.values()), tests, strict=True):
@@ -606,6 +924,7 @@ def format_report(report: Report) -> str:
         lines.append(columns.format(name, *cells, tests.get(f"{name} accuracy", "-")))
     said = "at alpha {alpha:.2g}, with power {power:.0%} for a drop of {detected_drop:.1%}"
     against = f"Tested against {report.baseline or 'the network before export'}, {said.format(**report.statistics)}."
+    against += "" if report.same_suite else " Its adversarial images were made against another network."
     lines += [f"{'worst case':<16}{report.n:>6}{report.worst_case:>10.1%}", against, NOTE]
     lines += [f"broken {v.name}: {v.reason}; {v.hint}" for v in report.verdicts if not v.passed]
     return "\n".join([*lines, "held" if report.passed else "broken"])
@@ -628,25 +947,72 @@ def pinned_at(artifact: Artifact, path: MaybePath, update: bool, reason: str) ->
     return (path or Path("export", "baselines", f"{name or 'baseline'}.json")) if update else None
 
 
+def _expect_places(artifact: Path, files: Mapping[str, MaybePath]) -> None:
+    """Before the work: every result has a file of its own, which no check reads."""
+    taken: set[str] = set()
+    for option, path in files.items():
+        if path is None:
+            continue
+        place, folder = os.path.realpath(path), os.path.realpath(artifact)
+        _expect(option != "baseline" or str(path) != "-", "a file as --baseline", "-", "name one")
+        _expect(place not in taken, "another file for each result", path, f"change --{option}")
+        held = os.path.commonpath([place, folder]) != folder
+        _expect(held, "a place outside of the artifact, which holds its own files alone", path, f"change --{option}")
+        _expect(not path.is_dir(), f"a file as --{option}", f"{path}, a folder", "name a file in it")
+        taken.add(place)
+
+
+def _write(path: Path, text: str) -> None:
+    """Write a file whole, where a link leads to; what is no file of a disk, as a pipe, is written through."""
+    given, place = Path(os.path.abspath(path)), Path(os.path.realpath(path))  # noqa: PTH100
+    if given.parts[1:2] in (("dev",), ("proc",)) or (path.exists() and not path.is_file()):
+        with path.open("ab", buffering=0) as stream:
+            stream.write(text.encode())
+        return
+    place.parent.mkdir(parents=True, exist_ok=True)
+    os.umask(mask := os.umask(0))
+    mode = place.stat().st_mode & 0o777 if place.exists() else 0o666 & ~mask
+    handle, partial = tempfile.mkstemp(dir=place.parent, prefix=".check-")  # a name that nobody can lay a link at
+    try:
+        with os.fdopen(handle, "wb") as file:
+            file.write(text.encode())
+            file.flush()
+            os.fsync(file.fileno())
+        Path(partial).chmod(mode)
+        Path(partial).replace(place)  # a reader finds the old result or the new one, never half
+    except BaseException:
+        Path(partial).unlink()
+        raise
+
+
+def _say(text: str, stream: Any) -> None:
+    with _expecting("an output that takes the report", "send it elsewhere"):
+        if stream is None:
+            raise OSError("it is closed")
+        print(text, file=stream, flush=True)
+
+
 def conclude(report: Report, files: Mapping[str, MaybePath], reason: str = "") -> int:
     """Print a report and write it, each file whole; returns the exit code, 0 or 1.
 
-    files: by "json", "junit" and "markdown"; "baseline" gets the outcomes and the reason, unless a limit is broken.
+    files: by "json", "junit" and "markdown", "-" prints one of them and the report goes to stderr; "baseline" gets
+    outcomes, policy and the reason, unless a limit is broken.
     """
     result, text = report.to_dict(), format_report(report)
-    pinned = {"schema_version": 1, "reason": reason, **{key: result[key] for key in BASELINE}}
+    pinned = {"schema_version": 2, "reason": reason, **{key: result[key] for key in BASELINE}}
     texts = {"json": json.dumps(result, indent=2, allow_nan=False), "junit": format_junit(report)}
     # An indented block is one that no name inside can close.
     texts["markdown"] = "### qrobust check\n\n" + "".join(f"    {line}\n" for line in text.splitlines())
-    texts |= {"baseline": json.dumps(pinned, indent=2, allow_nan=False)} if report.passed else {}
-    for path, content in ((files.get(kind), content) for kind, content in texts.items()):
+    texts["baseline"] = json.dumps(pinned, indent=2, allow_nan=False)
+    chosen = {kind: path for kind in texts if (path := files.get(kind)) and (kind != "baseline" or report.passed)}
+    printed = [kind for kind, path in chosen.items() if str(path) == "-"]
+    _say(text, sys.stderr if printed else sys.stdout)
+    for kind, path in chosen.items():
+        if kind in printed:
+            _say(texts[kind].rstrip(), sys.stdout)
+            continue
         with _expecting(f"a writable place for {path}", "choose another one"):
-            if path is not None:
-                path.parent.mkdir(parents=True, exist_ok=True)
-                partial = path.with_name(f".{path.name}.partial")
-                partial.write_text(content.rstrip() + "\n", encoding="utf-8")
-                partial.replace(path)  # a reader finds the old result or the new one, never half
-    print(text)
+            _write(path, texts[kind].rstrip() + "\n")
     return 0 if report.passed else 1
 
 
@@ -671,28 +1037,41 @@ def time_sessions(
     return {name: values[warmup:] for name, values in times.items()}
 
 
+def _meter() -> OnStep:
+    """Prints how far Square is: in place on a terminal, elsewhere a line with the time each minute."""
+    terminal, start = sys.stderr is not None and sys.stderr.isatty(), time.monotonic()
+    every, last = 0.1 if terminal else 60.0, start
+
+    def step(done: int, total: int) -> None:
+        nonlocal last
+        now = time.monotonic()
+        if sys.stderr is None or (now - last < every and not (terminal and done == total)):
+            return
+        last, rate = now, done / max(now - start, 1e-9)
+        line = f"check: {done} of {total} queries, {rate:.3g}/s, {(total - done) / rate:.0f} s left"
+        head, end = ("\r", "\x1b[K") if terminal else (time.strftime("%H:%M:%S "), "\n")
+        print(head + ("" if terminal and done == total else line), end=end, file=sys.stderr, flush=True)
+
+    return step
+
+
 def main(argv: Sequence[str] | None = None) -> int:
-    """The command line of verify.py; returns the exit code 0, 1 or 2."""
-    parser = argparse.ArgumentParser(description="Check an artifact: 0 held, 1 broken, 2 could not run.")
-    parser.add_argument("artifact", nargs="?", type=Path, default=Path(__file__).parent, help="its folder")
-    parser.add_argument("--baseline", type=Path, metavar="F", help="compare with the outcomes pinned in F")
-    parser.add_argument("--update-baseline", action="store_true", help="pin the outcomes instead")
-    parser.add_argument("--reason", default="", metavar="TEXT", help="why the baseline changes")
-    for kind in ("json", "junit", "markdown"):
-        parser.add_argument(f"--{kind}", type=Path, metavar="F", help=f"write the result to F as {kind}")
-    parser.add_argument("--queries", type=int, metavar="N", help="queries per image for Square")
-    parser.add_argument("--seed", type=int, default=0, metavar="N", help="seed of Square")
-    said = parser.parse_args(argv)
+    """The command line of verify.py, in this process; returns the exit code 0, 1 or 2."""
     try:
+        said = arguments(argv)
+        kinds = ("json", "junit", "markdown", "baseline")
+        _expect_places(said.artifact, {kind: getattr(said, kind) for kind in kinds})
         artifact = Artifact.load(said.artifact)
         pin = pinned_at(artifact, said.baseline, said.update_baseline, said.reason)
-        report = check(artifact, baseline=None if pin else said.baseline, queries=said.queries, seed=said.seed)
+        if artifact.manifest["target"]["provider"] in ON_GPU:
+            limit_memory(-1)  # its driver maps more than it takes
+        baseline = None if pin else said.baseline
+        report = check(artifact, baseline=baseline, queries=said.queries, seed=said.seed, on_step=_meter())
         return conclude(report, {**vars(said), "baseline": pin}, said.reason)
     except (Exception, KeyboardInterrupt) as error:
-        # Exit code 1 is a verdict: a crash must not look like one.
-        print("error:", " ".join(str(error).split()) or type(error).__name__, file=sys.stderr)
-        return 2
+        return _refused(error)  # exit code 1 is a verdict: a crash must not look like one
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    # Without what Python does at its end: libraries crash there, and it would print what a closed pipe did not take.
+    os._exit({code: said for said, code in CODES.items()}[main(sys.argv[2:])])

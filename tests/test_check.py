@@ -15,6 +15,8 @@ from qrobust.__main__ import main
 from qrobust.runtime import Artifact, ArtifactError, check
 
 from .test_runtime import (
+    EPS,
+    LIMITS,
     SHAPE,
     WEIGHT,
     edit,
@@ -29,6 +31,7 @@ from .test_runtime import (
     write,
 )
 
+FIXTURES = Path(__file__).resolve().parent / "fixtures" / "0.1.0"
 PAGE = Path(__file__).resolve().parent.parent / "docs" / "checking.md"
 TWIST = np.random.default_rng(2).normal(size=16).astype(np.float32)
 
@@ -123,7 +126,9 @@ def test_labels_of_other_images_are_refused(folder):
 
 
 def test_check_sees_that_the_stored_attack_was_too_weak(tmp_path):
-    report = run(write(tmp_path / "weak", suite_arrays(attacked=False)))
+    arrays = suite_arrays(attacked=False)
+    arrays["x.pgd-20"] ^= 1  # a step a pixel is all that it found
+    report = run(write(tmp_path / "weak", arrays))
     assert broken_of(report) == ["square_gap"]
     assert "broken square_gap: accuracy" in runtime.format_report(report)
     assert "gradients misled" in runtime.format_report(report)
@@ -136,7 +141,8 @@ def test_a_fact_that_meets_its_limit_exactly_has_held(folder, limit, held):
     arrays["label.clean"][:4] = arrays["y"][:4]  # as if torch had these four of 64 right
     put("reference", manifest_of(arrays)["reference"])(write(folder, arrays))
     put("limits", "accuracy_drop", limit)(folder)
-    put("limits", "label_flips", 0.5)(folder)
+    put("limits", "label_flips", 0.1)(folder)
+    put("statistics", "detected_drop", 0.5)(folder)
     assert broken_of(run(folder)) == ([] if held else ["accuracy_drop"])
 
 
@@ -153,10 +159,18 @@ def test_latency_and_size_have_limits_if_asked(folder, limit, value, held):
         assert verdict.measured == (folder / "model.onnx").stat().st_size
 
 
-@pytest.mark.parametrize("arguments", [{"queries": 0}, {"seed": -1}])
+@pytest.mark.parametrize("arguments", [{"queries": 0}, {"queries": 49}, {"queries": 10**9}, {"seed": -1}])
 def test_check_refuses_a_budget_of_nothing_and_a_negative_seed(folder, arguments):
-    with pytest.raises(ArtifactError, match="1 query or more for Square and a seed of 0 or more"):
+    with pytest.raises(ArtifactError, match="50 to 1000000 queries for Square and a seed of 0 or more"):
         run(folder, **arguments)
+
+
+def test_the_test_that_the_manifest_names_is_applied_and_none_is_that_of_0_1_0(folder, monkeypatch):
+    assert run(folder).policy["statistics"]["test"] == runtime.FIRST_TEST
+    monkeypatch.setitem(runtime.TESTS, "always", lambda *counts: 0.0)
+    assert run(folder).passed
+    put("statistics", "test", "always")(folder)
+    assert broken_of(run(folder)) == ["pgd-20 accuracy"]
 
 
 def test_too_few_images_are_refused_with_the_number_needed(folder):
@@ -191,7 +205,16 @@ def test_what_is_broken_is_broken_on_few_images_too(folder):
 def test_a_baseline_holds_outcomes_images_versions_and_the_reason(folder, tmp_path):
     pinned = json.loads(pin(folder, tmp_path / "new" / "b.json").read_text())
     report = run(folder).to_dict()
-    assert (pinned["schema_version"], pinned["reason"], pinned["artifact"]) == (1, "first", "linear")
+    assert (pinned["schema_version"], pinned["reason"], pinned["artifact"]) == (2, "first", "linear")
+    manifest = json.loads((folder / "manifest.json").read_text())
+    assert pinned["suite"] == manifest["files"]["suite.npz"]["sha256"]
+    assert pinned["policy"] == {
+        "limits": manifest["limits"],
+        "statistics": {**manifest["statistics"], "test": "mcnemar-tolerated"},
+        "square": {"queries": 50, "n": 32},
+        "target": manifest["target"],
+        "threat": {"norm": "linf", "eps": EPS},
+    }
     assert {key: pinned[key] for key in runtime.BASELINE} == {
         key: json.loads(json.dumps(report))[key] for key in runtime.BASELINE
     }
@@ -212,6 +235,8 @@ def test_a_natural_network_in_place_of_a_robust_one_is_seen_by_the_baseline_alon
     other = write(tmp_path / "a", suite_of(fragile), model_bytes(fragile))
     assert run(other).passed
     report = run(other, baseline=baseline)
+    assert not report.same_suite
+    assert "made against another network" in runtime.format_report(report)
     assert report.accuracy["clean"] == report.reference["clean"]
     assert report.accuracy["pgd-20"] < report.reference["pgd-20"] - 0.3
     assert "pgd-20 accuracy" in broken_of(report)
@@ -227,12 +252,13 @@ def wrong_outcomes(pinned):
 
 
 UNFIT = {
-    "other images": (set_key("images", "0" * 64), "to be of images"),
-    "other eps": (set_key("eps", 0.5), "to be of eps 0.0627.* got 0.5"),
-    "other queries": (set_key("queries", 7), "to be of queries 50, got 7"),
-    "other seed": (set_key("seed", 7), "to be of seed 0, got 7"),
-    "other attacks": (set_key("counts", {"clean": 64, "fgsm": 64, "square": 32}), "to be of counts"),
-    "a later version": (set_key("schema_version", 2), "schema_version 1, got 2"),
+    "other images": (set_key("images", "0" * 64), "expected images 0{64}, as .* pins it"),
+    "other queries": (set_key("queries", 77), "expected queries 77, as .* pins it, got 50"),
+    "other seed": (set_key("seed", 7), "expected seed 7, as .* pins it, got 0"),
+    "other attacks": (set_key("counts", {"clean": 64, "fgsm": 64, "square": 32}), "counts.pgd-20 nothing, .* got 64"),
+    "other suite of this model": (set_key("suite", "0" * 64), "the suite that .* pins for this model.onnx"),
+    "no policy": (lambda pinned: {key: pinned[key] for key in pinned if key != "policy"}, "got KeyError: 'policy'"),
+    "a later version": (set_key("schema_version", 3), "schema_version 2 in .*, got 3; upgrade qrobust, or pin again"),
     "outcomes changed by hand": (wrong_outcomes, "outcomes of clean .* right in 0.9375, got 0.0"),
     "no outcomes": (set_key("outcomes", {}), "a baseline in .*, got KeyError"),
     "no hexadecimals": (set_key("outcomes", {"clean": "xyz"}), "a baseline in .*, got ValueError"),
@@ -256,11 +282,81 @@ def test_an_unfit_baseline_is_refused_in_one_line(folder, tmp_path, capsys, case
 def test_other_clean_images_and_a_missing_baseline_are_refused(folder, tmp_path):
     path = pin(folder, tmp_path / "b.json")
     arrays = suite_arrays()
-    arrays["x.clean"][0, 0, 0, 0] ^= 1
-    with pytest.raises(ArtifactError, match="to be of images"):
+    for name in ("x.clean", "x.pgd-20"):
+        arrays[name][0, 0, 0, 0] ^= 1
+    with pytest.raises(ArtifactError, match=r"expected images [0-9a-f]{64}, as"):
         run(write(folder, arrays), baseline=path)
     with pytest.raises(ArtifactError, match=r"expected a baseline at .*no\.json, got no file"):
         run(folder, baseline=tmp_path / "no.json")
+
+
+LOOSENED = {
+    **{f"limits.{name}": (("limits", name, 0.05), f"{value}", "0.05") for name, value in LIMITS.items()},
+    "limits.logit_change": (("limits", "logit_change", 9), "nothing", "9"),
+    "statistics.alpha": (("statistics", "alpha", 0.04), "0.05", "0.04"),
+    "statistics.power": (("statistics", "power", 0.5), "0.8", "0.5"),
+    "statistics.detected_drop": (("statistics", "detected_drop", 0.5), "0.4", "0.5"),
+    "statistics.test": (("statistics", "test", "always"), "mcnemar-tolerated", "always"),
+    "target.name": (("target", "name", "phone"), "cpu", "phone"),
+    "target.session_options.intra_op_num_threads": (("target", "session_options", "intra_op_num_threads", 2), "1", "2"),
+    "target.session_options.x64quantprecision": (("target", "session_options", "x64quantprecision", 1), "nothing", "1"),
+    "square.n": (("square", "n", 33), "32", "33"),
+    "threat.eps": (("threat", "eps", 0.07), f"{EPS}", "0.07"),
+}
+
+
+@pytest.mark.parametrize("key", LOOSENED)
+def test_what_a_baseline_pins_cannot_be_loosened_in_the_manifest(folder, tmp_path, monkeypatch, key):
+    monkeypatch.setitem(runtime.TESTS, "always", lambda *counts: 1.0)
+    path, (change, was, found) = pin(folder, tmp_path / "b.json"), LOOSENED[key]
+    put(*change)(folder)
+    expected = re.escape(f"{key} {was}, as {path} pins it, got {found}; restore what was pinned, or pin anew")
+    if key == "square.n":
+        expected = "counts.square 32"
+    with pytest.raises(ArtifactError, match=expected):
+        run(folder, baseline=path)
+    assert run(folder, baseline=pin(folder, path)).passed  # the remedy
+
+
+def test_a_network_that_says_one_class_fails_however_its_limits_are_written(folder, tmp_path):
+    """Its accuracy of a half would be a drop that is tolerated, if a manifest could say so."""
+    path = pin(folder, tmp_path / "b.json")
+    remodel(folder, weight=np.zeros(16, np.float32))
+    assert {"clean accuracy", "label_flips"} <= set(broken_of(run(folder, baseline=path)))
+    edit(folder, lambda manifest: manifest["limits"].update(dict.fromkeys(LIMITS, 0.9)))
+    with pytest.raises(ArtifactError, match=r"up to 0\.1, got 0\.9"):
+        run(folder)
+
+
+def test_stored_images_of_a_pinned_model_cannot_be_exchanged(folder, tmp_path):
+    path, arrays = pin(folder, tmp_path / "b.json"), suite_arrays()
+    arrays["x.pgd-20"] = arrays["x.clean"] ^ 1
+    arrays["label.pgd-20"] = linear(WEIGHT)(floats(arrays["x.pgd-20"])).argmax(1).astype(np.int64)
+    with pytest.raises(ArtifactError, match=r"the suite that .* pins for this model\.onnx, got another suite\.npz"):
+        run(write(folder, arrays), baseline=path)
+
+
+def test_an_older_baseline_says_what_it_lacks_and_can_be_pinned_again(folder, tmp_path, capsys):
+    path, older = tmp_path / "b.json", json.loads((FIXTURES / "baseline.json").read_text())
+    path.write_text(json.dumps(older | {"images": run(folder).images}))
+    assert runtime.main([str(folder), "--baseline", str(path)]) == 2
+    error = capsys.readouterr().err
+    assert "got 1, which pins no limits, statistics, target, threat and suite; pin again with --update-" in error
+    remedy = error.strip().partition("pin again with ")[2].replace("TEXT", "limits-too").split()
+    assert runtime.main([str(folder), "--baseline", str(path), *remedy]) == 0
+    assert json.loads(path.read_text())["reason"] == "limits-too"
+    assert run(folder, baseline=path).passed
+
+
+def test_an_artifact_of_0_1_0_is_checked_and_pinned(tmp_path):
+    folder, path = FIXTURES / "run" / "qm-4" / "artifact", tmp_path / "b.json"
+    report = run(folder)
+    older = json.loads((FIXTURES / "baseline.json").read_text())
+    assert report.passed
+    assert report.images == older["images"]
+    assert report.outcomes == older["outcomes"]
+    assert runtime.conclude(report, {"baseline": path}, "again") == 0
+    assert json.loads(path.read_text())["policy"]["statistics"]["test"] == "mcnemar-tolerated"
 
 
 @pytest.mark.parametrize("options", [["--update-baseline"], ["--update-baseline", "--reason", " "], ["--reason", "so"]])
@@ -326,11 +422,81 @@ def test_a_result_that_cannot_be_written_is_exit_code_2(folder, tmp_path, capsys
     assert "expected a writable place" in capsys.readouterr().err
 
 
+def test_an_output_may_be_standard_output(folder, capsys):
+    assert runtime.main([str(folder), "--json", "-"]) == 0
+    printed = capsys.readouterr()
+    assert json.loads(printed.out)["artifact"] == "linear"
+    assert printed.err.endswith("held\n")
+    assert not Path("-").exists()
+
+
+def test_links_and_pipes_are_written_through_and_no_name_is_foreseen(folder, tmp_path, capsys):
+    real, link, pipe = tmp_path / "deep" / "real.json", tmp_path / "link.json", tmp_path / "pipe"
+    real.parent.mkdir()
+    real.write_text("old")
+    real.chmod(0o640)
+    link.symlink_to(real)
+    trap = tmp_path / "victim"
+    trap.write_text("mine")
+    for name in (".link.json.partial", "deep/.real.json.partial"):
+        (tmp_path / name).symlink_to(trap)
+    os.mkfifo(pipe)
+    reader = os.open(pipe, os.O_RDONLY | os.O_NONBLOCK)
+    assert runtime.main([str(folder), "--json", str(link), "--markdown", str(pipe), "--junit", "/dev/null"]) == 0
+    assert link.is_symlink()
+    assert json.loads(real.read_text())["passed"]
+    assert real.stat().st_mode & 0o777 == 0o640
+    assert os.read(reader, 2**16).startswith(b"### qrobust check")
+    os.close(reader)
+    assert pipe.is_fifo()
+    assert Path("/dev/null").is_char_device()
+    assert trap.read_text() == "mine"
+    assert sorted(path.name for path in real.parent.iterdir()) == [".real.json.partial", "real.json"]
+
+
+WRONG_PLACES = {
+    "the manifest": (["--json", "{artifact}/manifest.json"], "outside of the artifact"),
+    "beside the manifest": (["--markdown", "{artifact}/new.md"], "outside of the artifact"),
+    "the manifest by a link": (["--junit", "link/manifest.json"], "outside of the artifact"),
+    "a baseline in the artifact": (["--baseline", "{artifact}/manifest.json"], "outside of the artifact"),
+    "one file for two": (["--json", "x", "--junit", "./x"], "expected another file for each result, got x"),
+    "two on standard output": (["--json", "-", "--markdown", "-"], "expected another file for each result, got -"),
+    "over the baseline": (["--json", "b", "--baseline", "b"], "expected another file for each result, got b"),
+    "a folder": (["--json", "."], "expected a file as --json, got ., a folder"),
+    "a baseline on standard output": (["--baseline", "-"], "expected a file as --baseline"),
+    "an unknown option": (["--basline", "b"], "unrecognized arguments: --basline"),
+    "no number": (["--queries", "many"], "invalid int value: 'many'"),
+    "no time": (["--timeout", "0"], "--timeout and --memory above 0"),
+    **{f"empty {name}": ([f"--{name}", " "[:empty]], f"--{name}: an empty file name; name a file")
+       for name in ("baseline", "json", "junit", "markdown") for empty in (0, 1)},
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", WRONG_PLACES)
+def test_a_wrong_place_for_a_result_is_told_before_the_work(folder, tmp_path, monkeypatch, capsys, case):
+    monkeypatch.chdir(tmp_path)
+    Path("link").symlink_to(folder)
+    before = sorted(tmp_path.rglob("*"))
+    options, message = WRONG_PLACES[case]
+    monkeypatch.setattr(Artifact, "load", lambda path: pytest.fail("it began"))
+    assert runtime.main([str(folder), *(option.format(artifact=folder) for option in options)]) == 2
+    out, error = capsys.readouterr()
+    assert (out, error.count("\n")) == ("", 1)
+    assert message in error
+    assert sorted(tmp_path.rglob("*")) == before
+
+
+def test_an_empty_artifact_is_not_the_current_folder(folder, monkeypatch, capsys):
+    monkeypatch.chdir(folder)
+    assert runtime.main([""]) == 2
+    assert "argument artifact: an empty file name" in capsys.readouterr().err
+
+
 # `qrobust check`
 
 
 @pytest.fixture
-def verb(tmp_path, monkeypatch, capsys):
+def verb(tmp_path, monkeypatch, capfd):
     """`qrobust check ARGUMENTS` in this process: exit code, output, errors."""
     monkeypatch.chdir(tmp_path)
 
@@ -338,15 +504,17 @@ def verb(tmp_path, monkeypatch, capsys):
         monkeypatch.setattr(sys, "argv", ["qrobust", "check", *map(str, arguments)])
         with pytest.raises(SystemExit) as end:
             main()
-        return int(end.value.code or 0), *capsys.readouterr()
+        return int(end.value.code or 0), *capfd.readouterr()
 
     return call
 
 
-def test_the_verb_is_the_same_check(folder, verb, capsys):
-    code, out, _ = verb(folder, "--queries", "7", "--seed", "3", "--json", "a.json")
-    assert runtime.main([str(folder), "--queries", "7", "--seed", "3", "--json", "b.json"]) == code == 0
-    assert capsys.readouterr().out == out
+def test_the_verb_is_the_same_check(folder, verb, capfd):
+    code, out, _ = verb(
+        folder, "--queries", "60", "--seed", "3", "--json", "a.json", "--timeout", "99", "--memory", "4"
+    )
+    assert runtime.main([str(folder), "--queries", "60", "--seed", "3", "--json", "b.json"]) == code == 0
+    assert capfd.readouterr().out == out
     mine, other = (json.loads(Path(name).read_text()) | {"seconds": 0} for name in ("a.json", "b.json"))
     assert mine == other
 
@@ -363,6 +531,8 @@ def test_the_verb_pins_and_finds_a_baseline_by_path_and_by_name(folder, verb, tm
     code, _, error = verb(folder, "--baseline", "linear")
     assert (code, error.count("\n")) == (2, 1)
     assert verb(folder, "--baseline", "other")[0] == 2
+    code, out, error = verb(folder, "--baseline", "")
+    assert (code, out, error.count("\n")) == (2, "", 1)
 
 
 # The page

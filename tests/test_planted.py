@@ -74,7 +74,7 @@ def test_half_a_percent_off_any_scale_moves_the_logits(bench: Any, small: tuple[
         place = tmp_path / name
         shutil.copytree(good, place)
         faults.stretch(name, 0.5)(place)
-        broken = {verdict.name for verdict in check(Artifact.load(place), queries=1).verdicts if not verdict.passed}
+        broken = {verdict.name for verdict in check(Artifact.load(place), queries=50).verdicts if not verdict.passed}
         assert "logit_change" in broken, name
 
 
@@ -116,7 +116,7 @@ def test_a_baseline_of_another_level_of_fusion_is_refused(bench: Any, tmp_path: 
     bench.faults.set_target(graph_optimization_level=level)(place)
     found = bench.judge(place, baseline)
     assert found.exit == code
-    assert ("to be of session CPUExecutionProvider, " in found.reason) == (code == 2)
+    assert ("expected target.session_options.graph_optimization_level all, as" in found.reason) == (code == 2)
 
 
 # On a network that was trained for it

@@ -193,6 +193,85 @@ def test_square_leaves_wrong_images_alone_and_reports_steps():
     assert steps == [(at, 5) for at in range(1, 6)]
 
 
+LENGTH = 0.5  # a radius in l2
+
+
+def lengths(delta):
+    return np.linalg.norm(delta.reshape(len(delta), -1), axis=1)
+
+
+@pytest.mark.parametrize("shape", [SHAPE, (3, 9, 7), (2, 32, 32), (1, 1, 1), (1, 2, 5)])
+@pytest.mark.parametrize("whole", [False, True])
+def test_square_in_l2_proposes_inside_the_ball_and_in_range(shape, whole):
+    x = floats(np.random.default_rng(3).integers(0, 256, (5, *shape), dtype=np.uint8))
+    tried = []
+
+    def logits(images):
+        tried.append(images)
+        return np.random.default_rng(len(tried)).normal(size=(len(images), 2)).astype(np.float32) * [0, 1] + [9, 0]
+
+    best, broken, used = square_attack(logits, x, np.zeros(5, int), LENGTH, 40, 0, norm="l2", whole=whole)
+    assert not broken.any()
+    assert (used == 40).all()
+    for images in (*tried, best):
+        assert images.dtype == np.float32
+        assert lengths(images - x).max() <= LENGTH * (1 + 1e-5)
+        assert 0 <= images.min() <= images.max() <= 1
+        steps = images * 255
+        assert not whole or np.abs(steps - np.rint(steps)).max() < 1e-3
+    if not whole and min(shape[1:]) > 1:  # only the range of pixels keeps a change shorter than the ball allows
+        inside = np.full_like(x, 0.5)
+        assert (
+            lengths(square_attack(logits, inside, np.zeros(5, int), LENGTH, 9, 0, norm="l2")[0] - inside).min() > 0.499
+        )
+
+
+def test_square_in_l2_comes_near_the_exact_worst_case_and_beats_noise():
+    """On a linear classifier the margin falls by 2 eps |w| at most; noise of that length reaches a part of it."""
+    rng = np.random.default_rng(0)
+    weight = rng.normal(size=64).astype(np.float32)
+    x = (0.5 + 0.05 * rng.normal(size=(64, 1, 8, 8))).astype(np.float32)  # away from the ends of the range
+    y = linear(weight)(x).argmax(1)
+    noise = rng.normal(size=x.shape).astype(np.float32)
+    noisy = x + LENGTH * noise / lengths(noise)[:, None, None, None]
+
+    def score(images):
+        return np.abs((images.reshape(64, -1) - 0.5) @ weight) * np.where(linear(weight)(images).argmax(1) == y, 1, -1)
+
+    x_adv, broken, _ = square_attack(linear(weight), x, y, LENGTH, 300, 0, norm="l2")
+    exact = score(x) <= LENGTH * np.linalg.norm(weight)
+    assert not (broken & ~exact).any()
+    assert broken.sum() >= 0.9 * exact.sum() > 20
+    assert broken.sum() > 2 * (linear(weight)(noisy).argmax(1) != y).sum()
+    again = square_attack(linear(weight), x, y, LENGTH, 300, 0, norm="l2")[0]
+    np.testing.assert_array_equal(x_adv, again)
+
+
+def suite_l2():
+    """The worst case of every image in l2, in whole bytes: the shortest way is along the weights."""
+    arrays = suite_arrays()
+    away = np.where(arrays["y"] == 1, -1, 1)[:, None] * WEIGHT / np.linalg.norm(WEIGHT) * LENGTH * 255
+    moved = arrays["x.clean"] + np.trunc(away).reshape(-1, *SHAPE)
+    arrays["x.pgd-20"] = moved.clip(0, 255).astype(np.uint8)
+    arrays["label.pgd-20"] = LOGITS(floats(arrays["x.pgd-20"])).argmax(1).astype(np.int64)
+    return arrays
+
+
+def test_a_threat_in_l2_is_checked_and_attacked_in_l2(tmp_path):
+    threat = put("threat", {"norm": "l2", "eps": LENGTH})
+    folder = write(tmp_path / "artifact", suite_l2())
+    threat(folder)
+    report = check(Artifact.load(folder), queries=200)
+    assert report.passed
+    assert report.accuracy["square"] < report.accuracy["clean"]
+    assert (report.eps, report.policy["threat"]) == (LENGTH, {"norm": "l2", "eps": LENGTH})
+    weak = suite_l2()
+    weak["x.pgd-20"] = weak["x.clean"] ^ 1  # a step a pixel: stored by an attack that found nothing
+    weak["label.pgd-20"] = LOGITS(floats(weak["x.pgd-20"])).argmax(1).astype(np.int64)
+    threat(write(folder, weak))
+    assert "square_gap" in [v.name for v in check(Artifact.load(folder), queries=200).verdicts if not v.passed]
+
+
 def test_square_refuses_normalised_images():
     with pytest.raises(ArtifactError, match=r"expected images in \[0, 1\], got \[-2.12, 2.64\]"):
         square_attack(LOGITS, np.float32([[[[-2.12, 2.64]]]]), np.zeros(1, int), EPS, 5, 0)
@@ -212,6 +291,15 @@ def test_artifact_says_what_it_is_and_runs(folder):
         np.testing.assert_array_equal(artifact.logits(x, session), artifact.logits(x))
 
 
+def test_the_bytes_that_were_hashed_are_judged(folder):
+    """Another file that is put there behind the hash is never opened."""
+    artifact, x = Artifact.load(folder), images()
+    (folder / "model.onnx").write_bytes(model_bytes(-WEIGHT))
+    np.savez(folder / "suite.npz", **{**suite_arrays(), "y": 1 - suite_arrays()["y"]})
+    assert check(artifact).passed
+    np.testing.assert_allclose(artifact.logits(x), LOGITS(floats(x)), atol=1e-5)
+
+
 def test_products_of_8_bits_do_not_saturate_on_any_processor(folder):
     """Without the option, x64 processors that lack VNNI add pairs of products in 16 bits."""
     product = {"x": np.full((1, 64), 255, np.uint8)}
@@ -221,10 +309,12 @@ def test_products_of_8_bits_do_not_saturate_on_any_processor(folder):
     )
     weights = {"w": np.full((64, 64), 127, np.int8), "zero": np.array(0, np.int8)}
     model.graph.initializer.extend(onnx.numpy_helper.from_array(value, name) for name, value in weights.items())
-    (folder / "sums.onnx").write_bytes(model.SerializeToString())
-    exact = runtime.load_session(folder / "sums.onnx", "CPUExecutionProvider", 1, {"x64quantprecision": 1})
-    (sums,) = exact.run(None, product)
-    assert (sums == 64 * 255 * 127).all()
+    data, path = model.SerializeToString(), folder.parent / "sums.onnx"
+    path.write_bytes(data)
+    for source in (path, str(path), data):
+        exact = runtime.load_session(source, "CPUExecutionProvider", 1, {"x64quantprecision": 1})
+        (sums,) = exact.run(None, product)
+        assert (sums == 64 * 255 * 127).all()
 
 
 def test_session_refuses_providers_and_options_that_it_does_not_know(folder):
@@ -291,6 +381,39 @@ def model(data):
     return lambda folder: ((folder / "model.onnx").write_bytes(data), edit(folder))
 
 
+def raw(old, new):
+    """Another text of the manifest."""
+
+    def change(folder):
+        text = (folder / "manifest.json").read_text()
+        assert old in text
+        (folder / "manifest.json").write_text(text.replace(old, new, 1))
+
+    return change
+
+
+def add(name, content=b""):
+    return lambda folder: (folder / name).write_bytes(content)
+
+
+def attacked(change):
+    """Other images as "pgd-20", all labels and digests as they say."""
+
+    def damage(folder):
+        arrays = suite_arrays()
+        arrays["x.pgd-20"] = change(arrays["x.clean"], arrays["x.pgd-20"])
+        arrays["label.pgd-20"] = LOGITS(floats(arrays["x.pgd-20"])).argmax(1).astype(np.int64)
+        write(folder, arrays)
+
+    return damage
+
+
+def one_step_too_far(clean, x_adv):
+    x_adv = clean.copy()
+    x_adv[0, 0, 0, 0] = clean[0, 0, 0, 0] + 17 if clean[0, 0, 0, 0] < 128 else clean[0, 0, 0, 0] - 17
+    return x_adv
+
+
 LABELS = suite_arrays()["y"]
 UNUSABLE = {
     "changed model": (patch("model.onnx", flip_bit), "model.onnx as .*sha256"),
@@ -305,6 +428,7 @@ UNUSABLE = {
     "negative label": (replace("suite.npz", y=LABELS - 1), r"got \[-1, 0\]"),
     "zip bomb": (patch("suite.npz", bomb, hashed=True), "at most 536870912 bytes"),
     "newer manifest": (put("schema_version", 99), "schema_version 1.*, got 99; upgrade qrobust"),
+    "limit of text": (put("limits", "square_gap", "0"), "valid float as 'limits square_gap'"),
     "no JSON": (lambda folder: (folder / "manifest.json").write_text("{"), "expected JSON"),
     "no object": (lambda folder: (folder / "manifest.json").write_text("[]"), "expected JSON"),
     "no manifest": (remove("manifest.json"), "no manifest.json; pass"),
@@ -315,14 +439,42 @@ UNUSABLE = {
     "certain power": (put("statistics", "power", 1), "power < 1"),
     "tolerated as detected": (put("statistics", "detected_drop", 0.02), "detected_drop above the tolerated 0.02"),
     "latency of text": (put("limits", "latency_ms", "fast"), "logit_change, latency_ms and size_bytes, got 'fast'"),
-    "size of infinity": (put("limits", "size_bytes", math.inf), "null or a number above 0"),
+    "size of infinity": (put("limits", "size_bytes", math.inf), "expected JSON .* not finite, Infinity"),
+    "size of 1e999": (raw('"alpha": 0.05', '"alpha": 1e999'), "expected JSON .* not finite, 1e999"),
+    "limits twice": (raw('"limits":', '"limits": {"robust_drop": 0.9}, "limits":'), "key 'limits' twice"),
+    "a limit twice": (
+        raw('"robust_drop": 0.02', '"robust_drop": 0.02, "robust_drop": 0.05'),
+        "key 'robust_drop' twice",
+    ),
+    **{
+        f"a loose {name}": (put("limits", name, 0.11), f"a limit of {name} up to 0.1, got 0.11; tolerate less")
+        for name in LIMITS
+    },
+    "hardly an alpha": (put("statistics", "alpha", 1e-4), "expected 0.001 <= alpha < 0.5"),
+    "all detected": (put("statistics", "detected_drop", 0.6), "above the tolerated 0.02, up to 0.5"),
+    "a later test": (put("statistics", "test", "wald"), "statistical test out of .*, got 'wald'; upgrade qrobust"),
+    "a test of no name": (put("statistics", "test", ["wald"]), "statistical test out of .*; upgrade qrobust"),
+    "one query": (put("square", "queries", 1), "50 to 1000000 queries of Square, got 1"),
+    "one image": (put("square", "n", 1), "Square on 32 images or more, or on the whole suite, got 1"),
+    "no eps": (put("threat", "eps", 0), r"eps in \[1/255, 1\] .*, got 0"),
+    "eps below a step": (put("threat", "eps", 1e-3), r"eps in \[1/255, 1\]"),
+    "no attack": (lambda folder: edit(folder, lambda m: m["reference"].pop("pgd-20")), "a stored attack"),
+    "inverted images": (attacked(lambda clean, _: 255 - clean), "images of pgd-20 within eps 0.06275 in linf, got 1.0"),
+    "one step too far": (attacked(one_step_too_far), "images of pgd-20 within eps 0.06275 in linf, got 0.0666"),
+    "clean as attacked": (attacked(lambda clean, _: clean), "images of pgd-20 that differ from the clean ones"),
+    "module beside": (add("numpy.py"), "that manifest.json does not list, got 'numpy.py'; remove it"),
+    "folder beside": (lambda folder: (folder / "__pycache__").mkdir(), "does not list, got '__pycache__'"),
+    "file of a desktop": (add(".DS_Store"), "got '.DS_Store'"),
+    "signed folder": (lambda folder: (folder / "signature.d").mkdir(), "got 'signature.d'"),
     "other reference": (put("reference", "clean", 0.5), "labels of clean that are right in 0.5"),
     "wrong type": (put("square", "queries", True), "valid int as 'square queries'"),
-    "eps of pixels": (put("threat", "eps", 16), "valid float as 'threat eps' in manifest.json, got 16"),
-    "l2": (put("threat", "norm", "l2"), "norm linf, got .*'l2'"),
+    "eps of pixels": (put("threat", "eps", 16), r"eps in \[1/255, 1\] .* as 'threat eps', got 16"),
+    "eps of l2": (put("threat", {"norm": "l2", "eps": 4.1}), r"eps in \[1/255, 4\]"),
+    "l1": (put("threat", "norm", "l1"), "norm out of .*, got 'l1'; upgrade"),
+    "outside in l2": (put("threat", "norm", "l2"), "images of pgd-20 within eps 0.06275 in l2, got 0.2509"),
     "bad shape": (put("input", "shape", [1, 4]), "shape of three sizes"),
     "control characters": (put("name", "a\r\x1b[2Kheld"), "printable names"),
-    "limit of NaN": (put("limits", "square_gap", float("nan")), "valid float as 'limits square_gap'"),
+    "limit of NaN": (put("limits", "square_gap", float("nan")), "expected JSON .* not finite, NaN"),
     "not a model": (model(b"nothing"), "a model and options for CPUExecutionProvider"),
     "fixed batch": (model(model_bytes(batch=1)), "expected any batch"),
     "NaN weights": (model(model_bytes(scale=np.nan)), "finite logits, got NaN"),
@@ -396,6 +548,6 @@ def test_importing_loads_neither_torch_nor_onnxruntime(tmp_path, module):
 
 
 def test_without_numpy_it_ends_with_code_2(folder):
-    done = python("-I", "-S", "verify.py", cwd=folder)
+    done = python("-I", "-S", "verify.py", cwd=folder)  # a check's process gets the same flags
     assert (done.returncode, done.stderr.count("\n")) == (2, 1)
     assert "expected numpy" in done.stderr

@@ -106,7 +106,7 @@ def _fill(folder: Path, model: nn.Module, dataset: Dataset, target: Target, cont
 
 
 def _manifest(folder: Path, model: nn.Module, dataset: Dataset, target: Target, contents: Contents) -> dict[str, Any]:
-    files = {name: _hash(folder / name) for name in ("model.onnx", "suite.npz", "verify.py")}
+    files = {path.name: _hash(path) for path in sorted(folder.iterdir())}  # all: a check refuses what is not listed
     graph = onnx.load(str(folder / "model.onnx"))
     return {
         "schema_version": 1,
@@ -133,7 +133,7 @@ def _manifest(folder: Path, model: nn.Module, dataset: Dataset, target: Target, 
         "metrics": {"before": dict(contents.before), "after": {}},
         "reference": suite_accuracy(contents.suite),
         "limits": target.limits.model_dump(),
-        "statistics": target.statistics.model_dump(),
+        "statistics": {**target.statistics.model_dump(), "test": runtime.FIRST_TEST},
         "square": target.square.model_dump(),
     }
 
