@@ -15,7 +15,7 @@ from torch import nn
 
 from .. import __version__, machine, runtime
 from ..data import Dataset
-from ..errors import ExportError, RunError
+from ..errors import RunError
 from ..quant import INPUT, OUTPUT, bits_per_layer
 from ..storage import write_json
 from ..threat import Threat
@@ -51,8 +51,6 @@ def write_artifact(folder: Path, model: nn.Module, dataset: Dataset, target: Tar
 
     Raises ExportError if the graph is not what the target asks for; an existing artifact then stands.
     """
-    if contents.threat.norm != "linf":
-        raise ExportError(f"expected a threat in linf, which a check can attack, got {contents.threat.norm}")
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=folder.parent, prefix=".artifact.") as scratch:
