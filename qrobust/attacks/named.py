@@ -18,8 +18,8 @@ import torch
 from torch import Generator, Tensor, nn
 
 from ..errors import RecipeError, did_you_mean
-from ..threat import Threat
-from .auto import PARTS, autoattack_part
+from ..threat import NORMS, Threat
+from .auto import FEWEST_CLASSES, PARTS, autoattack_part
 from .gradient import KEEPS, LOSSES, bim, fgsm, pgd, tpgd
 from .minimum import cw
 from .noise import gaussian_noise
@@ -51,6 +51,14 @@ class Attack:
         settings = {**self.settings, "part": part} if part else self.settings
         return _FAMILIES[self.family].run(scene, x, y, generator, settings)
 
+    def check_classes(self, classes: int | None) -> None:
+        """Raises RecipeError where it is not defined for so many classes; None where they are not known."""
+        fewest = _FAMILIES[self.family].fewest_classes
+        if classes is not None and classes < fewest:
+            raise RecipeError(
+                f"expected {fewest} classes or more for {self.name}, got {classes}; choose another attack"
+            )
+
     def craft(self, scene: Scene, x: Tensor, y: Tensor, generator: Generator) -> Tensor:
         """`run` with all parts in a row, each on the images of this batch that are still right."""
         x_adv = self.run(scene, x, y, generator, self.parts[0])
@@ -77,7 +85,9 @@ Runner = Callable[[Scene, Tensor, Tensor, Generator, dict[str, Any]], Tensor]
 
 @dataclass(frozen=True)
 class _Family:
-    """count: what the number in the name sets. step_size: whether the threat sets one. defaults: all settings."""
+    """count: what the number in the name sets. step_size: whether the threat sets one. defaults: all settings.
+    norms, fewest_classes: of the threats and networks that it is defined for.
+    """
 
     run: Runner
     count: str | None = None
@@ -86,16 +96,20 @@ class _Family:
     bounded: bool = True
     parts: tuple[str, ...] = ("",)
     defaults: dict[str, Any] = field(default_factory=dict)
+    norms: tuple[str, ...] = NORMS
+    fewest_classes: int = 2
 
 
 def named(name: str, threat: Threat) -> Attack:
-    """The attack of a name, its step size a quarter of eps. Raises RecipeError for what is no attack."""
-    match = SPELLING.fullmatch(name)
-    family = _FAMILIES.get(match["family"]) if match else None
-    if match is None or family is None:
-        raise _unknown(name)
-    if (family.count is None) != (match["steps"] is None) or (match["restarts"] and not family.restarts):
-        raise _unknown(name)
+    """The attack of a name, its step size a quarter of eps. Raises RecipeError for what is no attack, or none in the
+    threat's norm.
+    """
+    match = _spelt(name)
+    family = _FAMILIES[match["family"]]
+    if threat.norm not in family.norms:
+        raise RecipeError(
+            f"expected a threat in {' or '.join(family.norms)} for {name}, got {threat.norm}; choose another attack"
+        )
     settings = dict(family.defaults)
     if family.count is not None:
         settings[family.count] = int(match["steps"])
@@ -107,6 +121,12 @@ def named(name: str, threat: Threat) -> Attack:
     return Attack(name, match["family"], settings, family.bounded, family.parts)
 
 
+def fits(name: str, threat: Threat, classes: int | None = None) -> bool:
+    """Whether the attack of a name is defined for a threat and so many classes. Raises RecipeError for what is none."""
+    family = _FAMILIES[_spelt(name)["family"]]
+    return threat.norm in family.norms and (classes is None or classes >= family.fewest_classes)
+
+
 def _given(text: str, known: dict[str, Any], name: str) -> dict[str, Any]:
     """The settings behind the colons."""
     given: dict[str, Any] = {}
@@ -116,6 +136,17 @@ def _given(text: str, known: dict[str, Any], name: str) -> dict[str, Any]:
             raise RecipeError(f"{name}: unknown setting {key!r}{did_you_mean(key, known)}")
         given[key] = _word(key, value, name) if key in WORDS else _number(key, value, known[key], name)
     return given
+
+
+def _spelt(name: str) -> re.Match[str]:
+    """The parts of a name."""
+    match = SPELLING.fullmatch(name)
+    family = _FAMILIES.get(match["family"]) if match else None
+    if match is None or family is None:
+        raise _unknown(name)
+    if (family.count is None) != (match["steps"] is None) or (match["restarts"] and not family.restarts):
+        raise _unknown(name)
+    return match
 
 
 def _word(key: str, value: str, name: str) -> str:
@@ -173,7 +204,8 @@ _FAMILIES = {
         count="steps", bounded=False, defaults={"c": 1.0, "kappa": 0.0, "lr": 0.01},
     ),
     "square": _Family(
-        lambda s, x, y, g, k: square(s.model, x, y, threat=s.threat, generator=g, **k), count="queries"
+        lambda s, x, y, g, k: square(s.model, x, y, threat=s.threat, generator=g, **k), count="queries",
+        norms=("linf",),
     ),
     "transfer": _Family(
         _transfer, count="steps", restarts=True, step_size=True, defaults={"loss": "ce", "keep": "last"}
@@ -182,10 +214,12 @@ _FAMILIES = {
         lambda s, x, y, _g, _k: autoattack_part(s.model, x, y, threat=s.threat, seed=s.seed, part="apgd-ce")
     ),
     "apgd-t": _Family(
-        lambda s, x, y, _g, _k: autoattack_part(s.model, x, y, threat=s.threat, seed=s.seed, part="apgd-t")
+        lambda s, x, y, _g, _k: autoattack_part(s.model, x, y, threat=s.threat, seed=s.seed, part="apgd-t"),
+        fewest_classes=FEWEST_CLASSES,
     ),
     "autoattack": _Family(
-        lambda s, x, y, _g, k: autoattack_part(s.model, x, y, threat=s.threat, seed=s.seed, **k), parts=PARTS
+        lambda s, x, y, _g, k: autoattack_part(s.model, x, y, threat=s.threat, seed=s.seed, **k), parts=PARTS,
+        fewest_classes=FEWEST_CLASSES,
     ),
 }  # fmt: skip
 EXAMPLES = (

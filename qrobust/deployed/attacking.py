@@ -14,8 +14,7 @@ from typing import Any
 import numpy as np
 
 from .. import machine
-from ..attacks import named
-from ..attacks.auto import FEWEST_CLASSES
+from ..attacks import fits, named
 from ..data import Images
 from ..distributed import is_first, own
 from ..evaluate import evaluate
@@ -88,9 +87,13 @@ def attack(deployed: Deployed, images: Images, settings: Settings, path: Path | 
 
 
 def threat_of(deployed: Deployed, eps: float | None = None) -> Threat:
-    """The threat on a file; in whole steps of a byte where it takes bytes, so that rounding stays inside."""
+    """The threat on a file, l-inf for one that came in no artifact; there in whole steps of a byte where it takes
+    bytes, so that rounding stays inside.
+    """
+    norm: Any = deployed.artifact.manifest["threat"]["norm"] if deployed.artifact else "linf"
     eps = (deployed.artifact.eps if deployed.artifact else 8 / 255) if eps is None else eps
-    return Threat("linf", math.floor(eps * 255 + 1e-6) / 255 if deployed.camera else eps)
+    whole = deployed.camera and norm == "linf"
+    return Threat(norm, math.floor(eps * 255 + 1e-6) / 255 if whole else eps)
 
 
 def described(deployed: Deployed) -> Record:
@@ -138,15 +141,14 @@ def _replayed(evidence: Evidence) -> Record:
 def _attacks(deployed: Deployed, served: Served, threat: Threat, settings: Settings) -> list[Routed]:
     forms = settings.forms or deployed.forms
     chosen = [named(name, threat) for name in settings.attacks or default_attacks(deployed, settings.sources)]
+    for one in chosen:
+        one.check_classes(deployed.twin.plan.classes)
     return [routed(one, deployed, served, forms=forms, sources=settings.sources) for one in chosen]
 
 
 def default_attacks(deployed: Deployed, sources: Sequence[Deployed] = ()) -> tuple[str, ...]:
     """Those of the suite, so that they compare, and `ATTACKS` as far as they fit."""
     stored = [name for name in deployed.artifact.sets if name != CLEAN] if deployed.artifact else []
-    classes = deployed.twin.plan.classes
-    few = classes is not None and classes < FEWEST_CLASSES
-    names = dict.fromkeys((*stored, *ATTACKS))
-    return tuple(
-        name for name in names if not (few and name == "autoattack") and (sources or not name.startswith(TRANSFER))
-    )
+    threat, classes = threat_of(deployed), deployed.twin.plan.classes
+    names = [name for name in dict.fromkeys((*stored, *ATTACKS)) if fits(name, threat, classes)]
+    return tuple(name for name in names if sources or not name.startswith(TRANSFER))

@@ -15,7 +15,9 @@ from typing import Any
 from torch import Generator, Tensor, nn
 
 from ..attacks import Attack, Scene
+from ..data import to_unit
 from ..errors import RecipeError
+from ..export.suite import to_pixels
 from .serving import Deployed, Served
 
 WITHOUT_GRADIENTS = ("gn", "square")  # families
@@ -32,17 +34,25 @@ class Route:
 
 @dataclass(frozen=True)
 class Routed(Attack):
-    """An attack whose parts are routes by name: each sees the images that those before it left right."""
+    """An attack whose parts are routes by name: each sees the images that those before it left right.
+
+    camera: its images are rounded to the bytes that the file takes, inside the threat: what a session rounds to the
+    nearest byte may leave an l2 ball.
+    """
 
     inner: Attack | None = None
     routes: Mapping[str, Route] = field(default_factory=dict, repr=False, compare=False)
+    camera: bool = False
 
     def run(self, scene: Scene, x: Tensor, y: Tensor, generator: Generator, part: str = "") -> Tensor:
         """x_adv, crafted on the route's network instead of the scene's."""
         assert self.inner is not None
         route = self.routes[part]
         place: dict[str, Any] = {"twin" if self.family == TRANSFER else "model": route.network}
-        return self.inner.run(replace(scene, **place), x, y, generator, route.part)
+        x_adv = self.inner.run(replace(scene, **place), x, y, generator, route.part)
+        if not (self.camera and self.bounded):
+            return x_adv
+        return to_unit(to_pixels(scene.threat.project(x_adv, x), x, scene.threat), x.device)
 
 
 def routed(
@@ -63,4 +73,4 @@ def routed(
         routes = {f"{form} {part}".strip(): Route(through[form], part) for form in forms for part in parts}
         routes |= {f"{SESSION} {part}": Route(served, part) for part in attack.parts if part == SQUARE}
         settings["backward"] = list(forms)
-    return Routed(attack.name, attack.family, settings, attack.bounded, tuple(routes), attack, routes)
+    return Routed(attack.name, attack.family, settings, attack.bounded, tuple(routes), attack, routes, deployed.camera)

@@ -37,10 +37,9 @@ def make_suite(
     Returns arrays: "y" int64 (n,), and for "clean" and every attack "x.NAME" uint8 (n, c, h, w) and
     "label.NAME" int64 (n,); "logits.clean" float32 (n, classes). Rounding stays inside the threat, and labels
     are those of the rounded images. twin: the float network that transfer attacks craft on.
-    Raises ExportError for an attack that the threat does not bound.
+    Raises ExportError for an attack that the threat does not bound, or whose images are the clean ones.
     """
-    for unbounded in (attack for attack in attacks if not attack.bounded):
-        raise ExportError(f"expected attacks within the threat in export.suite_attacks, got {unbounded.name}")
+    check_suite_attacks(attacks)
     model.eval()
     scene = Scene(model, threat, twin, seed)
     parts: dict[str, list[Tensor]] = {}
@@ -57,13 +56,32 @@ def make_suite(
         with torch.no_grad():
             parts.setdefault("logits.clean", []).append(model(x))
     arrays: Arrays = {name: torch.cat(values).cpu().contiguous().numpy() for name, values in parts.items()}
+    for attack in attacks:
+        _check_changed(arrays, attack.name, threat)
     return {"y": images.y.cpu().numpy(), **arrays}
 
 
-def to_pixels(x_adv: Tensor, x: Tensor, threat: Threat) -> Tensor:
-    """x_adv in [0,1] as uint8, rounded so that the change of the image stays within the threat.
+def check_suite_attacks(attacks: Sequence[Attack]) -> None:
+    """Raises ExportError for an attack whose images a check could not tell from images of any other."""
+    for unbounded in (attack for attack in attacks if not attack.bounded):
+        raise ExportError(
+            f"expected attacks within the threat in export.suite_attacks, got {unbounded.name}; leave it out there"
+        )
 
-    x: the clean images, on the 8-bit grid. For l-inf, pixels stay within eps; for l2, a change never grows.
+
+def _check_changed(arrays: Arrays, name: str, threat: Threat) -> None:
+    if np.array_equal(arrays[f"x.{name}"], arrays["x.clean"]):
+        raise ExportError(
+            f"expected images of {name} that differ from the clean ones in 8 bits, got the same; raise threat.eps, "
+            f"{threat.eps:g} in {threat.norm}, or leave {name} out of export.suite_attacks"
+        )
+
+
+def to_pixels(x_adv: Tensor, x: Tensor, threat: Threat) -> Tensor:
+    """x_adv in [0,1] as uint8, rounded so that the change of the image stays within the threat, exactly.
+
+    x: the clean images, on the 8-bit grid; x_adv: within the threat. In l-inf pixels are rounded to the nearest step;
+    in l2 as many away from x as its length allows, those that were nearest to it first.
     """
     clean = (x * 255).round()
     change = x_adv * 255 - clean
@@ -71,8 +89,22 @@ def to_pixels(x_adv: Tensor, x: Tensor, threat: Threat) -> Tensor:
         reach = int(threat.eps * 255 + 1e-4)  # whole steps of a pixel inside the ball
         change = change.round().clamp(-reach, reach)
     else:
-        change = change.trunc()
+        change = _rounded_l2(change, threat.eps * 255)
     return (clean + change).clamp(0, 255).to(torch.uint8)
+
+
+def _rounded_l2(change: Tensor, radius: float) -> Tensor:
+    """Changes (n, c, h, w) in steps of a pixel as whole ones, about as long as they were and never above the radius.
+
+    Cut towards zero, a change would lose half a step a pixel: a sixth of its length at eps 0.5 on 32 × 32 × 3 pixels.
+    """
+    flat = change.double().flatten(1)
+    low = flat.abs().floor()
+    room = flat.square().sum(1).add(0.5).clamp_max(radius**2 + 1e-6).floor() - low.square().sum(1)
+    left, order = (flat.abs() - low).sort(dim=1, descending=True)
+    cost = (2 * low + 1).gather(1, order).cumsum(1)  # in squared length
+    up = ((cost <= room[:, None]) & (left > 1e-4)).double()  # below it lies the noise of float32
+    return ((low + torch.zeros_like(low).scatter(1, order, up)) * flat.sign()).view_as(change).float()
 
 
 def suite_bytes(arrays: Arrays) -> bytes:

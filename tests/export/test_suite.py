@@ -38,13 +38,17 @@ def test_linf_pixels_stay_in_the_ball(eps):
     assert change == int(np.floor(eps * 255 + 1e-6))  # reaches the rim, and no further
 
 
-@pytest.mark.parametrize("eps", [0.1, 0.5, 2.0])
-def test_l2_norm_never_grows(eps):
+@pytest.mark.parametrize("eps", [0.02, 0.1, 0.5, 2.0])
+def test_l2_pixels_stay_in_the_ball_and_use_it(eps):
     threat, x = Threat("l2", eps), to_unit(pixels(), "cpu")
     x_adv = perturbed(x, threat)
-    rounded = to_unit(to_pixels(x_adv, x, threat), "cpu")
-    assert (threat.distance(rounded, x) <= threat.distance(x_adv, x) + 1e-5).all()
-    assert ((rounded - x).abs() <= (x_adv - x).abs() + 1e-6).all()
+    rounded = to_pixels(x_adv, x, threat)
+    change, meant = (rounded.int() - pixels().int()).flatten(1), ((x_adv - x) * 255).flatten(1)
+    length = change.square().sum(1)  # whole numbers: no rounding hides behind a tolerance
+    assert (length <= (255 * eps) ** 2).all()
+    assert ((change - meant).abs() < 1).all()  # each to one of its two neighbours
+    along = (change * meant).sum(1) / meant.norm(dim=1) ** 2
+    assert (along > (0.9 if eps > 0.05 else 0.6)).all()  # cut towards zero: 0.78 at eps 0.1, a fifth at 0.02
 
 
 @pytest.mark.parametrize("norm", ["linf", "l2"])
@@ -52,26 +56,26 @@ def test_clean_and_rounded_images_do_not_change(norm):
     threat, x = Threat(norm, 8 / 255), to_unit(pixels(), "cpu")
     assert torch.equal(to_pixels(x, x, threat), pixels())
     once = to_pixels(perturbed(x, threat), x, threat)
-    again = to_pixels(to_unit(once, "cpu"), x, threat)
-    assert (once.int() - again.int()).abs().max() <= (0 if norm == "linf" else 1)  # l2 cuts towards zero
+    assert torch.equal(to_pixels(to_unit(once, "cpu"), x, threat), once)
 
 
-def suite(attacks=("fgsm", "pgd-3"), seed=0):
-    threat = Threat("linf", 8 / 255)
+def suite(attacks=("fgsm", "pgd-3"), seed=0, threat=Threat("linf", 8 / 255)):
     images = Images(pixels(), torch.arange(20) % 10)
     attacks = [named(name, threat) for name in attacks]
     return make_suite(network(4), images, attacks=attacks, threat=threat, seed=seed, batch_size=8)
 
 
-def test_a_suite_holds_images_labels_and_logits():
-    arrays = suite()
+@pytest.mark.parametrize("threat", [Threat("linf", 8 / 255), Threat("l2", 0.5)], ids=["linf", "l2"])
+def test_a_suite_holds_images_in_the_ball_judged_as_they_are_stored(threat):
+    arrays = suite(threat=threat)
     assert set(arrays) == {
         "y", "x.clean", "label.clean", "logits.clean", "x.fgsm", "label.fgsm", "x.pgd-3", "label.pgd-3",
     }  # fmt: skip
     np.testing.assert_array_equal(arrays["x.clean"], pixels().numpy())
     for name in ("clean", "fgsm", "pgd-3"):
         x = torch.from_numpy(arrays[f"x.{name}"])
-        assert (x.int() - pixels().int()).abs().max() <= 8
+        assert (threat.distance(x.double() / 255, pixels().double() / 255) <= threat.eps + 1e-12).all()
+        assert torch.equal(x, pixels()) == (name == "clean")
         with torch.no_grad():
             expected = network(4)(to_unit(x, "cpu")).argmax(1)
         np.testing.assert_array_equal(arrays[f"label.{name}"], expected)
@@ -86,8 +90,14 @@ def test_a_suite_depends_on_the_seed_alone():
 
 
 def test_refuses_attacks_without_a_bound():
-    with pytest.raises(ExportError, match=r"expected attacks within the threat .*got gn"):
+    with pytest.raises(ExportError, match=r"expected attacks within the threat .*got gn; leave it out there"):
         suite(attacks=("fgsm", "gn"))
+
+
+@pytest.mark.parametrize("threat", [Threat("linf", 0.9 / 255), Threat("l2", 0.9 / 255)], ids=["linf", "l2"])
+def test_refuses_a_ball_that_holds_no_other_image_in_bytes(threat):
+    with pytest.raises(ExportError, match=r"expected images of fgsm that differ .* got the same; raise threat\.eps"):
+        suite(attacks=("fgsm",), threat=threat)
 
 
 def test_bytes_hold_the_arrays_and_no_pickle():

@@ -1,0 +1,81 @@
+"""`attack` on an artifact of an l2 threat: its ball, its judge, and the attacks that there are in it."""
+
+import numpy as np
+import pytest
+import torch
+
+from qrobust.deployed import attacking
+from qrobust.deployed.attacking import Settings, attack, threat_of
+from qrobust.deployed.material import find_images
+from qrobust.deployed.serving import Served, open_deployed
+from qrobust.errors import RecipeError
+from qrobust.evaluate.doubt import Examination
+from qrobust.threat import Threat
+
+from ..test_runtime import LOGITS, WEIGHT, floats, suite_arrays
+from .linear import PLAIN, artifact, camera, takes_bytes
+
+SUITE = suite_arrays()
+FORMS = {"floats": (PLAIN, lambda manifest: None), "bytes": (camera(), takes_bytes)}
+
+
+def deployed(folder, form, eps):
+    opened = open_deployed(artifact(folder / "one", *FORMS[form]))
+    opened.artifact.manifest["threat"] = {"norm": "l2", "eps": eps}
+    opened.artifact.eps = eps
+    return opened
+
+
+def exact(eps):
+    """The accuracy that no l2 attack can go below: the logits' lead shrinks by 2 eps ‖w‖ at most."""
+    logits, rows = LOGITS(floats(SUITE["x.clean"])), np.arange(64)
+    return float((logits[rows, SUITE["y"]] - logits[rows, 1 - SUITE["y"]] > 2 * eps * np.linalg.norm(WEIGHT)).mean())
+
+
+@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("eps", [0.1, 0.3])
+def test_the_exact_worst_case_is_reached(tmp_path, form, eps):
+    opened = deployed(tmp_path, form, eps)
+    result = attack(opened, find_images(opened), Settings(attacks=("pgd-20", "cw-inf-20")))
+    assert result["threat"] == {"norm": "l2", "eps": eps}
+    one = 1 / 64 if form == "bytes" else 0  # whole steps end a little inside the ball
+    assert exact(eps) <= result["worst_case"]["accuracy"] <= exact(eps) + one < exact(0)
+
+
+def test_a_session_of_bytes_is_judged_inside_the_ball(tmp_path, monkeypatch):
+    eps, judged = 0.1, []
+    opened = deployed(tmp_path, "bytes", eps)
+    images, forward = find_images(opened), Served.forward
+
+    def watched(self, x):
+        judged.append((x * 255).round())
+        return forward(self, x)
+
+    monkeypatch.setattr(Served, "forward", watched)
+    monkeypatch.setattr(attacking, "doubt_file", lambda _: Examination({}, []))
+    monkeypatch.setattr(attacking, "gap", lambda _: {})
+    attack(opened, images, Settings(attacks=("pgd-1:step_size=0.1",), forms=("identity",)))
+    right = LOGITS(floats(SUITE["x.clean"])).argmax(1) == SUITE["y"]
+    change = (judged[-1] - images.x[torch.from_numpy(right)]).flatten(1)
+    assert change.abs().sum() > 0
+    assert (change.square().sum(1) <= (255 * eps) ** 2).all()
+
+
+def test_the_threat_is_the_artifacts_and_eps_may_be_another(tmp_path):
+    for form in FORMS:
+        opened = deployed(tmp_path / form, form, 0.25)
+        assert threat_of(opened) == Threat("l2", 0.25)
+        assert threat_of(opened, 0.1) == Threat("l2", 0.1)
+
+
+def test_attacks_that_are_not_defined_in_l2_are_left_out_or_refused(tmp_path):
+    opened = deployed(tmp_path, "floats", 0.25)
+    assert attacking.default_attacks(opened) == ("pgd-20", "pgd-20x5", "cw-inf-20x5")
+    with pytest.raises(RecipeError, match="expected a threat in linf for square-50, got l2; choose another attack"):
+        attack(opened, find_images(opened), Settings(attacks=("square-50",)))
+
+
+def test_attacks_that_need_more_classes_are_refused_before_any_runs(tmp_path):
+    opened = open_deployed(artifact(tmp_path / "one"))
+    with pytest.raises(RecipeError, match="expected 4 classes or more for apgd-t, got 2; choose another attack"):
+        attack(opened, find_images(opened), Settings(attacks=("pgd-2", "apgd-t")))
