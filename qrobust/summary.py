@@ -62,20 +62,23 @@ def _width(folder: Path, bits: int, timings: dict[str, Any]) -> dict[str, Any]:
 
 
 def _gap(folder: Path) -> dict[str, Any] | None:
-    """Worst cases of the suite's first n images in torch, replayed on the runtime and attacked there, JSON-ready.
+    """Worst cases of n of the suite's images in torch, replayed on the runtime and attacked there, JSON-ready.
 
     by: the attack on the file that broke most. None where the file was not attacked on images of the suite, or on
-    more than were evaluated.
+    others than were evaluated.
     """
     if not (folder / "attack.json").exists():
         return None
     attacked = read_json(folder / "attack.json")
     before, masks = read_outcomes(folder / "eval.json")
     n, sha256 = attacked["n"], read_json(folder / "artifact" / "manifest.json")["files"]["model.onnx"]["sha256"]
-    if attacked["artifact"]["sha256"] != sha256 or attacked.get("data") != SUITE or n > before["n"]:
+    chosen = attacked.get("indices") or list(range(n))  # a suite holds the first of the images that were evaluated
+    if attacked["artifact"]["sha256"] != sha256 or attacked.get("data") != SUITE or max(chosen) >= before["n"]:
         return None
+    if before.get("indices", ()) is None and read_json(folder / "check.json")["counts"][CLEAN] < before["n"]:
+        return None  # all were evaluated, in their order, and the suite has others first
     bounded = [name for name, found in before["attacks"].items() if found["bounded"]]
-    in_torch = np.logical_and.reduce([masks[name][:n] for name in (CLEAN, *bounded)])
+    in_torch = np.logical_and.reduce([masks[name][chosen] for name in (CLEAN, *bounded)])
     replayed = attacked["gap"]["replayed"]["worst_case"]
     return {
         "n": n,

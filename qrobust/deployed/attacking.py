@@ -15,7 +15,6 @@ import numpy as np
 
 from .. import machine
 from ..attacks import named
-from ..attacks.auto import FEWEST_CLASSES
 from ..data import Images
 from ..distributed import is_first, own
 from ..evaluate import evaluate
@@ -25,7 +24,7 @@ from .doubts import Evidence, doubt_file
 from .routes import TRANSFER, Routed, routed
 from .serving import Deployed, Served
 
-ATTACKS = ("pgd-20x5", "cw-inf-20x5", "autoattack", "square-500", "transfer-20")
+ATTACKS = ("pgd-20x5:keep=best", "cw-inf-20x5:keep=best", "autoattack", "square-500", "transfer-20:keep=best")
 WORST = "worst_case"
 MAX_VALUES = 2**22  # of one batch: 250 images up to 74x74, fewer of larger ones
 Record = dict[str, Any]
@@ -33,7 +32,7 @@ Record = dict[str, Any]
 
 @dataclass(frozen=True)
 class Settings:
-    """attacks: names; () for a suite's and `ATTACKS`. n: first images, None for all. eps: None for the artifact's,
+    """attacks: names; () for a suite's and `ATTACKS`. n: how many images, None for all. eps: None for the artifact's,
     or 8/255. forms: backward forms, () for all that differ. sources: files to transfer from, the first of them the
     float network.
     """
@@ -129,8 +128,8 @@ def _in_torch(before: Mapping[str, Any]) -> Record:
 
 def _replayed(evidence: Evidence) -> Record:
     assert evidence.deployed.artifact is not None
-    y = evidence.deployed.artifact.suite["y"]
-    right = {name: labels.numpy() == y[: len(labels)] for name, labels in evidence.labels.items()}
+    y = evidence.y.cpu().numpy()
+    right = {name: labels.numpy() == y for name, labels in evidence.labels.items()}
     worst = np.logical_and.reduce(list(right.values()))
     return {"n": len(worst), **{name: float(mask.mean()) for name, mask in right.items()}, WORST: float(worst.mean())}
 
@@ -144,9 +143,4 @@ def _attacks(deployed: Deployed, served: Served, threat: Threat, settings: Setti
 def default_attacks(deployed: Deployed, sources: Sequence[Deployed] = ()) -> tuple[str, ...]:
     """Those of the suite, so that they compare, and `ATTACKS` as far as they fit."""
     stored = [name for name in deployed.artifact.sets if name != CLEAN] if deployed.artifact else []
-    classes = deployed.twin.plan.classes
-    few = classes is not None and classes < FEWEST_CLASSES
-    names = dict.fromkeys((*stored, *ATTACKS))
-    return tuple(
-        name for name in names if not (few and name == "autoattack") and (sources or not name.startswith(TRANSFER))
-    )
+    return tuple(name for name in dict.fromkeys((*stored, *ATTACKS)) if sources or not name.startswith(TRANSFER))
