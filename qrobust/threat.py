@@ -60,11 +60,12 @@ class Threat:
         return (x + noise.to(x.device)).clamp(*self.bounds)
 
     def direction(self, gradient: Tensor) -> Tensor:
-        """The step of unit norm along which a linear loss with this gradient rises fastest."""
+        """The step of unit norm along which a linear loss with this gradient rises fastest; zero where it is zero."""
         if self.norm == "linf":
             return gradient.sign()
-        length = gradient.flatten(1).norm(dim=1).clamp_min(1e-12)
-        return gradient / _per_sample(length, gradient)
+        largest = gradient.flatten(1).abs().amax(dim=1)
+        scaled = gradient / _per_sample(largest.where(largest > 0, 1), gradient)  # else squares vanish or overflow
+        return scaled / _per_sample(scaled.flatten(1).norm(dim=1).clamp_min(1), gradient)
 
     def project(self, x_adv: Tensor, x: Tensor) -> Tensor:
         """The point of the ball around x nearest to x_adv, inside the pixel range."""

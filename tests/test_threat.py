@@ -169,3 +169,10 @@ def test_an_l2_ball_may_be_wider_than_a_pixel():
 def test_an_unknown_norm_is_refused():
     with pytest.raises(RecipeError, match=r"^expected a norm, got 'l_inf'; did you mean 'linf'\?$"):
         Threat("l_inf", 0.1)
+
+
+@pytest.mark.parametrize("length", [1e-6, 1e-12, 1e-14, 1e-23, 1e-42, 1e19, 1e38])
+def test_a_step_has_its_length_whatever_the_gradients(length):
+    gradient = torch.zeros(2, 1, 2, 2)
+    gradient[0, 0, 0] = length
+    assert L2.direction(gradient).flatten(1).norm(dim=1).tolist() == pytest.approx([1.0, 0.0])

@@ -2,43 +2,48 @@
 
 It is never implemented again here: its four parts are called one by one, each on the images that the parts
 before left right, with the batches and seeds of its own driver. So the result is the same to the image, and
-an evaluation can stop and go on between batches.
+an evaluation can stop and go on between batches. With two or three classes, of which the targeted DLR loss has no
+scale, `apgd-t` ascends the plain margin z_t - z_y instead, which the package does not offer.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from ..errors import RecipeError
 from ..threat import Threat
-from .crafting import crafting
+from .checks import check_images, check_output
+from .crafting import crafting, ordinary
 
 PARTS = ("apgd-ce", "apgd-t", "fab-t", "square")
 NORMS = {"linf": "Linf", "l2": "L2"}
-FEWEST_CLASSES = 4  # below, the targeted loss is not defined
+FEWEST_CLASSES = 4  # of the DLR loss, which divides by the first logit's lead over the third and fourth
 
 
 def autoattack_part(model: nn.Module, x: Tensor, y: Tensor, *, part: str, threat: Threat, seed: int = 0) -> Tensor:
     """One part of AutoAttack's standard version on a batch; x_adv (n, c, h, w).
 
-    part: one of PARTS. Raises RecipeError for fewer than four classes.
+    part: one of PARTS. x: images (n, c, h, w) in [0,1]. y: labels (n,).
     """
+    check_images(x)
     # Not folded: its result shall be the package's own to the last bit.
     with crafting(model, fold=False), torch.random.fork_rng(devices=[x.device] if x.is_cuda else []):
+        x, y = ordinary(x, y)
         with torch.no_grad():
-            classes = model(x[:1]).shape[1]
-        if classes < FEWEST_CLASSES:
-            raise RecipeError(f"expected {FEWEST_CLASSES} classes or more for autoattack, got {classes}; use pgd")
-        attacker = _attacker(_Contiguous(model), x, threat, seed, part, min(9, classes - 1))
-        found: Tensor = attacker.perturb(x.contiguous(), y)
-    return found.detach()
+            logits = model(x[:1])
+            check_output(logits, y[:1])
+        attacker = _attacker(_Asked(model, x.dtype), x, threat, seed, part, logits.shape[1])
+        found: Tensor = attacker.perturb(x.contiguous().float(), y)
+    return found.detach().to(x.dtype)
 
 
-class _ContiguousGradient(torch.autograd.Function):
-    """The identity, whose gradient comes back contiguous: the package takes flat views of it."""
+class _CleanGradient(torch.autograd.Function):
+    """The identity, whose gradient comes back contiguous, since the package takes flat views of it, and with 0 for NaN,
+    as `input_gradient`'s.
+    """
 
     @staticmethod
     def forward(ctx: Any, x: Tensor) -> Tensor:  # noqa: ARG004
@@ -46,24 +51,36 @@ class _ContiguousGradient(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> Tensor:  # noqa: ARG004
-        return grads[0].contiguous()
+        return grads[0].contiguous().nan_to_num()
 
 
-class _Contiguous(nn.Module):
-    def __init__(self, model: nn.Module) -> None:
+class _Asked(nn.Module):
+    """A network as the package asks it: in float32, with a gradient that may be zero but is always there."""
+
+    def __init__(self, model: nn.Module, dtype: torch.dtype) -> None:
         super().__init__()
-        self.model = model
+        self.model, self.dtype = model, dtype
 
     def forward(self, x: Tensor) -> Tensor:
-        logits: Tensor = self.model(_ContiguousGradient.apply(x))  # type: ignore[no-untyped-call]
+        clean: Tensor = _CleanGradient.apply(x)  # type: ignore[no-untyped-call]
+        logits: Tensor = self.model(clean.to(self.dtype)).float()
+        if clean.requires_grad and not logits.requires_grad:  # the network cuts the way back
+            logits = logits + 0 * clean.flatten(1).sum(1, keepdim=True)
         return logits
 
 
-def _attacker(model: nn.Module, x: Tensor, threat: Threat, seed: int, part: str, targets: int) -> Any:
+def _margin_targeted(attacker: Any) -> Callable[[Tensor, Tensor], Tensor]:
+    """z_t - z_y, (n,), for the attacker's targets of the moment."""
+    return lambda logits, y: (logits.gather(1, attacker.y_target[:, None]) - logits.gather(1, y[:, None]))[:, 0]
+
+
+def _attacker(model: nn.Module, x: Tensor, threat: Threat, seed: int, part: str, classes: int) -> Any:
     from pyautoattack import AutoAttack
 
     whole = AutoAttack(model, norm=NORMS[threat.norm], eps=threat.eps, seed=seed, device=x.device)
-    whole.apgd_targeted.n_target_classes = whole.fab.n_target_classes = targets
+    whole.apgd_targeted.n_target_classes = whole.fab.n_target_classes = min(9, classes - 1)
+    if classes < FEWEST_CLASSES:
+        whole.apgd_targeted.dlr_loss_targeted = _margin_targeted(whole.apgd_targeted)
     chosen = {
         "apgd-ce": whole.apgd,
         "apgd-t": whole.apgd_targeted,

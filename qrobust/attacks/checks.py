@@ -7,6 +7,8 @@ from torch import Tensor
 
 from ..errors import DataError, ModelError
 
+ROUNDING = 1e-6  # what resizing in float32 leaves beyond [0, 1]
+
 
 def check_images(x: Tensor) -> None:
     """Raises DataError for images that are no floats in [0, 1]."""
@@ -15,18 +17,23 @@ def check_images(x: Tensor) -> None:
     if not x.numel() or _recording(x):
         return
     low, high = float(x.min()), float(x.max())
-    if not (low >= 0 and high <= 1):  # also true for NaN
+    if not (low >= -ROUNDING and high <= 1 + ROUNDING):  # also true for NaN
         raise DataError(
-            f"expected images in [0, 1], got [{low:.3g}, {high:.3g}]; pass unnormalised images, "
+            f"expected images in [0, 1], got [{low:.7g}, {high:.7g}]; pass unnormalised images, "
             "normalisation belongs inside the model"
         )
 
 
 def check_output(logits: object, y: Tensor) -> None:
-    """Raises ModelError for an output that is no logits (n, classes), DataError for labels out of range."""
+    """Raises ModelError for an output that is no logits (n, classes ≥ 2), DataError for labels out of range."""
     if not isinstance(logits, Tensor) or logits.dim() != 2 or len(logits) != len(y):
         got = tuple(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
         raise ModelError(f"expected logits of shape ({len(y)}, classes), got {got}; return the logits alone")
+    if logits.shape[1] < 2:
+        raise ModelError(
+            f"expected logits of two classes or more, got {logits.shape[1]}; "
+            "return one a class: torch.cat([torch.zeros_like(z), z], 1) for a single logit z"
+        )
     if not len(y) or _recording(y):
         return
     low, high = int(y.min()), int(y.max())
@@ -36,5 +43,5 @@ def check_output(logits: object, y: Tensor) -> None:
 
 
 def _recording(tensor: Tensor) -> bool:
-    """Whether a CUDA graph is being recorded, in which nothing can be read back."""
-    return tensor.is_cuda and torch.cuda.is_current_stream_capturing()
+    """Whether nothing can be read back: while a CUDA graph is being recorded, and of shapes without values."""
+    return tensor.is_meta or (tensor.is_cuda and torch.cuda.is_current_stream_capturing())

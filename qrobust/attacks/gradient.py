@@ -12,7 +12,7 @@ from ..errors import RecipeError, did_you_mean
 from ..objectives import margin
 from ..threat import Threat
 from .checks import check_images, check_output
-from .crafting import crafting, input_gradient
+from .crafting import crafting, input_gradient, ordinary
 
 KEEPS = ("last", "best")
 TPGD_START = 1e-3
@@ -45,12 +45,11 @@ def pgd(
         x_{t+1} = project(x_t + step_size · direction(∇_x loss(f(x_t), y)))
 
     x: images (n, c, h, w) in [0,1]. y: labels (n,), or for "ce" shares of mixed labels (n, classes).
-    step_size: in the units of `threat.eps`. start: images to begin the first of the restarts at, instead of
-    a random draw. loss: "ce", or "margin" (CW-inf). keep: what is returned of the points that an image passes, the
+    step_size: in the units of `threat.eps`. start: images to begin the first of the restarts at, projected, instead
+    of a random draw. loss: "ce", or "margin" (CW-inf). keep: what is returned of the points that an image passes, the
     "last", as published, or the "best", where a wrong class leads by most: on quantised networks the last step often
-    steps past what an earlier one broke. training: batch-norm's mode while crafting. Images that
-    a restart broke leave the batch of the next. Returns x_adv (n, c, h, w), within the threat. Raises RecipeError
-    for another keep.
+    steps past what an earlier one broke. training: batch-norm's mode while crafting. Images that a restart broke leave
+    the batch of the next. Returns x_adv (n, c, h, w), within the threat. Raises RecipeError for another keep.
 
     >>> from qrobust.threat import Threat
     >>> x_adv = pgd(nn.Flatten(), torch.rand(2, 3, 1, 1), torch.tensor([0, 1]), threat=Threat("linf", 0.1))
@@ -58,21 +57,44 @@ def pgd(
     check_images(x)
     if keep not in KEEPS:
         raise RecipeError(f"expected a keep, got {keep!r}{did_you_mean(keep, KEEPS)}")
-    x_adv = x.clone()
-    labels = y if y.dim() == 1 else y.argmax(1)
     with crafting(model, training=training):
+        x, y = ordinary(x, y)
+        x_adv, labels = x.clone(), y if y.dim() == 1 else y.argmax(1)
+        start = None if start is None else threat.project(start, x)
         todo = torch.arange(len(x), device=x.device)
         for restart in range(restarts):
             if restart or start is None:
                 start = threat.random_start(x[todo], generator) if random_start else x[todo]
             best = _Best(start, labels[todo]) if keep == "best" else None
-            x_adv[todo] = _ascend(model, x[todo], y[todo], start, threat, steps, step_size, LOSSES[loss], best)
+            last = _ascend(model, x[todo], y[todo], start, threat, steps, step_size, LOSSES[loss], best)
+            x_adv[todo] = last if best is None else best.x
             if restart + 1 < restarts:
                 with torch.no_grad():
                     todo = todo[model(x_adv[todo]).argmax(1) == labels[todo]]
             if not len(todo):
                 break
     return x_adv
+
+
+def last_and_best(
+    model: nn.Module,
+    x: Tensor,
+    y: Tensor,
+    *,
+    threat: Threat,
+    steps: int = 20,
+    step_size: float = 2 / 255,
+    loss: str = "ce",
+    generator: Generator | None = None,
+) -> tuple[Tensor, Tensor]:
+    """What one start of `pgd` gives under keep="last" and under "best", from the same points."""
+    check_images(x)
+    with crafting(model):
+        x, y = ordinary(x, y)
+        start = threat.random_start(x, generator)
+        best = _Best(start, y)
+        last = _ascend(model, x, y, start, threat, steps, step_size, LOSSES[loss], best)
+    return last, best.x
 
 
 def fgsm(model: nn.Module, x: Tensor, y: Tensor, *, threat: Threat) -> Tensor:
@@ -104,9 +126,10 @@ def tpgd(
     Starts `nearby`, where the KL's gradient is not yet zero. y is not used. Others as in `pgd`.
     """
     check_images(x)
-    start = nearby(x, threat, generator) if start is None else start
     labels = y if y is not None else torch.zeros(len(x), dtype=torch.long, device=x.device)
     with crafting(model, training=training):
+        x, labels = ordinary(x, labels)
+        start = nearby(x, threat, generator) if start is None else start
         with torch.no_grad():
             clean = F.softmax(model(x), dim=1)
         return _ascend(model, x, labels, start, threat, steps, step_size, _divergence(clean))
@@ -136,9 +159,10 @@ def n_fgsm(
     step_size: None means eps. start: None means `far_off`. Others as in `pgd`; x_adv lies within 3 eps.
     """
     check_images(x)
-    start = far_off(x, threat, generator) if start is None else start
     free = threat.scaled(N_FGSM_NOISE + 1)
     with crafting(model, training=training):
+        x, y = ordinary(x, y)
+        start = far_off(x, threat, generator) if start is None else start
         return _ascend(model, x, y, start, free, 1, threat.eps if step_size is None else step_size, LOSSES["ce"])
 
 
@@ -177,7 +201,7 @@ def _ascend(
     loss: Loss,
     best: _Best | None = None,
 ) -> Tensor:
-    x_adv = start
+    (x_adv,) = ordinary(start)
     for step in range(steps):
         x_adv = x_adv.detach().requires_grad_(True)
         logits = model(x_adv)
@@ -188,8 +212,7 @@ def _ascend(
         gradient = input_gradient(loss(logits, y), x_adv)
         with torch.no_grad():
             x_adv = threat.project(x_adv + step_size * threat.direction(gradient), x)
-    if best is None:
-        return x_adv.detach()
-    with torch.no_grad():
-        best.offer(x_adv, model(x_adv))
-    return best.x
+    if best is not None:
+        with torch.no_grad():
+            best.offer(x_adv, model(x_adv))
+    return x_adv.detach()

@@ -6,8 +6,8 @@ import torch
 from torch import Tensor, nn
 
 from ..objectives import margin
-from .checks import check_images
-from .crafting import crafting, input_gradient
+from .checks import check_images, check_output
+from .crafting import crafting, input_gradient, ordinary
 
 INSIDE = 1 - 1e-6  # atanh is infinite at black and white
 
@@ -32,20 +32,25 @@ def cw(
     x: images (n, c, h, w) in [0,1]. y: labels (n,). lr: of Adam, in the units of w.
     """
     check_images(x)
-    best, nearest = x.clone(), torch.full((len(x),), float("inf"), device=x.device)
-    w = torch.atanh((2 * x - 1) * INSIDE).requires_grad_(True)
-    # Distances are to where w begins: else Adam would stretch the 1e-7 between it and x to a whole step.
-    origin = (torch.tanh(w.detach()) + 1) / 2
-    optimizer = torch.optim.Adam([w], lr=lr)
     with crafting(model):
-        for _ in range(steps):
+        x, y = ordinary(x, y)
+        best = x.to(torch.promote_types(x.dtype, torch.float32))  # in bf16, INSIDE would be 1
+        nearest = torch.full((len(x),), float("inf"), dtype=best.dtype, device=x.device)
+        w = torch.atanh((2 * best.clamp(0, 1) - 1) * INSIDE).requires_grad_(True)
+        # Distances are to where w begins: else Adam would stretch the 1e-7 between it and x to a whole step.
+        origin, best = (torch.tanh(w.detach()) + 1) / 2, best.clone()
+        optimizer = torch.optim.Adam([w], lr=lr)
+        for step in range(steps):
             candidate = (torch.tanh(w) + 1) / 2
             distance = (candidate - origin).flatten(1).square().sum(dim=1)
-            lost = margin(model(candidate), y)
+            logits = model(candidate.to(x.dtype))
+            if step == 0:
+                check_output(logits, y)
+            lost = margin(logits, y)
             loss = distance.sum() + c * (-lost).clamp_min(-kappa).sum()
             w.grad = input_gradient(loss, w)
             with torch.no_grad():
                 better = (lost > 0) & (distance < nearest)
                 best[better], nearest[better] = candidate[better], distance[better]
             optimizer.step()
-    return best.detach()
+    return best.detach().to(x.dtype)

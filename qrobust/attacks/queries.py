@@ -37,6 +37,6 @@ def square(
         return result
 
     with crafting(model), torch.no_grad():
-        arrays = x.contiguous().float().cpu().numpy(), y.cpu().numpy()
+        arrays = x.clamp(0, 1).contiguous().float().cpu().numpy(), y.cpu().numpy()
         found, _, _ = square_attack(logits, *arrays, threat.eps, queries, seed)
     return torch.from_numpy(found).to(x.device, x.dtype)

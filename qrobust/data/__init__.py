@@ -7,6 +7,8 @@ belongs inside the model.
 """
 
 from .batches import epoch_batches
+from .choice import choose, stratified_order
+from .given import Given, as_images, image_batches
 from .images import Dataset, Images, make_images, to_unit
 from .loading import load
 from .mapped import Mapped
@@ -19,11 +21,16 @@ __all__ = [
     "SOURCES",
     "DataSettings",
     "Dataset",
+    "Given",
     "Images",
     "Mapped",
     "Settings",
+    "as_images",
+    "choose",
     "epoch_batches",
+    "image_batches",
     "load",
     "make_images",
+    "stratified_order",
     "to_unit",
 ]

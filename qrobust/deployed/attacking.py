@@ -24,7 +24,7 @@ from .doubts import Evidence, doubt_file
 from .routes import TRANSFER, Routed, routed
 from .serving import Deployed, Served
 
-ATTACKS = ("pgd-20x5", "cw-inf-20x5", "autoattack", "square-500", "transfer-20")
+ATTACKS = ("pgd-20x5:keep=best", "cw-inf-20x5:keep=best", "autoattack", "square-500", "transfer-20:keep=best")
 WORST = "worst_case"
 MAX_VALUES = 2**22  # of one batch: 250 images up to 74x74, fewer of larger ones
 Record = dict[str, Any]
@@ -32,7 +32,7 @@ Record = dict[str, Any]
 
 @dataclass(frozen=True)
 class Settings:
-    """attacks: names; () for a suite's and `ATTACKS`. n: first images, None for all. eps: None for the artifact's,
+    """attacks: names; () for a suite's and `ATTACKS`. n: how many images, None for all. eps: None for the artifact's,
     or 8/255. forms: backward forms, () for all that differ. sources: files to transfer from, the first of them the
     float network.
     """
@@ -132,8 +132,8 @@ def _in_torch(before: Mapping[str, Any]) -> Record:
 
 def _replayed(evidence: Evidence) -> Record:
     assert evidence.deployed.artifact is not None
-    y = evidence.deployed.artifact.suite["y"]
-    right = {name: labels.numpy() == y[: len(labels)] for name, labels in evidence.labels.items()}
+    y = evidence.y.cpu().numpy()
+    right = {name: labels.numpy() == y for name, labels in evidence.labels.items()}
     worst = np.logical_and.reduce(list(right.values()))
     return {"n": len(worst), **{name: float(mask.mean()) for name, mask in right.items()}, WORST: float(worst.mean())}
 

@@ -29,6 +29,8 @@ class Evidence(Subject):
     sets: images by name, "clean" and what the file's suite stores. stored: what torch said of each before export.
     """
 
+    outcomes: Outcomes
+
     def __init__(
         self,
         deployed: Deployed,
@@ -42,9 +44,12 @@ class Evidence(Subject):
         through = deployed.through(served, deployed.forms[0])
         twin = source.gradient() if source else None
         n = outcomes.n
-        super().__init__(through, images, outcomes.threat, twin=twin, n=n, seed=outcomes.seed, batch_size=batch_size)
-        self.deployed, self.served, self.outcomes = deployed, served, outcomes
-        self.sets, self.stored = suite_of(deployed, images, n)
+        super().__init__(
+            through, images, outcomes.threat, twin=twin, outcomes=outcomes, n=n, seed=outcomes.seed,
+            batch_size=batch_size,
+        )  # fmt: skip
+        self.deployed, self.served = deployed, served
+        self.sets, self.stored = suite_of(deployed, images, outcomes)
 
     @cached_property
     def labels(self) -> Labels:
@@ -74,12 +79,15 @@ class Evidence(Subject):
         return None if white is None or other is None else float((white & ~other).double().mean())
 
 
-def suite_of(deployed: Deployed, images: Images, n: int) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-    """Images by set, and the labels that torch gave them before export: the first n of a suite, or clean images."""
+def suite_of(deployed: Deployed, images: Images, outcomes: Outcomes) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    """The images that were attacked, by set of the suite, and the labels that torch gave them before export; of a file
+    without a suite clean ones alone.
+    """
+    chosen = slice(None) if outcomes.indices is None else outcomes.indices
     if deployed.artifact is None:
-        return {"clean": images.take(slice(0, n)).x}, {}
+        return {"clean": images.take(chosen).x}, {}
     suite, names = deployed.artifact.suite, deployed.artifact.sets
-    taken = [{name: torch.from_numpy(suite[f"{kind}.{name}"][:n]) for name in names} for kind in ("x", "label")]
+    taken = [{name: torch.from_numpy(suite[f"{kind}.{name}"][chosen]) for name in names} for kind in ("x", "label")]
     return taken[0], taken[1]
 
 

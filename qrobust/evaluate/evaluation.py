@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import io
 import time
 from collections import Counter
 from collections.abc import Sequence
@@ -15,27 +14,24 @@ import torch
 from torch import nn
 
 from .. import distributed, machine
-from ..attacks import Attack, Scene
-from ..data import Images, to_unit
+from ..attacks import Attack, Scene, named
+from ..attacks.auto import FEWEST_CLASSES
+from ..data import Given, Images, as_images, choose, to_unit
 from ..data.images import pixel_bytes
 from ..errors import DataError, RecipeError
-from ..progress import Bar, bar
-from ..storage import digest, write_bytes
+from ..progress import Bar, bar, note
 from ..threat import Threat
+from .journal import RIGHT, UNKNOWN, Journal, unknown
 from .judge import check_logits, judge, predict
-from .outcomes import CLEAN, UNREADABLE, Outcomes
-
-UNKNOWN, WRONG, RIGHT = -1, 0, 1
-SAVE_EVERY = 5.0  # seconds
-Verdicts = npt.NDArray[np.int8]
+from .outcomes import CLEAN, Outcomes
 
 
 @machine.exact_products()
 def evaluate(
     model: nn.Module,
-    images: Images,
+    images: Given,
     *,
-    attacks: Sequence[Attack],
+    attacks: str | Sequence[Attack | str],
     threat: Threat,
     n: int | None = None,
     seed: int = 0,
@@ -44,24 +40,30 @@ def evaluate(
     state: Path | None = None,
     label: str = "evaluate",
 ) -> Outcomes:
-    """Clean accuracy and accuracy under each attack on the first n images; the network ends in eval mode.
+    """Clean accuracy and accuracy under each attack on n images; the network ends in eval mode.
 
-    images: uint8. n: None takes all. twin: the float network that transfer attacks craft on. state: a file
-    that keeps verdicts batch by batch; with the same settings a stopped evaluation goes on from there.
+    images: `Images`, a pair (x, y), or a DataLoader of such pairs, as `data.as_images` takes them. attacks: or their
+    names. n: how many, a stratified choice that hangs on the seed (`data.choose`); None takes all. twin: the float
+    network that transfer attacks craft on. state: a file that keeps verdicts batch by batch; with the same settings
+    and networks a stopped evaluation goes on from there.
     An image that is wrong when clean is wrong under every bounded attack, and no attack spends time on it.
     Every attack has a random stream of its own. Raises RecipeError for an empty list of attacks or a repeated one,
-    DataError for no images, or more than there are; ModelError for an output that is no logits.
+    DataError for no images, more than there are, or labels that the network has no class for; ModelError for an output
+    that is no logits.
     """
+    attacks = _named(attacks, threat)
+    images = as_images(images)
     _check(attacks, images, n)
-    images = images.take(slice(0, n))
-    described = digest([[(a.name, a.settings) for a in attacks], threat.norm, threat.eps, seed, batch_size])
-    outcomes = Outcomes(threat, seed, tuple(attacks), _fingerprint(images))
-    networks = [_weights(network) for network in (model, twin) if network is not None]
-    place = distributed.own(state) if state else None
-    journal = _Journal(place, digest([described, outcomes.images, *networks]), len(images))
+    images, indices = choose(images, n, seed)
+    outcomes = Outcomes(
+        threat, seed, attacks, _fingerprint(images), indices=None if indices is None else indices.tolist()
+    )
     scene = Scene(model, threat, twin, seed)
     model.eval()
-    check_logits(model, to_unit(images.take(slice(0, batch_size)).x, machine.device_of(model), channels_last=True))
+    first = images.take(slice(0, batch_size))
+    classes = check_logits(model, to_unit(first.x, machine.device_of(model), channels_last=True))
+    _check_classes(images, classes, attacks)
+    journal = Journal.of(scene, images, outcomes, batch_size, distributed.own(state) if state else None)
     passes = 1 + sum(len(attack.parts) for attack in attacks)
     with bar(label, passes * len(images), "images") as moving:
         for attack in (None, *attacks):
@@ -78,7 +80,7 @@ def _under(
     images: Images,
     attack: Attack | None,
     batch_size: int,
-    journal: _Journal,
+    journal: Journal,
     before: npt.NDArray[np.bool_] | None,
     moving: Bar,
 ) -> npt.NDArray[np.bool_]:
@@ -86,7 +88,8 @@ def _under(
     right = np.ones(len(images), bool) if before is None else before.copy()
     name = CLEAN if attack is None else attack.name
     for part in ("",) if attack is None else attack.parts:
-        verdicts = journal.verdicts(f"{name}/{part}")
+        # Clean verdicts cost little, and what a file says of them need not be believed.
+        verdicts = unknown(len(images)) if attack is None else journal.verdicts(f"{name}/{part}")
         todo = np.flatnonzero(right)
         moving.describe(f"{name} {part}".strip())
         moving.advance(len(right) - len(todo))
@@ -116,34 +119,9 @@ def _one_batch(
     return mask
 
 
-class _Journal:
-    """Verdicts so far, in a file that is written whole every few seconds; without a path, in memory."""
-
-    def __init__(self, path: Path | None, key: str, n: int) -> None:
-        self._path, self._key, self._n = path, key, n
-        self._saved = time.monotonic()
-        self._arrays: dict[str, Verdicts] = self._read(path) if path is not None and path.exists() else {}
-
-    def verdicts(self, name: str) -> Verdicts:
-        """int8 (n,): right, wrong or unknown; changes are kept by `save`."""
-        return self._arrays.setdefault(name, np.full(self._n, UNKNOWN, np.int8))
-
-    def save(self) -> None:
-        """Write if the last time was a while ago."""
-        if self._path is None or time.monotonic() - self._saved < SAVE_EVERY:
-            return
-        buffer = io.BytesIO()
-        np.savez(buffer, key=np.array(self._key), **self._arrays)  # type: ignore[arg-type]
-        write_bytes(self._path, buffer.getvalue())
-        self._saved = time.monotonic()
-
-    def _read(self, path: Path) -> dict[str, Verdicts]:
-        """What the file holds if it is of these settings; a file of others, or none at all, is begun anew."""
-        try:
-            with np.load(io.BytesIO(path.read_bytes()), allow_pickle=False) as stored:
-                return {name: stored[name] for name in stored if name != "key"} if stored["key"] == self._key else {}
-        except UNREADABLE:
-            return {}
+def _named(attacks: str | Sequence[Attack | str], threat: Threat) -> tuple[Attack, ...]:
+    several = [attacks] if isinstance(attacks, str) else attacks
+    return tuple(named(one, threat) if isinstance(one, str) else one for one in several)
 
 
 def _check(attacks: Sequence[Attack], images: Images, n: int | None) -> None:
@@ -155,17 +133,18 @@ def _check(attacks: Sequence[Attack], images: Images, n: int | None) -> None:
         raise DataError(f"expected n in [1, {len(images)}], as many test images as there are, got {n}; change it")
 
 
+def _check_classes(images: Images, classes: int, attacks: Sequence[Attack]) -> None:
+    low, high = int(images.y.min()), int(images.y.max())
+    if low < 0 or high >= classes:
+        wrong = low if low < 0 else high
+        raise DataError(f"expected labels in [0, {classes - 1}], got {wrong}; number the classes from 0")
+    if classes < FEWEST_CLASSES and any(attack.family in ("apgd-t", "autoattack") for attack in attacks):
+        note(f"apgd-t: ascends the margin of {classes} classes; its own loss needs {FEWEST_CLASSES}")
+
+
 def _fingerprint(images: Images) -> str:
     state = hashlib.sha256()
     for pixels in pixel_bytes(images):
         state.update(pixels)
     state.update(images.y.cpu().numpy().tobytes())
-    return state.hexdigest()
-
-
-def _weights(model: nn.Module) -> str:
-    """sha256 over all parameters and buffers: verdicts belong to one network."""
-    state = hashlib.sha256()
-    for name, value in sorted(model.state_dict().items()):
-        state.update(name.encode() + value.detach().cpu().contiguous().numpy().tobytes())
     return state.hexdigest()

@@ -10,6 +10,8 @@ from ..errors import DataError, ModelError
 from ..threat import Threat
 
 ROUNDING = 1e-6  # float32 noise of a projection
+SEVERAL = 8  # rows, for a sum that is no chance
+MOST_APART = 0.25  # that quantisation explains, of the sum
 
 
 @torch.no_grad()
@@ -41,17 +43,39 @@ def predict(model: nn.Module, x: Tensor) -> Tensor:
 
 
 @torch.no_grad()
-def check_logits(model: nn.Module, x: Tensor) -> None:
-    """Raises ModelError if the network gives probabilities for images x (n, c, h, w): attacks need logits.
+def check_logits(model: nn.Module, x: Tensor) -> int:
+    """The number of classes. Raises ModelError if the network gives probabilities for images x (n, c, h, w).
 
     Softmax flattens losses until gradients vanish; what then looks robust is not.
     """
     predict(model, x)
-    if are_probabilities(model(x)):
-        raise ModelError("expected logits, got probabilities (rows sum to 1); return what comes before softmax")
+    logits: Tensor = model(x)
+    if are_probabilities(logits):
+        total = float(logits.float().sum(dim=1).mean())
+        raise ModelError(
+            f"expected logits, got probabilities (rows sum to {total:.3g}); return what comes before softmax"
+        )
+    return logits.shape[1]
 
 
 def are_probabilities(output: Tensor) -> bool:
-    """Whether the rows of an output (n, classes) are not negative and sum to one."""
-    output = output.float()
-    return bool(output.min() >= 0 and ((output.sum(dim=1) - 1).abs() < 1e-4).all())
+    """Whether the rows of an output (n, classes) are not negative and all have one sum, within their quantisation.
+
+    So of softmax in percent too, or in 8 bits, whose sums move by up to half a step a class. Fewer than eight rows may
+    have one sum by chance: theirs must be 1 or 100.
+    """
+    output = output.double()
+    if output.min() < 0:
+        return False
+    sums, step = output.sum(dim=1), _step(output)
+    total = sums.median() if len(output) >= SEVERAL else sums.new_tensor((1.0, 100.0))
+    apart = (sums[:, None] - total.view(1, -1)).abs() / total.view(1, -1).clamp_min(1e-12)
+    allowed = 1e-4 + min(step * output.shape[1] / 2 / float(sums.median().clamp_min(1e-12)), MOST_APART)
+    return bool((apart <= allowed).all(dim=0).any())
+
+
+def _step(output: Tensor) -> float:
+    """The smallest difference of two values: the quantum, if there is one."""
+    gaps = output.flatten().sort().values.diff()
+    gaps = gaps[gaps > 0]
+    return float(gaps.min()) if len(gaps) else 0.0

@@ -13,6 +13,7 @@ from torch.nn import functional as F
 from .. import machine
 from ..threat import Threat
 from .judge import are_probabilities, predict
+from .statistics import at_least
 from .subject import STEPS, Scaled, Subject, ThroughTwin, parts
 
 TEMPERATURES = (0.01, 0.1, 10.0, 100.0)
@@ -21,7 +22,10 @@ SEVERAL = 8  # images for doubts about one forward pass, and the fewest for a st
 CORNER, FEW = 0.01, 4  # share of pixels that must not decide the label; four hold it for up to 16 classes
 SWAPS = 5
 QUANTILES = (0.05, 0.95)
-CURVE = (f"cw-inf-{5 * STEPS}", f"cw-inf-{STEPS}x10", f"cw-inf-{5 * STEPS}x10")
+# An attack that returns its last point misses what it broke on its way, and what is compared with it looks strong.
+CE, MARGIN, TRANSFER = (f"{name}-{STEPS}:keep=best" for name in ("pgd", "cw-inf", "transfer"))
+CURVE = tuple(f"cw-inf-{effort}:keep=best" for effort in (f"{5 * STEPS}", f"{STEPS}x10", f"{5 * STEPS}x10"))
+PUBLISHED = ("pgd", "bim", "cw-inf")  # families of many steps that return the last, unless told otherwise
 
 
 @torch.no_grad()
@@ -44,8 +48,26 @@ def batch_dependent(subject: Subject) -> float:
 
 @torch.no_grad()
 def probabilities(subject: Subject) -> float:
-    """1 if the output of the first batch sums to one, else 0."""
+    """1 if the rows of the first batch's output are not negative and have one sum, else 0."""
     return float(are_probabilities(subject.model(subject.x[: subject.batch_size])))
+
+
+def near_chance(subject: Subject) -> float:
+    """The chance of being right as often by lot, each image with the share of the commonest label: P[Bin(n, p) ≥ k]."""
+    n, right = len(subject.y), int(subject.clean.sum())
+    commonest = int(subject.y.unique(return_counts=True)[1].max())  # type: ignore[no-untyped-call]
+    return at_least(right, n, commonest / n)
+
+
+def numbers_part(subject: Subject) -> float | None:
+    """How far the evaluation's worst case is below what last-step attacks leave, as papers print them."""
+    if subject.outcomes is None:
+        return None
+    attacks = [
+        one for one in subject.outcomes.attacks if one.family in PUBLISHED and one.settings.get("keep") != "best"
+    ]
+    left = [float(subject.outcomes.correct[one.name].mean()) for one in attacks]
+    return max(left) - float(subject.outcomes.worst_case().mean()) if left else None
 
 
 def zero_gradient(subject: Subject) -> float:
@@ -109,7 +131,7 @@ def loss_disagreement(subject: Subject) -> float:
 
 def temperature(subject: Subject) -> float:
     """The most that cross-entropy PGD at another temperature breaks beyond the same attack at the network's own."""
-    scaled = [subject.right(f"pgd-{STEPS}", model=Scaled(subject.model, factor)) for factor in TEMPERATURES]
+    scaled = [subject.right(CE, model=Scaled(subject.model, factor)) for factor in TEMPERATURES]
     return max(0.0, *(subject.share(subject.ce) - subject.share(mask) for mask in scaled))
 
 
@@ -125,11 +147,8 @@ def not_converged(subject: Subject) -> float:
 
 
 def earlier(subject: Subject) -> float:
-    """What the points that the same attacks pass break, and their last ones do not."""
-    left = subject.white_box
-    for attack in (f"pgd-{STEPS}:keep=best", f"cw-inf-{STEPS}:keep=best"):
-        left = subject.right(attack, among=left)
-    return subject.broken(left)
+    """What the points that PGD on the cross-entropy passes break, and its last ones do not."""
+    return subject.share(subject.last_step & ~subject.ce)
 
 
 def backward_variants(subject: Subject) -> float | None:
@@ -140,10 +159,10 @@ def backward_variants(subject: Subject) -> float | None:
     forms = STRAIGHT_THROUGH if any(one.masked for one in quantizers(subject.model)) else ()
     for form in forms:
         with straight_through(subject.model, form):
-            left = subject.right(f"cw-inf-{STEPS}", among=left)
+            left = subject.right(MARGIN, among=left)
     if subject.twin is not None:
         through = ThroughTwin(subject.model, subject.twin)
-        for attack in (f"pgd-{STEPS}", f"cw-inf-{STEPS}"):
+        for attack in (CE, MARGIN):
             left = subject.right(attack, model=through, among=left)
     return subject.broken(left) if forms or subject.twin is not None else None
 
@@ -153,7 +172,7 @@ def transfer(subject: Subject) -> float | None:
     sources = [source for source in (subject.twin, *subject.others) if source is not None]
     left = subject.white_box
     for source in sources:
-        left = subject.right(f"transfer-{STEPS}:loss=margin", twin=source, among=left)
+        left = subject.right(f"{TRANSFER}:loss=margin", twin=source, among=left)
     return subject.broken(left) if sources else None
 
 
@@ -179,13 +198,13 @@ def one_step(subject: Subject) -> float:
 
 def wide_ball(subject: Subject) -> float:
     """Accuracy under margin PGD in a ball that should leave nothing."""
-    return subject.share(subject.right(f"cw-inf-{STEPS}", threat=subject.threat.scaled(WIDE)))
+    return subject.share(subject.right(MARGIN, threat=subject.threat.scaled(WIDE)))
 
 
 def not_monotone(subject: Subject) -> float:
     """The largest rise of accuracy as the ball grows."""
     shares = [subject.share(subject.margin)]
-    shares += [subject.share(subject.right(f"cw-inf-{STEPS}", threat=subject.threat.scaled(k))) for k in (2, 4)]
+    shares += [subject.share(subject.right(MARGIN, threat=subject.threat.scaled(k))) for k in (2, 4)]
     return float(max(0.0, np.diff(shares).max()))
 
 

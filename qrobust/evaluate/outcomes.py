@@ -29,7 +29,8 @@ Mask = npt.NDArray[np.bool_]
 class Outcomes:
     """`correct[name]` is a bool mask (n,) for "clean" and every attack; `seconds[name]` what it took.
 
-    images: sha256 over the pixels and labels attacked; results compare only where it agrees.
+    images: sha256 over the pixels and labels attacked; results compare only where it agrees. indices: their positions
+    among all images, as `data.choose` gives them; None for all, in their order.
     """
 
     threat: Threat
@@ -38,6 +39,7 @@ class Outcomes:
     images: str
     correct: dict[str, Mask] = field(default_factory=dict)
     seconds: dict[str, float] = field(default_factory=dict)
+    indices: list[int] | None = None
 
     @property
     def n(self) -> int:
@@ -62,6 +64,7 @@ class Outcomes:
             "n": self.n,
             "seed": self.seed,
             "images": self.images,
+            "indices": self.indices,
             "threat": {"norm": self.threat.norm, "eps": self.threat.eps},
             "clean": accuracy(self.correct[CLEAN]),
             "attacks": attacks,
@@ -84,7 +87,10 @@ class Outcomes:
 
 
 def read_outcomes(path: Path) -> tuple[dict[str, Any], dict[str, Mask]]:
-    """A saved result: its JSON, and the mask (n,) of "clean" and of every attack. Raises RunError."""
+    """A saved result: its JSON, and the mask (n,) of "clean" and of every attack. Raises RunError.
+
+    A result without "indices" was made by a version that took the first n images.
+    """
     result, masks = read_json(path), {}
     try:
         with np.load(io.BytesIO(path.with_suffix(".npz").read_bytes()), allow_pickle=False) as stored:

@@ -9,12 +9,14 @@ import torch
 from torch import Tensor, nn
 
 from .. import machine
-from ..attacks import Scene, crafting, input_gradient, named
-from ..attacks.gradient import LOSSES
-from ..data import Images, to_unit
+from ..attacks import Scene, crafting, named
+from ..attacks.crafting import ordinary, raw_gradient
+from ..attacks.gradient import LOSSES, last_and_best
+from ..data import Images, choose, to_unit
 from ..data.images import check_batch_size
 from ..threat import Threat
 from .judge import judge, predict
+from .outcomes import Outcomes
 
 STEPS = 20
 BATCH = 128
@@ -24,10 +26,10 @@ Craft = Callable[[Tensor, Tensor], Tensor]
 class Subject:
     """The network under doubt on n images: x (n, c, h, w) in [0,1], y (n,), and masks that doubts share.
 
-    model: ends in eval mode. n: the first of the images, at most. twin: the float network behind a quantised
-    one. others: further networks whose examples may transfer. batch_size: the most images that go through a
-    network at once; memory depends on it, results only by rounding and by the order of random draws. Raises
-    DataError for a batch size below 1.
+    model: ends in eval mode. n: how many of the images, at most, as `data.choose` takes them. twin: the float network
+    behind a quantised one. others: further networks whose examples may transfer. outcomes: of the evaluation in doubt.
+    batch_size: the most images that go through a network at once; memory depends on it, results only by rounding and
+    by the order of random draws. Raises DataError for a batch size below 1.
     """
 
     def __init__(
@@ -38,14 +40,15 @@ class Subject:
         *,
         twin: nn.Module | None = None,
         others: Sequence[nn.Module] = (),
+        outcomes: Outcomes | None = None,
         n: int = 200,
         seed: int = 0,
         batch_size: int = BATCH,
     ) -> None:
         check_batch_size(batch_size)
         self.model, self.threat, self.twin, self.others = model.eval(), threat, twin, others
-        self.seed, self.batch_size = seed, batch_size
-        images = images.take(slice(0, n))
+        self.outcomes, self.seed, self.batch_size = outcomes, seed, batch_size
+        images, _ = choose(images, n, seed)
         self.x = to_unit(images.x, machine.device_of(model), channels_last=True)
         self.y = images.y.to(self.x.device)
 
@@ -84,18 +87,23 @@ class Subject:
 
     @cached_property
     def ce(self) -> Tensor:
-        """Right under PGD on the cross-entropy."""
-        return self.right(f"pgd-{STEPS}")
+        """Right under the best points of PGD on the cross-entropy."""
+        return self._ce_ends[1]
 
     @cached_property
     def margin(self) -> Tensor:
-        """Right under PGD on the margin."""
-        return self.right(f"cw-inf-{STEPS}")
+        """Right under the best points of PGD on the margin."""
+        return self._ends("margin")[1]
 
     @cached_property
     def white_box(self) -> Tensor:
         """Right under both."""
         return self.ce & self.margin
+
+    @cached_property
+    def last_step(self) -> Tensor:
+        """Right under the last points of PGD on the cross-entropy, from the starts of `ce`."""
+        return self._ce_ends[0]
 
     @cached_property
     def gradient(self) -> Tensor:
@@ -105,6 +113,22 @@ class Subject:
     def gradient_of(self, model: nn.Module, loss: str = "ce") -> Tensor:
         """∂loss_i/∂x_i of every image i under a network, this one or its twin; loss: "ce" or "margin"."""
         return torch.cat([_gradient(model, x, y, loss) for x, y in self._batches()])
+
+    @cached_property
+    def _ce_ends(self) -> tuple[Tensor, Tensor]:
+        return self._ends("ce")
+
+    def _ends(self, loss: str) -> tuple[Tensor, Tensor]:
+        """Masks (n,) of images right under the last and under the best points of PGD, the same points for both."""
+        generator, step = machine.generator(self.seed, "doubt", loss), self.threat.eps / 4
+        last, best = self.clean.clone(), self.clean.clone()
+        for which in parts(self.clean.nonzero()[:, 0], self.batch_size):
+            x, y = self.x[which], self.y[which]
+            found = last_and_best(self.model, x, y, threat=self.threat, steps=STEPS, step_size=step, loss=loss,
+                                  generator=generator)  # fmt: skip
+            for mask, x_adv in zip((last, best), found, strict=True):
+                mask[which] = judge(self.model, x, y, x_adv, self.threat)
+        return last, best
 
     def share(self, mask: Tensor) -> float:
         """Share of the n images."""
@@ -151,9 +175,10 @@ class ThroughTwin(nn.Module):
 
 
 def _gradient(model: nn.Module, x: Tensor, y: Tensor, loss: str) -> Tensor:
-    x = x.clone().requires_grad_(True)
     with crafting(model):
-        return input_gradient(LOSSES[loss](model(x), y), x)
+        x, y = ordinary(x, y)
+        x = x.clone().requires_grad_(True)
+        return raw_gradient(LOSSES[loss](model(x), y), x)
 
 
 def parts(rows: Tensor, size: int) -> Iterator[Tensor]:

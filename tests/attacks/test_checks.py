@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from qrobust.attacks import cw, pgd, square, tpgd
+from qrobust.attacks import autoattack_part, cw, gaussian_noise, pgd, square, tpgd
 from qrobust.errors import DataError, ModelError
 from qrobust.threat import Threat
 
@@ -16,12 +16,17 @@ ATTACKS = {
     "tpgd": lambda model, x, y: tpgd(model, x, y, threat=THREAT, steps=2),
     "cw": lambda model, x, y: cw(model, x, y, steps=2),
     "square": lambda model, x, y: square(model, x, y, threat=THREAT, queries=2),
+    "apgd-ce": lambda model, x, y: autoattack_part(model, x, y, part="apgd-ce", threat=THREAT),
+    "gn": lambda model, x, y: gaussian_noise(x),
 }
 
 
 class Tuple(nn.Module):
     def forward(self, x):
         return x.flatten(1), None
+
+
+pytestmark = pytest.mark.usefixtures("few_steps")
 
 
 @pytest.mark.parametrize("attack", ATTACKS)
@@ -31,13 +36,22 @@ class Tuple(nn.Module):
         (torch.full((2, 1, 2, 2), -2.12), r"got \[-2.12, -2.12\]; pass unnormalised images"),
         (torch.full((2, 1, 2, 2), 255.0), r"got \[255, 255\]"),
         (torch.full((2, 1, 2, 2), float("nan")), r"got \[nan, nan\]"),
+        (torch.full((2, 1, 2, 2), 1.00001), r"got \[1.00001, 1.00001\]"),
         (torch.ones((2, 1, 2, 2), dtype=torch.uint8), "got torch.uint8; divide 8-bit images by 255"),
     ],
-    ids=["normalised", "not divided", "nan", "bytes"],
+    ids=["normalised", "not divided", "nan", "a little outside", "bytes"],
 )
 def test_images_outside_the_range_are_refused(attack, x, got):
     with pytest.raises(DataError, match=got):
         ATTACKS[attack](nn.Flatten(), x, torch.tensor([0, 1]))
+
+
+@pytest.mark.parametrize("attack", ATTACKS)
+def test_what_resizing_rounds_beyond_the_range_is_taken(attack):
+    x = torch.rand(2, 1, 2, 2)
+    x[:, :, 0] = torch.tensor([1 + 1.2e-7, -1e-7])
+    found = ATTACKS[attack](nn.Flatten(), x, torch.tensor([0, 1]))
+    assert found.isfinite().all()
 
 
 def test_labels_out_of_range_are_refused():
