@@ -7,7 +7,7 @@ belongs inside the model.
 """
 
 from .batches import epoch_batches
-from .images import Dataset, Images, make_images, to_unit
+from .images import Dataset, Images, learning_batches, make_images, to_unit
 from .loading import load
 from .mapped import Mapped
 from .mixing import MIXES
@@ -23,6 +23,7 @@ __all__ = [
     "Mapped",
     "Settings",
     "epoch_batches",
+    "learning_batches",
     "load",
     "make_images",
     "to_unit",
