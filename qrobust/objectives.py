@@ -129,10 +129,13 @@ def margin(logits: Tensor, y: Tensor) -> Tensor:
 def sar(clean: Tensor, adversarial: Tensor, *, form: str = "batch", distance: str = "l1") -> Tensor:
     """Spectral alignment: the distance of the logits' Fourier transforms.
 
-    clean, adversarial: (n, classes), both with gradient.
+    clean, adversarial: (n, classes), both with gradient. In form "batch" of a whole batch: the transform of a part
+    is not a part of the transform. No images are at no distance.
 
     Huang et al., "A Spectral Perspective towards Understanding and Improving Adversarial Robustness", eq. 3.
     """
+    if not len(clean):  # a process without a part of a small batch; no FFT takes it
+        return (clean - adversarial).sum()
     return spectral_distance(clean, adversarial, form=form, distance=distance)
 
 

@@ -7,8 +7,9 @@ import sys
 from pathlib import Path
 
 import torch
+from torch import nn
 
-from qrobust import distributed
+from qrobust import distributed, machine
 from qrobust.attacks import named
 from qrobust.evaluate import evaluate
 from qrobust.quant import quantize
@@ -18,18 +19,76 @@ from qrobust.train import fit
 from .train.helpers import job, network, some_data, weights_of
 
 THREAT = Threat("linf", 8 / 255)
-# A small rate, so that the rounding of a sum's order is not amplified; parts of a batch of 21 are unequal.
-SCHEDULE = {"epochs": 2, "milestones": [1], "batch_size": 21, "lr": 0.01}
+# A rate at which another loss shows. Batches of 29, 29 and 2: unequal parts, and empty ones among four processes.
+SCHEDULE = {"epochs": 2, "milestones": [1], "batch_size": 29, "lr": 0.1}
+AVERAGED = {"average": {"start": 0}}
+
+
+class Several(nn.Module):
+    """Batch-norms of several kinds, and a weight that nothing uses."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.spare = nn.Linear(3, 3)
+        self.layers = nn.Sequential(
+            nn.Conv2d(3, 6, 3, padding=1),
+            nn.BatchNorm2d(6, affine=False),
+            nn.ReLU(),
+            nn.AdaptiveAvgPool2d(1),
+            nn.Flatten(),
+            nn.Linear(6, 6),
+            nn.BatchNorm1d(6, momentum=None),
+            nn.Linear(6, 3),
+        )
+
+    def forward(self, x):
+        return self.layers(x)
+
+
+class Exact(nn.Module):
+    """A network in double precision: no rounding turns the sign of a gradient that nearly vanishes, as TRADES' does."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.network = network().double()
+
+    def forward(self, x):
+        return self.network(x.double())
+
+
+def sar(**settings):
+    return {"sar": {"start": 0, "weight": 0.5, **settings}}
+
+
 CASES = {
     "at": {},
     "natural": {"method": "natural"},
-    "trades, sar, awp": {"method": "trades", "schedule": {"sar": {"start": 0}, "awp": {"start": 0}}},
-    "mart, sarwa": {
-        "method": "mart",
-        "schedule": {"sar": {"start": 1, "reference": "average"}, "average": {"start": 0}, "gradient_clip": 1.0},
-    },
+    "a last batch of one": {"schedule": {"batch_size": 59}},
+    "at, sar": {"schedule": sar()},
+    "at, sar l2": {"schedule": sar(distance="l2", weight=0.3)},
+    "at, sar cosine": {"schedule": sar(distance="cosine", weight=5.0)},
+    "at, sar of samples": {"schedule": sar(form="sample", weight=0.1)},
+    "at, sar of samples, cosine": {"schedule": sar(form="sample", distance="cosine")},
+    "at, sarwa": {"schedule": AVERAGED | sar(reference="average")},
+    "at, sarwa of samples": {"schedule": AVERAGED | sar(reference="average", form="sample", weight=0.1)},
+    "trades, sar, awp": {"method": "trades", "schedule": sar() | {"awp": {"start": 0}}},
+    "mart, sarwa": {"method": "mart", "schedule": AVERAGED | sar(reference="average") | {"gradient_clip": 1.0}},
     "crafting in train mode": {"attack": {"steps": 2, "mode": "train"}},
     "mixup": {"mix": {"kind": "mixup"}},
+    "cutmix of adversarial images": {"mix": {"kind": "cutmix", "on": "adversarial"}},
+    "several norms, awp": {"schedule": {"awp": {"start": 0}}},
+}
+NETWORKS = {"trades, sar, awp": Exact, "several norms, awp": Several}
+NORMS = {
+    "1d": (lambda: nn.BatchNorm1d(4), (7, 4)),
+    "1d of sequences": (lambda: nn.BatchNorm1d(4), (7, 4, 3)),
+    "2d": (lambda: nn.BatchNorm2d(4), (7, 4, 3, 2)),
+    "3d": (lambda: nn.BatchNorm3d(4), (7, 4, 3, 2, 2)),
+    "not affine": (lambda: nn.BatchNorm2d(4, affine=False), (7, 4, 3, 2)),
+    "no statistics": (lambda: nn.BatchNorm2d(4, track_running_stats=False), (7, 4, 3, 2)),
+    "a plain mean": (lambda: nn.BatchNorm2d(4, momentum=None), (7, 4, 3, 2)),
+    "one image": (lambda: nn.BatchNorm2d(4), (1, 4, 3, 2)),
 }
 
 
@@ -37,7 +96,8 @@ def trained(folder: Path, case: str) -> dict[str, torch.Tensor]:
     """Weights of the best epoch, and of the best average."""
     options = dict(CASES[case])
     task = job(folder / case, schedule=SCHEDULE | options.pop("schedule", {}), **options)
-    state = fit(network(), some_data(), task)
+    model = NETWORKS.get(case, network)()
+    state = fit(machine.placed(model), some_data(), task)
     return {f"{name}.{key}": value for name in state.best for key, value in state.best_of(name).items()}
 
 
@@ -45,8 +105,24 @@ def quantised(folder: Path) -> dict[str, torch.Tensor]:
     """The same for a network with quantisers and FAT."""
     images = some_data().train.x[:20] / 255
     model = quantize(network(width=8), bits=4, calibration=[images])
-    fit(model, some_data(), job(folder / "quantised", schedule=SCHEDULE))
+    fit(model, some_data(), job(folder / "quantised", schedule=SCHEDULE | {"lr": 0.01}))
     return weights_of(model)
+
+
+def normalised(case: str) -> dict[str, torch.Tensor]:
+    """What a batch-norm gives and passes back, all processes' together, and its statistics."""
+    build, shape = NORMS[case]
+    x, weights = torch.randn(2, *shape, generator=torch.Generator().manual_seed(1))
+    model = nn.Sequential(build())
+    keys = list(model.state_dict())
+    x = distributed.part(3 * x + 1).requires_grad_()
+    with distributed.synchronised(model) as whole:
+        assert list(model.state_dict()) == keys
+        y = whole(x)
+        (y * distributed.part(weights)).sum().backward()
+    found = {"y": distributed.gathered(y.detach()), "x": distributed.gathered(x.grad)}
+    gradients = {f"gradient of {name}": distributed.summed(p.grad) for name, p in model.named_parameters()}
+    return found | gradients | weights_of(model)
 
 
 def judged() -> torch.Tensor:
@@ -60,7 +136,8 @@ def judged() -> torch.Tensor:
 def everything(folder: Path) -> dict[str, object]:
     """All of it, by name."""
     found: dict[str, object] = {case: trained(folder, case) for case in CASES}
-    return found | {"quantised": quantised(folder), "judged": judged()}
+    norms = {f"norm {case}": normalised(case) for case in NORMS}
+    return found | norms | {"quantised": quantised(folder), "judged": judged()}
 
 
 if __name__ == "__main__":

@@ -9,7 +9,7 @@ belongs inside the model.
 from .batches import epoch_batches
 from .choice import choose, stratified_order
 from .given import Given, as_images, image_batches
-from .images import Dataset, Images, make_images, to_unit
+from .images import Dataset, Images, learning_batches, make_images, to_unit
 from .loading import load
 from .mapped import Mapped
 from .mixing import MIXES
@@ -29,6 +29,7 @@ __all__ = [
     "choose",
     "epoch_batches",
     "image_batches",
+    "learning_batches",
     "load",
     "make_images",
     "stratified_order",

@@ -7,9 +7,8 @@ from collections.abc import Iterator
 import torch
 from torch import Generator, Tensor
 
-from ..errors import DataError
 from .augment import augment
-from .images import Images, check_batch_size, to_unit
+from .images import Images, learning_batches, to_unit
 
 
 def epoch_batches(
@@ -19,28 +18,23 @@ def epoch_batches(
     device: torch.device | str,
     padding: int = 0,
     flip: bool = False,
-    drop_last: bool = False,
 ) -> Iterator[tuple[Tensor, Tensor]]:
     """All images once, in a random order: x float32 (n, c, h, w) in [0, 1] and y int64 (n,), on the device.
 
-    padding, flip: see `augment`. drop_last: leave out a last batch that is smaller than the others.
-    generator: on the CPU; its state alone decides order and augmentation. `images` may rest on the CPU, in a
-    file (`Mapped`: read one batch ahead) or, fastest, on the device already (`images.to(device)`).
-    Raises DataError if batch_size < 1, or if drop_last would leave out everything.
+    Batches are those of `learning_batches`: a last image on its own joins the batch before, so that none is left out.
+    padding, flip: see `augment`. generator: on the CPU; its state alone decides order and augmentation. `images` may
+    rest on the CPU, in a file (`Mapped`: read one batch ahead) or, fastest, on the device already.
+    Raises DataError if batch_size < 1.
     """
-    check_batch_size(batch_size)
-    if drop_last and batch_size > len(images):
-        raise DataError(f"expected a batch size of at most {len(images)}, all there are, got {batch_size}; lower it")
-    return _epoch(images, batch_size, generator, torch.device(device), (padding, flip, drop_last))
+    spans = learning_batches(len(images), batch_size)
+    return _epoch(images, spans, generator, torch.device(device), padding, flip)
 
 
 def _epoch(
-    images: Images, size: int, generator: Generator, device: torch.device, options: tuple[int, bool, bool]
+    images: Images, spans: list[slice], generator: Generator, device: torch.device, padding: int, flip: bool
 ) -> Iterator[tuple[Tensor, Tensor]]:
-    padding, flip, drop_last = options
     order = torch.randperm(len(images), generator=generator).to(images.y.device)
-    stop = len(images) // size * size if drop_last else len(images)
-    for resting in images.stream(order[start : start + size] for start in range(0, stop, size)):
+    for resting in images.stream(order[span] for span in spans):
         batch = resting.to(device)
         # Augmented as bytes, a quarter of the memory traffic of float32.
         x = augment(batch.x, padding=padding, flip=flip, generator=generator)

@@ -114,6 +114,17 @@ def pixel_bytes(images: Images) -> Iterator[bytes]:
     return (piece.x.cpu().numpy().tobytes() for piece in images.batches(PIECE))
 
 
+def learning_batches(count: int, size: int) -> list[slice]:
+    """The positions below count, `size` at a time, the last batch maybe fewer: but a single image joins the one before.
+
+    For networks in train mode: in a batch of one image batch-norm over 1×1 maps has no variance.
+    Raises DataError if size < 1.
+    """
+    check_batch_size(size)
+    starts = range(0, count - 1 if count > 1 and count % size == 1 else count, size)
+    return [slice(start, count if start == starts[-1] else start + size) for start in starts]
+
+
 def check_batch_size(size: int) -> None:
     """Raises DataError for a batch of no images."""
     if size < 1:

@@ -7,6 +7,7 @@ from contextlib import contextmanager
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
 
 
 @contextmanager
@@ -15,7 +16,7 @@ def statistics_anew(model: nn.Module) -> Iterator[None]:
 
     Leaves the mode and the momenta as they were.
     """
-    training, norms = model.training, [m for m in model.modules() if isinstance(m, nn.BatchNorm2d)]
+    training, norms = model.training, [m for m in model.modules() if isinstance(m, _BatchNorm)]
     momenta = [norm.momentum for norm in norms]
     for norm in norms:
         norm.reset_running_stats()
@@ -40,5 +41,5 @@ def estimate_statistics(model: nn.Module, batches: Iterable[Tensor]) -> None:
 def freeze_statistics(model: nn.Module) -> None:
     """Batch-norm in eval mode in a network that trains; `train()` undoes it."""
     for module in model.modules():
-        if isinstance(module, nn.BatchNorm2d):
+        if isinstance(module, _BatchNorm):
             module.eval()

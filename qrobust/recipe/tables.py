@@ -155,13 +155,21 @@ class Awp(Table):
 class Average(Table):
     """Weight averaging from `start` on: an equal mean over epochs, or an exponential one over steps.
 
-    deploy: whether the averaged network, not the trained one, is evaluated, quantised and exported.
+    statistics: the images on which batch-norm's statistics are taken anew for the mean weights: "augmented" as training
+    augments them, which is what the authors of averaging do, or "plain". deploy: whether the averaged network, not the
+    trained one, is evaluated, quantised and exported.
     """
 
     kind: Literal["equal", "exponential"] = "equal"
     decay: Annotated[Float, Field(gt=0, lt=1)] = 0.999  # of the exponential mean, a step
     start: Start = "first-drop"
+    statistics: Literal["augmented", "plain"] = "augmented"
     deploy: bool = False
+
+    @model_serializer(mode="wrap")
+    def _without_usual(self, plain: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """No `statistics` where they are the usual ones, so that keys of older runs stay what they were."""
+        return {key: value for key, value in plain(self).items() if key != "statistics" or value != "augmented"}
 
 
 class Mix(Table):
@@ -347,6 +355,7 @@ class Recipe(Table):
 
     name: str
     seed: Int = 0
+    threads: Count | None = None  # of torch on the CPU; None: chosen by a short trial
     bits: tuple[Bits, ...] = (32, 4, 2)
     data: Data
     model: Model

@@ -43,7 +43,7 @@ class Average(nn.Module):
         self.count += 1
 
     def estimate(self, batches: Iterable[Tensor]) -> None:
-        """Batch-norm statistics of the averaged weights, over images (n, c, h, w) in [0,1]."""
+        """Batch-norm statistics of the averaged weights, over images (n, c, h, w) in [0,1]: `settings.statistics`."""
         estimate_statistics(self.network, batches)
 
     def forward(self, x: Tensor) -> Tensor:

@@ -10,11 +10,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Generator, Tensor, nn
 
 from .. import distributed, machine
 from ..attacks import crafting
-from ..data import Dataset, Images, epoch_batches, to_unit
+from ..data import Dataset, Images, epoch_batches, learning_batches, to_unit
 from ..errors import RunError
 from ..progress import Bar, bar, note
 from ..quant import mask_statistics, parameter_groups
@@ -40,7 +40,7 @@ def fit(model: nn.Module, dataset: Dataset, job: Job, *, teacher: nn.Module | No
     later), that of natural training the highest clean accuracy (ties: under PGD); without a split, the last.
     teacher: whom a method that distils learns from, in eval mode. `State.best_of` gives these weights, and those
     of the best weight average. Raises RunError on a loss or weights that are not finite, naming epoch, batch and
-    rate.
+    rate, and where a batch holds a single image and batch-norm needs more.
     """
     with _interruptible(job), machine.own_randomness(), machine.precision(job.precision):
         work = _Work(model, dataset, job, teacher)
@@ -65,7 +65,7 @@ class _Work:
         schedule = job.schedule
         self.model, self.job, self.validation = model, job, dataset.validation
         self.images = dataset.train.to(machine.home(math.prod(dataset.train.shape)))
-        self.batches = math.ceil(len(self.images) / schedule.batch_size)
+        self.batches = len(learning_batches(len(self.images), schedule.batch_size))
         self.optimizer = torch.optim.SGD(
             parameter_groups(model, lr=schedule.lr, weight_decay=schedule.weight_decay), momentum=schedule.momentum
         )
@@ -85,7 +85,7 @@ class _Work:
         if self.average is not None and averaging:
             if self.average.settings.kind == "equal":
                 self.average.update(self.model)
-            self.average.estimate(plain_images(self.images, self.job))
+            self.average.estimate(self._statistics_images(epoch))
         record["images_per_second"] = round(len(self.images) / (time.perf_counter() - started), 1)
         record |= self._validate(epoch)
         if masks := mask_statistics(self.model):
@@ -102,8 +102,6 @@ class _Work:
         batches = epoch_batches(self.images, size, generator, machine.device(), job.data.crop, job.data.flip)
         counted: list[Tensor] = []
         for index, (x, y) in enumerate(batches):
-            if len(y) < distributed.world():
-                continue  # some process would have no image
             self._set_rate(epoch + index / self.batches)
             counted.append(self.stepper.step(whole, x, y, epoch, generator))
             moving.advance(len(y))
@@ -135,6 +133,14 @@ class _Work:
                 f"lr {self.optimizer.param_groups[0]['lr']:g}; lower lr (the checkpoint before stands)"
             )
 
+    def _statistics_images(self, epoch: int) -> Iterator[Tensor]:
+        """What the average's batch-norm sees; augmented anew in every epoch."""
+        job = self.job
+        if job.schedule.average is not None and job.schedule.average.statistics == "plain":
+            return plain_images(self.images, job)
+        generator = machine.generator(job.seed, job.label, "statistics", epoch)
+        return _shuffled(self.images, job, generator, job.data.crop, job.data.flip)
+
     def _validate(self, epoch: int) -> dict[str, float]:
         """Clean and robust accuracy on the validation split, of the network and of its average."""
         every = self.job.training.validation.every
@@ -150,7 +156,8 @@ class _Work:
     def _frequency_ratio(self) -> float:
         """Mean R of the first activation over the first batch of training images, clean and in their order."""
         with crafting(self.model):
-            x = next(plain_images(self.images, self.job))
+            first = self.images.take(slice(0, self.job.schedule.batch_size))
+            x = _filtered(to_unit(first.x, machine.device()), self.job)
             return float(low_to_high(first_activation(self.model, x)).mean())
 
     def _keep(self, record: dict[str, Any]) -> None:
@@ -206,11 +213,23 @@ class _Work:
 
 
 def plain_images(images: Images, job: Job) -> Iterator[Tensor]:
-    """Batches of training images without augmentation, filtered where the network learns on filtered ones."""
-    for batch in images.batches(job.schedule.batch_size):
-        x = to_unit(batch.x, machine.device(), channels_last=True)
-        width = job.training.low_pass
-        yield x if width is None else low_pass(x, width).clamp(0, 1).contiguous(memory_format=torch.channels_last)
+    """Batches of training images without augmentation, filtered where the network learns on filtered ones.
+
+    Shuffled: of data in the order of its classes, no batch would vary as all images together do.
+    """
+    return _shuffled(images, job, machine.generator(job.seed, job.label, "plain"), 0, False)
+
+
+def _shuffled(images: Images, job: Job, generator: Generator, padding: int, flip: bool) -> Iterator[Tensor]:
+    batches = epoch_batches(images, job.schedule.batch_size, generator, machine.device(), padding, flip)
+    return (_filtered(x, job) for x, _ in batches)
+
+
+def _filtered(x: Tensor, job: Job) -> Tensor:
+    """As the network sees clean images in training."""
+    width = job.training.low_pass
+    x = x if width is None else low_pass(x, width).clamp(0, 1)
+    return x.contiguous(memory_format=torch.channels_last)
 
 
 def _write_metrics(state: State, job: Job) -> None:
@@ -238,6 +257,13 @@ def _say(job: Job, record: dict[str, Any], moving: Bar) -> None:
 def _interruptible(job: Job) -> Iterator[None]:
     try:
         yield
-    except KeyboardInterrupt:
+    except (KeyboardInterrupt, SystemExit):  # Ctrl-C, or a signal that the command line turned into an exit
         note(f"{job.label}: stopped; the same command continues after the last whole epoch")
         raise
+    except ValueError as error:
+        if not str(error).startswith("Expected more than 1 value per channel"):
+            raise
+        raise RunError(
+            f"{job.label}: expected more than one image a batch, for batch-norm over 1x1 maps, got one; "
+            "raise batch_size, or give more images"
+        ) from error

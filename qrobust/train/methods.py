@@ -10,7 +10,7 @@ from typing import Literal
 import torch
 from torch import Generator, Tensor, nn
 
-from .. import objectives
+from .. import distributed, objectives
 from ..attacks import far_off, n_fgsm, nearby, pgd, tpgd
 from ..recipe import Sar, Training
 from ..threat import Threat
@@ -85,14 +85,20 @@ METHODS = {
 
 
 def aligned(views: Views, sar: Sar, average: nn.Module | None) -> Tensor:
-    """The spectral term, weighted: SAR aligns to the network's own clean logits, SARWA to the average's."""
+    """The spectral term, weighted: SAR aligns to the network's own clean logits, SARWA to the average's.
+
+    In form "batch" of the logits of all processes: the distance of a part is not a part of the distance.
+    """
     if sar.reference == "model":
         reference = views.clean
     else:
         assert average is not None
         with torch.no_grad():
             reference = average(views.x).float()
-    return sar.weight * objectives.sar(reference, views.adversarial, form=sar.form, distance=sar.distance)
+    adversarial = views.adversarial
+    if sar.form == "batch":
+        reference, adversarial = distributed.gathered(torch.cat([reference, adversarial], dim=1)).chunk(2, dim=1)
+    return sar.weight * objectives.sar(reference, adversarial, form=sar.form, distance=sar.distance)
 
 
 def draw_start(x: Tensor, settings: Training, threat: Threat, generator: Generator) -> Tensor:

@@ -11,13 +11,17 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 
 @contextmanager
-def perturbed(weights: Sequence[nn.Parameter], gradients: Sequence[Tensor], gamma: float) -> Iterator[None]:
-    """Inside, every weight stands at w + γ·‖w‖·g/‖g‖, up along its gradient g; afterwards at w again, to the bit."""
+def perturbed(weights: Sequence[nn.Parameter], gradients: Sequence[Tensor | None], gamma: float) -> Iterator[None]:
+    """Inside, every weight stands at w + γ·‖w‖·g/‖g‖, up along its gradient g; afterwards at w again, to the bit.
+
+    A weight without a gradient (None), which the loss does not use, stays.
+    """
     before = [weight.detach().clone() for weight in weights]
     try:
         with torch.no_grad():
             for weight, gradient in zip(weights, gradients, strict=True):
-                weight.add_(gradient * (gamma * weight.norm() / gradient.norm().clamp_min(1e-12)))
+                if gradient is not None:
+                    weight.add_(gradient * (gamma * weight.norm() / gradient.norm().clamp_min(1e-12)))
         yield
     finally:
         with torch.no_grad():

@@ -50,7 +50,8 @@ class Stepper:
     def step(self, whole: nn.Module, x: Tensor, y: Tensor, epoch: int, generator: Generator) -> Tensor:
         """Descend on a batch that all processes hold; (sum of losses, number right, number) of this one's part.
 
-        whole: the model, or what averages its gradients over processes. generator: the same on all of them.
+        whole: the model as passes go through it. generator: the same on all processes, of which some have no part
+        of a batch with fewer images than processes.
         """
         frozen = self.job.schedule.freeze_statistics is not None and epoch >= self.job.schedule.freeze_statistics
         with fixed_statistics(self.model) if frozen else nullcontext():  # crafting in train mode would move them
@@ -61,7 +62,8 @@ class Stepper:
         loss, logits, *gradients = self._descended(*views, whole=whole, share=share, frozen=frozen, due=due)
         assert loss is not None
         assert logits is not None
-        for parameter, gradient in zip(self.model.parameters(), gradients, strict=True):
+        parameters = list(self.model.parameters())
+        for parameter, gradient in zip(parameters, distributed.averaged(parameters, gradients), strict=True):
             parameter.grad = gradient  # a replay leaves it where it was recorded
         if self.job.schedule.gradient_clip is not None:
             nn.utils.clip_grad_norm_(self.model.parameters(), self.job.schedule.gradient_clip)
@@ -70,7 +72,7 @@ class Stepper:
             assert self.average is not None
             self.average.update(self.model)
         right = (logits.argmax(1) == distributed.part(y)).sum()
-        losses = loss.double() * len(y) / distributed.world()
+        losses = loss.double() * len(y) / distributed.world() if len(batch.y) else torch.zeros_like(loss).double()
         return torch.stack([losses, right, right.new_tensor(len(batch.y))])
 
     @cached_property
@@ -144,9 +146,11 @@ class Stepper:
             (x_adv,) = self._crafted(x, goal, start)
         else:  # moves batch-norm's statistics, or not, as its caller says
             x_adv = craft(self.model, x, goal, start, training, threat)
-        if mix is not None and mix.on == "adversarial":
-            own = machine.generator(int(torch.randint(2**62, (1,), generator=generator)), distributed.rank())
-            x_adv, y = MIXES[mix.kind](x_adv, y, classes=self.classes, alpha=mix.alpha, generator=own)
+        if mix is not None and mix.on == "adversarial" and x_adv is not None:
+            own = machine.generator(int(torch.randint(2**62, (1,), generator=generator)), 0)
+            whole = distributed.gathered(x_adv), distributed.gathered(y)  # images mix with any of the batch
+            x_adv, y = MIXES[mix.kind](*whole, classes=self.classes, alpha=mix.alpha, generator=own)
+            x_adv, y = distributed.part(x_adv), distributed.part(y)
         return Batch(x, y, x_adv, taught)
 
     @torch.no_grad()
@@ -165,7 +169,6 @@ class Stepper:
         assert self.job.schedule.awp is not None
         weights = latent_weights(self.model)
         with fixed_statistics(self.model):
-            gradients = torch.autograd.grad(objective(self.model)[0], weights)
-        gradients = tuple(distributed.summed(gradient) for gradient in gradients)
-        with perturbed(weights, gradients, self.job.schedule.awp.gamma):
+            gradients = torch.autograd.grad(objective(self.model)[0], weights, allow_unused=True)
+        with perturbed(weights, distributed.averaged(weights, gradients), self.job.schedule.awp.gamma):
             yield

@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from qrobust.data import Mapped, epoch_batches, to_unit
+from qrobust.data.images import learning_batches
 from qrobust.errors import DataError
 
 from .helpers import seeded, some_images
@@ -36,10 +37,14 @@ def test_types_and_range():
     assert 0 <= x.min() <= x.max() <= 1
 
 
-def test_drop_last_leaves_out_the_rest():
-    sizes, x, _ = everything(drop_last=True)
-    assert sizes == [16, 16, 16]
-    assert len(set(order_of(x))) == 48
+@pytest.mark.parametrize(
+    ("count", "size", "sizes"),
+    [(5, 2, [2, 3]), (6, 2, [2, 2, 2]), (4, 3, [4]), (3, 1, [1, 1, 1]), (1, 4, [1]), (2, 4, [2]), (0, 4, [])],
+)
+def test_a_last_image_on_its_own_joins_the_batch_before(count, size, sizes):
+    spans = learning_batches(count, size)
+    assert [span.stop - span.start for span in spans] == sizes
+    assert [position for span in spans for position in range(count)[span]] == list(range(count))
 
 
 def test_the_seed_decides():
@@ -63,8 +68,6 @@ def test_a_second_epoch_has_another_order():
 def test_wrong_batch_sizes_are_refused_at_once():
     with pytest.raises(DataError, match="expected a batch size of at least 1, got 0"):
         epoch_batches(IMAGES, 0, seeded(), "cpu")
-    with pytest.raises(DataError, match="expected a batch size of at most 50, all there are, got 51; lower it"):
-        epoch_batches(IMAGES, 51, seeded(), "cpu", drop_last=True)
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")

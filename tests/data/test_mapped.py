@@ -84,10 +84,9 @@ def test_split_and_subset_read_nothing(resting, counted):
     assert all(same(one, other) for one, other in zip(parts, expected, strict=True))
 
 
-@pytest.mark.parametrize("drop_last", [False, True])
-def test_an_epoch_is_that_of_memory_batch_by_batch(resting, counted, drop_last):
+def test_an_epoch_is_that_of_memory_batch_by_batch(resting, counted):
     mapped, array = counted
-    options = {"padding": 2, "flip": True, "drop_last": drop_last}
+    options = {"padding": 2, "flip": True}
     generators = [seeded(), seeded()]
     epochs = [
         list(epoch_batches(images, 64, generator, "cpu", **options))
@@ -97,7 +96,7 @@ def test_an_epoch_is_that_of_memory_batch_by_batch(resting, counted, drop_last):
         assert torch.equal(x, other_x)
         assert torch.equal(y, other_y)
     assert torch.equal(*(generator.get_state() for generator in generators))
-    assert array.reads == [64] * 10 + [60] * (not drop_last)
+    assert array.reads == [64] * 10 + [60]
 
 
 def test_one_batch_is_read_ahead_and_no_more(counted):

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from qrobust.models.statistics import statistics_anew
+from qrobust.models.statistics import freeze_statistics, statistics_anew
 
 
 def network(momentum=0.1):
@@ -102,3 +102,13 @@ def test_weights_stay():
     with statistics_anew(model), torch.no_grad():
         model(batches()[0])
     assert all(torch.equal(p, old) for p, old in zip(model.parameters(), before, strict=True))
+
+
+@pytest.mark.parametrize(("norm", "shape"), [(nn.BatchNorm1d(3), (8, 3)), (nn.BatchNorm3d(3), (8, 3, 2, 2, 2))])
+def test_every_kind_of_batch_norm_is_meant(norm, shape):
+    x, model = 5 + torch.randn(shape, generator=torch.Generator().manual_seed(0)), nn.Sequential(norm)
+    with statistics_anew(model), torch.no_grad():
+        model(x)
+    torch.testing.assert_close(norm.running_mean, x.transpose(0, 1).flatten(1).mean(1))
+    freeze_statistics(model.train())
+    assert not norm.training

@@ -95,23 +95,55 @@ def test_estimated_statistics_are_those_of_the_data():
     assert (norm.momentum, int(norm.num_batches_tracked)) == (0.1, 3)
 
 
-@pytest.mark.parametrize("width", [None, 3])
-def test_training_estimates_on_its_images_without_augmentation(tmp_path, monkeypatch, width):
-    """Filtered where training filters; the best average is kept with these statistics."""
+def estimated_on(monkeypatch, folder, **settings):
+    """The batches of every estimate in a training, and its state."""
     seen, original = [], Average.estimate
 
     def estimate(average, batches):
         seen.append(list(batches))
         original(average, seen[-1])
 
-    monkeypatch.setattr(Average, "estimate", estimate)
-    state = fit(network(), DATA, job(tmp_path, method="natural", low_pass=width, schedule=EQUAL))
+    with monkeypatch.context() as patch:
+        patch.setattr(Average, "estimate", estimate)
+        return seen, fit(network(), DATA, job(folder, **settings))
+
+
+def rows(x):
+    """The distinct images of a batch, in an order that does not depend on theirs."""
+    return x.flatten(1).unique(dim=0)
+
+
+@pytest.mark.parametrize("width", [None, 3])
+def test_plain_statistics_are_of_the_images_themselves(tmp_path, monkeypatch, width):
+    """In another order than theirs, filtered where training filters; the best average is kept with these statistics."""
+    schedule = {"average": {"start": 1, "statistics": "plain"}}
+    seen, state = estimated_on(monkeypatch, tmp_path, method="natural", low_pass=width, schedule=schedule)
     x = to_unit(DATA.train.x, machine.device())
     expected = x if width is None else low_pass(x, width).clamp(0, 1)
     assert len(seen) == 3  # from the second epoch on
     for batches in seen:
-        torch.testing.assert_close(torch.cat(batches), expected)
+        torch.testing.assert_close(rows(torch.cat(batches)), rows(expected))
+        assert not torch.allclose(torch.cat(batches), expected)
     assert int(state.best_of("average")["1.num_batches_tracked"]) == 3
+
+
+def test_statistics_are_usually_of_augmented_images(tmp_path, monkeypatch):
+    """As the authors of averaging take them: cropped and flipped anew in every epoch."""
+    seen, _ = estimated_on(monkeypatch, tmp_path, method="natural", schedule=EQUAL)
+    again, _ = estimated_on(monkeypatch, tmp_path / "again", method="natural", schedule=EQUAL)
+    first, second, _ = (torch.cat(batches) for batches in seen)
+    plain = {tuple(row.tolist()) for row in to_unit(DATA.train.x, "cpu").flatten(1)}
+    as_they_are = sum(tuple(row.tolist()) in plain for row in first.cpu().flatten(1))
+    assert len(first) == len(DATA.train)
+    assert as_they_are < len(first) / 2  # one crop of nine, one flip of two
+    assert not torch.equal(rows(first), rows(second))
+    assert torch.equal(first, torch.cat(again[0]))
+
+
+def test_the_key_of_a_run_without_the_setting_is_what_it_was():
+    usual, plain = recipe.Average(), recipe.Average(statistics="plain")
+    assert usual.model_dump() == {"kind": "equal", "decay": 0.999, "start": "first-drop", "deploy": False}
+    assert plain.model_dump()["statistics"] == "plain"
 
 
 # In training

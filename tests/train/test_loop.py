@@ -5,6 +5,7 @@ from itertools import pairwise
 
 import pytest
 import torch
+from torch import nn
 
 from qrobust import machine, objectives
 from qrobust.errors import CheckpointError, RunError
@@ -211,6 +212,30 @@ def test_accuracies_are_those_of_the_split(tmp_path):
         right = model(images.x.to(machine.device()) / 255).argmax(1).cpu() == images.y
     assert clean == pytest.approx(float(right.float().mean()))
     assert robust <= clean
+
+
+# The last batch
+
+
+def on_points():
+    """A network whose batch-norm sees one value an image."""
+    layers = [nn.AdaptiveAvgPool2d(1), nn.Conv2d(3, 4, 1), nn.BatchNorm2d(4), nn.Flatten(), nn.Linear(4, 3)]
+    return machine.placed(nn.Sequential(*layers))
+
+
+def test_a_last_image_on_its_own_is_learned_from_too(tmp_path):
+    """60 images by 59: one batch of all of them, in training as in the average's statistics."""
+    schedule = {"batch_size": 59, "average": {"start": 0}}
+    state = fit(on_points(), DATA, job(tmp_path, schedule=schedule))
+    assert len(state.history) == 4
+    assert int(state.best_of("average")["2.num_batches_tracked"]) == 1
+
+
+def test_batches_of_one_image_are_refused_where_batch_norm_needs_more(tmp_path):
+    message = "QM-32: expected more than one image a batch, for batch-norm over 1x1 maps, got one; raise batch_size"
+    with pytest.raises(RunError, match=message):
+        fit(on_points(), DATA, job(tmp_path, schedule={"batch_size": 1}))
+    fit(network(), some_data(validation=0), job(tmp_path, schedule={"batch_size": 1, "epochs": 1}))  # 6x6 maps
 
 
 # Methods

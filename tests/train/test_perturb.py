@@ -115,6 +115,19 @@ def test_a_step_with_perturbation_moves_statistics_once(tmp_path):
     assert int(model[1].num_batches_tracked) == 1
 
 
+def test_a_weight_that_nothing_uses_stays(tmp_path):
+    model = network()
+    model.spare = nn.Linear(3, 3)
+    model.forward = nn.Sequential(*model[:-1]).forward
+    before, steps = (
+        weights_of(model),
+        stepper(model, job(tmp_path, schedule={"awp": {"gamma": 0.1}, "weight_decay": 0})),
+    )
+    steps.step(model, *some_batch(), 0, torch.Generator().manual_seed(0))
+    assert torch.equal(model.spare.weight, before["spare.weight"])
+    assert not torch.equal(model[0].weight, before["0.weight"])
+
+
 # Quantised networks
 
 
