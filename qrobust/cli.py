@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, Annotated, Any, Optional
 import typer
 
 if TYPE_CHECKING:
+    from rich.console import Console
+
     from .runs import Run
 
 TABLE_WIDTH = 150  # columns, where output is no terminal
@@ -16,7 +18,7 @@ TABLE_WIDTH = 150  # columns, where output is no terminal
 app = typer.Typer(
     name="qrobust",
     help="From a recipe to a quantised ONNX network whose robustness to attack is known before and after export.\n\n"
-    "Exit codes: 0 held, 1 it ran and a limit was broken, 2 it could not run.",
+    "Exit codes: 0 held, 1 it ran and a limit was broken, 2 it could not run; 70 a fault of qrobust's own.",
     no_args_is_help=True,
     add_completion=False,
     rich_markup_mode=None,
@@ -41,6 +43,7 @@ BANDWIDTHS_HELP = "Bandwidths of filters, with commas. Default: eighths of the s
 PERTURBATIONS_HELP = "As in eval; the first makes the perturbations that are looked at."
 PROVIDER_HELP = "cpu, cuda, tensorrt, openvino; several with commas. Default: each artifact's own."
 SCENARIO_HELP = "single-stream, offline, or a TOML file. Default: batch 1 and 32, one thread, two seconds each."
+PAGE_HELP = "Default: RUN/report.html; - is standard output."
 RecipeName = Annotated[str, typer.Argument(metavar="RECIPE", help="Name of a shipped recipe, or path of a TOML file.")]
 Overrides = Annotated[
     Optional[list[str]],  # noqa: UP045
@@ -48,7 +51,10 @@ Overrides = Annotated[
 ]
 Out = Annotated[Optional[Path], typer.Option("--out", metavar="DIR", help="Run folder (default: runs/RECIPE).")]  # noqa: UP045
 Artifacts = Annotated[list[Path], typer.Argument(metavar="ARTIFACT...", help="Artifact folders.")]
-Json = Annotated[Optional[Path], typer.Option("--json", metavar="F", help="Write the full result to F.")]  # noqa: UP045
+Json = Annotated[
+    Optional[Path],  # noqa: UP045
+    typer.Option("--json", metavar="F", help="Write the full result to F; - is standard output."),
+]
 Sources = Annotated[
     Optional[list[Path]],  # noqa: UP045
     typer.Option("--transfer", metavar="ARTIFACT|RUN", help=TRANSFER_HELP),
@@ -56,29 +62,42 @@ Sources = Annotated[
 Seed = Annotated[int, typer.Option("--seed", metavar="N", help="Seed of the gradient-free attack.")]
 
 
+def _version(wanted: bool) -> None:
+    if wanted:
+        from . import __version__
+
+        print(f"qrobust {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _common(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Show the version and exit.")
+    ] = False,
+) -> None:
+    pass
+
+
 @app.command()
 def run(recipe: RecipeName, override: Overrides = None, out: Out = None, json: Json = None) -> int:
     """Train, quantize, evaluate, export, bench, check and attack the file; continues where it stopped."""
-    from rich.console import Console
-
     from .report import write
     from .summary import headline_table, table
 
-    started = _open(recipe, override, out)
+    screen, started = _screen(json), _open(recipe, override, out)
     with _joined():
         result = started.all_stages()
     if result is None:  # another process has it
         return 0
     _write(json, result)
-    console = Console()
-    console = console if console.is_terminal else Console(width=TABLE_WIDTH)
-    console.print(table(result))
+    screen.print(table(result))
     if (gap := headline_table(result)) is not None:
-        console.print(gap)
+        screen.print(gap)
     for width in result["widths"]:
         for verdict in width["broken"]:
-            print(f"QM-{width['bits']} broke {verdict['name']}: {verdict['reason']}; {verdict['hint']}")
-    print(f"report: {write(started.folder)}")
+            _say(screen, f"QM-{width['bits']} broke {verdict['name']}: {verdict['reason']}; {verdict['hint']}")
+    _say(screen, f"report: {write(started.folder)}")
     return 0 if result["passed"] else 1
 
 
@@ -89,7 +108,7 @@ def train(recipe: RecipeName, override: Overrides = None, out: Out = None) -> in
     with _joined():
         started.train()
         if _speaks():
-            print(f"networks: {started.folder}")
+            _say(_screen(), f"networks: {started.folder}")
     return 0
 
 
@@ -106,8 +125,7 @@ def evaluate(
     json: Json = None,
 ) -> int:
     """Attack the networks of a run, or an artifact; with --json it goes on where it was stopped."""
-    from rich.console import Console
-
+    screen = _screen(json)
     from .summary import evaluation_table
     from .verbs import evaluate_folder
 
@@ -115,11 +133,9 @@ def evaluate(
         results = evaluate_folder(folder, attacks, n, seed, json, thorough=doubt, averaged=average)
         if not _speaks():
             return 0
-    console = Console()
-    console = console if console.is_terminal else Console(width=TABLE_WIDTH)
-    console.print(evaluation_table(results))
+    screen.print(evaluation_table(results))
     for name, result in results.items():
-        _print_flags(name, result)
+        _print_flags(screen, name, result)
     return 0
 
 
@@ -130,15 +146,18 @@ def compare(
     json: Json = None,
 ) -> int:
     """Compare two evaluations image by image: difference, exact McNemar p-value, images gained and lost."""
+    screen = _screen(json)
+    from .errors import one_line
     from .evaluate import compare as paired
 
     result = paired(first, second)
     _write(json, result)
-    print(f"{'set':<20}{'first':>9}{'second':>9}{'change':>9}{'p':>10}  gained  lost   ({result['n']} images)")
+    to = screen.file
+    print(f"{'set':<20}{'first':>9}{'second':>9}{'change':>9}{'p':>10}  gained  lost   ({result['n']} images)", file=to)
     for name, row in result["sets"].items():
         shares = "".join(f"{row[key]:>9.1%}" for key in ("first", "second"))
         moved = f"{len(row['gained']):>8}{len(row['lost']):>6}"
-        print(f"{name:<20}{shares}{row['difference']:>+9.1%}{row['p_value']:>10.2g}{moved}")
+        print(f"{one_line(name):<20}{shares}{row['difference']:>+9.1%}{row['p_value']:>10.2g}{moved}", file=to)
     return 0
 
 
@@ -157,7 +176,7 @@ def analyze(
     """Look at networks in frequencies: data and figures, side by side; what is measured is not measured again."""
     from .analyze import chosen
 
-    names = chosen(figures)  # before torch: a wrong name is told at once
+    names, _ = chosen(figures), _screen(json)  # before torch: a wrong name is told at once
     from .verbs import analyze_folders, redrawn
 
     drawn = redrawn(folders, out)
@@ -187,7 +206,7 @@ def export(
         raise ExportError(f"expected --input {' or '.join(INPUTS)}, got {input!r}{did_you_mean(input, INPUTS)}")
     chosen, source = load_target(target), Run.open(folder)
     for bits in source.recipe.bits:
-        print(exported(source.export(bits, chosen, out / f"qm-{bits}", input or None)))
+        _say(_screen(), exported(source.export(bits, chosen, out / f"qm-{bits}", input or None)))
     return 0
 
 
@@ -203,26 +222,25 @@ def bench(
     json: Json = None,
 ) -> int:
     """Time artifacts side by side in one run, with their memory, size and robustness."""
-    from rich.console import Console
-
     from .bench import Scenario, load_scenario
     from .bench import bench as measure
     from .bench.plot import expect_image
     from .bench.plot import plot as draw
     from .bench.tables import facts, timings
     from .runtime import Artifact
+    from .storage import expect_place
 
+    screen = _screen(json)
     if plot:
         expect_image(plot)  # before minutes of timing
+        expect_place(plot)
     settings = (load_scenario(scenario) if scenario else Scenario()).changed(
         _counts("batch", batch), _counts("threads", threads), seconds
     )
     providers = [name.strip() for name in provider.split(",") if name]
     result = measure([Artifact.load(a) for a in artifacts], settings, providers=providers)
     _write(json, result)
-    console = Console()
-    console = console if console.is_terminal else Console(width=TABLE_WIDTH)
-    console.print(timings(result), facts(result))
+    screen.print(timings(result), facts(result))
     if plot:
         draw(result, plot)
     return 0
@@ -264,12 +282,13 @@ def check(
 @app.command()
 def report(
     folder: Annotated[Path, typer.Argument(metavar="RUN", help="Run folder with evaluated networks.")],
-    out: Annotated[Optional[Path], typer.Option("--out", metavar="F", help="Default: RUN/report.html.")] = None,  # noqa: UP045
+    out: Annotated[Optional[Path], typer.Option("--out", metavar="F", help=PAGE_HELP)] = None,  # noqa: UP045
 ) -> int:
     """Write one self-contained HTML page on a run, and model-card.md beside it; no network is loaded."""
+    screen = _screen(out)
     from .report import write
 
-    print(f"report: {write(folder, out)}")
+    _say(screen, f"report: {write(folder, out)}")
     return 0
 
 
@@ -286,17 +305,14 @@ def attack(
     json: Json = None,
 ) -> int:
     """Attack the file itself, white-box and black-box, on its runtime; with --json it goes on where it was stopped."""
-    from rich.console import Console
-
-    settings = {"n": n, "seed": seed, "eps": _radius(eps)}  # before torch: a wrong number is told at once
+    # Before torch: a wrong number or place is told at once.
+    settings, screen = {"n": n, "seed": seed, "eps": _radius(eps)}, _screen(json)
     from .summary import gap_table
     from .verbs import attack_file
 
     result = attack_file(artifact, attacks, settings, transfer=transfer or (), data=data, root=root, json=json)
-    console = Console()
-    console = console if console.is_terminal else Console(width=TABLE_WIDTH)
-    console.print(gap_table(result))
-    _print_flags(result["artifact"]["name"], result)
+    screen.print(gap_table(result))
+    _print_flags(screen, result["artifact"]["name"], result)
     return 0
 
 
@@ -305,8 +321,9 @@ def recipes() -> int:
     """List the shipped recipes."""
     from . import resources
 
+    screen = _screen()
     for name, path in resources.listing("recipes"):
-        print(f"{name:<44} {_first_comment(path)}")
+        _say(screen, f"{name:<44} {_first_comment(path)}")
     return 0
 
 
@@ -315,8 +332,9 @@ def targets() -> int:
     """List the shipped deployment targets."""
     from . import resources
 
+    screen = _screen()
     for name, path in resources.listing("export"):
-        print(f"{name:<28} {resources.read_toml(path).get('description', '')}")
+        _say(screen, f"{name:<28} {resources.read_toml(path).get('description', '')}")
     return 0
 
 
@@ -362,10 +380,32 @@ def _speaks() -> bool:
     return is_first()
 
 
-def _print_flags(name: str, result: dict[str, Any]) -> None:
+def _screen(result: Path | None = None) -> Console:
+    """Where people read: standard error if the file of the result is standard output. Raises RunError for a file that
+    cannot be written.
+    """
+    from rich.console import Console
+
+    from .storage import expect_place, is_stdout
+
+    if result is not None:
+        expect_place(result)
+    aside = result is not None and is_stdout(result)
+    console = Console(stderr=aside)
+    return console if console.is_terminal else Console(stderr=aside, width=TABLE_WIDTH)
+
+
+def _say(screen: Console, text: str) -> None:
+    """One line, as it is."""
+    from .errors import printable
+
+    print(printable(text), file=screen.file)
+
+
+def _print_flags(screen: Console, name: str, result: dict[str, Any]) -> None:
     for flag in result["flags"]:
         measured = f"{flag['measured']:.3g} > {flag['limit']:.3g}"
-        print(f"{name} flag {flag['name']}: {measured}: {flag['reason']}; {flag['hint']}")
+        _say(screen, f"{name} flag {flag['name']}: {measured}: {flag['reason']}; {flag['hint']}")
 
 
 def _radius(text: str) -> float | None:
@@ -397,5 +437,5 @@ def _write(path: Path | None, result: object) -> None:
 
 
 def _first_comment(path: Path) -> str:
-    line = path.read_text().partition("\n")[0]
+    line = path.read_text(encoding="utf-8").partition("\n")[0]
     return line.removeprefix("# ") if line.startswith("#") else ""

@@ -6,6 +6,8 @@ import shutil
 from dataclasses import dataclass
 from importlib import metadata
 
+from .errors import one_line
+
 NEEDED = (
     "torch",
     "torchvision",
@@ -46,7 +48,7 @@ def _runtime() -> Finding:
     try:
         import onnxruntime
     except ImportError as error:
-        return Finding("onnxruntime", False, str(error), "pip install onnxruntime")
+        return Finding("onnxruntime", False, one_line(error), "pip install onnxruntime")
     providers = ", ".join(onnxruntime.get_available_providers())
     return Finding("onnxruntime", True, f"{onnxruntime.__version__} with {providers}")
 
@@ -54,8 +56,8 @@ def _runtime() -> Finding:
 def _accelerator() -> Finding:
     try:
         import torch
-    except ImportError as error:
-        return Finding("accelerator", False, str(error), "pip install torch")
+    except (ImportError, OSError) as error:  # a library that it needs may be missing
+        return Finding("accelerator", False, one_line(error), "pip install torch")
     if torch.cuda.is_available():
         return Finding("accelerator", True, torch.cuda.get_device_name())
     return Finding("accelerator", True, f"none; {torch.get_num_threads()} CPU threads")

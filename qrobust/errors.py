@@ -19,12 +19,16 @@ import difflib
 from collections.abc import Iterable
 
 MOST_NAMES = 20  # in one line of an error
+MOST_LETTERS = 200  # of a value in one
 
 
 class QrobustError(Exception):
-    """Base of all errors that a user can mend; the message is one line: expected, got, what to do."""
+    """Base of all errors that a user can mend; the message is one printable line: expected, got, what to do."""
 
     exit_code = 2
+
+    def __init__(self, message: object = "") -> None:
+        super().__init__(one_line(message))  # names out of a file may hold anything
 
 
 class RecipeError(QrobustError):
@@ -53,6 +57,25 @@ class ExportError(QrobustError):
 
 class GraphError(QrobustError):
     """A deployed graph cannot be read, or holds what a twin cannot compute."""
+
+
+def printable(text: str) -> str:
+    """Text from elsewhere with "?" for what is not printable: escapes could redraw a terminal, or fake a line."""
+    return "".join(letter if letter.isprintable() else "?" for letter in text)
+
+
+def one_line(text: object) -> str:
+    """`printable` text, its lines and tabs parted by blanks."""
+    return printable(" ".join(str(text).replace("\t", " ").splitlines()))
+
+
+def shown(value: object) -> str:
+    """A value as an error names it: its repr, cut where it is long; its type where it has none."""
+    try:
+        text = repr(value)
+    except (RecursionError, ValueError):  # too deep, or an integer of more digits than Python prints
+        text = f"a value of {type(value).__name__}"
+    return text if len(text) <= MOST_LETTERS else f"{text[:MOST_LETTERS]}…"
 
 
 def did_you_mean(name: str, known: Iterable[str]) -> str:

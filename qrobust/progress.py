@@ -17,15 +17,28 @@ from rich.progress import (
     TextColumn,
     TimeRemainingColumn,
 )
+from rich.table import Table
 from rich.text import Text
+
+from .errors import one_line
 
 # Of several processes that torchrun starts, the first speaks.
 console = Console(stderr=True, quiet=os.environ.get("RANK", "0") != "0")
 
 
+def plain(text: object, style: str = "") -> Text:
+    """Text from elsewhere for a table or a line: no markup, no emoji, no control characters."""
+    return Text(one_line(text), style)
+
+
+def titled(title: str) -> Table:
+    """A table under a title that may hold anything."""
+    return Table(title=plain(title, "table.title"))
+
+
 def note(text: str) -> None:
     """One line on stderr."""
-    console.print(text, highlight=False, soft_wrap=True, markup=False)
+    console.print(plain(text), soft_wrap=True)
 
 
 class _Rate(ProgressColumn):
@@ -54,7 +67,7 @@ class Bar:
     def describe(self, label: str, text: str = "") -> None:
         """Text before and behind the bar."""
         if self._progress is not None and self._task is not None:
-            self._progress.update(self._task, label=label, note=text)
+            self._progress.update(self._task, label=one_line(label), note=one_line(text))
 
 
 @contextmanager
@@ -64,12 +77,12 @@ def bar(label: str, total: int, unit: str) -> Iterator[Bar]:
         yield Bar(None, total)
         return
     columns = (
-        TextColumn("{task.fields[label]}"),
+        TextColumn("{task.fields[label]}", markup=False),
         BarColumn(bar_width=24),
         MofNCompleteColumn(),
         _Rate(unit),
         TimeRemainingColumn(),
-        TextColumn("{task.fields[note]}"),
+        TextColumn("{task.fields[note]}", markup=False),
     )
     with Progress(*columns, console=console, transient=True) as progress:
         moving = Bar(progress, total)

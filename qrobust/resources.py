@@ -76,5 +76,5 @@ def read_toml(path: Path) -> dict[str, Any]:
         return tomllib.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise RecipeError(f"expected a TOML file at {path}: {error.strerror}") from error
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+    except (ValueError, RecursionError) as error:  # of text, TOML, or an integer of thousands of digits
         raise RecipeError(f"{path}: expected TOML: {error}") from error

@@ -5,6 +5,9 @@ from __future__ import annotations
 from typing import Any
 
 from rich.table import Table
+from rich.text import Text
+
+from .progress import plain, titled
 
 
 def headline_table(result: dict[str, Any]) -> Table | None:
@@ -12,12 +15,13 @@ def headline_table(result: dict[str, Any]) -> Table | None:
     rows = [(f"QM-{width['bits']}", width["gap"]) for width in result["widths"] if width.get("gap")]
     if not rows:
         return None
-    drawn = Table(title=f"{_titled(result)}: the same images under every attack, by place; {_threat(result['threat'])}")
+    title = f"{_titled(result)}: the same images under every attack, by place; {_threat(result['threat'])}"
+    drawn = titled(title)
     for heading in ("network", "images", "attacked in torch", "replayed on the runtime", "the file attacked", "by"):
         drawn.add_column(heading, justify="left" if heading in ("network", "by") else "right")
     for name, gap in rows:
         places = (_interval(gap[place]) if gap[place] else "-" for place in ("in_torch", "replayed", "attacked"))
-        drawn.add_row(name, str(gap["n"]), *places, gap["by"])
+        drawn.add_row(plain(name), str(gap["n"]), *places, plain(gap["by"]))
     return drawn
 
 
@@ -25,12 +29,13 @@ def table(result: dict[str, Any]) -> Table:
     """The report for people: percent, before → after export, with the sizes and times that a deployment asks for."""
     first = result["widths"][0]
     shown = [name for name in first["after"]["accuracy"] if name not in ("clean", "square")]
-    drawn = Table(title=f"{_titled(result)}: {_threat(result['threat'])}; accuracy in torch → on the runtime")
+    title = f"{_titled(result)}: {_threat(result['threat'])}; accuracy in torch → on the runtime"
+    drawn = titled(title)
     drawn.add_column("network")
     for heading in ("size", "clean", *shown, "worst", "Square", "flips"):
-        drawn.add_column(heading, justify="right")
+        drawn.add_column(plain(heading), justify="right")
     for batch in first["latency"]:
-        drawn.add_column(f"batch {batch}", justify="right")
+        drawn.add_column(plain(f"batch {batch}"), justify="right")
     drawn.add_column("verdict")
     for width in result["widths"]:
         drawn.add_row(*_cells(width, shown))
@@ -43,7 +48,7 @@ def _titled(result: dict[str, Any]) -> str:
     return result["recipe"] if own is None else f"{result['recipe']}, activations of {own} bits"
 
 
-def _cells(width: dict[str, Any], shown: list[str]) -> list[str]:
+def _cells(width: dict[str, Any], shown: list[str]) -> list[str | Text]:
     before, after = width["before"], width["after"]
     clean, attacks = before["clean"]["accuracy"], before["attacks"]
     in_torch = [clean, *(attacks[name]["accuracy"] if name in attacks else None for name in shown)]
@@ -58,7 +63,7 @@ def _cells(width: dict[str, Any], shown: list[str]) -> list[str]:
         _percent(after["accuracy"]["square"]),
         _percent(width["label_flips"], 2),
         *latency,
-        f"[{colour}]{width['verdict']}[/]",
+        plain(width["verdict"], colour),
     ]
 
 
@@ -73,13 +78,13 @@ def _threat(threat: dict[str, Any]) -> str:
 def evaluation_table(results: dict[str, dict[str, Any]]) -> Table:
     """Accuracies in percent with Wilson intervals, one row a network, one column an attack."""
     first = next(iter(results.values()))
-    drawn = Table(title=f"{first['n']} images, {_threat(first['threat'])}, seed {first['seed']}")
+    drawn = titled(f"{first['n']} images, {_threat(first['threat'])}, seed {first['seed']}")
     drawn.add_column("network")
     for heading in ("clean", *first["attacks"], "worst case"):
-        drawn.add_column(heading, justify="right")
+        drawn.add_column(plain(heading), justify="right")
     for name, result in results.items():
         cells = [result["clean"], *result["attacks"].values(), result["worst_case"]]
-        drawn.add_row(name, *(_interval(cell) for cell in cells))
+        drawn.add_row(plain(name), *(_interval(cell) for cell in cells))
     if any(not attack["bounded"] for attack in first["attacks"].values()):
         drawn.caption = "* not bounded by eps; not part of the worst case"
     return drawn
@@ -88,7 +93,7 @@ def evaluation_table(results: dict[str, dict[str, Any]]) -> Table:
 def gap_table(result: dict[str, Any]) -> Table:
     """Accuracies in percent by attack: in torch, replayed, and attacked on the file, the last with intervals."""
     places, threat = result["gap"], f"{_threat(result['threat'])}, seed {result['seed']}"
-    drawn = Table(title=f"{result['artifact']['name']}: {threat}")
+    drawn = titled(f"{result['artifact']['name']}: {threat}")
     drawn.add_column("")
     for heading, place in (("in torch", "in_torch"), ("replayed", "replayed"), ("attacked", "attacked")):
         n = places[place].get("n")
@@ -98,7 +103,7 @@ def gap_table(result: dict[str, Any]) -> Table:
     for name in (*dict.fromkeys(("clean", *others)), *(name for name in cells if name != "clean")):
         before = (_percent(places[place].get(name)) for place in ("in_torch", "replayed"))
         shown = _interval(cells[name]) if name in cells else "-"
-        drawn.add_row(name.replace("_", " "), *before, shown, style="bold" if name == "worst_case" else None)
+        drawn.add_row(plain(name.replace("_", " ")), *before, shown, style="bold" if name == "worst_case" else None)
     drawn.caption = "replayed examples were made before export: they can only overestimate robustness"
     return drawn
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 
@@ -24,7 +24,7 @@ from .evaluate import evaluate
 from .progress import note
 from .runs import Run, RunFolder
 from .runtime import Artifact
-from .storage import read_json, write_json
+from .storage import is_stream, read_json, write_json
 from .threat import Threat
 
 # The columns of the papers' tables. CW-20 is the unbounded L2 attack there; SP's C&W is the margin loss in l-inf.
@@ -32,7 +32,9 @@ PROTOCOLS = {
     "fd": ("gn", "fgsm", "pgd-20", "bim-20", "tpgd-20", "cw-20"),
     "sp": ("pgd-20", "pgd-50", "cw-inf-30", "autoattack"),
 }
+CPU = "CPUExecutionProvider"  # where `parity` compares, whatever the target
 Results = dict[str, dict[str, Any]]
+ResultsT = TypeVar("ResultsT")
 
 
 def evaluate_folder(
@@ -49,12 +51,14 @@ def evaluate_folder(
 
     attacks: names with commas, a key of PROTOCOLS, or "" for the recipe's. n: None takes all test images.
     json: for one network its result; for several all of them, and one each in a file with the network's name
-    before the suffix; masks beside them. thorough: all doubts, else the cheap ones. averaged: the weight
-    averages of a run's networks instead of what its recipe deploys; those without one are left out.
+    before the suffix; masks beside them; a stream gets the JSON alone. thorough: all doubts, else the cheap ones.
+    averaged: the weight averages of a run's networks instead of what its recipe deploys; those without one are left
+    out.
     """
-    _check_json(json)
+    kept = _kept(json)
     if (folder / "manifest.json").exists():
-        return _evaluate_artifact(folder, attacks, n, seed, json)
+        result = _evaluate_artifact(folder, attacks, n, seed, kept)
+        return _streamed(json, result, next(iter(result.values())))
     files, one = RunFolder.find(folder)
     run = Run.open(files.path, averaged=averaged)
     widths = list(run.recipe.bits) if one is None else [run.expect_width(one)]
@@ -64,24 +68,23 @@ def evaluate_folder(
     chosen = _named(attacks, run.threat, run.recipe.evaluate.attacks)
     results = {}
     for bits in widths:
-        path = json if json is None or one is not None else json.with_name(f"{json.stem}.qm-{bits}{json.suffix}")
+        path = kept if kept is None or one is not None else kept.with_name(f"{kept.stem}.qm-{bits}{kept.suffix}")
         results[f"qm-{bits}"] = run.attack(bits, chosen, n=n, seed=seed, path=path, thorough=thorough)
-    if json is not None and one is None and is_first():
-        write_json(json, results)
-    return results
+    if kept is not None and one is None and is_first():
+        write_json(kept, results)
+    return _streamed(json, results, results if one is None else next(iter(results.values())))
 
 
 def exported(folder: Path) -> str:
     """One line on an artifact that was written: its size, and how it compares with torch."""
     manifest = read_json(folder / "manifest.json")
     line = f"{folder}: {manifest['files']['model.onnx']['size_bytes']:,} bytes"
-    found = manifest.get("parity")
+    found, provider = manifest.get("parity"), manifest["target"]["provider"]
     if found is None:
         return f"{line}, executed by no runtime here"
     first = f", the first in {found['first']}" if found["first"] else ""
-    return (
-        f"{line}, {found['flips']:.2%} of {found['n']} labels flip, {found['share']:.2g} of activations differ{first}"
-    )
+    compared = f"{found['flips']:.2%} of {found['n']} labels flip, {found['share']:.2g} of activations differ{first}"
+    return f"{line}, {compared}" + ("" if provider == CPU else f"; measured on {CPU}, which stands in for {provider}")
 
 
 def attack_file(
@@ -99,12 +102,13 @@ def attack_file(
     attacks: as in `evaluate_folder`, "" for all that fit. settings: others of `AttackSettings`. transfer: as in
     `find_sources`; data, root: as in `find_images`; json: as in `evaluate_folder`.
     """
-    _check_json(json)
+    kept = _kept(json)
     deployed = open_deployed(path)
     names = PROTOCOLS.get(attacks) or tuple(name.strip() for name in attacks.split(",") if attacks)
     sources = find_sources(deployed, transfer)
     images, chosen = find_images(deployed, data, root), AttackSettings(attacks=names, sources=sources, **settings)
-    return attack(deployed, images, chosen, json, data=data or SUITE)
+    result = attack(deployed, images, chosen, kept, data=data or SUITE)
+    return _streamed(json, result, result)
 
 
 def analyze_folders(
@@ -160,9 +164,21 @@ def _evaluate_artifact(folder: Path, attacks: str, n: int | None, seed: int | No
     return {artifact.name: outcomes.to_dict() | {"flags": []}}
 
 
-def _check_json(json: Path | None) -> None:
-    if json is not None and json.suffix != ".json":  # else the masks of all networks would share one .npz
+def _kept(json: Path | None) -> Path | None:
+    """The file of a result that masks can lie beside; None for a stream, which gets the result alone."""
+    if json is None or is_stream(json):
+        return None
+    if json.suffix != ".json":  # else the masks of all networks would share one .npz
         raise RecipeError(f"expected a file that ends in .json for --json, got {json}; masks go to .npz beside it")
+    return json
+
+
+def _streamed(json: Path | None, results: ResultsT, content: object) -> ResultsT:
+    """The results, their JSON written where it is a stream's."""
+    if json is not None and is_stream(json) and is_first():
+        note(f"{json}: no masks, which qrobust compare needs; name a file to keep them")
+        write_json(json, content)
+    return results
 
 
 def _named(attacks: str, threat: Threat, default: tuple[str, ...]) -> tuple[Attack, ...]:

@@ -1,14 +1,29 @@
 """A reader finds the old file or the new one, whole."""
 
 import errno
+import fcntl
 import json
 import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 
 from qrobust.errors import RunError
-from qrobust.storage import digest, read_json, write_bytes, write_json, write_text
+from qrobust.storage import (
+    STDOUT,
+    digest,
+    expect_place,
+    is_stdout,
+    is_stream,
+    read_json,
+    write_bytes,
+    write_json,
+    write_text,
+)
+
+ROOT = Path(__file__).resolve().parent.parent
 
 
 def everything_in(folder):
@@ -46,9 +61,7 @@ def test_a_full_disk_leaves_the_old_file_and_no_other(tmp_path, monkeypatch, ste
         write_text(tmp_path / "file", "new")
     place = tmp_path / "file"
     reason = "No space left on device"
-    assert str(caught.value) == (
-        f"expected a writable place, cannot write {place}: {reason}; choose another with --out"
-    )
+    assert str(caught.value) == (f"expected a writable place, cannot write {place}: {reason}; choose another place")
     assert everything_in(tmp_path) == {"file": b"old"}
 
 
@@ -89,8 +102,8 @@ def test_json_has_no_nan(tmp_path, number):
 @pytest.mark.parametrize("content", [b"{", b"", b"\xff\xfe"])
 def test_what_is_no_json_is_named_in_one_line(tmp_path, content):
     (tmp_path / "file.json").write_bytes(content)
-    with pytest.raises(RunError, match=r"^expected a JSON file at .*file\.json: .*; remove it to make it anew$"):
-        read_json(tmp_path / "file.json")
+    with pytest.raises(RunError, match=r"^expected a JSON file at .*file\.json, got: .*; measure it anew$"):
+        read_json(tmp_path / "file.json", "measure it anew")
 
 
 def test_a_missing_file_is_named(tmp_path):
@@ -105,8 +118,104 @@ def test_digest_is_blind_to_the_order_of_keys_alone():
     assert len(digest({})) == 64
 
 
-def test_what_a_killed_writer_left_is_removed(tmp_path):
-    (tmp_path / ".a.json.abcd_123").write_text("half")
-    (tmp_path / ".b.json.abcd_123").write_text("another's")
+def test_what_a_killed_writer_left_is_removed_and_nothing_else(tmp_path):
+    (tmp_path / ".a.json.abcd_123.partial").write_text("half")
+    kept = [".a.json.original", ".b.json.abcd_123.partial"]  # a user's, another file's
+    for name in kept:
+        (tmp_path / name).write_text("")
+    with (tmp_path / ".a.json.abcd_124.partial").open("w") as file:  # a living writer's
+        fcntl.flock(file.fileno(), fcntl.LOCK_EX)
+        file.write("half")
+        file.flush()
+        write_json(tmp_path / "a.json", 1)
+        assert sorted(path.name for path in tmp_path.iterdir()) == sorted([*kept, ".a.json.abcd_124.partial", "a.json"])
     write_json(tmp_path / "a.json", 1)
-    assert sorted(path.name for path in tmp_path.iterdir()) == [".b.json.abcd_123", "a.json"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == sorted([*kept, "a.json"])
+
+
+def test_a_name_as_long_as_names_may_be(tmp_path):
+    write_text(tmp_path / ("a" * 255), "x")
+    assert everything_in(tmp_path) == {"a" * 255: b"x"}
+
+
+# standard output, links, pipes and devices
+
+
+def test_a_dash_is_standard_output(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    write_json(STDOUT, {"a": "λ"})
+    assert json.loads(capsys.readouterr().out) == {"a": "λ"}
+    assert everything_in(tmp_path) == {}
+    assert (is_stdout(STDOUT), is_stream(STDOUT), is_stream(tmp_path / "new")) == (True, True, False)
+
+
+@pytest.mark.parametrize(
+    ("name", "shell"),
+    [("-", "{} > out"), ("/dev/stdout", "{} >> out"), ("/dev/fd/1", "{} | cat > out"), ("out", "{} > out")],
+)
+def test_every_name_of_standard_output_keeps_what_is_printed_beside(tmp_path, name, shell):
+    code = f"print('before'); from pathlib import Path; from qrobust.storage import *; write_text(Path('{name}'), 'x')"
+    command = shell.format(f'"{sys.executable}" -c "{code}; print(); print(is_stdout(Path({name!r})))"')
+    subprocess.run(["bash", "-c", command], cwd=tmp_path, check=True, env=os.environ | {"PYTHONPATH": str(ROOT)})
+    assert everything_in(tmp_path) == {"out": b"before\nx\nTrue\n"}
+
+
+def test_what_a_link_leads_to_is_written(tmp_path):
+    (tmp_path / "deep").mkdir()
+    (tmp_path / "deep" / "file").write_text("old")
+    for link, to in (("link", "deep/file"), ("dangling", "deep/new"), ("twice", "link")):
+        (tmp_path / link).symlink_to(to)
+    write_text(tmp_path / "dangling", "n")
+    write_text(tmp_path / "twice", "t")
+    assert everything_in(tmp_path / "deep") == {"file": b"t", "new": b"n"}
+    assert all((tmp_path / link).is_symlink() for link in ("link", "dangling", "twice"))
+
+
+def test_a_pipe_is_written_through(tmp_path):
+    os.mkfifo(tmp_path / "pipe")
+    with subprocess.Popen(["cat", tmp_path / "pipe"], stdout=subprocess.PIPE) as reader:
+        write_text(tmp_path / "pipe", "x" * 100_000)
+        assert reader.communicate()[0] == b"x" * 100_000
+    assert is_stream(tmp_path / "pipe")
+    assert [path.name for path in tmp_path.iterdir()] == ["pipe"]
+
+
+def test_a_device_is_written_through(tmp_path):
+    null = Path(os.devnull)
+    before = null.stat()
+    write_text(null, "x")
+    assert os.path.samestat(before, null.stat())
+    with pytest.raises(RunError, match="cannot write /dev/full: No space left on device; choose another place"):
+        write_text(Path("/dev/full"), "x")
+
+
+@pytest.mark.parametrize(
+    ("name", "said"),
+    [("folder", "expected a file to write, got the folder"), ("taken/file", "which is none; choose another"),
+     ("artifact/manifest.json", "outside of an artifact"), ("artifact/new.json", "outside of an artifact")],
+)  # fmt: skip
+def test_a_place_is_refused_before_any_work(tmp_path, name, said):
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "taken").write_text("")
+    write_json(tmp_path / "artifact" / "manifest.json", {})
+    write_bytes(tmp_path / "artifact" / "suite.npz", b"")
+    with pytest.raises(RunError, match=said):
+        expect_place(tmp_path / name)
+    for good in ("new", "folder/new", "some/where/new", "taken"):
+        expect_place(tmp_path / good)
+
+
+# JSON that two readers could take for two things, or that no reader can take
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [('{"a": 1, "a": 2}', "the key 'a' twice"), ('[{"b": {"limits": 1, "limits": 2}}]', "the key 'limits' twice"),
+     ("[NaN]", "NaN, which"), ("[-Infinity]", "-Infinity, which"), ("[1e999]", "1e999, which"),
+     ("[" * 100_000, "recursion"), ("9" * 5000, "integer"), ('"\\x1b[2J"', "escape"), ("\ufeff1", "BOM")],
+)  # fmt: skip
+def test_what_is_not_strictly_json_is_one_line(tmp_path, text, said):
+    (tmp_path / "file.json").write_text(text, encoding="utf-8")
+    with pytest.raises(RunError, match=said) as caught:
+        read_json(tmp_path / "file.json")
+    assert str(caught.value).isprintable()

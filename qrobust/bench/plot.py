@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import io
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from ..errors import RunError
+from ..errors import RunError, one_line
+from ..storage import write_bytes
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 SUFFIXES = (".png", ".svg")
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")  # Okabe and Ito
@@ -24,9 +29,18 @@ def plot(result: dict[str, Any], path: Path) -> None:
     result: of `race`. Bars are 95 % intervals. Needs matplotlib. Raises RunError for a path that cannot be written.
     """
     from matplotlib import rc_context
-    from matplotlib.figure import Figure
 
     expect_image(path)
+    buffer, kind = io.BytesIO(), path.suffix.lower()[1:]
+    # The same result, the same bytes; a dollar in a name is no formula.
+    with rc_context({"svg.hashsalt": "qrobust", "text.parse_math": False}):
+        _drawn(result).savefig(buffer, format=kind, dpi=200, metadata={"Date": None} if kind == "svg" else None)
+    write_bytes(path, buffer.getvalue())
+
+
+def _drawn(result: dict[str, Any]) -> Figure:
+    from matplotlib.figure import Figure
+
     rows = _rows(result)
     figure = Figure(figsize=(11, 4.8), layout="constrained")
     panels = figure.subplots(1, 2, sharey=True)
@@ -39,12 +53,7 @@ def plot(result: dict[str, Any], path: Path) -> None:
     images = f"Worst case of the stored attacks on {rows[0]['suite_n']} images, 95 % intervals."
     note = f"{result['hardware']['cpu']}. {images} Stored examples can only overestimate robustness."
     figure.supxlabel(note, fontsize=8, color="#555555")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with rc_context({"svg.hashsalt": "qrobust"}):  # the same result, the same bytes
-            figure.savefig(path, dpi=200, metadata={"Date": None} if path.suffix.lower() == ".svg" else None)
-    except OSError as error:
-        raise RunError(f"expected a writable place for {path}, got: {error.strerror}; choose another") from error
+    return figure
 
 
 def _rows(result: dict[str, Any]) -> list[dict[str, Any]]:
@@ -70,7 +79,7 @@ def _panel(panel: Any, rows: list[dict[str, Any]], key: str, factor: float, labe
         share, colour = row["worst_case"], COLOURS[index % len(COLOURS)]
         bars = [[100 * (share - low)], [100 * (high - share)]]
         style = {"fmt": MARKERS[index % len(MARKERS)], "markersize": 8, "elinewidth": 1.2, "capsize": 3, "alpha": 0.85}
-        panel.errorbar(row[key] * factor, 100 * share, yerr=bars, color=colour, label=row["name"], **style)
+        panel.errorbar(row[key] * factor, 100 * share, yerr=bars, color=colour, label=one_line(row["name"]), **style)
     panel.set(xlabel=label, xlim=(0, 1.12 * factor * max(row[key] for row in rows)))
     panel.grid(visible=True, color="#e4e4e4", linewidth=0.8)
     panel.set_axisbelow(True)

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
-from rich.markup import escape
 from rich.table import Table
+
+from ..progress import plain, titled
 
 HEADINGS = ("p50 ms", "p90 ms", "p99 ms", "images/s", "faster than twin", "95 % interval", "of int8 GEMM")
 FACTS = ("kB", "memory MB", "load ms", "clean %", "worst case %", "computes in")
@@ -14,13 +15,13 @@ FACTS = ("kB", "memory MB", "load ms", "clean %", "worst case %", "computes in")
 def timings(result: dict[str, Any]) -> Table:
     """One row for each artifact, batch size and thread count; the scenario's metric is starred."""
     metric = {"p50_ms": 0, "p90_ms": 1, "p99_ms": 2, "images_per_second": 3}[result["scenario"]["metric"]]
-    drawn = Table(title=f"{result['hardware']['cpu']}; twin: {escape(result['twin'])}")
+    drawn = titled(f"{result['hardware']['cpu']}; twin: {result['twin']}")
     for heading in ("artifact", "batch", "threads"):
         drawn.add_column(heading, justify="left" if heading == "artifact" else "right", no_wrap=True)
     for index, heading in enumerate(HEADINGS):
         drawn.add_column(f"{heading} *" if index == metric else heading, justify="right")
     for row in result["results"]:
-        drawn.add_row(escape(row["name"]), str(row["batch"]), str(row["threads"] or "all"), *_times(row))
+        drawn.add_row(plain(row["name"]), str(row["batch"]), str(row["threads"] or "all"), *_times(row))
     harness = f"timing itself takes {result['harness_us']:.1f} µs a call"
     drawn.caption = f"* the scenario's metric; {harness}; int8 GEMM: onnxruntime's own"
     return drawn
@@ -34,14 +35,14 @@ def facts(result: dict[str, Any]) -> Table:
     for name, one in result["artifacts"].items():
         memory = one["memory_bytes"]
         drawn.add_row(
-            escape(name),
+            plain(name),
             f"{one['size_bytes'] / 1e3:.1f}",
             "-" if memory is None else f"{memory / 1e6:.1f}",
             f"{one['load_ms']:.1f}",
             f"{100 * one['clean_accuracy']:.1f}",
             f"{100 * one['worst_case']:.1f}",
-            one["compute_type"] or "-",
-            "; ".join(f"{provider}: {_kinds(kinds)}" for provider, kinds in one["executed"].items()),
+            plain(one["compute_type"] or "-"),
+            plain("; ".join(f"{provider}: {_kinds(kinds)}" for provider, kinds in one["executed"].items())),
         )
     drawn.caption = "accuracies before export on the suite; stored examples can only overestimate robustness"
     return drawn

@@ -11,10 +11,11 @@ import tomli_w
 from pydantic import BaseModel, ValidationError
 
 from .. import resources
-from ..errors import RecipeError, did_you_mean
+from ..errors import RecipeError, did_you_mean, shown
 from .tables import Recipe
 
 TableT = TypeVar("TableT", bound=BaseModel)
+DEEPEST, LARGEST = 20, 2.0**63
 
 
 def load(name: str, overrides: Iterable[str] = ()) -> Recipe:
@@ -35,9 +36,11 @@ def parse(table: Mapping[str, Any], *, source: str) -> Recipe:
 def checked(schema: type[TableT], table: Mapping[str, Any], *, source: str) -> TableT:
     """A table as `schema`. Raises RecipeError: where, what was expected, what came."""
     try:
-        return schema.model_validate(dict(table))
+        found = schema.model_validate(dict(table))
     except ValidationError as error:
         raise RecipeError(f"{source}: {_explain(schema, error)}") from error
+    _expect_plain(table, source)
+    return found
 
 
 def dump(recipe: Recipe) -> str:
@@ -54,7 +57,7 @@ def _extended(path: Path, seen: tuple[Path, ...]) -> dict[str, Any]:
     if base is None:
         return table
     if not isinstance(base, str):
-        raise RecipeError(f"{path}: expected extends = 'NAME', got {base!r}")
+        raise RecipeError(f"{path}: expected extends = 'NAME', got {shown(base)}")
     beside = path.parent / f"{base.removesuffix('.toml')}.toml"
     own = beside.resolve() == path.resolve() and path.resolve() != _shipped(base)
     parent = beside if beside.is_file() and not own else resources.find("recipes", base)
@@ -83,12 +86,27 @@ def _override(text: str) -> dict[str, Any]:
     if not equals or not key.strip():
         raise RecipeError(f"expected an override KEY=VALUE, got {text!r}; as in -o train.epochs=3")
     try:
-        parsed = tomllib.loads(f"value = {value}")["value"]
-    except tomllib.TOMLDecodeError:
-        parsed = value
+        found = tomllib.loads(f"value = {value}")
+    except (ValueError, RecursionError):
+        found = {}
+    parsed: Any = found["value"] if found.keys() == {"value"} else value  # a second line would be another key
     for part in reversed(key.strip().split(".")):
         parsed = {part: parsed}
     return dict(parsed)
+
+
+def _expect_plain(value: Any, source: str, where: tuple[object, ...] = ()) -> None:
+    """Raises RecipeError unless a value can go into a JSON file and come back: finite, no dates, not deep."""
+    if isinstance(value, (Mapping, list, tuple)) and len(where) < DEEPEST:
+        for key, part in value.items() if isinstance(value, Mapping) else enumerate(value):
+            _expect_plain(part, source, (*where, key))
+        return
+    number = isinstance(value, (int, float)) and abs(value) < LARGEST  # which NaN is not either
+    if not number and value is not None and not isinstance(value, str):
+        raise RecipeError(
+            f"{source}: {'.'.join(map(str, where))}: expected text, a finite number up to 64 bits, a truth value, or "
+            f"a table of them up to {DEEPEST} deep, got {shown(value)}"
+        )
 
 
 def _explain(schema: type[BaseModel], error: ValidationError) -> str:
@@ -101,7 +119,7 @@ def _explain(schema: type[BaseModel], error: ValidationError) -> str:
     if first["type"] == "missing":
         return f"expected a value for {where!r}, got none; add it"
     message = first["msg"].removeprefix("Value error, ").replace("Input should be ", "expected ")
-    got = "" if "got" in message else f", got {first['input']!r}"
+    got = "" if "got" in message else f", got {shown(first['input'])}"
     return f"{where}: {message}{got}"
 
 

@@ -6,6 +6,7 @@ from fractions import Fraction
 from typing import Annotated, Any, Literal
 
 from pydantic import (
+    AfterValidator,
     BaseModel,
     BeforeValidator,
     ConfigDict,
@@ -51,6 +52,15 @@ def _number(value: Any) -> Any:
     return value
 
 
+def _folder(value: str) -> str:
+    """A name is also where a run lies, below `runs/`."""
+    parts = value.split("/")
+    if "\\" in value or not value.isprintable() or not all(part.strip(". ") for part in parts) or len(value) > 150:
+        raise ValueError(f"expected a printable name, which leads to a folder below runs/, got {value[:50]!r}")
+    return value
+
+
+Name = Annotated[str, AfterValidator(_folder)]
 Start = Annotated[int | Literal["first-drop"], BeforeValidator(_start)]
 Radius = Annotated[float, BeforeValidator(_number), BeforeValidator(_radius), Field(ge=0, le=1)]
 Int = Annotated[int, BeforeValidator(_number)]
@@ -353,7 +363,7 @@ class Benchmark(Table):
 class Recipe(Table):
     """A whole recipe. `claim` holds numbers that a paper prints; nothing reads them but people."""
 
-    name: str
+    name: Name
     seed: Int = 0
     threads: Count | None = None  # of torch on the CPU; None: chosen by a short trial
     bits: tuple[Bits, ...] = (32, 4, 2)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 
 from .. import __version__
+from ..errors import printable
 from .collect import Collected
 from .page import render, settings, told_threat
 from .tables import columns, rows
@@ -25,12 +26,18 @@ def card(run: Collected) -> str:
         accuracies=accuracies,
         flags=flags(run),
         settings=settings,
-        quoted=json.dumps,  # a JSON string is a YAML string
+        quoted=quoted,
+        number=float,
         plain=plain,
     )
 
 
 def plain(text: object) -> str:
     """Text that is no Markdown and stays in its cell of a table: on one line, marks of Markdown and HTML escaped."""
-    line = " ".join(str(text).split())
-    return "".join(f"\\{letter}" if letter in "\\`*_[]<>|#" else letter for letter in line)
+    line = printable(" ".join(str(text).split()))
+    return "".join(f"\\{letter}" if letter in "\\`*_[]<>|#&~" else letter for letter in line)
+
+
+def quoted(text: object) -> str:
+    """A YAML string, which a JSON string is where no letter needs two escapes."""
+    return printable(json.dumps(str(text), ensure_ascii=False))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -10,10 +9,11 @@ from typing import Any
 from ..errors import RunError
 from ..recipe import Recipe, load
 from ..runtime import Artifact, ArtifactError
-from ..storage import read_json
+from ..storage import parse_json, read_json
 from .examples import Example, examples
 
 Record = dict[str, Any]
+REMEDY = "remove it, and qrobust run makes it anew"
 
 
 @dataclass(frozen=True)
@@ -121,9 +121,9 @@ def _attacked(path: Path, manifest: Record | None) -> Record | None:
 def _read(path: Path) -> Record | None:
     if not path.exists():
         return None
-    found = read_json(path)
+    found = read_json(path, REMEDY)
     if not isinstance(found, dict):
-        raise RunError(f"expected a JSON object in {path}, got {type(found).__name__}; remove it to make it anew")
+        raise RunError(f"expected a JSON object in {path}, got {type(found).__name__}; {REMEDY}")
     return found
 
 
@@ -132,7 +132,7 @@ def _lines(path: Path) -> tuple[Record, ...]:
     records = []
     for line in path.read_text(encoding="utf-8").splitlines() if path.exists() else ():
         try:
-            records.append(json.loads(line))
-        except ValueError:
+            records.append(parse_json(line))
+        except (ValueError, RecursionError):
             break
     return tuple(records)

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from .. import __version__
 from ..analyze.figures.style import threat
@@ -13,6 +14,9 @@ from .collect import Collected, Record, Width
 from .frequencies import figures
 from .tables import columns, layers, parity, rows
 from .words import cards, flags, headline
+
+if TYPE_CHECKING:
+    from jinja2 import Environment
 
 FOLDER = Path(__file__).parent
 CURVES = {"loss": ("Loss", "training loss", 1), "validation_clean": ("Clean", "validation accuracy, %", 100),
@@ -46,19 +50,25 @@ def render(name: str, *, escaped: bool, **values: Any) -> str:
     """A template of this folder, filled. escaped: whether values are made safe for HTML. Raises KeyError for a value
     that is missing.
     """
-    from jinja2 import Environment, FileSystemLoader, StrictUndefined, UndefinedError
+    from jinja2 import UndefinedError
 
-    environment = Environment(
+    try:
+        return _environment(escaped).get_template(name).render(**values).strip() + "\n"
+    except UndefinedError as error:
+        raise KeyError(str(error)) from error
+
+
+@cache
+def _environment(escaped: bool) -> Environment:
+    from jinja2 import Environment, FileSystemLoader, StrictUndefined
+
+    return Environment(
         loader=FileSystemLoader(FOLDER),
         autoescape=escaped,
         undefined=StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    try:
-        return environment.get_template(name).render(**values).strip() + "\n"
-    except UndefinedError as error:
-        raise KeyError(str(error)) from error
 
 
 def told_threat(run: Collected) -> str:

@@ -13,10 +13,17 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import load, save
 from torch import Tensor, nn
 
-from ..errors import CheckpointError
-from ..storage import write_bytes
+from ..errors import CheckpointError, shown
+from ..storage import parse_json, write_bytes
 
 FORMAT = "qrobust-1"
+NUMBERS: dict[str, type] = {"key": str, "epoch": int, "history": list, "best": dict}  # of a training state
+UNREADABLE = (OSError, SafetensorError, LookupError, TypeError, ValueError, RuntimeError)  # by a damaged header
+REMEDY = {
+    "weights": "remove it and train.json beside it, and qrobust run makes them anew",
+    "state": "remove it, and qrobust run trains anew",
+}
+REMEDY[""] = f"{REMEDY['state']}; of weights, remove train.json beside them too"
 
 
 @dataclass
@@ -57,7 +64,7 @@ def read_metadata(path: Path) -> dict[str, Any]:
     try:
         with safe_open(str(path), "pt") as file:
             return _metadata(path, file.metadata())
-    except (OSError, SafetensorError) as error:
+    except UNREADABLE as error:
         raise _unreadable(path, error) from error
 
 
@@ -70,10 +77,13 @@ def save_state(path: Path, state: State) -> None:
 def load_state(path: Path) -> State:
     """Raises CheckpointError for what is not training state written by `save_state`."""
     metadata, tensors = _read(path, "state")
-    try:
-        numbers = {name: metadata[name] for name in ("key", "epoch", "history", "best")}
-    except KeyError as error:
-        raise CheckpointError(f"expected training state in {path}, got none of {error}; remove it") from error
+    for name, kind in NUMBERS.items():
+        if type(metadata.get(name)) is not kind:
+            raise CheckpointError(
+                f"expected training state with {name} of type {kind.__name__} in {path}, got "
+                f"{shown(metadata.get(name))}; {REMEDY['state']}"
+            )
+    numbers = {name: metadata[name] for name in NUMBERS}
     return State(**numbers, tensors=tensors, settings=metadata.get("settings") or {})
 
 
@@ -111,30 +121,26 @@ def _write(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, Any
 def _read(path: Path, kind: str) -> tuple[dict[str, Any], dict[str, Tensor]]:
     metadata = read_metadata(path)
     if metadata.get("kind") != kind:
-        raise CheckpointError(f"expected {kind} in {path}, got {metadata.get('kind')}; remove it to train anew")
+        raise CheckpointError(f"expected {kind} in {path}, got {shown(metadata.get('kind'))}; {REMEDY[kind]}")
     try:
         return metadata, load(path.read_bytes())
-    except (OSError, SafetensorError) as error:
-        raise _unreadable(path, error) from error
+    except UNREADABLE as error:
+        raise _unreadable(path, error, kind) from error
 
 
 def _metadata(path: Path, header: Mapping[str, str] | None) -> dict[str, Any]:
-    if FORMAT not in (header or {}):
-        found = ", ".join(header or {}) or "a foreign file"
-        raise CheckpointError(
-            f"expected a checkpoint of format {FORMAT} at {path}, got {found}; remove it to train anew"
-        )
-    assert header is not None
-    try:
-        content: dict[str, Any] = json.loads(header[FORMAT])
-    except ValueError as error:
-        raise _unreadable(path, error) from error
+    if header is None or FORMAT not in header:
+        found = shown(", ".join(header or {}) or "a foreign file")
+        raise CheckpointError(f"expected a checkpoint of format {FORMAT} at {path}, got {found}; {REMEDY['']}")
+    content = parse_json(header[FORMAT])
+    if not isinstance(content, dict):
+        raise ValueError(f"{type(content).__name__} as metadata")
     return content
 
 
 def _fill(model: nn.Module, tensors: Mapping[str, Tensor], path: Path) -> None:
     own = model.state_dict()
-    wrong = sorted(set(own) ^ set(tensors)) or [n for n in own if own[n].shape != tensors[n].shape]
+    wrong = sorted(set(own) ^ set(tensors)) or [name for name in own if _form(own[name]) != _form(tensors[name])]
     if wrong:
         raise CheckpointError(
             f"expected weights of this network in {path}, got others (first difference: {wrong[0]}); "
@@ -143,6 +149,10 @@ def _fill(model: nn.Module, tensors: Mapping[str, Tensor], path: Path) -> None:
     model.load_state_dict(dict(tensors))
 
 
-def _unreadable(path: Path, error: Exception) -> CheckpointError:
-    reason = str(error).splitlines()[0]
-    return CheckpointError(f"expected a whole checkpoint at {path}, got {reason}; remove it to train anew")
+def _form(tensor: Tensor) -> tuple[torch.Size, torch.dtype]:
+    return tensor.shape, tensor.dtype
+
+
+def _unreadable(path: Path, error: Exception, kind: str = "") -> CheckpointError:
+    reason = shown(str(error) or type(error).__name__).strip("'\"")
+    return CheckpointError(f"expected a whole checkpoint at {path}, got {reason}; {REMEDY[kind]}")

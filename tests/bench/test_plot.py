@@ -56,7 +56,7 @@ def test_another_kind_of_file_is_refused(name, tmp_path):
 
 def test_an_unwritable_place_is_named(tmp_path):
     (tmp_path / "file").write_text("")
-    with pytest.raises(RunError, match="expected a writable place for"):
+    with pytest.raises(RunError, match="expected a writable place, cannot write "):
         plot(_result(), tmp_path / "file" / "f.png")
 
 

@@ -12,7 +12,7 @@ from qrobust.storage import write_json
 
 from .conftest import HEADINGS, Parsed, change, share
 
-HOSTILE = '<script src="http://evil">alert(1)</script>"\' onload=x'
+HOSTILE = '<script src="evil">alert(1)</script>"\' onload=x'
 
 
 def page(run):

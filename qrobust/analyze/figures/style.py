@@ -33,6 +33,7 @@ STYLE: dict[Any, Any] = {  # matplotlib types its keys one by one
     "image.interpolation": "nearest",
     "svg.hashsalt": "qrobust",  # the same data, the same bytes
     "savefig.dpi": 160,
+    "text.parse_math": False,  # a dollar in a name is no formula
 }
 __all__ = [
     "COLOURS", "GREY", "MOST_COLUMNS", "Data", "caption", "colour_bar", "curve", "draw", "legend", "look", "page",
