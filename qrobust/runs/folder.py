@@ -132,7 +132,7 @@ def locked(folder: Path) -> Iterator[None]:
 
 HOLDER = ".lock.json"
 # Names under which files of a run are written before they are whole; see `storage.write_bytes`.
-_UNFINISHED = re.compile(r"\.(?:[\w-]+\.(?:json|jsonl|npz|safetensors|toml|html|md)|artifact)\.\w{8}")
+_UNFINISHED = re.compile(r"\.[\w-]+\.(?:json|jsonl|npz|safetensors|toml|html|md)\.\w{8}\.partial|\.artifact\.\w{8}")
 
 
 def _holder(folder: Path) -> str:

@@ -113,5 +113,5 @@ class Networks:
         return quantized
 
     def _calibration(self, count: int) -> tuple[Tensor, ...]:
-        images = self.dataset.train.take(slice(0, count))
+        images, _ = data.choose(self.dataset.train, count, self.recipe.seed)
         return (data.to_unit(images.x, machine.device(), channels_last=True),)

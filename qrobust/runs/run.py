@@ -33,6 +33,7 @@ from .stages import Stage, without_key
 from .training import TrainStage
 
 Record = dict[str, Any]
+MOST_DOUBTED = 200  # images; the first of those that were evaluated
 
 
 class Run:
@@ -164,12 +165,14 @@ class Run:
             state=state,
             label=f"evaluate qm-{bits}",
         )
-        some = images.take(slice(0, n))
-        example = data.to_unit(some.take(slice(0, 1)).x, machine.device_of(model), channels_last=True)
+        example = data.to_unit(images.take(slice(0, 1)).x, machine.device_of(model), channels_last=True)
         more: Record = {"cost": quant.cost(model, example).to_dict()}
         others = [self.network(width) for width in self.recipe.bits if width not in (bits, FLOAT)] if thorough else []
         if distributed.is_first():
-            subject = Subject(model, some, self.threat, twin=twin, others=others, seed=seed)
+            most = min(n or len(images), MOST_DOUBTED)
+            subject = Subject(
+                model, images, self.threat, twin=twin, others=others, outcomes=outcomes, n=most, seed=seed
+            )
             found = examine(subject, DOUBTS if thorough else CHEAP)
             more |= {"doubts": found.measured, "flags": [flag.to_dict() for flag in found.flags]}
             if save is not None:
@@ -222,7 +225,9 @@ class Run:
         return place
 
     def _suite(self, bits: int) -> Any:
-        images = self.dataset.test.take(slice(0, self.recipe.export.suite_n or self.recipe.evaluate.n))
+        images, _ = data.choose(
+            self.dataset.test, self.recipe.export.suite_n or self.recipe.evaluate.n, self.recipe.seed
+        )
         return make_suite(
             self.network(bits),
             images,

@@ -67,8 +67,14 @@ def test_a_folder_at_work_is_refused_naming_its_holder_and_free_after_a_kill(run
 
 
 def test_what_killed_writers_left_goes_and_everything_else_stays(run: Path) -> None:
-    ours = (".recipe.toml.abcd1234", "qm-4/.eval.json.abcd1234", "qm-4/.artifact.a_c41234/model.onnx")
-    others = (".gitignore", ".notes.original", "qm-4/.keep.json.bak", "mine/.eval.json.abcd1234", "qm-4/thesis.txt")
+    ours = (".recipe.toml.abcd1234.partial", "qm-4/.eval.json.abcd1234.partial", "qm-4/.artifact.a_c41234/model.onnx")
+    others = (
+        ".gitignore",
+        ".notes.original",
+        "qm-4/.keep.json.bak",
+        "mine/.eval.json.abcd1234.partial",
+        "qm-4/thesis.txt",
+    )
     for name in (*ours, *others):
         (run / name).parent.mkdir(parents=True, exist_ok=True)
         (run / name).write_text("text")
