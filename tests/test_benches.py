@@ -14,7 +14,7 @@ from qrobust.evaluate import Outcomes
 from qrobust.threat import Threat
 
 ROOT = Path(__file__).resolve().parent.parent
-RESULTS = sorted((ROOT / "benches" / "results").glob("*.json"))
+RESULTS = sorted((ROOT / "benches" / "results").rglob("*.json"))
 sys.path[:0] = [str(ROOT / "benches"), str(ROOT / "benches" / "gpu")]
 
 import demo_busy  # noqa: E402
