@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
@@ -9,6 +10,11 @@ from statistics import median
 from typing import Any
 
 import record
+from rich.console import Console
+from rich.table import Table
+
+from qrobust.cli import TABLE_WIDTH
+from qrobust.summary import headline_table
 
 RESULTS = Path(__file__).resolve().parent / "results"
 Result = dict[str, Any]
@@ -231,11 +237,16 @@ def cuda(result: Result) -> Iterator[str]:
 
 
 def places(result: Result) -> Iterator[str]:
-    """Worst cases of the same images in torch, replayed, and attacked on the file."""
-    gaps = [(f"QM-{width['bits']}", width["gap"]) for width in result["widths"] if width.get("gap")]
-    kinds = {"in_torch": "attacked in torch", "replayed": "replayed", "attacked": "the file attacked"}
-    rows = [(name, str(gap["n"]), *(interval(gap[kind]) for kind in kinds)) for name, gap in gaps]
-    yield table(("network", "n", *kinds.values()), rows)
+    """Worst cases of the same images in torch, replayed, and attacked on the file, as the run printed them."""
+    by_place = headline_table(result)
+    yield NOT_YET if by_place is None else f"```text\n{printed(by_place)}\n```"
+
+
+def printed(*drawn: Table) -> str:
+    """Tables as `qrobust run` prints them."""
+    console = Console(file=io.StringIO(), width=TABLE_WIDTH)
+    console.print(*drawn)
+    return "\n".join(line.rstrip() for line in console.file.getvalue().splitlines())
 
 
 def busy(result: Result) -> Iterator[str]:

@@ -6,7 +6,6 @@ Run from the repository root: python docs/generate.py (or `make docs`). The test
 
 from __future__ import annotations
 
-import io
 import json
 import os
 import re
@@ -16,10 +15,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console
-
 from qrobust import resources
-from qrobust.cli import TABLE_WIDTH
 from qrobust.recipe import Recipe
 from qrobust.runtime import wilson
 from qrobust.summary import headline_table, table
@@ -83,12 +79,8 @@ def cli_reference() -> str:
 
 def readme() -> str:
     """README.md with the demo's table between its markers."""
-    console = Console(file=io.StringIO(), width=TABLE_WIDTH)
-    console.print(table(_demo()))
-    if (gap := headline_table(_demo())) is not None:
-        console.print(gap)
-    drawn = console.file.getvalue()  # type: ignore[attr-defined]
-    block = "\n".join(line.rstrip() for line in drawn.splitlines())
+    drawn = [one for one in (table(_demo()), headline_table(_demo())) if one is not None]
+    block = bench_tables.printed(*drawn)
     told = f"First table: {_demo()['widths'][0]['before']['n']} test images; one training of each network."
     said = bench_tables.source("digits", _demo(), folder="benches/results")
     return _between("README.md", "demo", f"```text\n{block}\n```\n\n{told} {said}")
