@@ -550,7 +550,7 @@ def examples(language):
 
 @pytest.fixture
 def repository(tmp_path, monkeypatch):
-    """A git repository with an artifact, its baseline and verify.py, all committed; commands by the names of the page."""
+    """A git repository with an artifact, its baseline and verify.py, committed; commands by the names of the page."""
     root, tools = tmp_path / "repository", tmp_path / "bin"
     write(root / "artifact", suite_arrays())
     pin(root / "artifact", root / "export" / "baselines" / "NAME.json")
