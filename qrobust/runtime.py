@@ -21,7 +21,8 @@ if __name__ == "__main__":
     def _end(kind: object, error: object, _trace: object) -> None:
         # Python's own exit code is 1 here, which would say that a limit was broken; imports fail where memory is short.
         try:
-            print("error:", " ".join(str(error).split()) or kind, file=sys.stderr, flush=True)
+            said = f"got {getattr(kind, '__name__', kind)}: {' '.join(str(error).split())}"
+            print(f"error: expected Python to start, {said}; free memory, or mend it", file=sys.stderr, flush=True)
         finally:
             os._exit(66 if sys.argv[1:2] == [INSIDE] else 2)
 
@@ -79,6 +80,8 @@ def _expecting(expected: str, do: str = "export the artifact again") -> Iterator
         yield
     except ArtifactError:
         raise
+    except MemoryError:
+        _expect(False, expected, "too little memory", "free some, or raise --memory or ulimit")
     except Exception as error:  # damaged files raise anything, and onnxruntime's errors share no base
         _expect(False, expected, f"{type(error).__name__}: {error}", do)
 
@@ -119,7 +122,10 @@ def arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
 
 def _refused(error: BaseException) -> int:
     """Say in one line why there is no verdict; returns exit code 2."""
-    line = " ".join(str(error).split()) or type(error).__name__
+    line = " ".join(str(error).split())
+    if not isinstance(error, ArtifactError):
+        got = type(error).__name__ + (f": {line}" if line else "")
+        line = f"expected a check to the end, got {got}; check again, with more memory if it is short"
     with suppress(OSError, ValueError):
         print("error:", line, file=sys.stderr, flush=True)
     return 2
@@ -147,9 +153,7 @@ def apart(argv: Sequence[str]) -> int:
         do = "raise --memory, or mend the model"
         _expect(code in CODES, f"a check within {said.memory:g} GiB that ends by itself", f"exit code {code}", do)
         return CODES[code]
-    except KeyboardInterrupt:
-        return _refused(ArtifactError("expected a check to the end, got an interrupt; check again"))
-    except Exception as error:
+    except (Exception, KeyboardInterrupt) as error:
         return _refused(error)
 
 
@@ -187,7 +191,8 @@ try:
 except ImportError as error:
     if __name__ != "__main__":
         raise
-    _refused(ArtifactError(f"expected numpy, got {error}; pip install numpy onnxruntime"))
+    lines = str(error).strip().splitlines()  # numpy's are a page, of which the last is the cause
+    _refused(ArtifactError(f"expected numpy, got {lines[-1]}; pip install numpy onnxruntime, or free memory"))
     os._exit(66)
 
 Array = np.ndarray[Any, np.dtype[Any]]
@@ -445,8 +450,9 @@ def _read_files(folder: Path, entries: dict[str, Any]) -> dict[str, bytes]:
         _expect(Path(name).name == name, "plain file names in manifest.json", repr(name))
         _expect((folder / name).is_file(), f"{name} in {folder}", "no such file")
         with (folder / name).open("rb") as file:
-            data = file.read(MAX_FILE_BYTES + 1)
-        _expect(len(data) <= MAX_FILE_BYTES, f"{name} of up to {MAX_FILE_BYTES} bytes", "more")
+            size = os.fstat(file.fileno()).st_size
+            _expect(size <= MAX_FILE_BYTES, f"{name} of up to {MAX_FILE_BYTES} bytes", size)
+            data = file.read(size + 1)  # a byte more than there was: a file that grows does not match its hash
         measured = {"sha256": hashlib.sha256(data).hexdigest(), "size_bytes": len(data)}
         _expect(measured == entry, f"{name} as {entry}", measured)
         if name in ("model.onnx", "suite.npz"):
@@ -632,7 +638,7 @@ class Artifact:
         session, source = session or self._own_session, self.manifest["input"]["name"]
         logits = np.empty((len(x), len(self.classes)), np.float32)
         for at in _parts(x, 256):
-            with _expecting("model.onnx to run"):
+            with _expecting("model.onnx to run", "raise --memory if it is short, or export the artifact again"):
                 batch = session.run([self.manifest["output"]["name"]], {source: self.feed(x[at])})[0]
                 expected, got = (logits[at].shape, "float32"), (batch.shape, str(batch.dtype))
             _expect(got == expected, f"logits {expected}", got)
@@ -860,7 +866,8 @@ def check(
     on_step(done, queries). Runs in this process, unlike both command lines. Raises ArtifactError if the session does
     not run, the baseline is of other images or settings, or nothing broke on too few images to tell.
     """
-    import onnxruntime as ort
+    with _expecting("onnxruntime", "pip install onnxruntime"):
+        import onnxruntime as ort
 
     start, suite, manifest = time.perf_counter(), artifact.suite, artifact.manifest
     y, budget = suite["y"], manifest["square"]["queries"] if queries is None else queries

@@ -3,6 +3,8 @@
 import json
 import os
 import re
+import shutil
+import subprocess
 import sys
 from pathlib import Path
 from xml.etree import ElementTree
@@ -20,11 +22,13 @@ from .test_runtime import (
     SHAPE,
     WEIGHT,
     edit,
+    flip_bit,
     floats,
     images,
     linear,
     manifest_of,
     model_bytes,
+    patch,
     put,
     suite_arrays,
     worst_case,
@@ -544,13 +548,69 @@ def examples(language):
     return found
 
 
-def test_the_action_and_the_hook_of_the_page_are_valid_and_run_a_command_that_exists():
+@pytest.fixture
+def repository(tmp_path, monkeypatch):
+    """A git repository with an artifact, its baseline and verify.py, committed; commands by the names of the page."""
+    root, tools = tmp_path / "repository", tmp_path / "bin"
+    write(root / "artifact", suite_arrays())
+    pin(root / "artifact", root / "export" / "baselines" / "NAME.json")
+    (root / "tools").mkdir()
+    shutil.copy(runtime.__file__, root / "tools" / "verify.py")
+    tools.mkdir()
+    scripts = {"python": '"$@"', "qrobust": '-P -m qrobust "$@"', "pip": "-c pass"}  # pip: nothing is downloaded
+    for name, words in scripts.items():
+        (tools / name).write_text(f"#!/bin/sh\nexec {sys.executable} {words}\n")
+        (tools / name).chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tools}{os.pathsep}{os.environ['PATH']}")
+    for name in ("AUTHOR", "COMMITTER"):
+        monkeypatch.setenv(f"GIT_{name}_NAME", "somebody")
+        monkeypatch.setenv(f"GIT_{name}_EMAIL", "somebody@example.org")
+    monkeypatch.setenv("GIT_CONFIG_GLOBAL", os.devnull)
+    bash("git init -q . && git add -A && git commit -qm sound", root)
+    return root
+
+
+def bash(script, cwd, **environment):
+    command = ["bash", "-e", "-o", "pipefail", "-c", script]  # as an action runs a step
+    return subprocess.run(command, cwd=cwd, capture_output=True, text=True, env={**os.environ, **environment})
+
+
+def test_the_hook_of_the_page_refuses_a_broken_artifact(repository):
+    """pre-commit's own work, which is to run the entry where a staged file matches, is done by four lines of shell."""
     yaml = pytest.importorskip("yaml", reason="PyYAML is not installed")
-    action, hook = (yaml.safe_load(text) for text in examples("yaml"))
-    (job,) = action["jobs"].values()
+    (hook,) = (hook for repo in yaml.safe_load(examples("yaml")[1])["repos"] for hook in repo["hooks"])
+    assert (hook["language"], hook["pass_filenames"]) == ("system", False)
+    script = repository / ".git" / "hooks" / "pre-commit"
+    script.parent.mkdir(exist_ok=True)
+    script.write_text(
+        f"#!/bin/sh\ngit diff --cached --name-only | grep -qE '{hook['files']}' || exit 0\n{hook['entry']}\n"
+    )
+    script.chmod(0o755)
+    commit = "git add -A && git commit -qm changed"
+    put("data_fingerprint", "other")(repository / "artifact")  # nothing that is judged
+    assert bash(commit, repository).returncode == 0
+    remodel(repository / "artifact", weight=-WEIGHT)
+    done = bash(commit, repository)
+    assert done.returncode == 1, done.stderr
+    assert "broken label_flips" in done.stdout + done.stderr
+    patch("model.onnx", flip_bit)(repository / "artifact")
+    assert "expected model.onnx as" in bash(commit, repository).stderr
+    assert bash("git log --format=%s", repository).stdout.split() == ["changed", "sound"]
+
+
+@pytest.mark.parametrize(("weight", "code", "end"), [(WEIGHT, 0, "held"), (-WEIGHT, 1, "broken")])
+def test_the_action_of_the_page_fails_on_a_broken_artifact_and_says_why(repository, tmp_path, weight, code, end):
+    yaml = pytest.importorskip("yaml", reason="PyYAML is not installed")
+    (job,) = yaml.safe_load(examples("yaml")[0])["jobs"].values()
     assert all(("uses" in step) != ("run" in step) for step in job["steps"])
-    (entry,) = [h["entry"] for repo in hook["repos"] for h in repo["hooks"]]
-    assert entry.startswith("qrobust check ")
+    remodel(repository / "artifact", weight=weight)
+    summary, codes = tmp_path / "summary.md", []
+    for step in (step for step in job["steps"] if "run" in step):
+        if not any(codes) or "always()" in step.get("if", ""):
+            codes.append(bash(step["run"], repository, GITHUB_STEP_SUMMARY=str(summary)).returncode)
+    assert codes == [0, code, 0]
+    assert summary.read_text().splitlines()[-1] == f"    {end}"
+    assert len(list(repository.glob("check.*"))) == 2
 
 
 def test_every_option_of_the_page_is_one_of_the_verb_and_of_the_file(capsys, monkeypatch):

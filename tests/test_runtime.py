@@ -108,7 +108,7 @@ def edit(folder, change=lambda manifest: None):
 
 
 def write(folder, arrays, model=None):
-    folder.mkdir(exist_ok=True)
+    folder.mkdir(parents=True, exist_ok=True)
     np.savez(folder / "suite.npz", **arrays)
     (folder / "model.onnx").write_bytes(model or model_bytes())
     shutil.copy(runtime.__file__, folder / "verify.py")
