@@ -64,13 +64,14 @@ def are_probabilities(output: Tensor) -> bool:
     So of softmax in percent too, or in 8 bits, whose sums move by up to half a step a class. Fewer than eight rows may
     have one sum by chance: theirs must be 1 or 100.
     """
+    rounding = max(1e-4, torch.finfo(output.dtype).eps)
     output = output.double()
-    if output.min() < 0:
-        return False
     sums, step = output.sum(dim=1), _step(output)
+    if output.min() < 0 or sums.min() <= 0:
+        return False
     total = sums.median() if len(output) >= SEVERAL else sums.new_tensor((1.0, 100.0))
-    apart = (sums[:, None] - total.view(1, -1)).abs() / total.view(1, -1).clamp_min(1e-12)
-    allowed = 1e-4 + min(step * output.shape[1] / 2 / float(sums.median().clamp_min(1e-12)), MOST_APART)
+    apart = (sums[:, None] - total.view(1, -1)).abs() / total.view(1, -1)
+    allowed = rounding + min(step * output.shape[1] / 2 / float(sums.median()), MOST_APART)
     return bool((apart <= allowed).all(dim=0).any())
 
 

@@ -13,11 +13,12 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from qrobust import models
-from qrobust.attacks import pgd
+from qrobust.attacks import named, pgd
 from qrobust.data import DataSettings, Images, load, to_unit
 from qrobust.deployed.doubts import DOUBTS as OF_FILES
-from qrobust.evaluate import DOUBTS
+from qrobust.evaluate import DOUBTS, evaluate
 from qrobust.evaluate.doubt import CHEAP, examine
+from qrobust.evaluate.measures import CE, CURVE, MARGIN, TRANSFER, numbers_part
 from qrobust.evaluate.subject import Subject
 from qrobust.quant import quantize
 from qrobust.threat import Threat
@@ -130,6 +131,9 @@ LIARS = {
         {"square-wins", "one-step-wins", "wide-ball"},
     ),
     "squashed logits": (lambda m: Wrapped(m, back=Do(torch.tanh)), {"uneven-gradient"}),
+    "softmax in percent": (lambda m: Wrapped(m, back=Do(lambda z: z.softmax(1) * 100)), {"probabilities"}),
+    "always the same class": (lambda m: Wrapped(m, back=Do(lambda z: z * 1e-6 + torch.eye(10)[3])), {"near-chance"}),
+    "labels of other images": (lambda m: Wrapped(m, back=Do(lambda z: z.roll(3, 1))), {"near-chance"}),
 }  # fmt: skip
 
 
@@ -158,14 +162,46 @@ def test_the_twin_shows_the_way_that_rounding_hides(robust: nn.Module, images: t
     assert _raised(Subject(liar, images[1], THREAT, n=N), expected) == set()
 
 
-def test_two_bits_hide_what_restarts_queries_and_earlier_steps_find(
-    robust: nn.Module, images: tuple[Images, Images]
-) -> None:
+def test_two_bits_hide_what_restarts_find(robust: nn.Module, images: tuple[Images, Images]) -> None:
     coarse = quantize(robust, 2, fat="none", calibration=[to_unit(images[0].x[:256], "cpu")])
     subject = Subject(coarse, images[1], THREAT, n=40)
     assert subject.share(subject.clean) > 0.9
-    hidden = {"not-converged", "square-wins", "earlier-wins"}
-    assert _raised(subject, hidden) == hidden
+    assert _raised(subject, {"not-converged"}) == {"not-converged"}
+
+
+def test_two_bits_that_part_from_their_best_points_are_flagged_by_default(
+    robust: nn.Module, images: tuple[Images, Images]
+) -> None:
+    """The float network, honest, parts by nothing."""
+    calibration = [to_unit(images[0].x[:256], "cpu")]
+    for model, expected in ((quantize(robust, 2, fat="none", calibration=calibration), True), (robust, False)):
+        attacks = ("pgd-20", "cw-inf-20:keep=best", "apgd-ce")
+        outcomes = evaluate(model, images[1], attacks=attacks, threat=THREAT, n=N)
+        subject = Subject(model, images[1], THREAT, n=N, outcomes=outcomes)
+        found = {flag.name for flag in examine(subject, CHEAP).flags}
+        assert ({"earlier-wins", "numbers-part"} <= found) == expected
+
+
+def test_an_evaluation_without_last_step_attacks_has_nothing_to_part_from(images: tuple[Images, Images]) -> None:
+    outcomes = evaluate(nn.Flatten(), images[1], attacks=("gn", "pgd-2:keep=best"), threat=THREAT, n=3)
+    assert numbers_part(Subject(nn.Flatten(), images[1], THREAT, n=3, outcomes=outcomes)) is None
+
+
+def test_the_strong_network_of_doubts_keeps_best_points(robust: nn.Module, images: tuple[Images, Images]) -> None:
+    coarse = quantize(robust, 2, fat="none", calibration=[to_unit(images[0].x[:256], "cpu")])
+    subject = Subject(coarse, images[1], THREAT, n=N)
+    assert not (subject.ce & ~subject.last_step).any()  # of the same points
+    assert subject.share(subject.ce) < subject.share(subject.last_step)
+    for attack in (CE, MARGIN, TRANSFER, *CURVE):
+        assert named(attack, THREAT).settings["keep"] == "best"
+
+
+@pytest.mark.parametrize("caller", [torch.no_grad, torch.inference_mode])
+def test_doubts_find_gradients_whoever_asks(caller, natural: nn.Module, images: tuple[Images, Images]) -> None:
+    expected = examine(Subject(natural, images[1], THREAT, n=20), CHEAP)
+    with caller():
+        found = examine(Subject(natural, images[1], THREAT, n=20), CHEAP)
+    assert found.measured == pytest.approx(expected.measured, abs=1e-6)
 
 
 def test_a_network_trained_on_leaked_labels_raises_one_place(
@@ -201,11 +237,13 @@ def test_the_cheap_doubts_find_the_cheap_liars(robust: nn.Module, images: tuple[
 
 
 def test_everything_measured_is_told_by_name(robust: nn.Module, images: tuple[Images, Images]) -> None:
-    with_twin = examine(Subject(robust, images[1], THREAT, n=N, twin=robust), CHEAP)
+    outcomes = evaluate(robust, images[1], attacks=("pgd-5", "cw-inf-5"), threat=THREAT, n=N)
+    with_twin = examine(Subject(robust, images[1], THREAT, n=N, twin=robust, outcomes=outcomes), CHEAP)
     assert list(with_twin.measured) == [one.name for one in CHEAP]
     assert with_twin.flags == []
     alone = examine(Subject(robust, images[1], THREAT, n=N), CHEAP)
-    assert alone.measured == {k: v for k, v in with_twin.measured.items() if k != "turned-gradient"}
+    asked_of_more = ("turned-gradient", "numbers-part")  # a twin, an evaluation
+    assert alone.measured == {k: v for k, v in with_twin.measured.items() if k not in asked_of_more}
     liar = examine(Subject(LIARS["thermometer"][0](robust), images[1], THREAT, n=N), CHEAP)
     assert [flag.measured for flag in liar.flags] == [liar.measured["zero-gradient"]]
 

@@ -7,10 +7,11 @@ import numpy as np
 import pytest
 import torch
 from torch import nn
+from torch.utils.data import DataLoader, TensorDataset
 
 from qrobust import machine
 from qrobust.attacks import Attack, gaussian_noise, named, pgd
-from qrobust.data import Images
+from qrobust.data import Images, stratified_order
 from qrobust.errors import DataError, ModelError, RecipeError
 from qrobust.evaluate import evaluate, judge
 from qrobust.threat import Threat
@@ -93,11 +94,58 @@ def test_attacks_are_projected_and_noise_is_clipped():
     assert found.worst_case().tolist() == [True, True]
 
 
-def test_the_first_n_images():
+def test_n_images_are_a_stratified_choice():
+    """Of data in class order, of which the first would be of one class."""
     images = some_images()
-    few = run("fgsm", n=12)
+    in_order = images.take(images.y.argsort(stable=True))
+    few, fewer = (run("fgsm", images=in_order, n=n, seed=2) for n in (12, 6))
     assert few.n == 12
-    assert np.array_equal(few.correct["fgsm"], run("fgsm", images=images.take(slice(0, 12))).correct["fgsm"])
+    assert few.indices == stratified_order(in_order.y, seed=2)[:12].tolist()
+    assert in_order.y[few.indices].bincount().tolist() == [4, 4, 4]
+    assert few.indices[:6] == fewer.indices
+    chosen = run("fgsm", images=in_order.take(few.indices), seed=2)
+    assert np.array_equal(few.correct["fgsm"], chosen.correct["fgsm"])
+    assert few.images == chosen.images
+
+
+@pytest.mark.parametrize("n", [None, 30])
+def test_all_images_stay_in_their_order(n):
+    whole = run("fgsm", n=n)
+    assert (whole.indices, whole.to_dict()["indices"]) == (None, None)
+    assert np.array_equal(whole.correct["clean"], run("fgsm").correct["clean"])
+
+
+def test_images_and_attacks_as_users_have_them():
+    images, expected = some_images(), run("fgsm", "pgd-2")
+    x, y = images.x.numpy() / 255, images.y.numpy().astype(np.int32)
+    loader = DataLoader(TensorDataset(torch.tensor(x).float(), images.y), batch_size=7)
+    for given in ((x, y), (x.tolist(), y.tolist()), loader):
+        assert same(expected, evaluate(network(), given, attacks=["fgsm", "pgd-2"], threat=THREAT))
+    assert list(evaluate(network(), (x, y), attacks="pgd-2", threat=THREAT).correct) == ["clean", "pgd-2"]
+
+
+def test_labels_that_the_network_has_no_class_for_are_refused():
+    """Else they would count as wrong, and their images never be attacked."""
+    images = some_images()
+    images.y[-1] = 3
+    with pytest.raises(DataError, match=r"expected labels in \[0, 2\], got 3; number the classes from 0"):
+        run("fgsm", images=images, batch_size=7)
+
+
+@pytest.mark.parametrize("caller", [torch.no_grad, torch.inference_mode])
+def test_a_caller_without_gradients_gets_the_same_numbers(caller):
+    expected = run("pgd-2", "cw-inf-2:keep=best")
+    with caller():
+        found = run("pgd-2", "cw-inf-2:keep=best")
+    assert same(expected, found)
+    assert expected.worst_case().mean() < expected.correct["clean"].mean()
+
+
+def test_what_stands_for_the_targeted_loss_of_few_classes_is_said(capsys):
+    run("fgsm")
+    assert "apgd-t" not in capsys.readouterr().err
+    run("apgd-t", n=3)
+    assert "apgd-t: ascends the margin of 3 classes; its own loss needs 4" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("n", [31, 0, -1])
@@ -208,7 +256,7 @@ class Counting(Attack):
 @pytest.fixture
 def eager(monkeypatch):
     """The state is written after every batch."""
-    monkeypatch.setattr("qrobust.evaluate.evaluation.SAVE_EVERY", 0.0)
+    monkeypatch.setattr("qrobust.evaluate.journal.SAVE_EVERY", 0.0)
 
 
 def counted(stop_at=None, *, state=None, model=None, images=None, **options):
@@ -258,7 +306,42 @@ OTHERS = {
     "labels": lambda: {"images": Images(some_images().x, 2 - some_images().y)},
     "network": lambda: {"model": moved(network())},
     "twin": lambda: {"twin": network()},
+    "forward pass": lambda: {"model": Signed(1)},
+    "sign": lambda: {"model": Signed(-1)},
+    "backward pass": lambda: {"model": Reversed()},
 }
+
+
+class Signed(nn.Module):
+    """A network times a number that is in no state."""
+
+    def __init__(self, sign):
+        super().__init__()
+        self.model, self.sign = network(), sign
+
+    def forward(self, x):
+        return self.sign * self.model(x)
+
+
+class Reversed(nn.Sequential):
+    """The same logits, the opposite gradient."""
+
+    def __init__(self):
+        super().__init__(*network())
+
+    def forward(self, x):
+        logits = super().forward(x)
+        return 2 * logits.detach() - logits
+
+
+@pytest.mark.parametrize(("first", "second"), [(1, -1), (1, 100)])
+def test_a_state_of_equal_weights_is_not_one_of_equal_networks(eager, tmp_path, first, second):
+    state = tmp_path / "state.npz"
+    counted(state=state, model=Signed(first))
+    found, *calls = counted(state=state, model=Signed(second))
+    whole, *anew = counted(model=Signed(second))
+    assert calls == anew
+    assert same(whole, found)
 
 
 def moved(model):
@@ -295,7 +378,28 @@ CORRUPT = {
     "changed": lambda path: path.write_bytes(path.read_bytes().replace(b"\x01", b"\x00")),
     "one array": lambda path: path.write_bytes(_one_array()),
     "without a key": lambda path: np.savez(path, clean=np.zeros(30)),
+    "another value": lambda path: _forged(path, lambda array: np.full_like(array, 2)),
+    "other sizes": lambda path: _forged(path, lambda array: array[:-1]),
+    "another type": lambda path: _forged(path, lambda array: array.astype(np.int64)),
+    "floats": lambda path: _forged(path, lambda array: array * 1.0),
 }
+
+
+def _forged(path, change):
+    with np.load(path) as stored:
+        arrays = dict(stored)
+    np.savez(path, **{name: change(array) if "/" in name else array for name, array in arrays.items()})
+
+
+def test_what_a_state_says_of_clean_images_is_not_believed(eager, tmp_path):
+    state = tmp_path / "state.npz"
+    whole, *_ = counted(state=state)
+    with np.load(state) as stored:
+        arrays = dict(stored)
+    np.savez(state, **arrays, **{"clean/": np.ones(30, np.int8)})
+    found, *_ = counted(state=state)
+    assert same(whole, found)
+    assert not whole.correct["clean"].all()
 
 
 def _one_array():
@@ -327,6 +431,8 @@ class Returning(nn.Module):
 
 REFUSED = {
     "probabilities": (lambda z: z.softmax(1), "expected logits, got probabilities (rows sum to 1); return what"),
+    "percent": (lambda z: z.softmax(1) * 100, "expected logits, got probabilities (rows sum to 100); return what"),
+    "one logit": (lambda z: z[:, :1], "expected logits of two classes or more, got 1; return one a class: torch.cat("),
     "tuple": (lambda z: (z, None), "expected logits of shape (30, classes), got tuple; return the logits alone"),
     "NaN": (lambda z: z * float("nan"), "expected finite logits, got NaN or infinity; the network has diverged"),
 }

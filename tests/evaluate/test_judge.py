@@ -8,6 +8,7 @@ from torch import nn
 
 from qrobust.errors import DataError, ModelError
 from qrobust.evaluate import judge, predict
+from qrobust.evaluate.judge import are_probabilities
 from qrobust.threat import Threat
 
 LINF, L2 = Threat("linf", 0.1), Threat("l2", 0.5)
@@ -99,3 +100,42 @@ def test_no_gradient_is_kept():
     x = X.clone().requires_grad_(True)
     assert not judge(nn.Sequential(nn.Flatten(), nn.Linear(48, 2)), X, Y, x, LINF).requires_grad
     assert predict(Brightness(), X).tolist() == Y.tolist()
+
+
+def softmax(n=40, classes=10, scale=3.0):
+    return (torch.randn(n, classes, generator=torch.Generator().manual_seed(0)) * scale).softmax(1)
+
+
+PROBABILITIES = {
+    "softmax": softmax(),
+    "in half precision": softmax().half(),
+    "in percent": softmax() * 100,
+    "in 8 bits": (softmax() * 255).round() / 255,
+    "as bytes": (softmax() * 255).round(),
+    "in 1/256, at most 255": (softmax() * 256).round().clamp(max=255) / 256,
+    "whole percent": (softmax() * 100).round(),
+    "100 classes in 8 bits": (softmax(classes=100) * 255).round() / 255,
+    "one image": softmax(1),
+    "one image in percent": softmax(1) * 100,
+}
+NORMAL = torch.randn(40, 10, generator=torch.Generator().manual_seed(0))
+LOGITS = {
+    "logits": NORMAL,
+    "log-softmax": softmax().log(),
+    "behind a ReLU": NORMAL.relu(),
+    "behind a ReLU, of 2 bits": (NORMAL.relu() * 2).round().clamp(max=3),
+    "squared": NORMAL[:, :3].square(),
+    "shifted": softmax() - 0.1,
+    "one image behind a ReLU": torch.tensor([[0.0, 2.0, 3.5]]),
+    "zeros": torch.zeros(40, 10),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("output", PROBABILITIES.values(), ids=PROBABILITIES)
+def test_probabilities_are_known_however_they_are_written(output):
+    assert are_probabilities(output)
+
+
+@pytest.mark.parametrize("output", LOGITS.values(), ids=LOGITS)
+def test_logits_are_no_probabilities(output):
+    assert not are_probabilities(output)

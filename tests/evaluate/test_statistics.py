@@ -1,11 +1,13 @@
 """McNemar's test by counting every outcome, and by scipy."""
 
 import itertools
+import math
 
 import pytest
 from scipy.stats import binomtest
 
 from qrobust.evaluate import mcnemar
+from qrobust.evaluate.statistics import at_least
 
 
 def enumerated(lost, gained):
@@ -36,3 +38,11 @@ def test_it_has_no_sides():
 def test_many_images_neither_overflow_nor_vanish():
     assert 0 < mcnemar(0, 1000) < 1e-300
     assert mcnemar(5000, 5000) == 1.0
+
+
+@pytest.mark.parametrize(
+    ("k", "n", "p"), [(0, 5, 0.3), (1, 5, 0.3), (5, 5, 0.3), (31, 200, 0.1), (180, 200, 0.5), (3, 4, 1.0)]
+)
+def test_at_least_is_the_tail_of_the_binomial(k, n, p):
+    expected = sum(math.comb(n, i) * p**i * (1 - p) ** (n - i) for i in range(k, n + 1))
+    assert at_least(k, n, p) == pytest.approx(expected, rel=1e-9)
