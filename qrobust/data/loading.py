@@ -27,6 +27,8 @@ def load(settings: Settings) -> Dataset:
     check_settings(settings)
     loaded = SOURCES[settings.name](settings)
     _check_shapes(loaded)
+    if len(loaded.classes) < 2:
+        raise DataError(f"expected two classes or more to tell apart, got {loaded.classes[0]!r} alone; add others")
     chosen = subset(loaded.train, settings.train_size, _generator(settings), key="train_size")
     train, validation = split(chosen, settings.validation, _generator(settings))
     test = subset(loaded.test, settings.test_size, _generator(settings), key="test_size")

@@ -13,6 +13,13 @@ from qrobust.errors import DataError
 DIGITS = DataSettings("digits", validation=0.1)
 
 
+def test_one_class_alone_is_refused(tmp_path):
+    images = np.zeros((4, 1, 3, 3), np.uint8)
+    np.savez(tmp_path / "mine.npz", x_train=images, y_train=[0] * 4, x_test=images, y_test=[0] * 4)
+    with pytest.raises(DataError, match="expected two classes or more to tell apart, got '0' alone; add others"):
+        load(DataSettings("npz", root=str(tmp_path / "mine.npz")))
+
+
 def test_sizes_are_met_before_the_split():
     data = load(replace(DIGITS, train_size=200, test_size=50))
     assert (len(data.train), len(data.validation), len(data.test)) == (180, 20, 50)

@@ -20,7 +20,7 @@ from ...errors import DataError
 from ...progress import note
 from .files import decode, image_shape
 
-LAYOUT = 1  # raise it when decoding comes to give other pixels
+LAYOUT = 2  # raise it when decoding comes to give other pixels
 STALE = 3600.0  # seconds without a write after which an unfinished file was left by a killed process
 PAUSE = 0.5  # seconds
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -16,14 +17,17 @@ from ...errors import DataError
 from ...progress import bar
 
 PIECE = 512  # images decoded at a time
+DEEP = ("PNG", "PPM")  # formats whose integers Pillow may hold in 32 bits, though they are of 16
 Pixels = NDArray[np.uint8]
 
 
 def read_images(paths: Sequence[Path], size: int | None = None) -> Tensor:
-    """The images in these files (at least one) as uint8 (n, 3, h, w); grey ones become colour.
+    """The images in these files (at least one) as uint8 (n, 3, h, w), upright as their EXIF data say.
 
-    size: side in pixels to which the largest centred square of each image is resized (bilinear); with None
-    all must have the size of the first. Raises DataError for a file that is no image, or has another size.
+    Grey ones become colour; of 16 bits v becomes round(v / 257); floats in [0, 1] become round(255 v); what is
+    transparent is laid on white. size: side in pixels to which the largest centred square of each image is resized
+    (bilinear); with None all must have the size of the first. Raises DataError for a file that is no image, whose
+    pixels have no known range, or that has another size.
     """
     x = np.empty((len(paths), *image_shape(paths[0], size)), dtype=np.uint8)
 
@@ -64,12 +68,42 @@ def _read(path: Path, size: int | None) -> Pixels:
     """One image, (3, h, w)."""
     try:
         with Image.open(path) as file:
-            image = file.convert("RGB")
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+            image = _colour(ImageOps.exif_transpose(file), file.format, path)
+    except DataError:
+        raise
+    except Exception as error:  # what a damaged file makes Pillow's decoders raise is of many kinds
         raise DataError(f"expected an image at {path}, cannot read it: {error}; replace or remove it") from error
     if size is not None:
         image = ImageOps.fit(image, (size, size), Image.Resampling.BILINEAR)
     return np.asarray(image, dtype=np.uint8).transpose(2, 0, 1)
+
+
+def _colour(image: Image.Image, kind: str | None, path: Path) -> Image.Image:
+    """RGB of 8 bits a channel. kind: the file's format."""
+    if image.mode.startswith("I;16") or (image.mode == "I" and kind in DEEP):
+        image = _from_unit(np.asarray(image) / 65535)
+    elif image.mode == "F":
+        image = _from_unit(_in_range(np.asarray(image), path))
+    elif image.mode == "I":
+        raise DataError(
+            f"expected 8 or 16 bits a pixel, got 32-bit integers of no known range at {path}; convert it to 16 bits"
+        )
+    elif image.has_transparency_data:
+        above = image.convert("RGBA")
+        image = Image.alpha_composite(Image.new("RGBA", above.size, "white"), above)
+    return image.convert("RGB")
+
+
+def _from_unit(values: NDArray[np.floating[Any]]) -> Image.Image:
+    return Image.fromarray(np.rint(values * 255).astype(np.uint8))
+
+
+def _in_range(values: NDArray[np.float32], path: Path) -> NDArray[np.float32]:
+    if not ((values >= 0) & (values <= 1)).all():  # NaN is not
+        raise DataError(
+            f"expected float pixels in [0, 1], got [{values.min():g}, {values.max():g}] at {path}; scale them"
+        )
+    return values
 
 
 def _check_size(image: Pixels, first: Pixels, path: Path) -> None:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from pathlib import Path
 
 import torch
 
-from ...errors import DataError, did_you_mean
+from ...errors import MOST_NAMES, DataError, did_you_mean
+from ...progress import note
 from ..images import Images, make_images
 from ..mapped import map_images
 from ..settings import Settings
@@ -23,17 +25,23 @@ def folder(settings: Settings) -> Loaded:
     """Colour images from ROOT/train/CLASS/* and ROOT/test/CLASS/*, or ROOT/val where there is no ROOT/test.
 
     The layout of torchvision's ImageFolder: classes are the folders of ROOT/train in alphabetical order,
-    files are found at any depth, and what has no image's suffix is left aside. With `size` each image is
-    resized and centre-cropped to size×size; without it all must have one size. With `cache` they are decoded
-    once, and mapped from there on.
-    Raises DataError for a missing folder, a class without training images, or a test class not in training.
+    files are found at any depth, and what has no image's suffix is left aside; so is what is hidden (its name begins
+    with a dot, as of `.ipynb_checkpoints` and `._1.png`), and a folder without images is no class. With `size` each
+    image is resized and centre-cropped to size×size; without it all must have one size. With `cache` they are
+    decoded once, and mapped from there on. `read_images` says what becomes of their pixels.
+    Raises DataError for a missing folder, or a test class not in training.
     """
     root = root_of(settings)
     train = _folder(root / "train", "training images")
     test = _folder(root / "test" if (root / "test").is_dir() else root / "val", "test images")
-    classes = _class_names(train)
-    _check_test_classes(test, classes)
-    return Loaded(_read(train, classes, settings), _read(test, classes, settings), classes)
+    learned, judged = _by_class(train), _by_class(test)
+    if not learned:
+        raise missing("a folder with images per class", train, REMEDY)
+    if not judged:
+        raise missing("a folder with images per class", test, REMEDY)
+    _compare_classes(learned, test, judged)
+    classes = tuple(learned)
+    return Loaded(_read(train, learned, classes, settings), _read(test, judged, classes, settings), classes)
 
 
 def _folder(path: Path, what: str) -> Path:
@@ -42,37 +50,40 @@ def _folder(path: Path, what: str) -> Path:
     return path
 
 
-def _class_names(path: Path) -> tuple[str, ...]:
-    names = tuple(_directories(path))
-    if not names:
-        raise missing("one folder per class", path, REMEDY)
-    for name in names:
-        if not _files(path / name):
-            raise missing(f"images of class {name}", path / name, f"add some, or remove the folder; {REMEDY}")
-    return names
-
-
-def _check_test_classes(path: Path, classes: tuple[str, ...]) -> None:
-    for name in _directories(path):
-        if name not in classes:
-            raise DataError(f"expected in {path} only classes of training, got {name!r}{did_you_mean(name, classes)}")
-
-
-def _directories(path: Path) -> list[str]:
-    return sorted(entry.name for entry in path.iterdir() if entry.is_dir())
+def _by_class(path: Path) -> dict[str, list[Path]]:
+    """The image files of every class that has some, in alphabetical order."""
+    names = sorted(entry.name for entry in path.iterdir() if entry.is_dir() and not entry.name.startswith("."))
+    found = {name: _files(path / name) for name in names}
+    if empty := [name for name, files in found.items() if not files]:
+        note(f"{path}: no images, so no class: {_listed(empty)}")
+    return {name: files for name, files in found.items() if files}
 
 
 def _files(path: Path) -> list[Path]:
-    return sorted(file for file in path.rglob("*") if file.suffix.lower() in SUFFIXES)
+    """Image files at any depth, but those that are hidden or lie in a hidden folder."""
+    found = (file for file in path.rglob("*") if file.suffix.lower() in SUFFIXES)
+    seen = (file for file in found if not any(part.startswith(".") for part in file.relative_to(path).parts))
+    return sorted(file for file in seen if not file.is_dir())
 
 
-def _read(path: Path, classes: tuple[str, ...], settings: Settings) -> Images:
-    found = [(file, label) for label, name in enumerate(classes) for file in _files(path / name)]
-    if not found:
-        raise missing("images", path, REMEDY)
-    files, y = [file for file, _ in found], torch.tensor([label for _, label in found])
+def _compare_classes(learned: Collection[str], test: Path, judged: Collection[str]) -> None:
+    for name in judged:
+        if name not in learned:
+            raise DataError(f"expected in {test} only classes of training, got {name!r}{did_you_mean(name, learned)}")
+    if untested := [name for name in learned if name not in judged]:
+        note(f"{test}: no images of classes of training: {_listed(untested)}")
+
+
+def _listed(names: list[str]) -> str:
+    more = f" and {len(names) - MOST_NAMES} more" if len(names) > MOST_NAMES else ""
+    return ", ".join(map(repr, names[:MOST_NAMES])) + more
+
+
+def _read(path: Path, files: dict[str, list[Path]], classes: tuple[str, ...], settings: Settings) -> Images:
+    paths = [file for some in files.values() for file in some]
+    y = torch.tensor([classes.index(name) for name, some in files.items() for _ in some])
     name = f"images in {path}"
     if settings.cache is None:
-        return make_images(read_images(files, settings.size), y, classes=len(classes), name=name)
+        return make_images(read_images(paths, settings.size), y, classes=len(classes), name=name)
     cache = Path(settings.cache).expanduser()
-    return map_images(decoded(files, path, settings.size, cache), y, classes=len(classes), name=name)
+    return map_images(decoded(paths, path, settings.size, cache), y, classes=len(classes), name=name)

@@ -26,7 +26,8 @@ def npz(settings: Settings) -> Loaded:
     """The arrays x_train, y_train, x_test, y_test, and optionally classes, of the file ROOT.
 
     x: (n, c, h, w), uint8 or float in [0, 1] (rounded to 8 bits); y: integers (n,) from 0; classes: their
-    names, by default the numbers up to the largest label in y_train. Nothing pickled is ever loaded.
+    names, by default the numbers up to the largest label in y_train, each of which must occur. Nothing pickled is
+    ever loaded.
     Raises DataError that names the array and the value at fault.
 
     >>> np.savez("mine.npz", x_train=x, y_train=y, x_test=x, y_test=y)  # doctest: +SKIP
@@ -60,19 +61,41 @@ def _check_names(path: Path, file: Any) -> None:
 
 
 def _class_names(arrays: dict[str, Array]) -> tuple[str, ...]:
-    if "classes" in arrays:
-        return tuple(str(name) for name in arrays["classes"])
     labels = arrays["y_train"]
     _check_labels("y_train", labels)
-    return tuple(str(label) for label in range(int(labels.max(initial=0)) + 1))
+    if "classes" in arrays:
+        if arrays["classes"].ndim != 1:
+            raise DataError(
+                f"expected classes of shape (classes,), got {arrays['classes'].shape}; give one name a class"
+            )
+        return tuple(str(name) for name in arrays["classes"])
+    found = np.unique(labels).tolist()
+    if found and found[-1] >= len(found):
+        absent = next(label for label, there in enumerate(found) if label != there)
+        raise DataError(
+            f"expected y_train to number the classes from 0 without gaps, got {found[0]} to {found[-1]} and "
+            f"no {absent}; number them anew (np.unique with return_inverse), or name every class in an array classes"
+        )
+    return tuple(str(label) for label in range(max(found, default=-1) + 1))
 
 
 def _images(arrays: dict[str, Array], part: str, classes: int) -> Images:
     x_name, y_name = f"x_{part}", f"y_{part}"
     _check_labels(y_name, arrays[y_name])
+    _check_layout(x_name, arrays[x_name].shape)
     x = torch.from_numpy(_to_bytes(x_name, arrays[x_name]))
     y = torch.from_numpy(arrays[y_name].astype(np.int64))
     return make_images(x, y, classes=classes, name=x_name)
+
+
+def _check_layout(name: str, shape: tuple[int, ...]) -> None:
+    """Raises DataError for what is far more likely (n, h, w, c): a few channels last, behind sides of many pixels."""
+    channels = (3, 4) if len(shape) == 4 and shape[1] != shape[2] else (1, 3, 4)
+    if len(shape) == 4 and min(shape[1:3]) > 4 and shape[3] in channels:
+        raise DataError(
+            f"expected {name} of shape (n, c, h, w), got {shape}, which is as (n, h, w, c); "
+            f"pass {name}.transpose(0, 3, 1, 2)"
+        )
 
 
 def _check_labels(name: str, labels: Array) -> None:

@@ -103,6 +103,12 @@ def test_another_size_has_another_file(root, paths, tmp_path):
     assert np.load(found[2]).shape == (20, 3, 4, 4)
 
 
+def test_images_decoded_by_older_rules_are_not_used(root, paths, tmp_path, monkeypatch):
+    found = decoded(paths, root / "train", None, tmp_path)
+    monkeypatch.setattr(cache, "LAYOUT", cache.LAYOUT - 1)
+    assert decoded(paths, root / "train", None, tmp_path) != found
+
+
 def test_a_folder_that_moved_keeps_its_file(root, paths, tmp_path, decodings):
     before = decoded(paths, root / "train", None, tmp_path)
     moved = root.rename(root.with_name("elsewhere"))

@@ -72,14 +72,27 @@ def test_missing_folders(root):
 def test_no_classes(tmp_path):
     (tmp_path / "train").mkdir()
     (tmp_path / "test").mkdir()
-    with pytest.raises(DataError, match="expected one folder per class at"):
+    with pytest.raises(DataError, match=r"expected a folder with images per class at .*train, got none"):
         read(tmp_path)
 
 
-def test_an_empty_class(root):
+def test_what_is_empty_or_hidden_is_no_class(root, capfd):
+    """As a notebook leaves it, and a Mac."""
     (root / "train" / "bee").mkdir()
-    with pytest.raises(DataError, match=r"expected images of class bee at .*bee, got none; add some, or remove"):
-        read(root)
+    for name in [".ipynb_checkpoints/1.png", "cat/.ipynb_checkpoints/1-checkpoint.png", ".hidden/a/1.png"]:
+        save(root / "train" / name, 99)
+        save(root / "test" / name, 99)
+    (root / "train" / "cat" / "._1.png").write_bytes(b"of a Mac")
+    (root / "train" / "cat" / "folder.png").mkdir()
+    loaded = read(root)
+    assert loaded.classes == ("ant", "cat", "dog")
+    assert (len(loaded.train), len(loaded.test)) == (4, 1)
+    assert f"{root / 'train'}: no images, so no class: 'bee'" in capfd.readouterr().err
+
+
+def test_a_training_class_that_the_test_lacks_is_said(root, capfd):
+    assert read(root).test.y.tolist() == [2]
+    assert f"{root / 'test'}: no images of classes of training: 'ant', 'cat'" in capfd.readouterr().err
 
 
 def test_a_test_class_that_training_lacks(root):
@@ -93,5 +106,5 @@ def test_a_test_class_that_training_lacks(root):
 
 def test_no_test_images(root):
     (root / "test" / "dog" / "b.png").unlink()
-    with pytest.raises(DataError, match=f"expected images at {root / 'test'}, got none"):
+    with pytest.raises(DataError, match=f"expected a folder with images per class at {root / 'test'}, got none"):
         read(root)

@@ -51,6 +51,13 @@ def with_pixel(value):
     return x
 
 
+def layout(name, shape):
+    as_it_is = f"expected {name} of shape (n, c, h, w), got {shape}, which is as (n, h, w, c)"
+    return f"{as_it_is}; pass {name}.transpose(0, 3, 1, 2)"
+
+
+GAPS = "expected y_train to number the classes from 0 without gaps"
+ANEW = "number them anew (np.unique with return_inverse), or name every class in an array classes"
 INSIDE = "pass uint8 or divide by 255, normalisation belongs inside the model"
 WRONG = [
     ({"x_train": with_pixel(np.nan)}, f"expected x_train in [0, 1], got nan at (4, 1, 2, 3); {INSIDE}"),
@@ -66,6 +73,14 @@ WRONG = [
     ({"y_train": Y / 1}, "expected y_train as integers, got float64; number the classes from 0"),
     ({"y_train": Y[:4]}, "expected labels of x_train of shape (6,), got (4,); give one label per image"),
     ({"y_train": Y - 1}, "expected labels of x_train in [0, 1], got -1; number the classes from 0"),
+    ({"y_train": np.array(["cat", "dog"] * 3)}, "expected y_train as integers, got <U3; number the classes from 0"),
+    ({"y_train": Y + 1}, f"{GAPS}, got 1 to 3 and no 0; {ANEW}"),
+    ({"y_train": Y * 5}, f"{GAPS}, got 0 to 10 and no 1; {ANEW}"),
+    ({"y_train": Y * 10**15}, f"{GAPS}, got 0 to 2000000000000000 and no 1; {ANEW}"),
+    ({"classes": np.array("abc")}, "expected classes of shape (classes,), got (); give one name a class"),
+    ({"x_train": np.zeros((6, 8, 8, 3), np.uint8)}, layout("x_train", (6, 8, 8, 3))),
+    ({"x_test": np.zeros((2, 8, 8, 1), np.uint8)}, layout("x_test", (2, 8, 8, 1))),
+    ({"x_train": np.zeros((6, 9, 7, 4), np.float32)}, layout("x_train", (6, 9, 7, 4))),
     ({"y_test": np.array([0, 3])}, "expected labels of x_test in [0, 2], got 3; number the classes from 0"),
 ]
 
@@ -75,6 +90,17 @@ def test_the_array_and_the_value_are_named(tmp_path, arrays, message):
     with pytest.raises(DataError) as caught:
         read(tmp_path, **arrays)
     assert str(caught.value) == message
+
+
+def test_named_classes_may_have_no_images(tmp_path):
+    """Which is the remedy for labels with gaps, where each number is to keep its meaning."""
+    loaded = read(tmp_path, y_train=Y + 1, classes=np.array(["none", "a", "b", "c"]))
+    assert loaded.train.y.tolist() == (Y + 1).tolist()
+
+
+@pytest.mark.parametrize("shape", [(6, 12, 30, 1), (6, 512, 4, 4), (6, 3, 32, 3), (6, 1, 8, 1)])
+def test_channels_first_with_narrow_images(tmp_path, shape):
+    assert read(tmp_path, x_train=np.zeros(shape, np.uint8)).train.x.shape == shape
 
 
 def test_missing_file(tmp_path):
