@@ -19,11 +19,7 @@ from ..storage import parse_json, write_bytes
 FORMAT = "qrobust-1"
 NUMBERS: dict[str, type] = {"key": str, "epoch": int, "history": list, "best": dict}  # of a training state
 UNREADABLE = (OSError, SafetensorError, LookupError, TypeError, ValueError, RuntimeError)  # by a damaged header
-REMEDY = {
-    "weights": "remove it and train.json beside it, and qrobust run makes them anew",
-    "state": "remove it, and qrobust run trains anew",
-}
-REMEDY[""] = f"{REMEDY['state']}; of weights, remove train.json beside them too"
+REMEDY = {"weights": "remove it and train.json beside it to train anew", "state": "remove it to train anew"}
 
 
 @dataclass
@@ -60,12 +56,8 @@ def load_weights(path: Path, model: nn.Module) -> dict[str, Any]:
 
 
 def read_metadata(path: Path) -> dict[str, Any]:
-    """What describes a file's weights, without loading them. Raises CheckpointError."""
-    try:
-        with safe_open(str(path), "pt") as file:
-            return _metadata(path, file.metadata())
-    except UNREADABLE as error:
-        raise _unreadable(path, error) from error
+    """What describes a file's tensors, without loading them. Raises CheckpointError."""
+    return _header(path, "state")
 
 
 def save_state(path: Path, state: State) -> None:
@@ -119,22 +111,25 @@ def _write(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, Any
 
 
 def _read(path: Path, kind: str) -> tuple[dict[str, Any], dict[str, Tensor]]:
-    metadata = read_metadata(path)
+    metadata = _header(path, kind)
     if metadata.get("kind") != kind:
-        raise CheckpointError(f"expected {kind} in {path}, got {shown(metadata.get('kind'))}; {REMEDY[kind]}")
+        raise CheckpointError(f"expected {kind} in {path}, got {_plain(metadata.get('kind'))}; {REMEDY[kind]}")
     try:
         return metadata, load(path.read_bytes())
     except UNREADABLE as error:
         raise _unreadable(path, error, kind) from error
 
 
-def _metadata(path: Path, header: Mapping[str, str] | None) -> dict[str, Any]:
-    if header is None or FORMAT not in header:
-        found = shown(", ".join(header or {}) or "a foreign file")
-        raise CheckpointError(f"expected a checkpoint of format {FORMAT} at {path}, got {found}; {REMEDY['']}")
-    content = parse_json(header[FORMAT])
-    if not isinstance(content, dict):
-        raise ValueError(f"{type(content).__name__} as metadata")
+def _header(path: Path, kind: str) -> dict[str, Any]:
+    try:
+        with safe_open(str(path), "pt") as file:
+            header: Mapping[str, str] = file.metadata() or {}
+            content = parse_json(header.get(FORMAT, "{}"))
+    except UNREADABLE as error:
+        raise _unreadable(path, error, kind) from error
+    if FORMAT not in header or not isinstance(content, dict):
+        found = _plain(", ".join(header) or "a foreign file")
+        raise CheckpointError(f"expected a checkpoint of format {FORMAT} at {path}, got {found}; {REMEDY[kind]}")
     return content
 
 
@@ -153,6 +148,11 @@ def _form(tensor: Tensor) -> tuple[torch.Size, torch.dtype]:
     return tensor.shape, tensor.dtype
 
 
-def _unreadable(path: Path, error: Exception, kind: str = "") -> CheckpointError:
-    reason = shown(str(error) or type(error).__name__).strip("'\"")
+def _unreadable(path: Path, error: Exception, kind: str) -> CheckpointError:
+    reason = _plain(str(error) or type(error).__name__)
     return CheckpointError(f"expected a whole checkpoint at {path}, got {reason}; {REMEDY[kind]}")
+
+
+def _plain(value: object) -> str:
+    """As an error names it, without quotes."""
+    return shown(value).strip("'\"")

@@ -96,7 +96,7 @@ def test_a_truncated_file_is_refused(state, weights, share):
         path.write_bytes(whole[: int(len(whole) * share)])
         text = refusal(action, path)
         assert text.startswith(f"expected a whole checkpoint at {path}, got ")
-        assert text.endswith("; remove it to train anew")
+        assert text.endswith(" to train anew")
 
 
 def test_a_missing_file_is_refused(tmp_path):
@@ -111,9 +111,10 @@ def test_a_missing_file_is_refused(tmp_path):
 def test_a_foreign_file_is_refused(tmp_path, metadata, got):
     path = tmp_path / "foreign.safetensors"
     save_file({"a": torch.zeros(2)}, path, metadata=metadata)
-    expected = f"expected a checkpoint of format qrobust-1 at {path}, got {got}; remove it to train anew"
-    for action in (load_state, read_metadata, lambda path: load_weights(path, network())):
-        assert refusal(action, path) == expected
+    expected = f"expected a checkpoint of format qrobust-1 at {path}, got {got}; remove it"
+    for action in (load_state, read_metadata):
+        assert refusal(action, path) == f"{expected} to train anew"
+    assert refusal(load_weights, path, network()) == f"{expected} and train.json beside it to train anew"
 
 
 def test_the_same_weights_give_the_same_bytes(tmp_path):
@@ -140,14 +141,15 @@ def test_weights_are_no_state_and_state_no_weights(state, weights):
     text = refusal(load_state, weights)
     assert text == f"expected state in {weights}, got weights; remove it to train anew"
     text = refusal(load_weights, state, network())
-    assert text == f"expected weights in {state}, got state; remove it to train anew"
+    assert text == f"expected weights in {state}, got state; remove it and train.json beside it to train anew"
 
 
 def test_state_without_its_numbers_is_refused(tmp_path):
     path = tmp_path / "s"
     description = json.dumps({"kind": "state", "key": "k", "epoch": 1})
     save_file({"a": torch.zeros(2)}, path, metadata={checkpoint.FORMAT: description})
-    assert refusal(load_state, path) == f"expected training state in {path}, got none of 'history'; remove it"
+    expected = f"expected training state with history of type list in {path}, got None; remove it to train anew"
+    assert refusal(load_state, path) == expected
 
 
 def test_another_network_is_refused(weights, state):
