@@ -39,6 +39,7 @@ from .export import Contents, Target, load_target, make_suite, optimised_ops, wr
 from .models.statistics import estimate_statistics
 from .progress import note
 from .recipe import Recipe
+from .runs.preflight import check_provider, preflight
 from .storage import digest, read_json, write_json, write_text
 from .summary import conclude
 from .threat import Threat
@@ -54,9 +55,6 @@ class Run:
         self.recipe, self.folder, self.averaged = settings, folder, averaged
         self.threat = Threat(settings.threat.norm, settings.threat.eps)
         self.target = load_target(settings.export.target)
-        self.attacks = self._named(settings.evaluate.attacks)
-        self.suite_attacks = self._named(settings.export.suite_attacks)
-        self._named(settings.attack.attacks if settings.attack else ())  # a misspelt one is told before training
         self._networks: dict[int, nn.Module] = {}
 
     @classmethod
@@ -69,6 +67,8 @@ class Run:
 
     def all_stages(self) -> dict[str, Any] | None:
         """Everything, in order; returns the report. Of several processes the first goes on alone after evaluation."""
+        if self._missing:
+            check_provider(self.target)
         self.train()
         for bits in self.recipe.bits:
             self.evaluate(bits)
@@ -85,7 +85,15 @@ class Run:
     def train(self) -> None:
         """Train the float network, then quantise width by width."""
         self._refuse_another_training()  # before anything in the folder changes
-        self._refuse_unquantisable()
+        if self._missing:
+            preflight(
+                self.recipe,
+                self.target,
+                self.folder,
+                dataset=lambda: self.dataset,
+                network=self.untrained,
+                widths=self._missing,
+            )
         distributed.wait()
         if distributed.is_first():
             write_text(self.folder / "recipe.toml", recipe.dump(self.recipe))
@@ -100,7 +108,7 @@ class Run:
         path = self._at(bits) / "eval.json"
         if self._done(path, key):
             return
-        self.attack(bits, self.attacks, n=settings.n, path=path, key=key)
+        self.attack(bits, self._named(settings.attacks), n=settings.n, path=path, key=key)
         if distributed.is_first():
             self._tell(path)
 
@@ -166,7 +174,7 @@ class Run:
         suite = make_suite(
             self.network(bits),
             images,
-            attacks=self.suite_attacks,
+            attacks=self._named(self.recipe.export.suite_attacks),
             threat=self.threat,
             seed=self.recipe.seed,
             twin=self.twin(bits),
@@ -371,11 +379,10 @@ class Run:
                     "(data, model, threat, train, quant or seed differ); give another --out or remove it"
                 )
 
-    def _refuse_unquantisable(self) -> None:
-        """Raises ModelError for what quantisation would refuse of the network, before the float one takes its hours."""
-        missing = [b for b in self.recipe.bits if b != FLOAT and not (self._at(b) / "train.json").exists()]
-        if missing:  # one tells for all: patterns and modules are the same
-            self.untrained(missing[0])
+    @property
+    def _missing(self) -> list[int]:
+        """Widths that are still to be trained."""
+        return [bits for bits in self.recipe.bits if not (self._at(bits) / "train.json").exists()]
 
     def _done(self, path: Path, key: str) -> bool:
         """Whether a stage's file is there and of these settings."""

@@ -13,6 +13,7 @@ from .evaluate.outcomes import CLEAN, accuracy, read_outcomes
 from .recipe import Recipe
 from .runtime import wilson
 from .storage import read_json, write_json
+from .threat import describe
 
 
 def conclude(recipe: Recipe, folder: Path) -> dict[str, Any]:
@@ -134,7 +135,7 @@ def _cells(width: dict[str, Any], shown: list[str]) -> list[str]:
         f"{width['size_bytes'] / 1000:.0f} kB",
         *(f"{_percent(first)} → {_percent(then)}" for first, then in zip(in_torch, replayed, strict=True)),
         f"{_percent(before['worst_case']['accuracy'])} → {_percent(after['worst_case'])}",
-        _percent(after["accuracy"]["square"]),
+        _percent(after["accuracy"]["square"]) if "square" in after["accuracy"] else "not measured",
         _percent(width["label_flips"], 2),
         *latency,
         f"[{colour}]{width['verdict']}[/]",
@@ -146,7 +147,7 @@ def _percent(share: float | None, digits: int = 1) -> str:
 
 
 def _threat(threat: dict[str, Any]) -> str:
-    return f"{threat['norm']}, eps {threat['eps'] * 255:g}/255"
+    return describe(threat["norm"], threat["eps"])
 
 
 def evaluation_table(results: dict[str, dict[str, Any]]) -> Table:

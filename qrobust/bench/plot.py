@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import RunError
+from ..threat import describe
 
 SUFFIXES = (".png", ".svg")
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")  # Okabe and Ito
@@ -60,7 +61,7 @@ def _load(row: dict[str, Any]) -> str:
 
 
 def _title(rows: list[dict[str, Any]]) -> str:
-    threats = {f"{row['threat']['norm']}, eps {row['threat']['eps'] * 255:.3g}/255" for row in rows}
+    threats = {describe(row["threat"]["norm"], row["threat"]["eps"]) for row in rows}
     return "Accuracy under attack against latency and size" + (f" ({threats.pop()})" if len(threats) == 1 else "")
 
 

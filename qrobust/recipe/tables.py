@@ -6,6 +6,7 @@ from fractions import Fraction
 from typing import Annotated, Any, Literal
 
 from pydantic import (
+    AfterValidator,
     BaseModel,
     BeforeValidator,
     ConfigDict,
@@ -14,6 +15,8 @@ from pydantic import (
     model_serializer,
     model_validator,
 )
+
+from ..runtime import MAX_THREADS
 
 Form = Literal["batch", "sample"]
 Distance = Literal["l1", "l2", "cosine"]
@@ -51,12 +54,22 @@ def _number(value: Any) -> Any:
     return value
 
 
+def _printable(value: str) -> str:
+    if not (value and value.isprintable()):  # it would redraw a terminal, and no artifact may be called so
+        raise ValueError("expected a name of printable letters")
+    return value
+
+
+Name = Annotated[str, AfterValidator(_printable)]
 Start = Annotated[int | Literal["first-drop"], BeforeValidator(_start)]
 Radius = Annotated[float, BeforeValidator(_number), BeforeValidator(_radius), Field(ge=0, le=1)]
 Int = Annotated[int, BeforeValidator(_number)]
 Float = Annotated[float, BeforeValidator(_number)]
 Count = Annotated[int, BeforeValidator(_number), Field(gt=0)]
 Positive = Annotated[float, BeforeValidator(_number), Field(gt=0)]
+Threads = Annotated[int, BeforeValidator(_number), Field(ge=0, le=MAX_THREADS)]  # 0: as many as the runtime likes
+CallSize = Annotated[int, BeforeValidator(_number), Field(gt=0, le=2**16)]  # images of one call
+Seconds = Annotated[float, BeforeValidator(_number), Field(gt=0, le=86_400)]  # a day at most
 Weight = Annotated[float, BeforeValidator(_number), Field(ge=0)]
 
 
@@ -337,15 +350,15 @@ class Attacking(Table):
 class Benchmark(Table):
     """What is timed."""
 
-    batches: tuple[Count, ...] = (1, 32)
-    threads: Annotated[Int, Field(ge=0)] = 1  # 0: as many as the runtime likes
-    seconds: Positive = 2.0
+    batches: Annotated[tuple[CallSize, ...], Field(min_length=1)] = (1, 32)
+    threads: Threads = 1
+    seconds: Seconds = 2.0
 
 
 class Recipe(Table):
     """A whole recipe. `claim` holds numbers that a paper prints; nothing reads them but people."""
 
-    name: str
+    name: Name
     seed: Int = 0
     bits: tuple[Bits, ...] = (32, 4, 2)
     data: Data
