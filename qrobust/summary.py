@@ -8,6 +8,7 @@ from rich.table import Table
 from rich.text import Text
 
 from .progress import plain, titled
+from .threat import describe
 
 
 def headline_table(result: dict[str, Any]) -> Table | None:
@@ -60,7 +61,7 @@ def _cells(width: dict[str, Any], shown: list[str]) -> list[str | Text]:
         f"{width['size_bytes'] / 1000:.0f} kB",
         *(f"{_percent(first)} → {_percent(then)}" for first, then in zip(in_torch, replayed, strict=True)),
         f"{_percent(before['worst_case']['accuracy'])} → {_percent(after['worst_case'])}",
-        _percent(after["accuracy"]["square"]),
+        _percent(after["accuracy"]["square"]) if "square" in after["accuracy"] else "not measured",
         _percent(width["label_flips"], 2),
         *latency,
         plain(width["verdict"], colour),
@@ -72,7 +73,7 @@ def _percent(share: float | None, digits: int = 1) -> str:
 
 
 def _threat(threat: dict[str, Any]) -> str:
-    return f"{threat['norm']}, eps {threat['eps'] * 255:g}/255"
+    return describe(threat["norm"], threat["eps"])
 
 
 def evaluation_table(results: dict[str, dict[str, Any]]) -> Table:

@@ -268,6 +268,12 @@ REFUSALS = {
     "data.flip=perhaps": "data.flip: expected a valid boolean, unable to interpret input, got 'perhaps'",
     "export.suite_attacks=[3]": "export.suite_attacks.0: expected a valid string, got 3",
     "bench.batches=[1, 0]": "bench.batches.1: expected greater than 0, got 0",
+    "bench.batches=[]": "bench.batches: expected 1 value or more, got []; add one",
+    "bench.batches=[100000]": "bench.batches.0: expected less than or equal to 65536, got 100000",
+    "bench.threads=99999": "bench.threads: expected less than or equal to 1024, got 99999",
+    "bench.seconds=1e6": "bench.seconds: expected less than or equal to 86400, got 1000000.0",
+    'name="a\\u001b[2Jb"': "name: expected a name of printable letters, got 'a\\x1b[2Jb'",
+    "name=": "name: expected a name of printable letters, got ''",
     "evaluate.n=0": "evaluate.n: expected greater than 0, got 0",
 }
 

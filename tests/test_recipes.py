@@ -181,10 +181,10 @@ def test_its_method(name: str) -> None:
 
 
 def images(folder: Path, side: int) -> Path:
-    """A file of 16 images of noise, half of them for validation."""
-    x = np.random.default_rng(0).integers(0, 256, (16, 3, side, side), dtype=np.uint8)
-    y = np.arange(16) % 2
-    np.savez(folder / "images.npz", x_train=x, y_train=y, x_test=x[:4], y_test=y[:4])
+    """A file of 16 images of noise, half of them for validation, and as many to test as the suites ask."""
+    x = np.random.default_rng(0).integers(0, 256, (160, 3, side, side), dtype=np.uint8)
+    y = np.arange(160) % 4
+    np.savez(folder / "images.npz", x_train=x[:16], y_train=y[:16], x_test=x, y_test=y)
     return folder / "images.npz"
 
 
@@ -192,8 +192,8 @@ def small(name: str, file: Path, *more: str) -> Recipe:
     """The recipe on 8 images in batches of 4, every part of its schedule from the first epoch."""
     whole = recipe.load(name)
     settings = [
-        "data.name=npz", f"data.root={file}", "data.train_size=16", "data.test_size=4", "data.validation=0.5",
-        "train.attack.steps=2", "train.validation.steps=1",
+        "data.name=npz", f"data.root={file}", "data.train_size=16", "data.test_size=160", "data.validation=0.5",
+        "evaluate.n=160", "export.suite_n=160", "train.attack.steps=2", "train.validation.steps=1",
     ]  # fmt: skip
     for table in ("train", "quant"):
         schedule = getattr(whole, table)

@@ -8,7 +8,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Field
 
 from .. import resources
-from ..recipe import Count, Int, Positive, Table, checked
+from ..recipe import CallSize, Count, Int, Seconds, Table, Threads, checked
 
 SHELF = "benches/scenarios"
 NotNegative = Annotated[Int, Field(ge=0)]
@@ -22,9 +22,9 @@ class Scenario(Table):
     warmup: runs that are not counted. metric: the figure that the scenario is about.
     """
 
-    batch: Annotated[tuple[Count, ...], Field(min_length=1)] = (1, 32)
-    threads: Annotated[tuple[NotNegative, ...], Field(min_length=1)] = (1,)
-    min_seconds: Positive = 2.0
+    batch: Annotated[tuple[CallSize, ...], Field(min_length=1)] = (1, 32)
+    threads: Annotated[tuple[Threads, ...], Field(min_length=1)] = (1,)
+    min_seconds: Seconds = 2.0
     min_runs: Count = 20
     warmup: NotNegative = 5
     metric: Literal["p50_ms", "p90_ms", "p99_ms", "images_per_second"] = "p50_ms"

@@ -4,6 +4,7 @@ from .reading import checked, dump, load, parse
 from .tables import (
     Average,
     Awp,
+    CallSize,
     Count,
     Craft,
     Data,
@@ -13,7 +14,9 @@ from .tables import (
     Recipe,
     Sar,
     Schedule,
+    Seconds,
     Table,
+    Threads,
     ThreatModel,
     Training,
 )
@@ -21,6 +24,7 @@ from .tables import (
 __all__ = [
     "Average",
     "Awp",
+    "CallSize",
     "Count",
     "Craft",
     "Data",
@@ -30,7 +34,9 @@ __all__ = [
     "Recipe",
     "Sar",
     "Schedule",
+    "Seconds",
     "Table",
+    "Threads",
     "ThreatModel",
     "Training",
     "checked",

@@ -118,6 +118,8 @@ def _explain(schema: type[BaseModel], error: ValidationError) -> str:
         return f"unknown key {where!r}{did_you_mean(str(first['loc'][-1]), _fields(schema, first['loc'][:-1]))}"
     if first["type"] == "missing":
         return f"expected a value for {where!r}, got none; add it"
+    if first["type"] == "too_short":
+        return f"{where}: expected {first['ctx']['min_length']} value or more, got {first['input']!r}; add one"
     message = first["msg"].removeprefix("Value error, ").replace("Input should be ", "expected ")
     got = "" if "got" in message else f", got {shown(first['input'])}"
     return f"{where}: {message}{got}"

@@ -16,6 +16,8 @@ from pydantic import (
     model_validator,
 )
 
+from ..runtime import MAX_THREADS
+
 Form = Literal["batch", "sample"]
 Distance = Literal["l1", "l2", "cosine"]
 Width = Literal[2, 3, 4, 5, 6, 7, 8]
@@ -67,6 +69,9 @@ Int = Annotated[int, BeforeValidator(_number)]
 Float = Annotated[float, BeforeValidator(_number)]
 Count = Annotated[int, BeforeValidator(_number), Field(gt=0)]
 Positive = Annotated[float, BeforeValidator(_number), Field(gt=0)]
+Threads = Annotated[int, BeforeValidator(_number), Field(ge=0, le=MAX_THREADS)]  # 0: as many as the runtime likes
+CallSize = Annotated[int, BeforeValidator(_number), Field(gt=0, le=2**16)]  # images of one call
+Seconds = Annotated[float, BeforeValidator(_number), Field(gt=0, le=86_400)]  # a day at most
 Weight = Annotated[float, BeforeValidator(_number), Field(ge=0)]
 
 
@@ -355,9 +360,9 @@ class Attacking(Table):
 class Benchmark(Table):
     """What is timed."""
 
-    batches: tuple[Count, ...] = (1, 32)
-    threads: Annotated[Int, Field(ge=0)] = 1  # 0: as many as the runtime likes
-    seconds: Positive = 2.0
+    batches: Annotated[tuple[CallSize, ...], Field(min_length=1)] = (1, 32)
+    threads: Threads = 1
+    seconds: Seconds = 2.0
 
 
 class Recipe(Table):

@@ -28,6 +28,7 @@ from ..storage import read_json, write_json, write_text
 from ..threat import Threat
 from .folder import FLOAT, RunFolder, judged, locked
 from .networks import Networks
+from .preflight import check_provider, preflight
 from .results import results
 from .stages import Stage, without_key
 from .training import TrainStage
@@ -43,9 +44,6 @@ class Run:
         self.recipe, self.folder, self.files = settings, folder, RunFolder(folder)
         self.threat = Threat(settings.threat.norm, settings.threat.eps)
         self.target = load_target(settings.export.target)
-        self.attacks = self._named(settings.evaluate.attacks)
-        self.suite_attacks = self._named(settings.export.suite_attacks)
-        self._named(settings.attack.attacks if settings.attack else ())  # a misspelt one is told before training
         self.networks = Networks(settings, self.files, averaged=averaged)
 
     @classmethod
@@ -61,7 +59,9 @@ class Run:
 
     def all_stages(self) -> Record | None:
         """Everything, in order; returns the report. Of several processes the first goes on alone after evaluation."""
-        self._refuse_unquantisable()
+        if self._missing:
+            check_provider(self.target)
+        self._preflight()
         with self._alone():
             self._train()
             for bits in self.recipe.bits:
@@ -80,7 +80,7 @@ class Run:
 
     def train(self) -> None:
         """Train the float network, then quantise width by width."""
-        self._refuse_unquantisable()
+        self._preflight()
         with self._alone():
             self._train()
 
@@ -104,9 +104,10 @@ class Run:
     def evaluate(self, bits: int) -> None:
         """Attack the torch network."""
         settings, files = self.recipe.evaluate, self.files.network(bits)
+        attacks = self._named(settings.attacks)
         stage = Stage(
             files.evaluation,
-            [settings.model_dump(mode="json"), self._threat(), _described(self.attacks), self.dataset.fingerprint],
+            [settings.model_dump(mode="json"), self._threat(), _described(attacks), self.dataset.fingerprint],
             self._weights(bits),
             {"outcomes": files.outcomes},
         )
@@ -117,7 +118,7 @@ class Run:
             outcomes.save_masks(files.outcomes)
             self._finish(stage, outcomes.to_dict() | more)
 
-        self._evaluated(bits, self.attacks, save, n=settings.n, state=files.evaluation.with_suffix(".partial.npz"))
+        self._evaluated(bits, attacks, save, n=settings.n, state=files.evaluation.with_suffix(".partial.npz"))
 
     def attack(
         self,
@@ -231,7 +232,7 @@ class Run:
         return make_suite(
             self.network(bits),
             images,
-            attacks=self.suite_attacks,
+            attacks=self._named(self.recipe.export.suite_attacks),
             threat=self.threat,
             seed=self.recipe.seed,
             twin=self.twin(bits),
@@ -322,11 +323,22 @@ class Run:
         """Whether training of a width averages weights."""
         return self.networks.has_average(bits)
 
-    def _refuse_unquantisable(self) -> None:
-        """Raises ModelError for what quantisation would refuse of the network, before the float one takes its hours."""
-        missing = [b for b in self.recipe.bits if b != FLOAT and not self.files.network(b).training.exists()]
-        if missing:  # one tells for all: patterns and modules are the same
-            self.untrained(missing[0])
+    def _preflight(self) -> None:
+        """Raises what a later stage would end in, before the first epoch."""
+        if self._missing:
+            preflight(
+                self.recipe,
+                self.target,
+                self.folder,
+                dataset=lambda: self.dataset,
+                network=self.untrained,
+                widths=self._missing,
+            )
+
+    @property
+    def _missing(self) -> list[int]:
+        """Widths that are still to be trained."""
+        return [bits for bits in self.recipe.bits if not self.files.network(bits).training.exists()]
 
     def _weights(self, bits: int) -> dict[str, Path]:
         """The files of a width's network and of the float one, which attacks transfer from."""

@@ -31,7 +31,8 @@ def test_a_path_wins(tmp_path):
 
 BAD = {
     "batch = [0]": "scenario.batch.0: expected greater than 0, got 0",
-    "batch = []": "scenario.batch: Tuple should have at least 1 item",
+    "batch = []": "scenario.batch: expected 1 value or more, got []",
+    "threads = [1025]": "scenario.threads.0: expected less than or equal to 1024, got 1025",
     "bach = [1]": "did you mean 'batch'?",
     'metric = "p95_ms"': "scenario.metric: expected",
     "min_seconds = 0": "scenario.min_seconds: expected greater than 0, got 0",

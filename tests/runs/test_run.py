@@ -75,6 +75,16 @@ def test_tables_say_when_activations_have_a_width_of_their_own(small_run: Path) 
         assert ["activations of 8 bits" in title for title in titles] == [False, True]
 
 
+def test_the_table_says_where_square_was_not_measured(small_run: Path) -> None:
+    result = json.loads((small_run / "report.json").read_text())
+    del result["widths"][0]["after"]["accuracy"]["square"]
+    result["threat"] = {"norm": "l2", "eps": 0.5}
+    drawn = table(result)
+    square = next(column for column in drawn.columns if column.header == "Square")
+    assert [cell == "not measured" for cell in square.cells] == [True, False, False]
+    assert "l2, eps 0.5;" in str(drawn.title)
+
+
 def test_the_artifact_loads_as_python(small_run: Path) -> None:
     artifact = Artifact.load(small_run / "qm-4" / "artifact")
     assert artifact.manifest["bits_per_layer"]["layer1.0.conv1"] == 4
@@ -102,7 +112,7 @@ def test_a_run_exports_for_another_target(small_run: Path, tmp_path: Path) -> No
 
 DISTILLED = overrides(
     "bits=[32, 4]", "train.epochs=1", "train.milestones=[]", "train.sar.start=0", "data.train_size=300",
-    "data.test_size=40", "evaluate.n=40", "evaluate.attacks=['fgsm']", "export.suite_n=40",
+    "evaluate.attacks=['fgsm']",
     "export.suite_attacks=['fgsm']", "train.estimate_statistics=true", "quant.estimate_statistics=true",
     "quant.method=rslad", "quant.layers={'layer3.*' = 8}", "quant.straight_through=unclipped",
 )[1::2]  # fmt: skip
@@ -155,7 +165,7 @@ def test_statistics_are_means_over_the_training_images(distilled: Run) -> None:
 TRANSFORMED = overrides(
     "bits=[32, 4]", "train.fat=normalised", "train.epochs=2", "train.milestones=[]", "train.sar.start=0",
     "train.awp.start=0", "train.average.start=0", "train.average.deploy=true", "data.train_size=200",
-    "data.test_size=40", "evaluate.n=40", "evaluate.attacks=['fgsm']", "export.suite_n=40",
+    "evaluate.attacks=['fgsm']",
     "export.suite_attacks=['fgsm']",
 )[1::2]  # fmt: skip
 
