@@ -158,9 +158,8 @@ def judge(whole: Parity, alone: Parity, target: Target) -> list[Verdict]:
         ("logit_change", whole.change, np.inf if change is None else change,
          f"logits of the median image moved by {whole.change:.2g} of their length"),
     ]  # fmt: skip
-    where = f"leave {wrong.module} in float" if wrong is not None and wrong.largest > _most_steps(target) else HINT
     return [
-        Verdict(name, found <= limit + 1e-9, float(found), float(limit), reason, where)
+        Verdict(name, found <= limit + 1e-9, float(found), float(limit), reason, HINT)
         for name, found, limit, reason in measured
     ]
 

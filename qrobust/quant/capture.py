@@ -9,6 +9,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Iterator
 from contextlib import ExitStack
+from functools import partial
 from typing import Any
 
 import torch
@@ -17,6 +18,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from ..errors import ModelError
+from ..models.statistics import in_eval_mode
 
 IMAGES = 4  # two at least: batch-norm trains on several values
 SIZES = (8, 16, 28, 32, 48, 64, 96, 128, 224, 299)  # of images that are made where none are given
@@ -51,20 +53,31 @@ def check_capture(model: nn.Module, captured: nn.Module, images: Tensor | None) 
 
 
 def check_pools(captured: nn.Module, images: Tensor) -> None:
-    """Raises ModelError for an adaptive pool that does not divide its input: no file has windows of two sizes."""
-    seen: dict[str, tuple[Any, Tensor]] = {}
-    with torch.no_grad(), ExitStack() as stack:
+    """Raises ModelError for a pool with windows of two sizes, which no runtime computes as torch does: an adaptive one
+    that does not divide its input, or an average of a last window that ceil_mode adds.
+    """
+    with torch.no_grad(), in_eval_mode(captured), ExitStack() as stack:
         for path, pool in captured.named_modules():
-            if isinstance(pool, (nn.AdaptiveAvgPool2d, nn.AdaptiveMaxPool2d)):
-                note = pool.register_forward_hook(lambda _, x, y, path=path: seen.update({path: (x[0], y)}))
-                stack.callback(note.remove)
-        copy.deepcopy(captured).eval()(images[:1].to(next(captured.parameters()).device))
-    for path, (x, y) in seen.items():
-        sizes, parts = tuple(x.shape[-2:]), tuple(y.shape[-2:])
-        if any(size % part for size, part in zip(sizes, parts, strict=True)):
+            if isinstance(pool, (nn.AdaptiveAvgPool2d, nn.AdaptiveMaxPool2d, nn.AvgPool2d)):
+                check = pool.register_forward_hook(partial(_check_pool, path))
+                stack.callback(check.remove)
+        captured(images[:1].to(next(captured.parameters()).device))
+
+
+def _check_pool(path: str, pool: nn.Module, given: tuple[Tensor, ...], y: Tensor) -> None:
+    before, after = tuple(given[0].shape[-2:]), tuple(y.shape[-2:])
+    if not isinstance(pool, nn.AvgPool2d):
+        if any(size % part for size, part in zip(before, after, strict=True)):
             raise ModelError(
-                f"{path}: expected an adaptive pool that divides its input, got {sizes} into {parts}; "
+                f"{path}: expected an adaptive pool that divides its input, got {before} into {after}; "
                 "choose sizes that divide, or a pool with a kernel"
+            )
+    elif pool.ceil_mode:
+        whole = nn.AvgPool2d(pool.kernel_size, pool.stride, pool.padding)(given[0])
+        if tuple(whole.shape[-2:]) != after:
+            raise ModelError(
+                f"{path}: expected an average over whole windows, got {before} into {after} by ceil_mode; "
+                "leave it out, or pad the images"
             )
 
 

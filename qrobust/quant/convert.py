@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
 from itertools import chain
 from typing import cast
 
@@ -13,7 +12,7 @@ from torch import Tensor, fx, nn
 
 from ..errors import ModelError, did_you_mean
 from ..machine import device_of
-from ..models.statistics import statistics_anew
+from ..models.statistics import in_eval_mode, statistics_anew
 from ..spectrum import FAT_FORMS
 from .biases import round_biases
 from .capture import check_capture, check_pools
@@ -126,7 +125,7 @@ def calibrate(model: nn.Module, batches: Iterable[Tensor], *, estimate_statistic
 
     Biases should be rounded then (`round_biases`), as `quantize` does: the steps of their grid follow the clips.
     """
-    with statistics_anew(model) if estimate_statistics else _in_eval_mode(model), calibrating(model):
+    with statistics_anew(model) if estimate_statistics else in_eval_mode(model), calibrating(model):
         for x in image_batches(batches):
             model(x)
 
@@ -150,17 +149,6 @@ def image_batches(calibration: Iterable[Tensor]) -> Iterator[Tensor]:
         count += 1
     if not count:
         raise ModelError("expected at least one batch of calibration images, got none; pass some")
-
-
-@contextmanager
-def _in_eval_mode(model: nn.Module) -> Iterator[None]:
-    modes = [(module, module.training) for module in model.modules()]
-    model.eval()
-    try:
-        yield
-    finally:
-        for module, training in modes:
-            module.training = training
 
 
 def _round(model: nn.Module) -> None:

@@ -157,8 +157,16 @@ def check_settings(where: str, module: nn.Module | None) -> None:
             f"{where}: expected a pool that divides by its pixels, got divisor_override={module.divisor_override}; "
             "leave it out and multiply by the kernel's pixels / divisor behind the pool"
         )
+    if isinstance(module, (nn.AdaptiveAvgPool2d, nn.AdaptiveMaxPool2d)) and _leaves_open(module.output_size):
+        raise ModelError(
+            f"{where}: expected an adaptive pool of a known size, got {module.output_size}; give both numbers"
+        )
     if isinstance(module, (nn.MaxPool2d, nn.AdaptiveMaxPool2d)) and module.return_indices:
         raise ModelError(f"{where}: expected a pool that gives values alone, got return_indices; leave it out")
+
+
+def _leaves_open(size: object) -> bool:
+    return size is None or (isinstance(size, tuple) and None in size)
 
 
 def _is_arithmetic(node: fx.Node) -> bool:

@@ -9,6 +9,7 @@ from qrobust.export.passes.graph import constant
 
 from .helpers import (
     FEATURES,
+    PADS,
     classifier,
     float_conv,
     images,
@@ -43,9 +44,13 @@ def weight_node(model, kind="Conv"):
 
 def test_no_two_layers_share_what_makes_their_weights():
     """Of two equal layers: integers and zero point are stored twice, scales once; activations share what they may."""
-    nodes, values = integer_conv(output="c1")
-    again = [node("Conv", ["xd", "wd2"], "c2"), node("DequantizeLinear", ["w", "w_scale", "w_zero"], "wd2", axis=0)]
-    model = model_of([*nodes, *again[::-1], node("Add", ["c1", "c2"], "y")], values)
+    nodes, values = integer_conv()
+    again = [
+        node("DequantizeLinear", ["w", "w_scale", "w_zero"], "wd2", axis=0),
+        node("Conv", ["xd", "wd2"], "c2", pads=PADS),
+        node("Add", ["c", "c2"], "y"),
+    ]
+    model = model_of([*nodes, *again], values)
     expected = run(model, images())
     assert passes.own_constants(model)
     one, two = (n for n in model.graph if n.op_type == "DequantizeLinear" and n.outputs[0].name.startswith("wd"))
