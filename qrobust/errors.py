@@ -7,6 +7,7 @@
     ├── CheckpointError     a checkpoint that is truncated, foreign or of another network
     ├── RunError            a run folder that cannot be used as asked
     ├── ExportError         a graph or target that cannot be written
+    │   └── ParityError     a file that computes another function than its network; exit code 1: it was judged
     └── GraphError          a deployed graph that cannot be read or computed
 
 An artifact that cannot be used raises `qrobust.runtime.ArtifactError`, which stands apart because
@@ -53,6 +54,12 @@ class RunError(QrobustError):
 
 class ExportError(QrobustError):
     """A graph or a target cannot be written."""
+
+
+class ParityError(ExportError):
+    """A file computes another function than its network: it was run and judged, so the exit code is 1."""
+
+    exit_code = 1
 
 
 class GraphError(QrobustError):

@@ -14,11 +14,13 @@ from ..errors import GraphError
 from .fusing import FAKE, fuse
 from .node import Node, reason, shown
 from .operators import LARGEST, TABLE, Function, fake_quantise, find, title
+from .operators.elements import INTEGERS
 from .qoperators import WRITERS, expand
 from .reading import Graph, Input
 from .rounding import Backward
 
 Values = dict[str, Tensor]
+GIVES_FLOATS = ("DequantizeLinear", FAKE)  # of integers
 SMALL = 4096  # elements: no operator makes much memory of so few
 
 
@@ -115,14 +117,17 @@ def _check_covered(nodes: Iterable[Node]) -> None:
 
 def _fold(nodes: Iterable[Node], constants: Values, kinds: dict[str, int], backward: Backward) -> list[Node]:
     """Nodes that images reach, knowing their constants; the results of others join the constants."""
-    left = []
+    left, whole = [], {name for name, kind in kinds.items() if kind in INTEGERS}
     for node in nodes:
         node = replace(
             node,
             backward=backward,
+            whole=_is_whole(node, whole),
             kinds=tuple(kinds.get(name) for name in node.inputs),
             numbers=tuple(_number(constants.get(name)) for name in node.inputs),
         )
+        if _gives_whole(node):
+            whole.update(node.outputs)
         if any(name and name not in constants for name in node.inputs):
             left.append(node)
             continue
@@ -133,6 +138,17 @@ def _fold(nodes: Iterable[Node], constants: Values, kinds: dict[str, int], backw
         results = execute([step], given, checked=True)
         constants.update({name: results[name].detach() for name in node.outputs if name in results})
     return left
+
+
+def _is_whole(node: Node, whole: set[str]) -> bool:
+    """Whether what a node works on is of an integer type in the file."""
+    return bool(node.inputs) and node.inputs[1 if node.op == "Where" else 0] in whole
+
+
+def _gives_whole(node: Node) -> bool:
+    if node.op == "Cast":
+        return node.integer("to", 1) in INTEGERS
+    return node.op == "QuantizeLinear" or (node.whole and node.op not in GIVES_FLOATS)
 
 
 def _number(value: Tensor | None) -> float | None:

@@ -6,6 +6,7 @@ import math
 from collections import defaultdict
 from dataclasses import replace
 
+import onnx
 import torch
 from torch import Tensor
 
@@ -16,11 +17,12 @@ QUANTISE, DEQUANTISE = "QuantizeLinear", "DequantizeLinear"
 
 
 def fuse(nodes: list[Node], constants: dict[str, Tensor], output: str) -> tuple[list[Node], str]:
-    """Quantise → Clip becomes a narrower Quantise, Quantise → Dequantise with one scale a FakeQuantize.
+    """Quantise → Clip becomes a narrower Quantise, Quantise → Dequantise with one scale a FakeQuantize, and so does
+    the same in float arithmetic: Div → Round → Clip → Mul.
 
     Returns the nodes and the name that the output has then.
     """
-    nodes = _narrowed(nodes, output)
+    nodes = _narrowed(_of_arithmetic(nodes, constants, output), output)
     return _paired(nodes, constants, output)
 
 
@@ -32,6 +34,36 @@ def _readers(nodes: list[Node], output: str) -> dict[str, list[Node | None]]:
             readers[name].append(node)
     readers[output].append(None)
     return readers
+
+
+def _of_arithmetic(nodes: list[Node], constants: dict[str, Tensor], output: str) -> list[Node]:
+    readers, fused, gone = _readers(nodes, output), dict[str, Node](), set[str]()
+    for node in nodes:
+        match _chain(node, readers):
+            case [Node(op="Div") as divided, Node(op="Round"), Node(op="Clip") as clip, Node(op="Mul") as product]:
+                bounds, scale = _bounds(clip), constants.get(divided.inputs[1])
+                other = constants.get(product.inputs[1])
+                if bounds is None or scale is None or other is None or not torch.equal(scale, other):
+                    continue
+                attributes = {"low": bounds[0], "high": bounds[1], "output_dtype": onnx.TensorProto.INT32}
+                fused[product.outputs[0]] = replace(
+                    divided, op=FAKE, domain="", outputs=product.outputs, attributes=attributes
+                )
+                gone.update((divided.outputs[0], clip.inputs[0], clip.outputs[0]))
+    left = (node for node in nodes if node.outputs[0] not in gone)
+    return [fused.get(node.outputs[0], node) for node in left]
+
+
+def _chain(node: Node, readers: dict[str, list[Node | None]]) -> list[Node]:
+    """A node and the three behind it, each the only reader of the one before."""
+    found = [node]
+    while len(found) < 4:
+        match readers[found[-1].outputs[0]]:
+            case [Node() as only] if only.inputs[0] == found[-1].outputs[0]:
+                found.append(only)
+            case _:
+                break
+    return found
 
 
 def _narrowed(nodes: list[Node], output: str) -> list[Node]:

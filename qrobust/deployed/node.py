@@ -16,7 +16,8 @@ class Node:
     """An operator as the file states it: "" in `inputs` is one left out.
 
     opset: of the operator's own domain. kinds and numbers say what is known of each input before any image is:
-    the ONNX element type of a constant, and the value of a constant that is one number; None of others.
+    the ONNX element type of a constant, and the value of a constant that is one number; None of others. whole: the
+    file computes on integers here, which floats stand for.
     """
 
     op: str
@@ -28,6 +29,7 @@ class Node:
     attributes: Mapping[str, Any] = field(default_factory=dict)
     kinds: tuple[int | None, ...] = ()
     numbers: tuple[float | None, ...] = ()
+    whole: bool = False
     backward: Backward = field(default_factory=Backward)
 
     def __str__(self) -> str:

@@ -21,7 +21,7 @@ from ..storage import write_json
 from ..threat import Threat
 from .lowering import INPUTS, lower
 from .optimised import check_ops, present_provider
-from .parity import parity
+from .parity import check_parity
 from .suite import Arrays, suite_accuracy, suite_bytes
 from .target import Target
 
@@ -95,9 +95,8 @@ def _fill(folder: Path, model: nn.Module, dataset: Dataset, target: Target, cont
     if not target.executable:
         return
     if contents.bits < 32:
-        check_ops(folder / "model.onnx", target, model)
-    level = target.session.graph_optimization_level
-    manifest["parity"] = parity(model, data, images, runtime=level).to_dict()
+        check_ops(data, target, model)
+    manifest["parity"] = check_parity(model, data, images, target).to_dict()
     manifest["metrics"]["after"] = _replayed(runtime.Artifact.load(folder), present_provider(target))
     manifest["metrics"]["after_provider"] = present_provider(target)
     write_json(path, manifest)

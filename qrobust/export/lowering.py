@@ -8,32 +8,56 @@ from pathlib import Path
 
 import onnx
 import onnx_ir as ir
+import torch
 from torch import Tensor, nn
 
 from ..errors import ExportError
-from ..quant import fold_fat, write_qcdq
+from ..quant import first_unrounded, fold_fat, write_qcdq
 from ..storage import write_bytes
 from .naming import name_by_module, shorten_names
+from .optimised import check_ops
+from .parity import check_parity
 from .passes import steps
 from .target import Target, load_target
 
 INPUTS = ("float32-nchw", "uint8-nhwc")
+FEWEST, MOST = 32, 1000  # images that a file is judged on
 
 
 def export_model(
     model: nn.Module, example: Tensor, *, target: str | Target = "ort-cpu", path: str | Path, input: str = INPUTS[0]
 ) -> Path:
-    """Write a network as ONNX for a target; returns the path.
+    """Write a network as ONNX for a target; returns the path. What is written is what `evaluate` measures.
 
-    model: float, or from `quantize`; it is not changed. example: images (n, c, h, w) in [0,1], for the shape.
+    model: float, or from `quantize`; it is not changed. example: images (n, c, h, w) in [0,1], for the shape; file
+    and network are compared on them, and on random ones if they are few.
     input: "float32-nchw": the file takes "x" float32 (batch, c, h, w) in [0,1]; "uint8-nhwc": uint8
     (batch, h, w, c), as a camera gives it. It gives "logits" float32 (batch, classes).
-    Raises ExportError if the graph is not what the target asks for; then nothing is written.
+    Raises ExportError if the graph is not what the target asks for, or a bias lies off its grid (after training:
+    `round_biases`), and ParityError if file and network differ by more than it tolerates; then nothing is written.
     """
     path = Path(path)
     chosen = load_target(target) if isinstance(target, str) else target
-    write_bytes(path, lower(model, example, chosen, input=input))
+    images = _some_images(example)
+    network = copy.deepcopy(model).cpu().eval()
+    data = lower(network, images[:1], chosen, input=input)
+    if chosen.executable:
+        check_ops(data, chosen, network)
+        check_parity(network, data, images, chosen)
+    write_bytes(path, data)
     return path
+
+
+def _some_images(example: Tensor) -> Tensor:
+    """The first of these on the 8-bit grid, and random ones up to `FEWEST`."""
+    if example.dim() != 4 or not len(example) or not (example.min() >= 0 and example.max() <= 1):
+        raise ExportError(
+            f"expected example images (n, c, h, w) in [0, 1], got {tuple(example.shape)}; pass some of the test images"
+        )
+    given = (example[:MOST].detach().float().cpu() * 255).round()
+    missing = (max(0, FEWEST - len(given)), *given.shape[1:])
+    made = torch.randint(256, missing, generator=torch.Generator().manual_seed(0))
+    return torch.cat([given, made]) / 255
 
 
 def lower(
@@ -47,10 +71,17 @@ def lower(
     """The file of `export_model` as bytes, `metadata` in it; the same network gives the same bytes."""
     if input not in INPUTS:
         raise ExportError(f"expected input {' or '.join(INPUTS)}, got {input!r}")
+    unrounded = first_unrounded(model) if target.format == "integer" else None
+    if unrounded is not None:
+        raise ExportError(
+            f"{unrounded}: expected a bias on its accumulator's grid, got one between two steps, which the file would "
+            "round; call qrobust.quant.round_biases(model), evaluate, and export again"
+        )
     folded = fold_fat(copy.deepcopy(model)).cpu().eval()
+    _give_biases(folded)
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "model.onnx"
-        write_qcdq(folded, example.cpu()[:1].contiguous(), path)
+        _write(folded, example.cpu()[:1].contiguous(), path)
         graph = ir.load(path)
     chosen = steps(target.format, storage=target.storage, opset=target.opset, camera=input == "uint8-nhwc")
     try:
@@ -65,6 +96,25 @@ def lower(
     graph.producer_name, graph.producer_version = "qrobust", None
     graph.metadata_props.update(metadata or {})
     return _checked(graph, target)
+
+
+def _write(model: nn.Module, example: Tensor, path: Path) -> None:
+    try:
+        write_qcdq(model, example, path)
+    except Exception as error:  # torch's exporter raises many kinds; all mean that something has no form in ONNX
+        first = next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)
+        raise ExportError(
+            f"expected a network that torch exports to ONNX, got: {first[:200]}; replace the layer that it names"
+        ) from error
+
+
+def _give_biases(model: nn.Module) -> None:
+    """Linear layers without a bias get one of zeros: torch writes them as a product with a transposed weight else,
+    of which onnxruntime makes no integer layer.
+    """
+    for layer in model.modules():
+        if isinstance(layer, nn.Linear) and layer.bias is None:
+            layer.bias = nn.Parameter(layer.weight.new_zeros(layer.out_features))
 
 
 def _checked(graph: ir.Model, target: Target) -> bytes:

@@ -21,13 +21,13 @@ CPU = "CPUExecutionProvider"
 IDENTITY = '<ir_version: 10, opset_import: ["": 20]> identity (float[1] x) => (float[1] y) { y = Identity (x) }'
 
 
-def optimised_ops(path: Path, target: Target) -> Counter[str]:
+def optimised_ops(model: Path | bytes, target: Target) -> Counter[str]:
     """How many nodes of each kind the target's provider executes, or the CPU's where that is missing; maybe none."""
     if not target.executable:
         return Counter()
     with tempfile.TemporaryDirectory() as folder:
         written = Path(folder) / "optimised.onnx"
-        open_session(path, target.session.graph_optimization_level, present_provider(target), written)
+        open_session(model, target.session.graph_optimization_level, present_provider(target), written)
         graph = onnx.load(str(written)).graph
     return Counter(node.op_type for node in graph.node)
 
@@ -82,12 +82,12 @@ def _opens(provider: str) -> bool:
     return bool(open_session(model, "all", provider).get_providers()[0] == provider)
 
 
-def check_ops(path: Path, target: Target, model: nn.Module) -> None:
+def check_ops(file: Path | bytes, target: Target, model: nn.Module) -> None:
     """Raises ExportError unless the optimised graph holds what the target requires and nothing it forbids.
 
     A required operator must be there for every quantised convolution of `model`, from `quantize`.
     """
-    layers, ran = dict(model.named_modules()), optimised_ops(path, target)
+    layers, ran = dict(model.named_modules()), optimised_ops(file, target)
     least = sum(bits < 32 and isinstance(layers[name], nn.Conv2d) for name, bits in bits_per_layer(model).items())
     for op in target.required_ops:
         if ran[op] < least:

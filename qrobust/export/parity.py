@@ -15,19 +15,24 @@ from onnx import helper
 from torch import Tensor, fx, nn
 
 from .. import machine
-from ..errors import ExportError
+from ..errors import ExportError, ParityError
 from ..quant import Quantizer, quantizers
 from .optimised import open_session
+from .target import Target
 
 Array = npt.NDArray[Any]
 Run = Callable[[dict[str, Array]], list[Array]]  # a graph's inputs by name → its outputs
 LEVELS = ("disable", "basic", "extended", "all")
+# Seen of right files, layer by layer: one step at ties; in float16, where sums lose digits, seven.
+STEPS, HALF_STEPS = 1, 16
+FORCED = 64  # images that layers are judged on alone
+HINT = "choose another target, or replace what its runtime computes in another way"
 
 
 @dataclass(frozen=True)
 class Difference:
     """Of one tensor: its width, the step of its grid, its elements, the share that differs, the largest difference
-    in steps.
+    in steps. module: path of its quantiser in the torch network.
     """
 
     name: str
@@ -36,6 +41,7 @@ class Difference:
     elements: int
     share: float
     largest: int
+    module: str = ""
 
 
 @dataclass(frozen=True)
@@ -44,6 +50,7 @@ class Parity:
 
     runtime: who executed the file. flips: share of other labels. logits: largest difference, in steps of the
     classifier's accumulator (s_x · s_w) or, for a float one, as it is. layers: every quantised activation.
+    change: how far the median image's logits moved, as a share of their length.
     """
 
     runtime: str
@@ -51,6 +58,7 @@ class Parity:
     flips: float
     logits: float
     layers: tuple[Difference, ...]
+    change: float = 0.0
 
     @property
     def first(self) -> str | None:
@@ -89,10 +97,10 @@ def parity(
     """
     proto = onnx.load_from_string(data)
     values = _levels(proto)
-    watched = list(_executed(model))
+    names, watched = list(_executed(model)), [quantizer for _, quantizer in _executed(model)]
     pixels = proto.graph.input[0].type.tensor_type.elem_type == onnx.TensorProto.UINT8
     if pixels and len(watched) == len(values) + 1:
-        watched = watched[1:]  # a camera's pixels lie on the first grid already
+        names, watched = names[1:], watched[1:]  # a camera's pixels lie on the first grid already
     if len(watched) != len(values):
         raise ExportError(f"expected {len(watched)} quantised activations in the file, got {len(values)}; export again")
     source = proto.graph.input[0].name
@@ -100,7 +108,7 @@ def parity(
         _force(proto, values, _torch_levels(model, watched, images[:1])[1])
     run = _runner(_exposing(proto, [value.name for value in values]), runtime)
     counts = [np.zeros(3, np.int64) for _ in values]
-    flips, furthest, step = 0, 0.0, _logit_step(model)
+    flips, furthest, step, changes = 0, 0.0, _logit_step(model), list[float]()
     for batch in torch.split(images, batch_size):
         logits, expected = _torch_levels(model, watched, batch)
         feeds = {source: _as_input(batch, pixels)}
@@ -109,15 +117,72 @@ def parity(
         outputs = run(feeds)
         flips += int((outputs[0].argmax(1) != logits.argmax(1)).sum())
         furthest = max(furthest, float((np.abs(outputs[0] - logits) / step).max()))
+        lengths = np.linalg.norm(logits, axis=1)
+        changes += (np.linalg.norm(outputs[0] - logits, axis=1) / np.maximum(lengths, 1e-30)).tolist()
         for count, value, got, want in zip(counts, values, outputs[1:], expected, strict=True):
             distance = np.abs(np.rint(got.astype(np.float32)) - value.zero - want).astype(np.int64)
             count += (distance.size, int((distance > 0).sum()), 0)
             count[2] = max(count[2], distance.max(initial=0))
     layers = tuple(
-        Difference(value.name, own.bits, own.scale().item(), int(total), float(differing / total), int(largest))
-        for value, own, (total, differing, largest) in zip(values, watched, counts, strict=True)
+        Difference(value.name, own.bits, own.scale().item(), int(total), float(differing / total), int(largest), path)
+        for value, (path, own), (total, differing, largest) in zip(values, names, counts, strict=True)
     )
-    return Parity(runtime, len(images), flips / len(images), furthest, layers)
+    return Parity(runtime, len(images), flips / len(images), furthest, layers, float(np.median(changes)))
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """A number that was measured of a file, what its target tolerates, what that says, and what to do."""
+
+    name: str
+    passed: bool
+    measured: float
+    limit: float
+    reason: str
+    hint: str
+
+
+def judge(whole: Parity, alone: Parity, target: Target) -> list[Verdict]:
+    """Whether a file computes what its network does: `whole` as it runs, `alone` layer by layer (forced).
+
+    A layer alone may miss torch's integers by a step where a value lies between two, or in float16 by what that
+    format rounds; labels may flip as the target says, and one image of a few.
+    """
+    worst = max(alone.layers, key=lambda layer: layer.largest, default=None)
+    wrong = next((layer for layer in alone.layers if layer.largest > _most_steps(target)), worst)
+    flips, change = max(target.limits.label_flips, 1 / whole.n), target.limits.logit_change
+    measured = [
+        ("steps", worst.largest if worst else 0, _most_steps(target),
+         f"{wrong.module if wrong else 'logits'} differs from torch's by {wrong.largest if wrong else 0} steps"),
+        ("label_flips", whole.flips, flips, f"{whole.flips:.2%} of labels differ from torch's"),
+        ("logit_change", whole.change, np.inf if change is None else change,
+         f"logits of the median image moved by {whole.change:.2g} of their length"),
+    ]  # fmt: skip
+    return [
+        Verdict(name, found <= limit + 1e-9, float(found), float(limit), reason, HINT)
+        for name, found, limit, reason in measured
+    ]
+
+
+def check_parity(model: nn.Module, data: bytes, images: Tensor, target: Target) -> Parity:
+    """The parity of a file as its target runs it; arguments as of `parity`.
+
+    Raises ParityError, with the layer, for one beyond the target's limits.
+    """
+    level = target.session.graph_optimization_level
+    whole = parity(model, data, images, runtime=level)
+    alone = parity(model, data, images[:FORCED], runtime=level, forced=True) if whole.layers else whole
+    for verdict in judge(whole, alone, target):
+        if not verdict.passed:
+            raise ParityError(
+                f"{target.name}: expected a file that computes what torch does, but {verdict.reason}, tolerated "
+                f"{verdict.limit:g}; {verdict.hint}"
+            )
+    return whole
+
+
+def _most_steps(target: Target) -> int:
+    return HALF_STEPS if target.format == "float16" else STEPS
 
 
 @dataclass(frozen=True)
@@ -201,13 +266,13 @@ def _openvino(data: bytes) -> Run:
     return lambda feeds: [np.asarray(value) for value in compiled(feeds).values()]
 
 
-def _executed(model: nn.Module) -> Iterator[Quantizer]:
-    """Quantisers of activations, in the order of execution."""
+def _executed(model: nn.Module) -> Iterator[tuple[str, Quantizer]]:
+    """Quantisers of activations by the path of their module, in the order of execution."""
     if isinstance(model, fx.GraphModule):
         for node in model.graph.nodes:
             if node.op == "call_module":
                 module = model.get_submodule(str(node.target))
-                yield from (q for q in quantizers(module) if q.masked or q.fixed)
+                yield from ((str(node.target), q) for q in quantizers(module) if q.masked or q.fixed)
 
 
 def _torch_levels(model: nn.Module, watched: Sequence[Quantizer], x: Tensor) -> tuple[Array, list[Array]]:
@@ -241,6 +306,6 @@ def _as_input(x: Tensor, pixels: bool) -> Array:
 
 def _logit_step(model: nn.Module) -> float:
     """The smallest step of the classifier's accumulator, 1 for a float classifier."""
-    inputs = [q.scale().max().item() for q in _executed(model)]
+    inputs = [q.scale().max().item() for _, q in _executed(model)]
     weights = [q.scale().min().item() for q in quantizers(model) if not (q.masked or q.fixed)]
     return inputs[-1] * weights[-1] if inputs and weights else 1.0

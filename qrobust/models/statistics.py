@@ -30,6 +30,18 @@ def statistics_anew(model: nn.Module) -> Iterator[None]:
         model.train(training)
 
 
+@contextmanager
+def in_eval_mode(model: nn.Module) -> Iterator[None]:
+    """Inside, in eval mode; leaves the mode of every module as it was."""
+    modes = [(module, module.training) for module in model.modules()]
+    model.eval()
+    try:
+        yield
+    finally:
+        for module, training in modes:
+            module.training = training
+
+
 @torch.no_grad()
 def estimate_statistics(model: nn.Module, batches: Iterable[Tensor]) -> None:
     """Batch-norm's statistics as plain means over batches of images (n, c, h, w) in [0,1]."""

@@ -1,6 +1,6 @@
 """Quantisation-aware networks: learned-clip quantisers in Brevitas layers, FAT on their weights."""
 
-from .biases import round_biases
+from .biases import first_unrounded, round_biases
 from .convert import BITS, EDGE_LAYERS, calibrate, quantize, requantize
 from .cost import Cost, cost
 from .layers import FAT, fold_fat, set_export_form, weights_first
@@ -34,6 +34,7 @@ __all__ = [
     "bits_per_layer",
     "calibrate",
     "cost",
+    "first_unrounded",
     "fold_fat",
     "kurtosis",
     "latent_weights",

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from itertools import chain
 from typing import cast
 
 import torch
@@ -11,9 +12,11 @@ from torch import Tensor, fx, nn
 
 from ..errors import ModelError, did_you_mean
 from ..machine import device_of
-from ..models.statistics import statistics_anew
+from ..models.statistics import in_eval_mode, statistics_anew
 from ..spectrum import FAT_FORMS
-from .layers import transform
+from .biases import round_biases
+from .capture import check_capture, check_pools
+from .layers import FAT, transform
 from .placement import SUM_BITS, Placement, fat_for
 from .quantizers import calibrating, quantizers
 from .reading import Reading
@@ -42,6 +45,7 @@ def quantize(
     per_channel: bool = True,
     activation_bits: Bits | None = None,
     calibration: Iterable[Tensor] | None,
+    estimate_statistics: bool | None = None,
 ) -> nn.Module:
     """QM-n: a copy of a trained network whose inner layers have n-bit weights and read n-bit inputs.
 
@@ -54,15 +58,26 @@ def quantize(
     fat: "paper", "normalised", "identity" (standardised weights without a mask) or "none"; for inner
     convolutions. edge_layers: the first layers and the classifier keep "int8" or "float" weights and
     inputs, unless a pattern other than "*" names them. per_channel: one weight clip per output channel.
-    calibration: batches (n, c, h, w) in [0,1] that place the clips and batch-norm's statistics, the network
-    should then be trained on; None leaves them for weights that are loaded next.
+    calibration: images (n, c, h, w) in [0,1] that place the clips, or batches of them (with labels, which are not
+    read); None leaves the clips for weights that are loaded next. estimate_statistics: take batch-norm's from these
+    images too; None: where FAT changes weights, behind which the old ones are far off. Else they stay, since a few
+    images know them badly.
 
     What sums, products, concatenations, pools and functions like SiLU read has 8 bits: they hold no product
-    of weights, and at n bits a sum would lose its small part. Raises ModelError for settings out of range,
-    for patterns that name nothing, and for a module without a quantised form, by name.
+    of weights, and at n bits a sum would lose its small part. Biases are rounded (`round_biases`), so that what is
+    evaluated is what `export_model` writes; after training round them again.
+    Raises ModelError for settings out of range, for patterns that name nothing, for a module without a quantised
+    form, by name, and where the captured graph does not compute what the network does, with the first module apart.
     """
     _check(model, bits, fat, edge_layers, activation_bits)
-    reading = Reading(trace(model))
+    batches = iter(()) if calibration is None else image_batches(calibration)
+    images = next(batches, None)
+    captured = trace(model)
+    reading = Reading(captured)
+    if bits != FLOAT_BITS:  # else the network itself is returned, not its graph
+        check_capture(model, captured, images)
+        if images is not None:
+            check_pools(captured, images)
     with device_of(model):  # where new layers are made
         if bits == FLOAT_BITS:
             made = _transformed(model, reading, fat)
@@ -71,12 +86,16 @@ def quantize(
             edges = {str(node.target) for node in reading.edges}
             widths = layer_widths(names, edges, bits=bits, activation_bits=activation_bits, edge_layers=edge_layers)
             made = _placed(reading, {names[name]: width for name, width in widths.items()}, fat, per_channel)
-    if calibration is not None:
-        calibrate(made, calibration)
+    if images is not None:
+        anew = fat != "none" if estimate_statistics is None else estimate_statistics
+        calibrate(made, chain([images], batches), estimate_statistics=anew)
+        _round(made)
     return made
 
 
-def requantize(model: nn.Module, bits: int, *, calibration: Iterable[Tensor]) -> nn.Module:
+def requantize(
+    model: nn.Module, bits: int, *, calibration: Iterable[Tensor], estimate_statistics: bool | None = None
+) -> nn.Module:
     """QM-n from another QM-m: a copy with the same weights and masks, another inner width and new clips.
 
     model: from `quantize`. Layers that a pattern other than "*" named keep their width. Other arguments and
@@ -92,25 +111,50 @@ def requantize(model: nn.Module, bits: int, *, calibration: Iterable[Tensor]) ->
     for name, least in getattr(copied, "meta", {}).get(LEAST, {}).items():
         for quantizer in quantizers(copied.get_submodule(name)):
             quantizer.set_bits(max(bits, least))
-    calibrate(copied, calibration)
+    behind_fat = any(isinstance(module, FAT) for module in copied.modules())
+    calibrate(
+        copied, calibration, estimate_statistics=behind_fat if estimate_statistics is None else estimate_statistics
+    )
+    _round(copied)
     return copied
 
 
 @torch.no_grad()
-def calibrate(model: nn.Module, batches: Iterable[Tensor]) -> None:
-    """Place clips and batch-norm statistics by batches of images in [0,1]; leaves the mode as it was."""
-    count = 0
-    with statistics_anew(model), calibrating(model):
-        for x in batches:
-            if not (x.min() >= 0 and x.max() <= 1):  # so that NaN is refused too
-                raise ModelError(
-                    f"expected calibration images in [0, 1], got [{x.min():.3g}, {x.max():.3g}]; "
-                    "pass unnormalised images"
-                )
+def calibrate(model: nn.Module, batches: Iterable[Tensor], *, estimate_statistics: bool = False) -> None:
+    """Place clips by batches of images in [0,1], and batch-norm's statistics if asked; leaves the mode as it was.
+
+    Biases should be rounded then (`round_biases`), as `quantize` does: the steps of their grid follow the clips.
+    """
+    with statistics_anew(model) if estimate_statistics else in_eval_mode(model), calibrating(model):
+        for x in image_batches(batches):
             model(x)
-            count += 1
+
+
+def image_batches(calibration: Iterable[Tensor]) -> Iterator[Tensor]:
+    """Batches (n, c, h, w) of one tensor, of several, or of what a DataLoader gives: images with labels.
+
+    Raises ModelError for images out of [0,1], of another shape, or none.
+    """
+    count = 0
+    for batch in [calibration] if isinstance(calibration, Tensor) else calibration:
+        x = batch[0] if isinstance(batch, (tuple, list)) else batch
+        if not isinstance(x, Tensor) or x.dim() != 4 or not len(x) or not x.is_floating_point():
+            got = f"{x.dtype} {tuple(x.shape)}" if isinstance(x, Tensor) else type(x).__name__
+            raise ModelError(f"expected calibration images as floats (n, c, h, w), got {got}; pass batches of them")
+        if not (x.min() >= 0 and x.max() <= 1):  # so that NaN is refused too
+            raise ModelError(
+                f"expected calibration images in [0, 1], got [{x.min():.3g}, {x.max():.3g}]; pass unnormalised images"
+            )
+        yield x
+        count += 1
     if not count:
         raise ModelError("expected at least one batch of calibration images, got none; pass some")
+
+
+def _round(model: nn.Module) -> None:
+    """Biases on their grid, in a network that has integers."""
+    if isinstance(model, fx.GraphModule):
+        round_biases(model)
 
 
 def _transformed(model: nn.Module, reading: Reading, form: str) -> nn.Module:

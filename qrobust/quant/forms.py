@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import operator
 from collections.abc import Callable
 from typing import Any
@@ -10,7 +11,7 @@ import torch
 from torch import fx, nn
 from torch.nn import functional as F
 
-from .rules import Targets, is_stochastic_depth
+from .rules import Targets, is_size, is_stochastic_depth
 
 # Targets, the module, and the names that the arguments after the input have for it; "" is left out.
 MODULES: tuple[tuple[Targets, Callable[..., nn.Module], tuple[str, ...]], ...] = (
@@ -49,6 +50,10 @@ FUNCTIONS: dict[Any, Callable[..., Any]] = {  # the same arguments
     "flatten": torch.flatten, "transpose": torch.transpose, "squeeze": torch.squeeze,
     "unsqueeze": torch.unsqueeze, "chunk": torch.chunk, "split": torch.split,
 }  # fmt: skip
+IN_PLACE: Targets = (
+    operator.iadd, operator.isub, operator.imul, operator.itruediv, operator.ifloordiv, operator.imod, operator.ipow,
+    operator.iand, operator.ior, operator.ixor, operator.imatmul,
+)  # fmt: skip
 # Of several numbers or one tuple. A view of a channels-last tensor may not exist: reshape copies it then.
 OF_SHAPES: dict[Any, Callable[..., Any]] = {
     "view": torch.reshape,
@@ -57,14 +62,58 @@ OF_SHAPES: dict[Any, Callable[..., Any]] = {
 }
 
 
+def without_in_place(graph: fx.GraphModule) -> None:
+    """What reads a value after it was changed in place reads the node that changed it; nothing happens in place then.
+
+    Not through views, whose other side changes too: `check_capture` refuses what is lost there.
+    """
+    order = {node: index for index, node in enumerate(graph.graph.nodes)}
+    sizes = set[fx.Node]()  # numbers: n += 1 leaves what else has that number
+    for node in graph.graph.nodes:
+        inputs = node.all_input_nodes
+        if is_size(node) or (inputs and all(source in sizes for source in inputs)):
+            sizes.add(node)
+        elif inputs and _is_in_place(graph, node):
+            inputs[0].replace_all_uses_with(node, lambda user, node=node: order[user] > order[node])
+
+
+def _is_in_place(graph: fx.GraphModule, node: fx.Node) -> bool:
+    if node.op == "call_module":
+        return bool(getattr(graph.get_submodule(str(node.target)), "inplace", False))
+    if node.op == "call_method":
+        return _is_trailing(str(node.target))
+    if node.op != "call_function":
+        return False
+    return node.target in IN_PLACE or _is_trailing(getattr(node.target, "__name__", "")) or _asks_in_place(node)
+
+
+def _is_trailing(name: str) -> bool:
+    """As torch names what it does in place."""
+    return name.endswith("_") and not name.endswith("__")
+
+
+def _asks_in_place(node: fx.Node) -> bool:
+    try:
+        given = inspect.signature(node.target).bind_partial(*node.args, **node.kwargs)  # type: ignore[arg-type]
+    except (TypeError, ValueError):  # a builtin, which has no such argument
+        return False
+    return given.arguments.get("inplace") is True
+
+
 def simplify(graph: fx.GraphModule) -> None:
     """Put functions and methods into the form of modules and functions, in place; drop what does nothing."""
     for module in graph.modules():
         if hasattr(module, "inplace"):
             vars(module)["inplace"] = False
+    for name, module in list(graph.named_modules()):
+        if isinstance(module, nn.BatchNorm2d) and module.weight is None and module.running_mean is not None:
+            graph.set_submodule(name, _affine(module))
     for node in list(graph.graph.nodes):
         if node.op in ("call_function", "call_method"):
             _as_function(node)
+        if isinstance(shuffle := _called(graph, node), nn.ChannelShuffle):
+            _spell_out(graph, node, shuffle)
+            continue
         modules = tuple(_modules(graph, node))
         if modules:
             _replace(graph, node, modules)
@@ -77,6 +126,26 @@ def _as_function(node: fx.Node) -> None:
         first, *shape = node.args
         whole = shape[0] if len(shape) == 1 and not isinstance(shape[0], int) else tuple(shape)
         node.op, node.target, node.args = "call_function", OF_SHAPES[node.target], (first, whole)
+
+
+def _called(graph: fx.GraphModule, node: fx.Node) -> nn.Module | None:
+    return graph.get_submodule(str(node.target)) if node.op == "call_module" else None
+
+
+def _affine(norm: nn.BatchNorm2d) -> nn.BatchNorm2d:
+    """The same with γ = 1 and β = 0, which no optimiser moves: what rounds biases needs a place for them."""
+    made = nn.BatchNorm2d(norm.num_features, norm.eps, norm.momentum, device=norm.running_mean.device)  # type: ignore[union-attr]
+    made.load_state_dict(norm.state_dict(), strict=False)
+    return made.requires_grad_(False).train(norm.training)
+
+
+def _spell_out(graph: fx.GraphModule, node: fx.Node, shuffle: nn.ChannelShuffle) -> None:
+    """Channels as (groups, each), turned: the module is none that torch exports."""
+    with graph.graph.inserting_before(node):
+        groups = graph.graph.call_function(torch.unflatten, (node.args[0], 1, (shuffle.groups, -1)))
+        turned = graph.graph.call_function(torch.transpose, (groups, 1, 2))
+        node.replace_all_uses_with(graph.graph.call_function(torch.flatten, (turned, 1, 2)))
+    graph.graph.erase_node(node)
 
 
 def _modules(graph: fx.GraphModule, node: fx.Node) -> tuple[nn.Module, ...]:

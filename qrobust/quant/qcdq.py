@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import torch
 from torch import Tensor, nn
 
 from ._brevitas import export_onnx_qcdq
@@ -19,6 +20,7 @@ def write_qcdq(model: nn.Module, example: Tensor, path: Path) -> None:
     example: images (n, c, h, w) to trace with. Input "x", output "logits". A float network stays as it is.
     """
     set_export_form(model, True)
+    torch._C._jit_set_onnx_log_enabled(False)  # pages about a graph that it cannot export; the error says which layer
     try:
         export_onnx_qcdq(
             model,

@@ -20,10 +20,9 @@ from .rules import (
     POOLS,
     POSITIVE_FUNCTIONS,
     QUOTIENTS,
-    SIZE_ATTRIBUTES,
-    SIZE_METHODS,
     SUPPORTED,
     bounds,
+    is_size,
     keeps_grid,
 )
 
@@ -45,6 +44,7 @@ class Reading:
 
     def __post_init__(self) -> None:
         self._modules = dict(self.graph.named_modules())
+        _check_ends(self.graph.graph)
         for node in self.graph.graph.nodes:
             self._visit(node)
         self.layers = [node for node in self.graph.graph.nodes if isinstance(self.module(node), LAYERS)]
@@ -83,10 +83,8 @@ class Reading:
         self.signed[node] = self._sign(node, sources)
 
     def _is_plain(self, node: fx.Node) -> bool:
-        if node.op == "get_attr" or (node.op == "call_method" and node.target in SIZE_METHODS):
+        if node.op == "get_attr" or is_size(node):
             return True
-        if node.op == "call_function" and node.target is getattr:
-            return node.args[1] in SIZE_ATTRIBUTES
         inputs = node.all_input_nodes
         return node.op != "output" and bool(inputs) and all(source in self.plain for source in inputs)
 
@@ -96,6 +94,7 @@ class Reading:
         signed = any(self.signed[source] for source in sources)
         if node.op == "placeholder":
             return False
+        check_settings(_where(node), module)
         if isinstance(module, LAYERS):
             self._check_layer(node, module)
             return True
@@ -133,6 +132,41 @@ class Reading:
                 yield node
             elif len(sources) == 1:
                 ways += sources
+
+
+def _check_ends(graph: fx.Graph) -> None:
+    inputs = [node for node in graph.nodes if node.op == "placeholder" and not node.args]
+    (output,) = (node.args[0] for node in graph.nodes if node.op == "output")
+    if len(inputs) != 1 or not isinstance(output, fx.Node):
+        count = len(inputs), 1 if isinstance(output, fx.Node) else type(output).__name__
+        raise ModelError(
+            f"expected a network of one input, images, and one output, logits, got {count[0]} and {count[1]}; "
+            "wrap it in a module that gives its logits"
+        )
+
+
+def check_settings(where: str, module: nn.Module | None) -> None:
+    """Raises ModelError for a setting that has no form in a file."""
+    if isinstance(module, nn.BatchNorm2d) and module.running_mean is None:
+        raise ModelError(
+            f"{where}: expected batch-norm with running statistics, got one without, whose logits depend on the batch; "
+            "train it with track_running_stats=True"
+        )
+    if isinstance(module, nn.AvgPool2d) and module.divisor_override:
+        raise ModelError(
+            f"{where}: expected a pool that divides by its pixels, got divisor_override={module.divisor_override}; "
+            "leave it out and multiply by the kernel's pixels / divisor behind the pool"
+        )
+    if isinstance(module, (nn.AdaptiveAvgPool2d, nn.AdaptiveMaxPool2d)) and _leaves_open(module.output_size):
+        raise ModelError(
+            f"{where}: expected an adaptive pool of a known size, got {module.output_size}; give both numbers"
+        )
+    if isinstance(module, (nn.MaxPool2d, nn.AdaptiveMaxPool2d)) and module.return_indices:
+        raise ModelError(f"{where}: expected a pool that gives values alone, got return_indices; leave it out")
+
+
+def _leaves_open(size: object) -> bool:
+    return size is None or (isinstance(size, tuple) and None in size)
 
 
 def _is_arithmetic(node: fx.Node) -> bool:

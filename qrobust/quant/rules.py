@@ -29,12 +29,11 @@ ARITHMETIC: Targets = (*SUMS, *DIFFERENCES, *PRODUCTS, *QUOTIENTS, *CONCATENATIO
 
 ON_GRID_FUNCTIONS: Targets = (
     operator.getitem, F.pad, torch.flatten, torch.reshape, torch.transpose, torch.permute, torch.squeeze,
-    torch.unsqueeze, torch.chunk, torch.split,
+    torch.unsqueeze, torch.unflatten, torch.chunk, torch.split,
 )  # fmt: skip
 PARTITIONS: Targets = (torch.chunk, torch.split)  # give several tensors
 ON_GRID_MODULES = (
     nn.Identity, nn.Flatten, nn.MaxPool2d, nn.AdaptiveMaxPool2d, nn.Dropout, nn.Dropout2d, nn.ZeroPad2d,
-    nn.ChannelShuffle,
 )  # fmt: skip
 SIZE_METHODS = ("size", "dim")
 SIZE_ATTRIBUTES = ("shape", "ndim")
@@ -49,6 +48,13 @@ def is_stochastic_depth(module: object) -> bool:
     """Whether this is torchvision's, which need not be installed or loaded to ask."""
     kind = type(module)
     return kind.__name__ == "StochasticDepth" and kind.__module__.startswith("torchvision.")
+
+
+def is_size(node: fx.Node) -> bool:
+    """Whether a node asks for a shape."""
+    if node.op == "call_function" and node.target is getattr:
+        return node.args[1] in SIZE_ATTRIBUTES
+    return node.op == "call_method" and node.target in SIZE_METHODS
 
 
 def keeps_grid(node: fx.Node, module: nn.Module | None) -> bool:

@@ -11,7 +11,7 @@ from typing import Any
 from torch import fx, nn
 
 from ..errors import ModelError
-from .forms import simplify, unused_name
+from .forms import simplify, unused_name, without_in_place
 from .rules import ACTIVATIONS, LAYERS, is_stochastic_depth, keeps_grid
 
 
@@ -31,6 +31,7 @@ def trace(model: nn.Module) -> fx.GraphModule:
             f"{tracer.failed or type(model).__name__}: expected a network that torch.fx can trace, got "
             f"{_first_line(error)}; make its forward static"
         ) from error
+    without_in_place(graph)
     simplify(graph)
     _separate(graph)
     _hoist(graph)

@@ -12,7 +12,8 @@ from qrobust.deployed.building import execute
 from qrobust.export import load_target, lower
 from qrobust.export.optimised import open_session
 from qrobust.models import build
-from qrobust.quant import calibrate, quantize
+from qrobust.models.statistics import estimate_statistics
+from qrobust.quant import quantize
 from qrobust.runtime import sums_saturate
 
 from ..quant.helpers import images, shake_norms
@@ -50,7 +51,7 @@ def registry_network(name, side=16):
     torch.manual_seed(0)
     model = build(name, in_channels=3, classes=10)
     shake_norms(model)
-    calibrate(model, [images(8, side, 3)])
+    estimate_statistics(model, [images(8, side, 3)])
     return model.eval()
 
 

@@ -11,7 +11,7 @@ import torch
 from onnxruntime.quantization.shape_inference import quant_pre_process
 
 from qrobust.deployed import twin
-from qrobust.quant import calibrate
+from qrobust.models.statistics import estimate_statistics
 from qrobust.torchvision_cpu import import_torchvision
 
 from ..quant.helpers import images, shake_norms
@@ -28,7 +28,7 @@ def network(name):
     options = {"aux_logits": False, "init_weights": True} if name == "googlenet" else {}
     model = getattr(import_torchvision().models, name)(weights=None, num_classes=10, **options)
     shake_norms(model)
-    calibrate(model, [images(8, SIDE, 3)])
+    estimate_statistics(model, [images(8, SIDE, 3)])
     return model.eval()
 
 

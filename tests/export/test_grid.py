@@ -18,7 +18,8 @@ from qrobust.errors import ExportError
 from qrobust.export import load_target, lower, lowering, passes
 from qrobust.export.parity import parity
 from qrobust.models import build, names
-from qrobust.quant import calibrate, fold_fat, quantize, quantizers, round_biases, write_qcdq
+from qrobust.models.statistics import estimate_statistics
+from qrobust.quant import fold_fat, quantize, quantizers, round_biases, write_qcdq
 from qrobust.quant._brevitas import QuantConv2d
 
 from ..quant import helpers as small
@@ -90,7 +91,7 @@ def float_network(name):
     torch.manual_seed(0)
     model = OWN[name]() if name in OWN else build(name, in_channels=3, classes=10)
     shake_norms(model)
-    calibrate(model, [batch(name, seed=0)])
+    estimate_statistics(model, [batch(name, seed=0)])
     return model.eval()
 
 

@@ -7,7 +7,8 @@ from torch import nn
 from torch.nn import functional as F
 
 from qrobust.models import build
-from qrobust.quant import bits_per_layer, calibrate, quantizers
+from qrobust.models.statistics import estimate_statistics
+from qrobust.quant import bits_per_layer, quantizers
 from qrobust.quant._brevitas import QuantIdentity
 
 
@@ -22,7 +23,7 @@ def resnet(seed=0, activation="relu", shortcut="B"):
     torch.manual_seed(seed)
     model = build("resnet8", in_channels=1, classes=10, activation=activation, shortcut=shortcut)
     shake_norms(model)
-    calibrate(model, [images()])
+    estimate_statistics(model, [images()])
     return model.eval()
 
 

@@ -10,11 +10,11 @@ from torch.nn import functional as F
 
 from qrobust.errors import ModelError
 from qrobust.models import build, names
+from qrobust.models.statistics import estimate_statistics
 from qrobust.quant import (
     FAT,
     Quantizer,
     bits_per_layer,
-    calibrate,
     fold_fat,
     parameter_groups,
     quantize,
@@ -53,7 +53,7 @@ def network(name):
     else:
         model = build(name, in_channels=1, classes=4)
     shake_norms(model)
-    calibrate(model, [batch(name)])
+    estimate_statistics(model, [batch(name)])
     return model.eval()
 
 

@@ -7,7 +7,8 @@ import pytest
 import torch
 from torch import nn
 
-from qrobust.quant import quantize, quantizers, round_biases
+from qrobust.quant import calibrate, quantize, quantizers, round_biases
+from qrobust.quant.biases import first_unrounded
 
 from .helpers import Plain, images, resnet
 
@@ -53,10 +54,16 @@ def units(model, layer, norm, source):
     return (number(bn.bias) + factor * (bias - number(bn.running_mean))) / (step * np.abs(factor))
 
 
+def calibrated(model, bits, **settings):
+    """As training leaves it: clips placed, biases between steps."""
+    model = quantize(model, bits, calibration=None, **settings).eval()
+    calibrate(model, [images()], estimate_statistics=True)
+    return model
+
+
 def networks(bits):
     torch.manual_seed(0)
-    plain = quantize(Plain(), bits, calibration=[images()]).eval()
-    return [(quantize(resnet(), bits, calibration=[images()]).eval(), RESNET), (plain, PLAIN)]
+    return [(calibrated(resnet(), bits), RESNET), (calibrated(Plain(), bits), PLAIN)]
 
 
 @pytest.mark.parametrize("bits", [2, 4, 8])
@@ -84,7 +91,7 @@ def test_a_second_call_changes_nothing(bits):
 
 
 def test_float_edges_are_left_alone():
-    model = quantize(resnet(), 2, edge_layers="float", calibration=[images()]).eval()
+    model = calibrated(resnet(), 2, edge_layers="float")
     before = copy.deepcopy(model.state_dict())
     round_biases(model)
     changed = {key for key, value in model.state_dict().items() if not torch.equal(value, before[key])}
@@ -93,7 +100,7 @@ def test_float_edges_are_left_alone():
 
 
 def test_a_channel_switched_off_keeps_its_bias():
-    model = quantize(resnet(), 2, calibration=[images()]).eval()
+    model = calibrated(resnet(), 2)
     nn.init.zeros_(model.bn.weight)
     before = model.bn.bias.detach().clone()
     assert round_biases(model) <= 0.5
@@ -101,9 +108,32 @@ def test_a_channel_switched_off_keeps_its_bias():
 
 
 def test_outputs_hardly_change():
-    model = quantize(resnet(), 8, calibration=[images()]).eval()
+    model = calibrated(resnet(), 8)
     before = model(images())
     round_biases(model)
     spread = (before - before.mean(0)).norm()
     assert 0 < (model(images()) - before).norm() < 0.05 * spread
     assert all(q.held is None for q in quantizers(model))
+
+
+@pytest.mark.parametrize("bits", [2, 4, 8])
+def test_what_quantize_returns_is_rounded_and_what_calibration_leaves_is_not(bits):
+    """The first layer between steps is named; float32 holds biases of many steps only so well."""
+    for model, layers in networks(bits):
+        assert first_unrounded(model) == next(iter(layers))
+        round_biases(model)
+        assert first_unrounded(model) is None
+    assert first_unrounded(quantize(resnet(), bits, calibration=[images()])) is None
+    assert first_unrounded(resnet()) is None
+
+
+def test_a_batch_norm_without_weights_gets_a_place_for_its_rounded_bias():
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Conv2d(1, 4, 3), nn.BatchNorm2d(4, affine=False), nn.ReLU(), nn.Conv2d(4, 2, 3))
+    made = quantize(model.eval(), 8, fat="none", calibration=[images()]).eval()
+    assert first_unrounded(made) is None
+    norm = made.get_submodule("1")
+    assert (norm.bias != 0).any()
+    assert not any(parameter.requires_grad for parameter in norm.parameters())
+    assert model[1].bias is None
+    torch.testing.assert_close(made(images()), model(images()), atol=0.02, rtol=0)

@@ -184,7 +184,7 @@ def test_a_convolution_behind_which_two_read_has_one_quantiser_and_a_narrower_on
 
 def test_calibration_averages_over_batches_and_leaves_the_mode():
     model = resnet().train()
-    calibrate(model, [images(seed=1), images(seed=2)])
+    calibrate(model, [images(seed=1), images(seed=2)], estimate_statistics=True)
     assert model.training
     assert model.bn.momentum == 0.1
     with torch.no_grad():
@@ -200,8 +200,9 @@ def test_requantize_changes_inner_widths_and_keeps_weights():
     assert (widths["conv"], widths["fc"], reads["conv"], reads["fc"]) == (8, 8, 8, 8)
     assert {widths["layer2.0.conv1"], reads["layer2.0.conv1"]} == {2}
     assert torch.equal(model(images()), expected)
-    fresh = quantize(resnet(), 2, calibration=[images()]).eval()
-    torch.testing.assert_close(narrower(images()), fresh(images()))
+    wider, fresh = (made.eval()(images()) for made in (
+        requantize(model, 8, calibration=[images()]), quantize(resnet(), 8, calibration=[images()])))  # fmt: skip
+    assert relative(wider, fresh) < 0.1  # its biases were rounded to a coarser grid before
     with pytest.raises(ModelError, match="expected bits from 2 to 8"):
         requantize(model, 1, calibration=[images()])
 

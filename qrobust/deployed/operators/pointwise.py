@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import math
 import operator as python
 from collections.abc import Callable
 
@@ -11,6 +12,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from ..node import Node
+from ..rounding import Grid, on_grid
 from .table import CONTRIB, Function, operator, plain
 
 Binary = Callable[[Tensor, Tensor], Tensor]
@@ -50,11 +52,24 @@ for _name, _two in FOLDED.items():
     plain(_name)(_folded(_two))
 
 
-@plain("Div")
-def divide(a: Tensor, b: Tensor) -> Tensor:
-    """Integers are divided towards zero."""
+@operator("Div")
+def divide(node: Node, a: Tensor, b: Tensor) -> Tensor:
+    """Integers are divided towards zero, and the gradient passes that whole."""
     a, b = together(a, b)
-    return a / b if a.is_floating_point() else torch.div(a, b, rounding_mode="trunc")
+    if not a.is_floating_point():
+        return torch.div(a, b, rounding_mode="trunc")
+    return truncated(a / b) if node.whole else a / b
+
+
+@operator("Round")
+def round_half_even(node: Node, x: Tensor) -> Tensor:
+    """To the nearest whole number; gradients pass in the chosen form."""
+    return on_grid(x, Grid(x.new_ones(()), -math.inf, math.inf), node.backward, values=False)
+
+
+def truncated(x: Tensor) -> Tensor:
+    """x cut to whole numbers, towards zero; the gradient passes whole."""
+    return x + (x.trunc() - x).detach()
 
 
 @operator("Mod")
@@ -151,7 +166,8 @@ def _reduced(function: Callable[..., Tensor]) -> Function:
         chosen = axes_of(node, axes)
         if not chosen and node.integer("noop_with_empty_axes", 0):
             return x
-        return function(x, dim=chosen or list(range(x.dim())), keepdim=bool(node.integer("keepdims", 1)))
+        result = function(x, dim=chosen or list(range(x.dim())), keepdim=bool(node.integer("keepdims", 1)))
+        return truncated(result) if node.whole and result.is_floating_point() else result
 
     return reduce
 

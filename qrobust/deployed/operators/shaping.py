@@ -9,8 +9,8 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from ..node import Node
-from .elements import bounded, torch_type
-from .pointwise import axes_of
+from .elements import INTEGERS, bounded, integer_range, torch_type
+from .pointwise import axes_of, truncated
 from .table import operator, plain
 from .windows import outer_pads
 
@@ -170,8 +170,16 @@ def tile(x: Tensor, repeats: Tensor) -> Tensor:
 
 @operator("Cast")
 def cast(node: Node, x: Tensor) -> Tensor:
-    """To another type. Integers of quantised images are floats here: they are cut to whole numbers."""
-    kind = torch_type(node.integer("to", 1))
-    if not x.is_floating_point() or kind.is_floating_point or node.constant(0) is not None:
+    """To another type. Integers of quantised images are floats here: cut to whole numbers, in float64 where 24 bits
+    are too few for them; of integers, those that a narrower type has no room for start again at its other end.
+    """
+    to = node.integer("to", 1)
+    kind = torch_type(to)
+    if not x.is_floating_point() or kind.is_floating_point or node.constant(0) is not None or to not in INTEGERS:
         return x.to(kind)
-    return x + (x.trunc() - x).detach()
+    low, high = integer_range(to)
+    if high >= 2**24:
+        return truncated(x.double())
+    if not node.whole:
+        return truncated(x)
+    return x + (torch.remainder(x - low, high - low + 1) + low - x).detach()

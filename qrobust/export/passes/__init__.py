@@ -16,37 +16,36 @@ from .activations import (
     symmetric_activations,
     unsigned_activations,
 )
-from .cleaning import drop_defaults, drop_types, share_constants, tidy
-from .folding import fold_batch_norm, fold_weight_clips, quantise_biases
+from .cleaning import drop_defaults, drop_types, explicit_pads, share_constants, tidy
+from .folding import fit_biases, fold_batch_norm, fold_constants, fold_weight_clips, quantise_biases
 from .graph import Step
 from .inputs import camera_input, pixels_as_floats
 from .qonnx import to_qonnx
-from .storage import drop_zero_points, narrow_storage, weights_as_arithmetic, weights_as_floats
+from .storage import narrow_storage, own_constants, weights_as_arithmetic, weights_as_floats
 
-FOLDED: tuple[Step, ...] = (tidy, fold_weight_clips, fold_batch_norm)
+FOLDED: tuple[Step, ...] = (tidy, fold_constants, explicit_pads, fold_weight_clips, fold_batch_norm)
 NARROW = narrow_storage  # where a format narrows its weights, if the target's storage asks for it
-CLEAN: tuple[Step, ...] = (share_constants, drop_defaults, drop_types)
+CLEAN: tuple[Step, ...] = (share_constants, own_constants, drop_defaults, drop_types)
 # What the formats of a target mean; see export/README.md.
 FORMATS: dict[str, tuple[Step, ...]] = {
     "integer": (
         integers_through_shapes,
+        fit_biases,
         quantise_biases,
         unsigned_activations,
-        drop_zero_points,
         align_channels,
         NARROW,
     ),
-    "compact": (unsigned_activations, drop_zero_points, NARROW),
+    "compact": (fit_biases, unsigned_activations, NARROW),
     "float": (pixels_as_floats, weights_as_floats, activations_as_arithmetic),
     "float16": (
         pixels_as_floats,
-        drop_zero_points,
         NARROW,
         weights_as_arithmetic,
         activations_as_arithmetic,
         half_precision,
     ),
-    "symmetric": (pixels_as_floats, symmetric_activations, drop_zero_points),
+    "symmetric": (pixels_as_floats, fit_biases, symmetric_activations),
     "qonnx": (pixels_as_floats, to_qonnx),
 }
 STORAGE = ("cast", "direct", "bytes")

@@ -26,7 +26,7 @@ from .graph import (
     set_input,
 )  # fmt: skip
 
-CARRIES_INTEGERS = ("Flatten", "Reshape", "Transpose", "Squeeze", "Unsqueeze", "Identity")
+CARRIES_INTEGERS = ("Flatten", "Reshape", "Transpose", "Squeeze", "Unsqueeze", "Identity", "Pad")
 SIGNED_LEVELS = 127  # of a symmetric INT8
 IMAGE_STEPS = ("QuantizeLinear", "Transpose")  # between an image and its first layer
 ALIGNMENT = 4  # input channels that onnxruntime's integer convolution reads at once
@@ -58,6 +58,12 @@ def integers_through_shapes(model: ir.Model) -> bool:
         if source is None or not alone or required(source.inputs[1]).ndim:
             continue
         moved = node.outputs[0]
+        if node.op_type == "Pad" and node.attributes.get_string("mode", "constant") == "constant":
+            if constant(node.inputs[2] if len(node.inputs) > 2 else None) not in (None, 0):
+                continue
+            zero_point = source.inputs[2]
+            assert zero_point is not None
+            set_input(node, 2, zero_point)  # of 0
         node.replace_input_with(0, source.inputs[0])
         again = ir.node("DequantizeLinear", [moved, *source.inputs[1:]], dict(source.attributes))
         ir.convenience.replace_all_uses_with(moved, again.outputs[0])
@@ -237,6 +243,8 @@ def _shift_to_unsigned(model: ir.Model, quantiser: ir.Node) -> None:
             if reader.op_type == "Clip":
                 for index in (1, 2):
                     reader.replace_input_with(index, initialiser(model, _shift(required(reader.inputs[index]))))
+            if reader.op_type == "Pad" and len(reader.inputs) > 2:
+                reader.replace_input_with(2, shifted)
             waiting.append(reader)
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import onnx_ir as ir
 from onnx_ir.passes import common
 
-from .graph import run
+from .graph import nodes, required_shape, run
 
 # What an attribute is taken for when it is missing; kernel_shape follows from the weight.
 DEFAULTS: dict[str, dict[str, object]] = {
@@ -32,6 +32,26 @@ def tidy(model: ir.Model) -> bool:
 def share_constants(model: ir.Model) -> bool:
     """Ensures: equal small constants are stored once, and unused ones not at all."""
     return run(model, common.DeduplicateInitializersPass(), common.RemoveUnusedNodesPass())
+
+
+def explicit_pads(model: ir.Model) -> bool:
+    """Ensures: no convolution has `auto_pad`, which onnxruntime computes with dilations of 1 alone.
+
+    Torch's "same" asks for a stride of 1; the odd pixel is at the end.
+    """
+    changed = False
+    for node in nodes(model, "Conv"):
+        if node.attributes.get_string("auto_pad", "NOTSET") != "SAME_UPPER":
+            continue
+        kernel = required_shape(node.inputs[1])[2:]
+        dilations = node.attributes.get_ints("dilations", [1] * len(kernel))
+        total = [dilation * (size - 1) for dilation, size in zip(dilations, kernel, strict=True)]
+        begin = [pad // 2 for pad in total]
+        end = [pad - half for pad, half in zip(total, begin, strict=True)]
+        del node.attributes["auto_pad"]
+        node.attributes["pads"] = ir.AttrInt64s("pads", [*begin, *end])
+        changed = True
+    return changed
 
 
 def drop_defaults(model: ir.Model) -> bool:

@@ -2,12 +2,40 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Sequence
+from typing import Any
+
 import numpy as np
+import onnx
 import onnx_ir as ir
+from onnx.reference import ReferenceEvaluator
 
 from .graph import WEIGHTED, Array, constant, dequantise, initialiser, maker, nodes, replace, required, set_input
 
 LARGEST_BIAS = 2**30
+KEPT = ("QuantizeLinear", "DequantizeLinear", "Clip")  # of weights: they stay integers
+
+
+def fold_constants(model: ir.Model) -> bool:
+    """Requires: tidy. Ensures: what is computed of constants alone (pads, shapes) is one; integer weights stay."""
+    changed = False
+    for node in list(model.graph):
+        values = [constant(value) for value in node.inputs]
+        if node.op_type in KEPT or len(node.outputs) != 1 or any(value is None for value in values):
+            continue
+        replace(node, initialiser(model, _evaluated(node, values)))
+        changed = True
+    return changed
+
+
+def _evaluated(node: ir.Node, values: Sequence[Array | None]) -> Array:
+    """What a node gives, by ONNX's own evaluator."""
+    names = [f"i{index}" for index in range(len(values))]
+    proto = onnx.helper.make_node(node.op_type, names, ["o"])
+    proto.attribute.extend(ir.to_proto(attribute) for attribute in node.attributes.values())
+    feeds: dict[str, Any] = dict(zip(names, values, strict=True))
+    (result,) = ReferenceEvaluator(proto).run(None, feeds)
+    return np.asarray(result)
 
 
 def fold_weight_clips(model: ir.Model) -> bool:
@@ -44,28 +72,40 @@ def fold_batch_norm(model: ir.Model) -> bool:
     return changed
 
 
-def quantise_biases(model: ir.Model) -> bool:
-    """Requires: batch-norm folded. Ensures: biases of integer layers are int32 with scale s_x · s_w.
+def fit_biases(model: ir.Model) -> bool:
+    """Requires: batch-norm folded. Ensures: every bias of an integer layer fits int32 at scale s_x · s_w.
 
-    A channel whose scale is so small that its bias would not fit (γ near 0) gets a larger scale, at which
-    its weights round to what little they are.
+    A channel whose scale is so small that its bias would not fit (γ near 0, dead weights) gets a larger scale, at
+    which its weights round to what little they are. A runtime that quantises float biases itself needs it too.
     """
     changed = False
-    for node in nodes(model, *WEIGHTED):
-        x, weight = (maker(value, "DequantizeLinear") for value in node.inputs[:2])
-        bias = constant(node.inputs[2]) if len(node.inputs) > 2 else None
-        if x is None or weight is None or bias is None:
-            continue
-        x_scale = float(required(x.inputs[1]))
-        scale = required(weight.inputs[1]).astype(np.float64) * np.ones(len(bias))
+    for _, weight, bias, scale, x_scale in _biased(model):
         fitting = np.maximum(scale, np.abs(bias) / (x_scale * LARGEST_BIAS))
         if (fitting > scale).any():
             _rescale_weight(model, weight, scale, fitting)
-        bias_scale = (x_scale * fitting).astype(np.float32)
+            changed = True
+    return changed
+
+
+def quantise_biases(model: ir.Model) -> bool:
+    """Requires: biases fit. Ensures: biases of integer layers are int32 with scale s_x · s_w."""
+    changed = False
+    for node, _, bias, scale, x_scale in _biased(model):
+        bias_scale = (x_scale * scale).astype(np.float32)
         integers = np.rint(bias / bias_scale.astype(np.float64)).astype(np.int32)
         set_input(node, 2, dequantise(model, node, integers, bias_scale))
         changed = True
     return changed
+
+
+def _biased(model: ir.Model) -> Iterator[tuple[ir.Node, ir.Node, Array, Array, float]]:
+    """Integer layers with a float bias: layer, what makes its weight, bias, scale by channel, scale of the input."""
+    for node in nodes(model, *WEIGHTED):
+        x, weight = (maker(value, "DequantizeLinear") for value in node.inputs[:2])
+        bias = constant(node.inputs[2]) if len(node.inputs) > 2 else None
+        if x is not None and weight is not None and bias is not None:
+            scale = required(weight.inputs[1]).astype(np.float64) * np.ones(len(bias))
+            yield node, weight, bias, scale, float(required(x.inputs[1]))
 
 
 def _scale_weight(model: ir.Model, conv: ir.Node, factor: Array) -> None:

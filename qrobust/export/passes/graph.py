@@ -28,6 +28,13 @@ def required(value: ir.Value | None) -> Array:
     return array
 
 
+def required_shape(value: ir.Value | None) -> tuple[int, ...]:
+    """The shape of a weight, which a DequantizeLinear or a Clip may make."""
+    while value is not None and value.const_value is None and (node := value.producer()) is not None:
+        value = node.inputs[0]
+    return required(value).shape
+
+
 def nodes(model: ir.Model, *kinds: str) -> Iterator[ir.Node]:
     """Nodes of these kinds, all of them found before the first is given: the graph may change meanwhile."""
     return iter([node for node in model.graph if node.op_type in kinds])

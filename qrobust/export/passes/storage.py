@@ -5,28 +5,32 @@ from __future__ import annotations
 import numpy as np
 import onnx_ir as ir
 
-from .graph import Array, before, initialiser, raise_opset, readers, replace, weights
+from .graph import Array, before, constant, initialiser, raise_opset, replace, weights
 
 # Smallest integer types that hold a symmetric range, with the opset and IR version that brought them.
 NARROW = ((1, ir.DataType.INT2, 25, 13), (7, ir.DataType.INT4, 21, 10))
 
 
-def drop_zero_points(model: ir.Model) -> bool:
-    """Ensures: weights and biases carry no zero point (0 is the default), but for a Gemm's.
+def own_constants(model: ir.Model) -> bool:
+    """Requires: constants shared. Ensures: what makes one layer's weight makes no other's: integers and zero point.
 
-    onnxruntime makes no integer Gemm of a weight without one.
+    With `session.x64quantprecision` onnxruntime rewrites both in place, layer by layer, and refuses a file where
+    another layer has done it before. It also makes no integer layer of a weight without a zero point, and a layer
+    that it leaves in float cannot run then; so every INT8 weight has one.
     """
     changed = False
-    for node, _, _ in weights(model):
-        of_gemm = any(reader.op_type == "Gemm" for reader in readers(node.outputs[0]))
-        if len(node.inputs) > 2 and node.inputs[2] is not None and not of_gemm:
-            node.resize_inputs(2)
-            changed = True
+    for node, _, _ in list(weights(model)):
+        for index in (0, 2):
+            value = node.inputs[index] if index < len(node.inputs) else None
+            array = constant(value)
+            if value is not None and array is not None and len(value.uses()) > 1:
+                node.replace_input_with(index, initialiser(model, array, value.dtype))
+                changed = True
     return changed
 
 
 def narrow_storage(model: ir.Model, *, opset: int = 25, cast: bool = True) -> bool:
-    """Requires: clips folded, zero points dropped. Ensures: INT8 weights lie at the least width that fits.
+    """Requires: clips folded. Ensures: INT8 weights lie at the least width that fits.
 
     opset: the highest that the target reads, which decides what widths there are. cast: a Cast to INT8
     follows; onnxruntime folds it when it loads the file and then fuses integer convolutions, while INT4

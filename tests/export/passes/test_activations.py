@@ -192,7 +192,7 @@ def test_arithmetic_of_shifted_levels_takes_the_zero_point_off():
 
 
 def as_arithmetic(model):
-    for step in (passes.drop_zero_points, passes.weights_as_arithmetic, passes.activations_as_arithmetic):
+    for step in (passes.weights_as_arithmetic, passes.activations_as_arithmetic):
         step(model)
     return model
 

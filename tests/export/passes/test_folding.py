@@ -90,6 +90,9 @@ def test_a_scale_too_small_for_its_bias_grows(scale):
     values["w_scale"][1] = scale
     model = model_of(nodes, values)
     expected = run(model, images())
+    assert passes.fit_biases(model)
+    np.testing.assert_allclose(run(model, images()), expected, atol=1e-3)  # float biases stay as they are
+    assert not passes.fit_biases(model)
     assert passes.quantise_biases(model)
     conv = of_kind(model, "Conv")
     weight, bias = conv.inputs[1].producer(), conv.inputs[2].producer()

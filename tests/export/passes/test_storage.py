@@ -9,12 +9,14 @@ from qrobust.export.passes.graph import constant
 
 from .helpers import (
     FEATURES,
+    PADS,
     classifier,
     float_conv,
     images,
     integer_conv,
     kinds,
     model_of,
+    node,
     of_kind,
     quantised_input,
     run,
@@ -22,19 +24,15 @@ from .helpers import (
 
 
 def conv_of(largest=7, **settings):
-    model = model_of(*integer_conv(largest=largest, output="y", **settings))
-    passes.drop_zero_points(model)
-    return model
+    return model_of(*integer_conv(largest=largest, output="y", **settings))
 
 
 def gemm_of(largest):
-    """x → uint8 → Flatten → Gemm, whose weight keeps its zero point."""
+    """x → uint8 → Flatten → Gemm."""
     first, values = quantised_input()
     last, others = classifier("xd")
     others["g"] = np.clip(np.resize(others["g"], (3, FEATURES * 36)), -largest, largest)
-    model = model_of([*first, *last], values | others, ("batch", FEATURES, 6, 6), rank=2)
-    passes.drop_zero_points(model)
-    return model
+    return model_of([*first, *last], values | others, ("batch", FEATURES, 6, 6), rank=2)
 
 
 def weight_node(model, kind="Conv"):
@@ -44,18 +42,21 @@ def weight_node(model, kind="Conv"):
     return node, stored.producer().inputs[0] if stored.producer() else stored
 
 
-def test_zero_points_of_weights_are_dropped():
-    model = model_of(*integer_conv(output="y"))
+def test_no_two_layers_share_what_makes_their_weights():
+    """Of two equal layers: integers and zero point are stored twice, scales once; activations share what they may."""
+    nodes, values = integer_conv()
+    again = [
+        node("DequantizeLinear", ["w", "w_scale", "w_zero"], "wd2", axis=0),
+        node("Conv", ["xd", "wd2"], "c2", pads=PADS),
+        node("Add", ["c", "c2"], "y"),
+    ]
+    model = model_of([*nodes, *again], values)
     expected = run(model, images())
-    assert passes.drop_zero_points(model)
-    inputs = {n.outputs[0].name: len(n.inputs) for n in model.graph if n.op_type == "DequantizeLinear"}
-    assert inputs == {"xd": 3, "wd": 2}
+    assert passes.own_constants(model)
+    one, two = (n for n in model.graph if n.op_type == "DequantizeLinear" and n.outputs[0].name.startswith("wd"))
+    assert [a is b for a, b in zip(one.inputs, two.inputs, strict=True)] == [False, True, False]
     np.testing.assert_array_equal(run(model, images()), expected)
-
-
-def test_a_gemms_weight_keeps_its_zero_point():
-    node, _ = weight_node(gemm_of(100), "Gemm")
-    assert len(node.inputs) == 3
+    assert not passes.own_constants(model)
 
 
 @pytest.mark.parametrize("cast", [True, False])
@@ -97,7 +98,6 @@ def test_a_classifier_is_narrowed_too(largest, cast):
 def test_biases_stay_int32():
     model = conv_of(7, bias=[1, 0, 1, 0, -1])
     passes.quantise_biases(model)
-    passes.drop_zero_points(model)
     assert passes.narrow_storage(model)
     assert constant(of_kind(model, "Conv").inputs[2].producer().inputs[0]).dtype == np.int32
 
@@ -129,7 +129,7 @@ def test_weights_and_biases_become_floats(per_channel):
 
 
 @pytest.mark.parametrize(
-    "step", [passes.drop_zero_points, passes.narrow_storage, passes.weights_as_arithmetic, passes.weights_as_floats]
+    "step", [passes.own_constants, passes.narrow_storage, passes.weights_as_arithmetic, passes.weights_as_floats]
 )
 def test_float_weights_stay(step):
     assert not step(model_of(*float_conv(True, output="y")))
