@@ -204,7 +204,7 @@ def test_the_remedy_for_a_small_suite_works(tmp_path: Path, available: int, over
 
 def test_what_it_asks_is_what_a_check_asks(tmp_path: Path) -> None:
     """On an artifact of one attack that export did not change."""
-    report = check(Artifact.load(write(tmp_path / "one", suite_arrays())), queries=1)
+    report = check(Artifact.load(write(tmp_path / "one", suite_arrays())), queries=50)
     (asked,) = (verdict.needed for verdict in report.verdicts if verdict.needed)
     target = Target.model_validate(load_target("ort-cpu").model_dump() | {"statistics": STATISTICS})
     said = refusal(lambda: attempt(tmp_path, f"evaluate.n={asked - 1}", target=target))
