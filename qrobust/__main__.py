@@ -10,6 +10,7 @@ import errno
 import io
 import mmap
 import os
+import signal
 import sys
 import traceback
 from contextlib import suppress
@@ -22,6 +23,8 @@ REFUSED, UNEXPECTED, INTERRUPTED, CLOSED = 2, 70, 130, 141
 
 def main() -> None:
     """Run the command line and exit with its code."""
+    if signal.getsignal(signal.SIGINT) is signal.default_int_handler:  # whoever ignores it has a reason
+        signal.signal(signal.SIGINT, _interrupt)
     try:
         code = _verb()
         if sys.stdout is not None:
@@ -30,6 +33,15 @@ def main() -> None:
         code = _code(error)
         _let_go()
     sys.exit(code)
+
+
+def _interrupt(*_: object) -> None:
+    """Ctrl-C. Inside of an import of torch or onnxruntime an exception would abort the process, with a core dump."""
+    names = ("torch", "torchvision", "onnx", "onnxruntime", "brevitas")
+    specs = (getattr(sys.modules.get(name), "__spec__", None) for name in names)
+    if any(getattr(spec, "_initializing", False) for spec in specs):
+        os._exit(INTERRUPTED)  # files are written whole, and the system frees the lock
+    raise KeyboardInterrupt
 
 
 def _verb() -> int:
@@ -59,6 +71,8 @@ def _code(error: BaseException) -> int:
     line = _line(error)
     with suppress(OSError):  # standard error may be full as well
         print(f"error: {one_line(line)}" if line else "".join(traceback.format_exception(error)), file=sys.stderr)
+    if isinstance(error, QrobustError):
+        return error.exit_code
     return REFUSED if line else UNEXPECTED
 
 
@@ -75,7 +89,7 @@ def _line(error: BaseException) -> str:
         return f"expected to reach {where}, got: {error.strerror or error}; make room, or choose another place"
     if hasattr(error, "format_message"):  # of the command line itself
         return f"{error.format_message().rstrip('.')}; see qrobust --help, or the verb's"
-    return str(error) if getattr(error, "exit_code", None) == REFUSED else ""
+    return str(error) if hasattr(error, "exit_code") else ""
 
 
 def _is_memory(error: BaseException) -> bool:

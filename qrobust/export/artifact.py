@@ -14,7 +14,7 @@ import onnx
 from torch import nn
 
 from .. import __version__, machine, runtime
-from ..data import Dataset
+from ..data import Dataset, choose
 from ..errors import RunError
 from ..quant import INPUT, OUTPUT, bits_per_layer
 from ..storage import write_json
@@ -83,7 +83,7 @@ def _expect_replaceable(folder: Path, ours: bool) -> None:
 
 
 def _fill(folder: Path, model: nn.Module, dataset: Dataset, target: Target, contents: Contents) -> None:
-    images = dataset.test.take(slice(0, PARITY_IMAGES)).x.float() / 255
+    images = choose(dataset.test, PARITY_IMAGES, contents.seed)[0].x.float() / 255
     described = {"recipe": str(contents.recipe.get("name", "")), "bits": str(contents.bits)}
     data = lower(model, images[:1], target, described, input=contents.input)
     (folder / "model.onnx").write_bytes(data)
