@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import torch
@@ -20,17 +22,28 @@ def write_qcdq(model: nn.Module, example: Tensor, path: Path) -> None:
     example: images (n, c, h, w) to trace with. Input "x", output "logits". A float network stays as it is.
     """
     set_export_form(model, True)
-    torch._C._jit_set_onnx_log_enabled(False)  # pages about a graph that it cannot export; the error says which layer
     try:
-        export_onnx_qcdq(
-            model,
-            args=example,
-            export_path=str(path),
-            opset_version=OPSET,
-            dynamo=False,
-            input_names=[INPUT],
-            output_names=[OUTPUT],
-            dynamic_axes={INPUT: {0: "batch"}, OUTPUT: {0: "batch"}},
-        )
+        with _without_pages():
+            export_onnx_qcdq(
+                model,
+                args=example,
+                export_path=str(path),
+                opset_version=OPSET,
+                dynamo=False,
+                input_names=[INPUT],
+                output_names=[OUTPUT],
+                dynamic_axes={INPUT: {0: "batch"}, OUTPUT: {0: "batch"}},
+            )
     finally:
         set_export_form(model, False)
+
+
+@contextmanager
+def _without_pages() -> Iterator[None]:
+    """Torch prints a graph that it cannot export, and switches its log on whatever it was; the error is enough."""
+    log = torch._C._jit_onnx_log
+    vars(torch._C)["_jit_onnx_log"] = lambda *_: None
+    try:
+        yield
+    finally:
+        vars(torch._C)["_jit_onnx_log"] = log

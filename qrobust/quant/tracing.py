@@ -15,6 +15,17 @@ from .forms import simplify, unused_name, without_in_place
 from .rules import ACTIVATIONS, LAYERS, is_stochastic_depth, keeps_grid
 
 
+class CapturedGraph(fx.GraphModule):
+    """The graph of a network, of which a state can be saved, but not the object: Brevitas makes classes as it goes."""
+
+    def __reduce__(self) -> str | tuple[Any, ...]:
+        """What pickle asks for. Raises ModelError, with the way that works."""
+        raise ModelError(
+            "expected the state of a quantised network to save, got the object, which cannot be pickled; save "
+            "net.state_dict(), and load it into quantize(..., calibration=None) with the same arguments"
+        )
+
+
 def trace(model: nn.Module) -> fx.GraphModule:
     """A copy of a network as a graph of modules, each activation called once; in the mode of the original.
 
@@ -25,7 +36,7 @@ def trace(model: nn.Module) -> fx.GraphModule:
     copied = copy.deepcopy(model).eval()
     tracer = _Tracer()
     try:
-        graph = fx.GraphModule(copied, tracer.trace(copied))
+        graph = CapturedGraph(copied, tracer.trace(copied))
     except Exception as error:  # torch.fx raises many kinds; all mean that control flow depends on data
         raise ModelError(
             f"{tracer.failed or type(model).__name__}: expected a network that torch.fx can trace, got "

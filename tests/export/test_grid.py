@@ -11,6 +11,7 @@ import hashlib
 from dataclasses import dataclass
 
 import numpy as np
+import onnxruntime
 import pytest
 import torch
 
@@ -169,6 +170,18 @@ def test_every_network_width_and_target(name, bits, target, export):
     data = export(name, bits, target)  # which onnx' checker accepts
     if target != "qonnx":
         assert_agrees(name, bits, data, HALF if target == "ort-cuda" else EXACT)
+        assert_runs_however_opened(data, batch(name).numpy(), target)
+
+
+def assert_runs_however_opened(data, x, target):
+    """With `session.x64quantprecision` and without; not with it where activations are int8, which it breaks."""
+    logits = []
+    for setting in (0,) if target == "tensorrt" else (0, 1):
+        options = onnxruntime.SessionOptions()
+        options.log_severity_level = 4
+        options.add_session_config_entry("session.x64quantprecision", str(setting))
+        logits += onnxruntime.InferenceSession(data, options).run(None, {"x": x})
+    assert all(found.shape == logits[0].shape and np.isfinite(found).all() for found in logits)
 
 
 @pytest.mark.parametrize("target", [target for target in TARGETS if target != "qonnx"])
