@@ -5,15 +5,22 @@ from __future__ import annotations
 import hashlib
 import os
 import platform
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import cache
 from importlib import metadata
+from itertools import pairwise
+from statistics import median
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     import torch
     from torch import Generator, nn
 
+TRIAL = 3.0  # seconds, after which no further number of threads is tried
+CALLS = 5  # of the work with each number; their median leaves out the first, which warms up
+ENOUGH = 1.1  # times the shortest time
 PACKAGES = ("qrobust", "torch", "brevitas", "onnx", "onnxruntime-gpu", "onnxruntime", "numpy")
 
 
@@ -102,6 +109,55 @@ def exact_products(on: bool = True) -> Iterator[None]:
     finally:
         torch.set_float32_matmul_precision(before[0])
         torch.backends.cudnn.allow_tf32 = before[1]
+
+
+@cache
+def most_threads() -> int:
+    """As many threads as torch takes by itself: one a core, or OMP_NUM_THREADS."""
+    import torch
+
+    return torch.get_num_threads()
+
+
+def use_threads(count: int) -> None:
+    """Let torch compute on this many threads of the CPU from now on. Sessions of onnxruntime have their own number."""
+    import torch
+
+    most_threads()  # asked for before it changes
+    torch.set_num_threads(count)
+
+
+def choose_threads(work: Callable[[], object]) -> int:
+    """The fewest threads with which `work` takes at most a tenth longer than with the best number of them.
+
+    work: what will be done many times, at a small size: a forward and backward pass of the network at hand. It is
+    tried on all threads that there may be, half of them, and so on down to one, for some `TRIAL` seconds; where these
+    do not suffice, on as few as were tried. A small network gains nothing by a second thread, and beside another
+    busy process loses by it: each step then waits for the thread that the process keeps from its core.
+    """
+    import torch
+
+    before, count, until = torch.get_num_threads(), most_threads(), time.perf_counter() + TRIAL
+    if count == 1:
+        return 1
+    seconds: dict[int, float] = {}
+    try:
+        while count and (not seconds or time.perf_counter() < until):
+            use_threads(count)
+            seconds[count] = _typical_seconds(work, until)
+            count //= 2
+    finally:
+        use_threads(before)
+    return min(tried for tried, spent in seconds.items() if spent <= ENOUGH * min(seconds.values()))
+
+
+def _typical_seconds(work: Callable[[], object], until: float) -> float:
+    """Of one call: the median of `CALLS`, or of those that time allows."""
+    ends = [time.perf_counter()]
+    while len(ends) <= CALLS and (len(ends) == 1 or ends[-1] < until):
+        work()
+        ends.append(time.perf_counter())
+    return median(end - start for start, end in pairwise(ends))
 
 
 def versions() -> dict[str, str]:

@@ -1,5 +1,6 @@
 """Recipes: how a network is trained, quantised, evaluated and exported; checked before anything runs."""
 
+from .differences import difference
 from .reading import checked, dump, load, parse
 from .tables import (
     Average,
@@ -34,6 +35,7 @@ __all__ = [
     "ThreatModel",
     "Training",
     "checked",
+    "difference",
     "dump",
     "load",
     "parse",

@@ -23,7 +23,8 @@ FORMAT = "qrobust-1"
 class State:
     """Where training stands after an epoch: tensors by name, and numbers that JSON can hold.
 
-    key: digest of the settings. epoch: epochs done. history: one metrics record an epoch. best: the record of
+    key: digest of the settings. settings: these themselves, nested JSON values, to say which of them differ; empty in
+    states of older versions. epoch: epochs done. history: one metrics record an epoch. best: the record of
     the best epoch of the "model" and, where there is one, of its "average"; `best_of` gives their weights.
     """
 
@@ -32,6 +33,7 @@ class State:
     history: list[dict[str, Any]] = field(default_factory=list)
     best: dict[str, dict[str, Any]] = field(default_factory=dict)
     tensors: dict[str, Tensor] = field(default_factory=dict)
+    settings: Mapping[str, Any] = field(default_factory=dict)
 
     def best_of(self, name: str) -> dict[str, Tensor]:
         """Weights of the best epoch of "model" or "average"; empty if there is none."""
@@ -62,7 +64,7 @@ def read_metadata(path: Path) -> dict[str, Any]:
 def save_state(path: Path, state: State) -> None:
     """Write training state whole or not at all."""
     numbers = {"key": state.key, "epoch": state.epoch, "history": state.history, "best": state.best}
-    _write(path, state.tensors, {**numbers, "kind": "state"})
+    _write(path, state.tensors, {**numbers, "settings": state.settings, "kind": "state"})
 
 
 def load_state(path: Path) -> State:
@@ -72,7 +74,7 @@ def load_state(path: Path) -> State:
         numbers = {name: metadata[name] for name in ("key", "epoch", "history", "best")}
     except KeyError as error:
         raise CheckpointError(f"expected training state in {path}, got none of {error}; remove it") from error
-    return State(**numbers, tensors=tensors)
+    return State(**numbers, tensors=tensors, settings=metadata.get("settings", {}))
 
 
 def capture(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
