@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     import torch
     from torch import Generator, nn
 
-TRIAL = 3.0  # seconds, after which no further number of threads is tried
+TRIAL = 3.0  # seconds for all numbers of threads together
 CALLS = 5  # of the work with each number; their median leaves out the first, which warms up
 ENOUGH = 1.1  # times the shortest time
 PACKAGES = ("qrobust", "torch", "brevitas", "onnx", "onnxruntime-gpu", "onnxruntime", "numpy")
@@ -131,30 +131,32 @@ def choose_threads(work: Callable[[], object]) -> int:
     """The fewest threads with which `work` takes at most a tenth longer than with the best number of them.
 
     work: what will be done many times, at a small size: a forward and backward pass of the network at hand. It is
-    tried on all threads that there may be, half of them, and so on down to one, for some `TRIAL` seconds; where these
-    do not suffice, on as few as were tried. A small network gains nothing by a second thread, and beside another
-    busy process loses by it: each step then waits for the thread that the process keeps from its core.
+    tried on one thread, two, four, and so on up to `most_threads`, all together for about `TRIAL` seconds, but once at
+    least with each. A small network gains nothing by a second thread, and beside another busy process loses by it:
+    each step then waits for the thread whose core that process has.
     """
     import torch
 
-    before, count, until = torch.get_num_threads(), most_threads(), time.perf_counter() + TRIAL
-    if count == 1:
+    before, counts = torch.get_num_threads(), _counts(most_threads())
+    if len(counts) == 1:
         return 1
-    seconds: dict[int, float] = {}
     try:
-        while count and (not seconds or time.perf_counter() < until):
-            use_threads(count)
-            seconds[count] = _typical_seconds(work, until)
-            count //= 2
+        seconds = {count: _typical_seconds(work, count, TRIAL / len(counts)) for count in counts}
     finally:
         use_threads(before)
-    return min(tried for tried, spent in seconds.items() if spent <= ENOUGH * min(seconds.values()))
+    return min(count for count, spent in seconds.items() if spent <= ENOUGH * min(seconds.values()))
 
 
-def _typical_seconds(work: Callable[[], object], until: float) -> float:
-    """Of one call: the median of `CALLS`, or of those that time allows."""
+def _counts(most: int) -> list[int]:
+    """1, 2, 4, ... and `most`."""
+    return [count for count in (1 << power for power in range(most.bit_length())) if count < most] + [most]
+
+
+def _typical_seconds(work: Callable[[], object], threads: int, limit: float) -> float:
+    """Of one call: the median of `CALLS`, or of those that the limit allows."""
+    use_threads(threads)
     ends = [time.perf_counter()]
-    while len(ends) <= CALLS and (len(ends) == 1 or ends[-1] < until):
+    while len(ends) <= CALLS and (len(ends) == 1 or ends[-1] < ends[0] + limit):
         work()
         ends.append(time.perf_counter())
     return median(end - start for start, end in pairwise(ends))
