@@ -5,15 +5,22 @@ from __future__ import annotations
 import hashlib
 import os
 import platform
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import cache
 from importlib import metadata
+from itertools import pairwise
+from statistics import median
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     import torch
     from torch import Generator, nn
 
+TRIAL = 3.0  # seconds for all numbers of threads together
+CALLS = 5  # of the work with each number; their median leaves out the first, which warms up
+ENOUGH = 1.1  # times the shortest time
 PACKAGES = ("qrobust", "torch", "brevitas", "onnx", "onnxruntime-gpu", "onnxruntime", "numpy")
 
 
@@ -102,6 +109,57 @@ def exact_products(on: bool = True) -> Iterator[None]:
     finally:
         torch.set_float32_matmul_precision(before[0])
         torch.backends.cudnn.allow_tf32 = before[1]
+
+
+@cache
+def most_threads() -> int:
+    """As many threads as torch takes by itself: one a core, or OMP_NUM_THREADS."""
+    import torch
+
+    return torch.get_num_threads()
+
+
+def use_threads(count: int) -> None:
+    """Let torch compute on this many threads of the CPU from now on. Sessions of onnxruntime have their own number."""
+    import torch
+
+    most_threads()  # asked for before it changes
+    torch.set_num_threads(count)
+
+
+def choose_threads(work: Callable[[], object]) -> int:
+    """The fewest threads with which `work` takes at most a tenth longer than with the best number of them.
+
+    work: what will be done many times, at a small size: a forward and backward pass of the network at hand. It is
+    tried on one thread, two, four, and so on up to `most_threads`, all together for about `TRIAL` seconds, but once at
+    least with each. A small network gains nothing by a second thread, and beside another busy process loses by it:
+    each step then waits for the thread whose core that process has.
+    """
+    import torch
+
+    before, counts = torch.get_num_threads(), _counts(most_threads())
+    if len(counts) == 1:
+        return 1
+    try:
+        seconds = {count: _typical_seconds(work, count, TRIAL / len(counts)) for count in counts}
+    finally:
+        use_threads(before)
+    return min(count for count, spent in seconds.items() if spent <= ENOUGH * min(seconds.values()))
+
+
+def _counts(most: int) -> list[int]:
+    """1, 2, 4, ... and `most`."""
+    return [count for count in (1 << power for power in range(most.bit_length())) if count < most] + [most]
+
+
+def _typical_seconds(work: Callable[[], object], threads: int, limit: float) -> float:
+    """Of one call: the median of `CALLS`, or of those that the limit allows."""
+    use_threads(threads)
+    ends = [time.perf_counter()]
+    while len(ends) <= CALLS and (len(ends) == 1 or ends[-1] < ends[0] + limit):
+        work()
+        ends.append(time.perf_counter())
+    return median(end - start for start, end in pairwise(ends))
 
 
 def versions() -> dict[str, str]:

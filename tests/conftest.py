@@ -12,6 +12,7 @@ from types import ModuleType
 
 import pytest
 
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # before torch is there: tests are small, and machines have other work
 SMALL = (
     "train.epochs=3", "train.milestones=[2]", "train.batch_size=128", "train.attack.steps=2",
     "train.validation.steps=2", "quant.epochs=1", "quant.milestones=[]", "data.test_size=120",

@@ -7,8 +7,10 @@ from pathlib import Path
 
 import pytest
 import torch
+from torch import nn
 
 from qrobust import distributed
+from qrobust.errors import ModelError
 from qrobust.storage import read_json
 
 from . import distributed_job
@@ -61,11 +63,56 @@ def test_several_processes_judge_as_one(alone, together):
     assert all(torch.equal(found["judged"], alone["judged"]) for found in together)
 
 
+# One process that takes itself for one of two
+
+
+@pytest.fixture
+def pretended(monkeypatch):
+    monkeypatch.setattr(distributed, "world", lambda: 2)
+
+
+def norms():
+    model = nn.Sequential(nn.BatchNorm1d(3, affine=False), nn.Sequential(nn.BatchNorm2d(3), nn.BatchNorm3d(3)))
+    model.again = model[0]  # under two names
+    return model
+
+
+@pytest.mark.parametrize("on_gpu", [False, True])
+def test_batch_norms_are_replaced_and_come_back(pretended, monkeypatch, on_gpu):
+    """By torch's own on GPUs; parameters, buffers and their names are the same all along."""
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: on_gpu)
+    model = norms()
+    before, modules = model.state_dict(keep_vars=True), list(model.modules())
+    with distributed.synchronised(model) as whole:
+        inside = [type(module) for module in model.modules() if not isinstance(module, nn.Sequential)]
+        names = ["SyncBatchNorm"] * 3 if on_gpu else ["SharedBatchNorm1d", "SharedBatchNorm", "SharedBatchNorm3d"]
+        assert [kind.__name__ for kind in inside] == names
+        assert whole is model
+        assert model.again is model[0]
+        assert all(value is before[name] for name, value in model.state_dict(keep_vars=True).items())
+        model.eval()
+    assert list(model.modules()) == modules
+    assert not any(module.training for module in modules)
+
+
+def test_a_batch_norm_that_cannot_be_shared_is_refused(pretended):
+    class Own(nn.BatchNorm2d):
+        pass
+
+    model = nn.Sequential(nn.BatchNorm2d(3), Own(3))
+    message = r"expected batch-norms of torch\.nn to train in several processes, got Own; use torch's, or train in one"
+    with pytest.raises(ModelError, match=message), distributed.synchronised(model):
+        pass
+    assert type(model[0]) is nn.BatchNorm2d
+
+
 def test_alone_nothing_happens():
     x = torch.arange(3.0)
     assert (distributed.world(), distributed.rank(), distributed.is_first()) == (1, 0, True)
     assert distributed.part(x) is x
     assert distributed.summed(x) is x
+    assert distributed.gathered(x) is x
+    assert distributed.averaged([x], [None]) == [None]
     assert distributed.own(Path("a.npz")) == Path("a.npz")
 
 

@@ -42,6 +42,80 @@ def test_placed_is_channels_last_on_the_device():
     assert model.weight.is_contiguous(memory_format=torch.channels_last)
 
 
+# Threads
+
+
+class Clock:
+    """Stands for the time and for torch's threads; work takes what a table says of their number."""
+
+    def __init__(self, monkeypatch, seconds):
+        self.now, self.threads, self.asked, self.seconds = 0.0, max(seconds), [], seconds
+        monkeypatch.setattr(machine.time, "perf_counter", lambda: self.now)
+        monkeypatch.setattr(machine, "most_threads", lambda: max(seconds))
+        monkeypatch.setattr(torch, "get_num_threads", lambda: self.threads)
+        monkeypatch.setattr(torch, "set_num_threads", lambda count: setattr(self, "threads", count))
+
+    def work(self):
+        first = self.threads not in self.asked
+        self.asked.append(self.threads)
+        self.now += self.seconds[self.threads] * (10 if first else 1)  # warming up
+
+
+@pytest.mark.parametrize(
+    ("seconds", "chosen"),
+    [
+        ({1: 0.020, 2: 0.020}, 1),  # a small network
+        ({1: 0.020, 2: 0.019}, 1),
+        ({1: 0.020, 2: 0.060}, 1),  # beside a busy process
+        ({1: 0.020, 2: 0.012}, 2),
+        ({1: 0.080, 2: 0.042, 4: 0.023, 8: 0.021}, 4),
+        ({1: 0.030, 2: 0.010, 4: 0.010, 6: 0.050}, 2),
+        ({1: 0.100, 2: 5.000}, 1),  # beside many
+        ({1: 8.000, 2: 4.100, 4: 2.200, 8: 1.000}, 8),  # a large network
+    ],
+)
+def test_the_fewest_threads_that_are_about_as_fast_as_the_best(monkeypatch, seconds, chosen):
+    clock = Clock(monkeypatch, seconds)
+    assert machine.choose_threads(clock.work) == chosen
+    assert sorted(set(clock.asked)) == sorted(seconds)
+    assert clock.threads == max(seconds)  # as before
+
+
+@pytest.mark.parametrize("seconds", [{1: 0.3, 2: 0.2, 4: 0.1}, {1: 0.01, 2: 0.01}])
+def test_a_trial_of_threads_takes_seconds(monkeypatch, seconds):
+    """What they share out, and the last call with each, which may be a warming one."""
+    clock = Clock(monkeypatch, seconds)
+    machine.choose_threads(clock.work)
+    assert clock.now < machine.TRIAL + 10 * sum(seconds.values())
+    assert len(clock.asked) <= machine.CALLS * len(seconds)
+
+
+def test_a_trial_leaves_the_threads_after_an_error(monkeypatch):
+    clock = Clock(monkeypatch, {1: 0.01, 2: 0.01})
+
+    def fails():
+        raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError):
+        machine.choose_threads(fails)
+    assert clock.threads == 2
+
+
+def test_where_there_is_one_thread_nothing_is_tried(monkeypatch):
+    clock = Clock(monkeypatch, {1: 0.01})
+    assert machine.choose_threads(clock.work) == 1
+    assert clock.asked == []
+
+
+def test_threads_of_torch():
+    before, most = torch.get_num_threads(), machine.most_threads()
+    machine.use_threads(3)
+    try:
+        assert (torch.get_num_threads(), machine.most_threads()) == (3, most)
+    finally:
+        machine.use_threads(before)
+
+
 def test_versions_and_hardware_are_json():
     versions, hardware = machine.versions(), machine.hardware()
     json.dumps([versions, hardware], allow_nan=False)

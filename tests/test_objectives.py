@@ -346,6 +346,17 @@ def test_sar_has_gradients_on_both_sides(form, distance):
     assert all(gradient.abs().sum() > 0 for gradient in gradients)
 
 
+@FORMS
+@DISTANCES
+def test_sar_of_no_images_is_nothing_with_a_way_back(form, distance):
+    """Of a process that has no part of a small batch: the others wait for its backward pass."""
+    clean, adversarial = (torch.zeros(0, 4, requires_grad=True) for _ in range(2))
+    value = sar(clean, adversarial, form=form, distance=distance)
+    value.backward()
+    assert value == 0
+    assert (clean.grad.shape, adversarial.grad.shape) == ((0, 4), (0, 4))
+
+
 def test_sar_is_by_default_the_published_code():
     clean, adversarial = (logits_and_labels(seed=seed)[0] for seed in (0, 1))
     difference = torch.fft.fft2(clean) - torch.fft.fft2(adversarial)

@@ -52,5 +52,5 @@ def test_a_run_goes_on_and_trains_nothing_anew(run: Path, capsys: pytest.Capture
 
 def test_a_run_of_a_changed_recipe_is_refused_by_its_key(run: Path) -> None:
     settings = recipe.load(str(run / "recipe.toml"), ["train.epochs=11"])
-    with pytest.raises(Exception, match=r"train\.epochs was trained with 10, the recipe has 11"):
+    with pytest.raises(Exception, match=r"train\.epochs: trained with 10, the recipe has 11"):
         Run(settings, run).train()

@@ -1,5 +1,6 @@
 """Recipes: how a network is trained, quantised, evaluated and exported; checked before anything runs."""
 
+from .differences import difference
 from .reading import checked, dump, load, parse
 from .tables import (
     Average,
@@ -40,6 +41,7 @@ __all__ = [
     "ThreatModel",
     "Training",
     "checked",
+    "difference",
     "dump",
     "load",
     "parse",

@@ -58,7 +58,7 @@ class RunFolder:
     def __init__(self, path: Path) -> None:
         self.path = path
         self.recipe, self.bench, self.report = (path / name for name in ("recipe.toml", "bench.json", "report.json"))
-        self.analysis, self.older = path / "analysis", path / "older"
+        self.analysis, self.older, self.threads = path / "analysis", path / "older", path / "threads.json"
 
     @classmethod
     def find(cls, path: Path) -> tuple[RunFolder, int | None]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import cached_property
 
 import torch
@@ -72,6 +73,12 @@ class Networks:
         if before == FLOAT:
             return self._quantized(self.network(FLOAT), bits, images)
         return quant.requantize(self.network(before), bits, calibration=images)
+
+    def one_step(self) -> Callable[[], object]:
+        """A forward and backward pass of the float network on a batch of training, to try machines with."""
+        model, size = self.untrained(FLOAT), min(self.recipe.train.batch_size, len(self.dataset.train))
+        x = data.to_unit(self.dataset.train.take(slice(0, size)).x, torch.device("cpu"), channels_last=True)
+        return lambda: model(x).sum().backward()
 
     def before(self, bits: int) -> int:
         """The width that a quantised one starts from."""

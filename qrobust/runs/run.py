@@ -85,6 +85,7 @@ class Run:
             self._train()
 
     def _train(self) -> None:
+        self._set_threads(trial=True)
         stages = [TrainStage(self.networks, self.threat, bits) for bits in self.recipe.bits]
         for stage in stages:
             stage.reconcile()
@@ -150,6 +151,7 @@ class Run:
         thorough: bool = False,
     ) -> Record:
         """`attack`, with the journal in `state`, which goes when the result is saved."""
+        self._set_threads()
         seed = self.recipe.seed if seed is None else seed
         model, images, twin = self.network(bits), self.dataset.test, self.twin(bits)
         if twin is None:  # the float network itself: nothing to transfer from
@@ -322,6 +324,18 @@ class Run:
     def has_average(self, bits: int) -> bool:
         """Whether training of a width averages weights."""
         return self.networks.has_average(bits)
+
+    def _set_threads(self, *, trial: bool = False) -> None:
+        """Threads of torch: as the recipe says, as they were, or, with `trial`, as a short one finds them."""
+        if machine.device().type != "cpu" or distributed.world() > 1:  # torchrun divides the cores
+            return
+        found = Stage(self.files.threads, None).recorded() or {}
+        count = self.recipe.threads or found.get("threads")
+        if trial and not (isinstance(count, int) and count > 0):
+            count = machine.choose_threads(self.networks.one_step())
+            write_json(self.files.threads, {"threads": count, "hardware": machine.hardware()})
+        if isinstance(count, int) and count > 0:
+            machine.use_threads(count)
 
     def _preflight(self) -> None:
         """Raises what a later stage would end in, before the first epoch."""

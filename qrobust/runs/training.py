@@ -16,7 +16,7 @@ from .. import distributed, machine, quant
 from ..errors import CheckpointError, RecipeError, RunError
 from ..models.statistics import estimate_statistics
 from ..progress import note
-from ..recipe import Recipe, load, parse
+from ..recipe import Recipe, difference, load, parse
 from ..threat import Threat
 from ..train import AVERAGE, METHODS, MODEL, Job, fit, plain_images, read_metadata, save_weights
 from .folder import FLOAT, NetworkFolder
@@ -34,18 +34,6 @@ def training_settings(recipe: Recipe, bits: int) -> dict[str, Any]:
         tables["bits"] = [FLOAT, *(width for width in recipe.bits if FLOAT > width >= bits)]
         tables["quant"] = recipe.model_dump(mode="json", include={"quant"})["quant"]
     return tables
-
-
-def difference(trained: Any, asked: Any, key: str = "") -> str | None:
-    """The first key of nested tables that differs, with both values; None if they agree, order of patterns too."""
-    if isinstance(trained, Mapping) and isinstance(asked, Mapping):
-        names = dict.fromkeys((*asked, *trained))
-        inner = (difference(trained.get(name), asked.get(name), f"{key}.{name}".lstrip(".")) for name in names)
-        found = next((one for one in inner if one), None)
-        if found is None and key == "quant.layers" and list(trained) != list(asked):  # the last that matches decides
-            return f"{key} was trained in the order {list(trained)}, the recipe has {list(asked)}"
-        return found
-    return None if trained == asked else f"{key} was trained with {_shown(trained)}, the recipe has {_shown(asked)}"
 
 
 class TrainStage:
@@ -217,7 +205,3 @@ def _is_whole(path: Any) -> bool:
         return read_metadata(path).get("kind") == "weights"
     except CheckpointError:
         return False
-
-
-def _shown(value: Any) -> str:
-    return "none" if value is None else repr(value)

@@ -26,9 +26,9 @@ REMEDY = {"weights": "remove it and train.json beside it to train anew", "state"
 class State:
     """Where training stands after an epoch: tensors by name, and numbers that JSON can hold.
 
-    key: digest of the settings. epoch: epochs done. history: one metrics record an epoch. best: the record of
+    key: digest of the settings. settings: these themselves, nested JSON values, to say which of them differ; empty in
+    states of older versions. epoch: epochs done. history: one metrics record an epoch. best: the record of
     the best epoch of the "model" and, where there is one, of its "average"; `best_of` gives their weights.
-    settings: what it was trained with, as the job has it.
     """
 
     key: str

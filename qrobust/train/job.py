@@ -17,9 +17,9 @@ class Job:
     """What to train: schedule, method and attack, data settings, threat, seed.
 
     label: for people, and part of the random streams. key: digest of all that decides the result; a
-    checkpoint with another key is refused. folder: gets checkpoint/, metrics.jsonl and TensorBoard events.
-    precision: of the passes, as a recipe's `train.precision`. settings: kept with the training state for whoever
-    asks what it was trained with, JSON-ready.
+    checkpoint with another key is refused. settings: what the key is a digest of, as nested JSON values, for the
+    refusal to name what differs. folder: gets checkpoint/, metrics.jsonl and TensorBoard events.
+    precision: of the passes, as a recipe's `train.precision`.
     """
 
     label: str
@@ -31,7 +31,7 @@ class Job:
     threat: Threat
     seed: int
     precision: str = "float32"
-    settings: Mapping[str, Any] = field(default_factory=dict)
+    settings: Mapping[str, Any] = field(default_factory=dict, hash=False)
 
     def started(self, part: str, epoch: int) -> bool:
         """Whether the schedule has a part ("sar", "awp", "average") and it has begun by this epoch, from 0."""

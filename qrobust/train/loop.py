@@ -18,6 +18,7 @@ from ..data import Dataset, Images, epoch_batches, learning_batches, to_unit
 from ..errors import RunError
 from ..progress import Bar, bar, note
 from ..quant import mask_statistics, parameter_groups
+from ..recipe import difference
 from ..spectrum import first_activation, low_pass, low_to_high
 from ..storage import write_text
 from .average import Average
@@ -196,11 +197,12 @@ class _Work:
             return State(job.key, settings=job.settings)
         state = load_state(path)
         if state.key != job.key:
+            found = difference(state.settings, job.settings) if state.settings and job.settings else None
             raise RunError(
-                f"expected training state of this recipe in {path}, got another's; "
+                f"expected training state of this recipe in {path}, got another's{f' ({found})' if found else ''}; "
                 f"give another --out or remove {job.folder}"
             )
-        state.settings = job.settings
+        state.settings = job.settings  # an older version kept none
         restore(state, self.model, self.optimizer, path)
         if self.average is not None:
             self.average.load_state_dict(part(state.tensors, "average."))

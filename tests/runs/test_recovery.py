@@ -25,7 +25,7 @@ OVERRIDES = (
     "bits=[32,4]", "data.train_size=300", "data.test_size=130", "train.epochs=2", "train.attack.steps=1",
     "train.validation.steps=1", "train.validation.every=1", "quant.epochs=1", "quant.milestones=[]", "evaluate.n=130",
     "evaluate.attacks=['pgd-2']", "export.suite_attacks=['pgd-2']", "bench.seconds=0.05", "attack.n=20",
-    "attack.attacks=['pgd-2']",
+    "attack.attacks=['pgd-2']", "threads=1",
 )  # fmt: skip
 DAMAGES: dict[str, Callable[[Path], object]] = {
     "removed": lambda path: path.unlink(),
@@ -201,7 +201,7 @@ def test_a_float_network_of_other_settings_is_refused_by_the_key(copy: Path) -> 
         if part:
             (copy / part).unlink()  # what is left still says what it was trained with
             del before[copy / part]
-        with pytest.raises(RunError, match=r"train\.lr was trained with 0\.1, the recipe has 0\.05") as caught:
+        with pytest.raises(RunError, match=r"train\.lr: trained with 0\.1, the recipe has 0\.05") as caught:
             started(copy, "train.lr=0.05").train()
         assert "\n" not in str(caught.value)
     assert {path: path.read_bytes() for path in before} == before

@@ -69,6 +69,13 @@ def test_state_survives(state):
     assert (found.key, found.epoch, found.history, found.best) == ("k", 2, [{"loss": 0.1}], {"epoch": 2})
 
 
+def test_state_keeps_the_settings_that_its_key_stands_for(tmp_path, state):
+    settings = {"train": {"lr": 0.1, "milestones": [1, 2]}}
+    save_state(tmp_path / "new", State("k", 2, settings=settings))
+    assert load_state(tmp_path / "new").settings == settings
+    assert load_state(state).settings == {}
+
+
 def test_a_restored_optimiser_goes_on_as_if_nothing_had_been(state):
     """Momentum is part of the state: the next steps are the same bits."""
     model = network()

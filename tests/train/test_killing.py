@@ -4,6 +4,8 @@ import itertools
 import os
 import random
 import signal
+import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -72,13 +74,20 @@ def one_thread():
 
 
 @pytest.fixture(scope="module")
-def wholes(tmp_path_factory):
+def durations():
+    """Seconds of every undisturbed training."""
+    return {}
+
+
+@pytest.fixture(scope="module")
+def wholes(durations, tmp_path_factory):
     """Every case undisturbed: how it ends, and how often each point is called."""
     found = {}
     for case in CASES:
         with pytest.MonkeyPatch.context() as patch:
-            counts = {point: watch(patch, point) for point in POINTS}
+            counts, started = {point: watch(patch, point) for point in POINTS}, time.perf_counter()
             found[case] = ending(case, tmp_path_factory.mktemp("whole")), {p: next(c) - 1 for p, c in counts.items()}
+            durations[case] = time.perf_counter() - started
     return found
 
 
@@ -175,6 +184,54 @@ def test_killed_twice(tmp_path, wholes, case):
     for point in chance.sample(["attack", "step", "checkpoint", "writing", "renaming"], 2):
         assert is_killed(case, tmp_path, point, chance.randint(1, counts[point] // 4), kill, chance.random() < 0.5)
     assert_equal(ending(case, tmp_path), whole)
+
+
+# Signals at moments that nobody chose
+
+SIGNALS = {"TERM": signal.SIGTERM, "HUP": signal.SIGHUP, "KILL": signal.SIGKILL}
+
+
+def signalled(number, case, folder, seconds):
+    """How a training in a process of its own ends, to which a signal comes after some time.
+
+    The command line turns TERM and HUP into an exit of 128 + n; KILL leaves no choice.
+    """
+    ready, tell = os.pipe()
+    child = os.fork()
+    if not child:
+        try:
+            for handled in (signal.SIGTERM, signal.SIGHUP):
+                signal.signal(handled, lambda got, frame: sys.exit(128 + got))
+            os.write(tell, b".")
+            ending(case, folder)
+        except SystemExit as stopped:
+            os._exit(stopped.code)
+        finally:
+            os._exit(0)
+    os.read(ready, 1)
+    os.close(ready), os.close(tell)
+    time.sleep(seconds)
+    os.kill(child, number)
+    return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+
+
+@pytest.mark.skipif(not hasattr(os, "fork") or torch.cuda.is_available(), reason="CUDA does not survive a fork")
+@pytest.mark.parametrize("name", SIGNALS)
+@pytest.mark.parametrize("case", ["at, sarwa, awp, equal", *(pytest.param(c, marks=pytest.mark.slow) for c in CASES)])
+def test_signalled_at_random_moments(tmp_path, wholes, durations, capfd, case, name):
+    """The same weights in the end; where there is time to tidy up, no half file and one line that says what next."""
+    chance, number, ends = random.Random(f"{case} {name}"), SIGNALS[name], []
+    for _ in range(3):
+        ends.append(signalled(number, case, tmp_path, chance.uniform(0.1, 0.7) * durations[case]))
+        left = [path.name for path in tmp_path.rglob("*") if path.is_file() and not path.name.startswith("events.")]
+        assert name == "KILL" or set(left) <= {"last.safetensors", "metrics.jsonl"}
+    assert set(ends) <= {0, -number if name == "KILL" else 128 + number}
+    said = capfd.readouterr().err.count("stopped; the same command continues after the last whole epoch")
+    stops = ends.count(128 + number)
+    assert (said > 0) == (stops > 0)
+    assert said <= stops  # one may come when training is over
+    assert any(ends)
+    assert_equal(ending(case, tmp_path), wholes[case][0])
 
 
 def test_there_are_enough_of_them():

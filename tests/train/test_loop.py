@@ -1,6 +1,7 @@
 """Training goes on where it stopped, keeps the best epoch, and says why it gives up."""
 
 import threading
+from dataclasses import replace
 from itertools import pairwise
 
 import pytest
@@ -406,6 +407,16 @@ def test_another_recipe_is_refused(tmp_path):
         f"give another --out or remove {tmp_path}"
     )
     assert checkpoint_of(job(tmp_path)).read_bytes() == before
+
+
+def test_what_another_recipe_changed_is_named(tmp_path):
+    """Also of a state that an older version wrote, once it was continued."""
+    short = {"epochs": 1}
+    train(job(tmp_path, schedule=short))
+    train(replace(job(tmp_path, schedule=short), settings={"train": {"lr": 0.1}}))
+    train(replace(job(tmp_path, schedule={"epochs": 2}), settings={"train": {"lr": 0.1}}))
+    other = replace(job(tmp_path, key="another"), settings={"train": {"lr": 0.05}})
+    assert "got another's (train.lr: trained with 0.1, the recipe has 0.05); give" in refusal(RunError, other)
 
 
 def test_a_damaged_checkpoint_is_refused(tmp_path):
