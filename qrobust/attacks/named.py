@@ -18,6 +18,7 @@ import torch
 from torch import Generator, Tensor, nn
 
 from ..errors import RecipeError, did_you_mean
+from ..objectives import margin
 from ..threat import Threat
 from .auto import PARTS, autoattack_part
 from .gradient import KEEPS, LOSSES, bim, fgsm, pgd, tpgd
@@ -52,14 +53,24 @@ class Attack:
         return _FAMILIES[self.family].run(scene, x, y, generator, settings)
 
     def craft(self, scene: Scene, x: Tensor, y: Tensor, generator: Generator) -> Tensor:
-        """`run` with all parts in a row, each on the images of this batch that are still right."""
+        """`run` with all parts in a row, each on the images of this batch that are still right.
+
+        Of an image that none breaks, the point where a wrong class leads by most.
+        """
         x_adv = self.run(scene, x, y, generator, self.parts[0])
         for part in self.parts[1:]:
-            with torch.no_grad():
-                todo = scene.model(x_adv).argmax(1) == y
-            if todo.any():
-                x_adv[todo] = self.run(scene, x[todo], y[todo], generator, part)
+            lead = _lead(scene.model, x_adv, y)
+            todo = (lead <= 0).nonzero()[:, 0]
+            if len(todo):
+                found = self.run(scene, x[todo], y[todo], generator, part)
+                better = _lead(scene.model, found, y[todo]) > lead[todo]
+                x_adv[todo[better]] = found[better]
         return x_adv
+
+
+@torch.no_grad()
+def _lead(model: nn.Module, x: Tensor, y: Tensor) -> Tensor:
+    return margin(model(x), y)
 
 
 @dataclass(frozen=True)
