@@ -29,7 +29,7 @@ ATTACKS_HELP = (
     "Names with commas, as gn,fgsm,pgd-20,cw-inf-30,autoattack; or a protocol: fd (the columns of the "
     "Fourier-domain study), sp (of the spectral perspective). Default: the recipe's."
 )
-FILE_HELP = "As in eval. Default: the suite's, pgd-20x5, cw-inf-20x5, autoattack, square-500, transfer-20 where it can."
+FILE_HELP = "As in eval. Default: the suite's, and a strong set as far as it fits."
 TRANSFER_HELP = "Where examples may transfer from, repeatable: an artifact, a run. Default: the float network beside."
 DATA_HELP = "Images: an .npz with x (uint8) and y, or a data set. Default: the suite's. Needed for a bare ONNX file."
 INPUT_HELP = "float32-nchw: images in [0,1]; uint8-nhwc: a camera's bytes. Default: the recipe's."

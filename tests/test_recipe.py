@@ -427,7 +427,9 @@ def test_dump_spells_out_every_default(folder):
         "keep": "last",
         "mode": "eval",
     }
-    assert table["evaluate"]["attacks"] == ["gn", "fgsm", "pgd-20"]
+    strong = ["cw-inf-20:keep=best", "apgd-ce", "apgd-t"]
+    assert table["evaluate"]["attacks"] == ["gn", "fgsm", "pgd-20", *strong]
+    assert table["export"]["suite_attacks"] == ["cw-inf-20:keep=best", "apgd-t"]
 
 
 def test_logging_that_is_off_leaves_no_trace(folder):

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from .. import machine
 from ..attacks import Scene, named
-from ..data import Images, to_unit
+from ..data import Images, choose, to_unit
 from ..errors import DataError, RunError
 from ..progress import bar
 from ..runs import FLOAT, Run, RunFolder
@@ -25,9 +25,9 @@ DEFAULT_N = 500
 
 @dataclass(frozen=True)
 class Settings:
-    """What a figure may be asked. n: test images, None for 500 or all there are. bandwidths: k, () for eighths of the
-    side. attacks: names; the first makes the perturbations. norm: L2 norm per channel of the heat map's waves, None
-    for that of an image whose every pixel moves by eps.
+    """What a figure may be asked. n: test images, chosen as `data.choose` does, None for 500 or all there are.
+    bandwidths: k, () for eighths of the side. attacks: names; the first makes the perturbations. norm: L2 norm per
+    channel of the heat map's waves, None for that of an image whose every pixel moves by eps.
     """
 
     n: int | None = None
@@ -44,7 +44,7 @@ class Settings:
 
 @dataclass(eq=False)
 class Case:
-    """One width of one run, on its first n test images."""
+    """One width of one run, on n of its test images."""
 
     run: Run
     bits: int
@@ -68,7 +68,7 @@ class Case:
         every, n = self.run.dataset.test, self.settings.n
         if n is not None and not 1 <= n <= len(every):
             raise DataError(f"expected -n in [1, {len(every)}], the test images of {self.run.folder}, got {n}")
-        return every.take(slice(0, n or DEFAULT_N))
+        return choose(every, n or DEFAULT_N, self.settings.seed)[0]
 
     @property
     def bandwidths(self) -> tuple[int, ...]:

@@ -17,7 +17,7 @@ from .figures import save
 from .needs import check, check_cases
 from .table import NAMES, Row, function, row_of
 
-FORMAT = 1  # of the data; another one is measured anew
+FORMAT = 2  # of the data; another one is measured anew. 1: on the first n images
 Data = dict[str, Any]
 
 

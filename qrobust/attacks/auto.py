@@ -26,18 +26,23 @@ FEWEST_CLASSES = 4  # of the DLR loss, which divides by the first logit's lead o
 def autoattack_part(model: nn.Module, x: Tensor, y: Tensor, *, part: str, threat: Threat, seed: int = 0) -> Tensor:
     """One part of AutoAttack's standard version on a batch; x_adv (n, c, h, w).
 
-    part: one of PARTS. x: images (n, c, h, w) in [0,1]. y: labels (n,).
+    part: one of PARTS. x: images (n, c, h, w) in [0,1]. y: labels (n,). The package returns what it could not break as
+    it came; of the two parts that ascend a loss it is the point with the highest here, which a suite can replay.
     """
     check_images(x)
     # Not folded: its result shall be the package's own to the last bit.
     with crafting(model, fold=False), torch.random.fork_rng(devices=[x.device] if x.is_cuda else []):
         x, y = ordinary(x, y)
         with torch.no_grad():
-            logits = model(x[:1])
-            check_output(logits, y[:1])
+            logits = model(x)
+            check_output(logits, y)
         attacker = _attacker(_Asked(model, x.dtype), x, threat, seed, part, logits.shape[1])
-        found: Tensor = attacker.perturb(x.contiguous().float(), y)
-    return found.detach().to(x.dtype)
+        images = x.contiguous().float()
+        highest = _Highest(attacker, images, logits.argmax(1) == y) if part.startswith("apgd") else None
+        found: Tensor = attacker.perturb(images, y).detach()
+        if highest is not None:
+            found[highest.left] = highest.x[highest.left]
+    return found.to(x.dtype)
 
 
 class _CleanGradient(torch.autograd.Function):
@@ -67,6 +72,24 @@ class _Asked(nn.Module):
         if clean.requires_grad and not logits.requires_grad:  # the network cuts the way back
             logits = logits + 0 * clean.flatten(1).sum(1, keepdim=True)
         return logits
+
+
+class _Highest:
+    """Watches an APGD of the package: of every image that is `left`, (n,), the point x where the loss was highest."""
+
+    def __init__(self, attacker: Any, x: Tensor, right: Tensor) -> None:
+        self.x, self.left = x.clone(), right.clone()
+        self._loss = torch.full((len(x),), -torch.inf, device=x.device)
+        self._run, attacker.attack_single_run = attacker.attack_single_run, self._watched
+
+    def _watched(self, x: Tensor, y: Tensor, *more: Any) -> Any:
+        """A run on the images that are left, as the package makes it."""
+        found = points, still_right, loss, _ = self._run(x, y, *more)
+        todo = self.left.nonzero()[:, 0]
+        better = loss > self._loss[todo]
+        self.x[todo[better]], self._loss[todo[better]] = points[better].detach(), loss[better].detach()
+        self.left[todo] = still_right.bool()
+        return found
 
 
 def _margin_targeted(attacker: Any) -> Callable[[Tensor, Tensor], Tensor]:

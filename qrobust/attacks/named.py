@@ -18,8 +18,9 @@ import torch
 from torch import Generator, Tensor, nn
 
 from ..errors import RecipeError, did_you_mean
+from ..objectives import margin
 from ..threat import NORMS, Threat
-from .auto import FEWEST_CLASSES, PARTS, autoattack_part
+from .auto import PARTS, autoattack_part
 from .gradient import KEEPS, LOSSES, bim, fgsm, pgd, tpgd
 from .minimum import cw
 from .noise import gaussian_noise
@@ -51,23 +52,25 @@ class Attack:
         settings = {**self.settings, "part": part} if part else self.settings
         return _FAMILIES[self.family].run(scene, x, y, generator, settings)
 
-    def check_classes(self, classes: int | None) -> None:
-        """Raises RecipeError where it is not defined for so many classes; None where they are not known."""
-        fewest = _FAMILIES[self.family].fewest_classes
-        if classes is not None and classes < fewest:
-            raise RecipeError(
-                f"expected {fewest} classes or more for {self.name}, got {classes}; choose another attack"
-            )
-
     def craft(self, scene: Scene, x: Tensor, y: Tensor, generator: Generator) -> Tensor:
-        """`run` with all parts in a row, each on the images of this batch that are still right."""
+        """`run` with all parts in a row, each on the images of this batch that are still right.
+
+        Of an image that none breaks, the point where a wrong class leads by most.
+        """
         x_adv = self.run(scene, x, y, generator, self.parts[0])
         for part in self.parts[1:]:
-            with torch.no_grad():
-                todo = scene.model(x_adv).argmax(1) == y
-            if todo.any():
-                x_adv[todo] = self.run(scene, x[todo], y[todo], generator, part)
+            lead = _lead(scene.model, x_adv, y)
+            todo = (lead <= 0).nonzero()[:, 0]
+            if len(todo):
+                found = self.run(scene, x[todo], y[todo], generator, part)
+                better = _lead(scene.model, found, y[todo]) > lead[todo]
+                x_adv[todo[better]] = found[better]
         return x_adv
+
+
+@torch.no_grad()
+def _lead(model: nn.Module, x: Tensor, y: Tensor) -> Tensor:
+    return margin(model(x), y)
 
 
 @dataclass(frozen=True)
@@ -86,7 +89,7 @@ Runner = Callable[[Scene, Tensor, Tensor, Generator, dict[str, Any]], Tensor]
 @dataclass(frozen=True)
 class _Family:
     """count: what the number in the name sets. step_size: whether the threat sets one. defaults: all settings.
-    norms, fewest_classes: of the threats and networks that it is defined for.
+    norms: of the threats that it is defined for.
     """
 
     run: Runner
@@ -97,7 +100,6 @@ class _Family:
     parts: tuple[str, ...] = ("",)
     defaults: dict[str, Any] = field(default_factory=dict)
     norms: tuple[str, ...] = NORMS
-    fewest_classes: int = 2
 
 
 def named(name: str, threat: Threat) -> Attack:
@@ -121,10 +123,9 @@ def named(name: str, threat: Threat) -> Attack:
     return Attack(name, match["family"], settings, family.bounded, family.parts)
 
 
-def fits(name: str, threat: Threat, classes: int | None = None) -> bool:
-    """Whether the attack of a name is defined for a threat and so many classes. Raises RecipeError for what is none."""
-    family = _FAMILIES[_spelt(name)["family"]]
-    return threat.norm in family.norms and (classes is None or classes >= family.fewest_classes)
+def fits(name: str, threat: Threat) -> bool:
+    """Whether the attack of a name is defined for a threat. Raises RecipeError for what is none."""
+    return threat.norm in _FAMILIES[_spelt(name)["family"]].norms
 
 
 def _given(text: str, known: dict[str, Any], name: str) -> dict[str, Any]:
@@ -215,11 +216,9 @@ _FAMILIES = {
     ),
     "apgd-t": _Family(
         lambda s, x, y, _g, _k: autoattack_part(s.model, x, y, threat=s.threat, seed=s.seed, part="apgd-t"),
-        fewest_classes=FEWEST_CLASSES,
     ),
     "autoattack": _Family(
         lambda s, x, y, _g, k: autoattack_part(s.model, x, y, threat=s.threat, seed=s.seed, **k), parts=PARTS,
-        fewest_classes=FEWEST_CLASSES,
     ),
 }  # fmt: skip
 EXAMPLES = (

@@ -141,14 +141,12 @@ def _replayed(evidence: Evidence) -> Record:
 def _attacks(deployed: Deployed, served: Served, threat: Threat, settings: Settings) -> list[Routed]:
     forms = settings.forms or deployed.forms
     chosen = [named(name, threat) for name in settings.attacks or default_attacks(deployed, settings.sources)]
-    for one in chosen:
-        one.check_classes(deployed.twin.plan.classes)
     return [routed(one, deployed, served, forms=forms, sources=settings.sources) for one in chosen]
 
 
 def default_attacks(deployed: Deployed, sources: Sequence[Deployed] = ()) -> tuple[str, ...]:
     """Those of the suite, so that they compare, and `ATTACKS` as far as they fit."""
     stored = [name for name in deployed.artifact.sets if name != CLEAN] if deployed.artifact else []
-    threat, classes = threat_of(deployed), deployed.twin.plan.classes
-    names = [name for name in dict.fromkeys((*stored, *ATTACKS)) if fits(name, threat, classes)]
+    threat = threat_of(deployed)
+    names = [name for name in dict.fromkeys((*stored, *ATTACKS)) if fits(name, threat)]
     return tuple(name for name in names if sources or not name.startswith(TRANSFER))

@@ -22,7 +22,10 @@ def compare(first: Path, second: Path) -> dict[str, Any]:
     (a, masks_a), (b, masks_b) = read_outcomes(first), read_outcomes(second)
     for key in ("images", "threat"):
         if a.get(key) != b.get(key):
-            raise RunError(f"expected results on the same {key}, got {first} and {second} on different ones")
+            raise RunError(
+                f"expected results on the same {key}, got {first} and {second} on different ones; "
+                "evaluate both anew on the same data, threat, -n and --seed"
+            )
     shared = [name for name in masks_a if name in masks_b]
     bounded = [CLEAN, *(name for name in shared if name != CLEAN and a["attacks"][name]["bounded"])]
     sets = {name: _paired(masks_a[name], masks_b[name]) for name in shared}

@@ -197,7 +197,9 @@ class Mix(Table):
 
 
 class Validation(Table):
-    """PGD on the validation split after every `every`-th epoch and the last; the best epoch is kept."""
+    """Margin PGD, judged at its best points, on the validation split, after every `every`-th epoch and the last; the
+    best epoch is kept.
+    """
 
     every: Count = 1
     steps: Count = 20
@@ -328,9 +330,9 @@ class Quantisation(Schedule):
 
 
 class Evaluation(Table):
-    """Attacks by name, and how many test images (None: all)."""
+    """Attacks by name, and how many test images (None: all), a stratified choice."""
 
-    attacks: tuple[str, ...] = ("gn", "fgsm", "pgd-20")
+    attacks: tuple[str, ...] = ("gn", "fgsm", "pgd-20", "cw-inf-20:keep=best", "apgd-ce", "apgd-t")
     n: Count | None = None
     batch_size: Count = 250
 
@@ -347,13 +349,13 @@ class Export(Table):
     target: str = "ort-cpu"
     input: Literal["float32-nchw", "uint8-nhwc"] = "float32-nchw"  # in [0,1], or a camera's bytes
     suite_n: Count | None = None  # None: as many as are evaluated
-    suite_attacks: tuple[str, ...] = ("pgd-20",)
+    suite_attacks: tuple[str, ...] = ("cw-inf-20:keep=best", "apgd-t")
 
 
 class Attacking(Table):
     """White-box attacks on the exported file itself, by name, and on how many of the suite's images (None: all)."""
 
-    attacks: tuple[str, ...] = ("cw-inf-20x5", "apgd-t", "square-500")
+    attacks: tuple[str, ...] = ("cw-inf-20x5:keep=best", "apgd-t", "square-500")
     n: Count | None = None
 
 

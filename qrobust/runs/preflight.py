@@ -101,7 +101,7 @@ def check_folder(folder: Path) -> None:
 
 def check_images(recipe: Recipe, target: Target, images: Dataset) -> None:
     """Raises DataError or RecipeError for images that do not go with a recipe, or into an artifact."""
-    count, classes = len(images.test), len(images.classes)
+    count = len(images.test)
     _check_classes(images)
     for key, wanted in (("evaluate.n", recipe.evaluate.n), ("export.suite_n", recipe.export.suite_n)):
         if wanted and wanted > count:
@@ -110,10 +110,6 @@ def check_images(recipe: Recipe, target: Target, images: Dataset) -> None:
     if recipe.attack and (recipe.attack.n or 0) > stored:
         raise RecipeError(f"expected attack.n of at most {stored}, the suite's images, got {recipe.attack.n}; lower it")
     _check_power(recipe, target, count)
-    for key, attacks in _attacks(recipe).items():
-        with _named_after(key):
-            for one in attacks:
-                one.check_classes(classes)
     _check_sizes(recipe, images, stored)
     for key, schedule in (("train", recipe.train), ("quant", recipe.quant)):
         batch, world = min(schedule.batch_size, len(images.train)) if schedule else math.inf, distributed.world()

@@ -11,6 +11,7 @@ from qrobust.attacks import Scene, autoattack_part, named
 from qrobust.attacks.auto import NORMS, PARTS
 from qrobust.data import Images, to_unit
 from qrobust.evaluate import evaluate
+from qrobust.objectives import margin
 from qrobust.threat import Threat
 
 from .helpers import batch, copy_of, digits, digits_net, is_unchanged, seeded, smooth_net
@@ -124,3 +125,18 @@ def test_a_channels_last_network_is_attacked_too():
     found = autoattack_part(model, x, y, part="apgd-ce", threat=Threat("linf", 0.1))
     assert (found - x).abs().max() <= 0.1 + 1e-6
     assert (model(found).argmax(1) != y).any()
+
+
+@pytest.mark.parametrize("name", ["apgd-ce", "apgd-t", "autoattack"])
+def test_what_is_not_broken_is_left_where_the_loss_was_highest(name):
+    """The package returns the clean image, of which a suite's replay would learn nothing."""
+    _, (x, y) = digits()
+    x, y, threat = x[:30], y[:30], Threat("linf", 0.03)
+    clean = margin(digits_net()(x), y)
+    found = named(name, threat).craft(Scene(digits_net(), threat), x, y, seeded())
+    lead = margin(digits_net()(found), y)
+    left = lead < 0
+    assert left.sum() > 10
+    assert (threat.distance(found, x)[left] > 0.01).all()
+    assert (lead > clean)[left].all()
+    assert threat.distance(found, x).max() <= threat.eps + 1e-6

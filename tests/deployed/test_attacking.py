@@ -15,7 +15,7 @@ from qrobust.deployed.material import find_images, find_sources
 from qrobust.deployed.routes import Routed, routed
 from qrobust.deployed.serving import open_deployed
 from qrobust.errors import RecipeError
-from qrobust.evaluate import evaluation, read_outcomes
+from qrobust.evaluate import journal, read_outcomes
 
 from ..test_runtime import EPS, WEIGHT, floats, linear, model_bytes, suite_arrays, worst_case
 from .helpers import text_model
@@ -124,9 +124,9 @@ def test_autoattack_takes_its_gradients_from_each_form_and_square_from_the_sessi
 
 def test_the_default_is_the_suites_attacks_and_those_that_fit(tmp_path):
     deployed = open_deployed(artifact(tmp_path / "one"))
-    fixed = ["pgd-20x5", "cw-inf-20x5", "square-500"]  # two classes are too few for autoattack
+    fixed = ["pgd-20x5:keep=best", "cw-inf-20x5:keep=best", "autoattack", "square-500"]
     assert list(attacking.default_attacks(deployed)) == ["pgd-20", *fixed]
-    assert list(attacking.default_attacks(deployed, (deployed,))) == ["pgd-20", *fixed, "transfer-20"]
+    assert list(attacking.default_attacks(deployed, (deployed,))) == ["pgd-20", *fixed, "transfer-20:keep=best"]
 
 
 class Stopped(Exception):
@@ -136,7 +136,7 @@ class Stopped(Exception):
 def test_a_stopped_attack_goes_on_where_it_was(tmp_path, monkeypatch):
     folder, names = artifact(tmp_path / "one", masked()), ("pgd-3", "square-20")
     monkeypatch.setattr(attacking, "MAX_VALUES", 16 * 16)
-    monkeypatch.setattr(evaluation, "SAVE_EVERY", 0)
+    monkeypatch.setattr(journal, "SAVE_EVERY", 0)
     whole, part = tmp_path / "whole.json", tmp_path / "part.json"
     calls = []
 

@@ -1,16 +1,19 @@
 """What is kept of an evaluation, and that it comes back whole."""
 
 import json
+from pathlib import Path
 
 import numpy as np
 import pytest
 
 from qrobust.errors import RunError
-from qrobust.evaluate import read_outcomes
+from qrobust.evaluate import compare, read_outcomes
 from qrobust.evaluate.outcomes import accuracy
 from qrobust.runtime import wilson
 
 from .helpers import mask, outcomes
+
+OLD = Path(__file__).resolve().parents[1] / "fixtures" / "0.1.0" / "eval.json"
 
 
 def some():
@@ -122,3 +125,21 @@ def test_another_json_is_refused(tmp_path, content):
 def test_no_json_is_refused(tmp_path):
     with pytest.raises(RunError, match="expected a JSON file"):
         read_outcomes(tmp_path / "eval.json")
+
+
+def test_the_chosen_images_are_in_the_results(tmp_path):
+    found = some()
+    found.indices = [7, 0, 3, 2]
+    found.save(tmp_path / "a.json")
+    assert read_outcomes(tmp_path / "a.json")[0]["indices"] == [7, 0, 3, 2]
+
+
+def test_a_result_of_version_0_1_is_read_and_compared():
+    """It took the first n images, and says nothing of indices."""
+    table, masks = read_outcomes(OLD)
+    assert "indices" not in table
+    assert all(len(mask) == table["n"] for mask in masks.values())
+    assert table["clean"] == accuracy(masks["clean"])
+    result = compare(OLD, OLD)
+    assert result["n"] == table["n"]
+    assert result["sets"]["worst_case"]["difference"] == 0

@@ -291,7 +291,7 @@ def test_settings_reach_attack_and_augmentation(tmp_path, monkeypatch):
     task = job(tmp_path, schedule={"epochs": 1}, attack=craft, validation={"steps": 2, "step_size": 0.02})
     train(task)
     crafting = {"steps": 3, "step_size": 0.01, "keep": "best", "moved": False, "training": True}
-    validating = {"steps": 2, "step_size": 0.02, "moved": True}
+    validating = {"steps": 2, "step_size": 0.02, "loss": "margin", "keep": "best", "moved": True}
     assert crafted == [{"threat": task.threat, **options} for options in [crafting] * 3 + [validating] * 2]
     assert batched == [(20, 1, True)]
 
