@@ -108,7 +108,7 @@ class Run:
         path = self._at(bits) / "eval.json"
         if self._done(path, key):
             return
-        self.attack(bits, self._named(settings.attacks), n=settings.n, path=path, key=key)
+        self.attack(bits, self.attacks, n=settings.n, path=path, key=key)
         if distributed.is_first():
             self._tell(path)
 
@@ -174,7 +174,7 @@ class Run:
         suite = make_suite(
             self.network(bits),
             images,
-            attacks=self._named(self.recipe.export.suite_attacks),
+            attacks=self.suite_attacks,
             threat=self.threat,
             seed=self.recipe.seed,
             twin=self.twin(bits),
@@ -239,6 +239,16 @@ class Run:
         chosen = AttackSettings(settings.attacks, settings.n, self.recipe.seed, sources=sources)
         attack(deployed, find_images(deployed), chosen, path, data=SUITE, key=key)
         self._tell(path)
+
+    @property
+    def attacks(self) -> tuple[Attack, ...]:
+        """Those of the evaluation. Not asked before they are needed: an older run is read whatever it names."""
+        return self._named(self.recipe.evaluate.attacks)
+
+    @property
+    def suite_attacks(self) -> tuple[Attack, ...]:
+        """Those of the suite."""
+        return self._named(self.recipe.export.suite_attacks)
 
     @cached_property
     def dataset(self) -> data.Dataset:
