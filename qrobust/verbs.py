@@ -140,6 +140,10 @@ def _evaluate_artifact(folder: Path, attacks: str, n: int | None, seed: int | No
     artifact = Artifact.load(folder)
     threat = Threat(artifact.manifest["threat"]["norm"], artifact.eps)
     chosen = _named(attacks, threat, tuple(name for name in ("gn", "square-500") if fits(name, threat)))
+    if not any(one.bounded for one in chosen) and not attacks:  # else the worst case would be the clean accuracy
+        raise RecipeError(
+            f"expected an attack without gradients in {threat.norm}, got none; use qrobust attack, or --attacks gn"
+        )
     for one in chosen:
         if one.family not in WITHOUT_GRADIENTS:
             raise RecipeError(

@@ -274,6 +274,8 @@ REFUSALS = {
     "bench.seconds=1e6": "bench.seconds: expected less than or equal to 86400, got 1000000.0",
     'name="a\\u001b[2Jb"': "name: expected a name of printable letters, got 'a\\x1b[2Jb'",
     "name=": "name: expected a name of printable letters, got ''",
+    "claim.there=[{x = nan}]": "claim: expected finite numbers, got nan",
+    "model.width=inf": "model: expected finite numbers, got inf",
     "evaluate.n=0": "evaluate.n: expected greater than 0, got 0",
 }
 

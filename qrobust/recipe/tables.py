@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from fractions import Fraction
 from typing import Annotated, Any, Literal
 
@@ -62,6 +63,15 @@ def _folder(value: str) -> str:
     return value
 
 
+def _finite(value: Any) -> Any:
+    """A value that may hold others, of which JSON has no form if one is NaN or infinite."""
+    if isinstance(value, float) and not math.isfinite(value):
+        raise ValueError(f"expected finite numbers, got {value}")
+    for part in value.values() if isinstance(value, dict) else value if isinstance(value, list) else ():
+        _finite(part)
+    return value
+
+
 Name = Annotated[str, AfterValidator(_folder)]
 Start = Annotated[int | Literal["first-drop"], BeforeValidator(_start)]
 Radius = Annotated[float, BeforeValidator(_number), BeforeValidator(_radius), Field(ge=0, le=1)]
@@ -112,6 +122,7 @@ class Model(BaseModel):
     def _own(self) -> Model:
         if taken := sorted({"in_channels", "classes"} & self.options.keys()):
             raise ValueError(f"expected no {taken[0]!r}, which follows from the data, got one; remove it")
+        _finite(self.options)
         return self
 
     @property
@@ -383,7 +394,7 @@ class Recipe(Table):
     export: Export = Export()
     bench: Benchmark = Benchmark()
     attack: Attacking | None = None
-    claim: dict[str, Any] = Field(default_factory=dict)
+    claim: Annotated[dict[str, Any], AfterValidator(_finite)] = Field(default_factory=dict)
 
     @model_validator(mode="after")
     def _widths(self) -> Recipe:

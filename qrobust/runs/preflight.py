@@ -15,13 +15,14 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from .. import distributed
+from .. import distributed, machine
 from ..attacks import Attack, named
 from ..data import Dataset
 from ..errors import DataError, ExportError, RecipeError, RunError
 from ..export import Target
 from ..export.optimised import present_provider
 from ..export.suite import check_suite_attacks
+from ..progress import bar
 from ..recipe import Recipe
 from ..runtime import MAX_PIXELS, MAX_SUITE_BYTES, images_needed
 from ..threat import Threat
@@ -53,7 +54,13 @@ def preflight(
     check_folder(folder)
     images = dataset()
     check_images(recipe, target, images)
-    check_space(folder, sum(_rehearse(recipe, target, images, network(bits), bits) for bits in widths))
+    needed = 0
+    # What is trained afterwards does not depend on what was rehearsed.
+    with machine.own_randomness(), bar("rehearse", len(widths), "networks") as moving:
+        for bits in widths:
+            needed += _rehearse(recipe, target, images, network(bits), bits)
+            moving.advance()
+    check_space(folder, needed)
 
 
 def check_provider(target: Target) -> None:
@@ -70,8 +77,9 @@ def check_recipe(recipe: Recipe, target: Target) -> None:
     attacks = _attacks(recipe)
     if not attacks["export.suite_attacks"]:
         raise RecipeError("expected at least one attack in export.suite_attacks, got none; add pgd-20")
-    if all(one.family == TRANSFER for one in attacks["evaluate.attacks"]):
-        raise RecipeError("expected an attack on the network itself in evaluate.attacks, got transfer alone; add one")
+    if all(one.family == TRANSFER or not one.bounded for one in attacks["evaluate.attacks"]):
+        names = ", ".join(recipe.evaluate.attacks)  # a worst case without one would be the clean accuracy
+        raise RecipeError(f"expected an attack on the network itself in evaluate.attacks, got {names}; add pgd-20")
     for key in ("export.suite_attacks", "attack.attacks"):
         for one in attacks[key]:
             if one.family == TRANSFER:  # every run has the float network, which nothing transfers to

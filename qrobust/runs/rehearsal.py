@@ -17,6 +17,7 @@ from torch import Tensor, fx, nn
 from .. import data, quant
 from ..data import Images
 from ..deployed import twin
+from ..deployed.serving import as_floats
 from ..errors import ExportError, GraphError, ModelError, QrobustError
 from ..evaluate.judge import check_logits
 from ..export import Target, lower
@@ -34,6 +35,7 @@ def rehearse(model: nn.Module, images: Images, target: Target, bits: int, *, inp
     model: on the CPU, from `quantize` below 32 bits, its clips and biases placed here. input: as in `lower`.
     """
     some = images.take(torch.linspace(0, len(images) - 1, SEVERAL).long()).x.cpu()
+    camera = input == "uint8-nhwc"
     _check_forward(model.eval(), data.to_unit(some, "cpu", channels_last=True))
     with tempfile.TemporaryDirectory() as folder, _of_width(bits):
         path = Path(folder) / "model.onnx"
@@ -44,11 +46,11 @@ def rehearse(model: nn.Module, images: Images, target: Target, bits: int, *, inp
                 f"expected a model.onnx of up to {MAX_FILE_BYTES} bytes, got {size}; take a smaller model"
             )
         if target.executable:
-            _check_session(path, some, target, camera=input == "uint8-nhwc")
+            _check_session(path, some, target, camera=camera)
             if isinstance(model, fx.GraphModule):
                 check_ops(path, target, model)
             if attacked:
-                _check_gradient(path)
+                _check_gradient(path, camera=camera)
     return size
 
 
@@ -71,9 +73,9 @@ def _check_session(path: Path, some: Tensor, target: Target, *, camera: bool) ->
     session.run(None, {quant.INPUT: np.ascontiguousarray(pixels.numpy())})
 
 
-def _check_gradient(path: Path) -> None:
+def _check_gradient(path: Path, *, camera: bool) -> None:
     try:
-        twin(path)
+        twin(as_floats(path) if camera else path)
     except GraphError as error:
         told = str(error).partition("; ")[0]
         raise GraphError(f"{told}; choose another export.target, or remove the table attack") from error

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 import torch
 
+from qrobust import verbs
 from qrobust.deployed import attacking
 from qrobust.deployed.attacking import Settings, attack, threat_of
 from qrobust.deployed.material import find_images
@@ -79,3 +80,14 @@ def test_two_classes_are_attacked_by_apgd_too(tmp_path):
     opened = open_deployed(artifact(tmp_path / "one"))
     result = attack(opened, find_images(opened), Settings(attacks=("pgd-2", "apgd-t")))
     assert set(result["attacks"]) == {"pgd-2", "apgd-t"}
+
+
+def test_eval_of_an_artifact_knows_its_norm(tmp_path, monkeypatch):
+    opened = deployed(tmp_path, "floats", 0.25)
+    monkeypatch.setattr(verbs.Artifact, "load", lambda _: opened.artifact)
+    with pytest.raises(RecipeError, match="expected an attack without gradients in l2, got none; use qrobust attack"):
+        verbs.evaluate_folder(tmp_path / "one", "", None, None, None)
+    (result,) = verbs.evaluate_folder(tmp_path / "one", "gn", None, None, None).values()
+    assert result["threat"] == {"norm": "l2", "eps": 0.25}
+    with pytest.raises(RecipeError, match="expected a threat in linf for square-5, got l2"):
+        verbs.evaluate_folder(tmp_path / "one", "square-5", None, None, None)

@@ -69,6 +69,12 @@ def test_refuses_an_unknown_name():
         ),
         ('format = "integer"', 'format = "int"', "format: expected 'integer', 'compact',"),
         ("opset = 25", "opset = 19", "opset: expected greater than or equal to 20, got 19"),
+        (
+            "intra_op_num_threads = 0",
+            "intra_op_num_threads = 5000",
+            "session.intra_op_num_threads: expected less than or equal to 1024, got 5000",
+        ),
+        ("description", 'name = "\\u0007"\ndescription', "name: expected a name of printable letters, got '\\x07'"),
         ("opset = 25", "opset = 26", "opset: expected less than or equal to 25, got 26"),
         ("queries = 300\n", "", "expected a value for 'square.queries', got none"),
     ],
@@ -99,6 +105,7 @@ def test_int8_activations_are_not_opened_with_an_option_that_breaks_them(tmp_pat
         ("alpha = 0.05", "alpha = 0.5", "statistics.alpha: expected less than 0.5, got 0.5"),
         ("power = 0.8", "power = 1.0", "statistics.power: expected less than or equal to 0.999999, got 1.0"),
         ("detected_drop = 0.1", "detected_drop = 0.02", "expected a detected_drop above the tolerated 0.02, got 0.02"),
+        ("detected_drop = 0.1", "detected_drop = 0.0200005", "a detected_drop above the tolerated 0.02, got 0.0200005"),
         ("[limits]", "[limits]\nlatency_ms = 0", "limits.latency_ms: expected greater than 0, got 0"),
     ],
 )

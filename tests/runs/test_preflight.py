@@ -25,6 +25,7 @@ from qrobust.runtime import Artifact, check
 
 from ..test_runtime import STATISTICS, suite_arrays, write
 
+L2 = ("threat={norm = 'l2', eps = 0.5}",)
 ALL = "evaluate.n=all"  # which no override can say where a recipe has a number
 TEN = tuple("0123456789")
 SMALL = ("evaluate.attacks=['pgd-5']", "export.suite_attacks=['pgd-5']", "attack.attacks=['pgd-5']", "attack.n=10")
@@ -71,13 +72,13 @@ def refusal(action: Callable[[], object]) -> str:
     return str(caught.value)
 
 
-def test_a_sound_run_passes_and_leaves_nothing(tmp_path: Path) -> None:
-    attempt(tmp_path / "new" / "run", widths=(32, 4))
+@pytest.mark.parametrize("more", [(), ("export.input=uint8-nhwc", *L2)], ids=["linf", "l2 on bytes"])
+def test_a_sound_run_passes_and_leaves_nothing(tmp_path: Path, more: tuple[str, ...]) -> None:
+    attempt(tmp_path / "new" / "run", *more, widths=(32, 4))
     assert not list(tmp_path.iterdir())
 
 
 TRANSFERRED = "expected attacks that suit the float network in"
-L2 = ("threat={norm = 'l2', eps = 0.5}",)
 # overrides, then what is said of them, before images are read
 REFUSALS = {
     ("evaluate.attacks=['pdg-5']",): "evaluate.attacks: expected an attack, got 'pdg-5'; did you mean 'pgd-20x5'?",
@@ -89,7 +90,9 @@ REFUSALS = {
     ("export.suite_attacks=['cw-20']",): "expected attacks within the threat in export.suite_attacks, got cw-20",
     ("export.suite_attacks=['transfer-5']",): f"{TRANSFERRED} export.suite_attacks, got transfer-5; leave it out",
     ("attack.attacks=['transfer-5']",): f"{TRANSFERRED} attack.attacks, got transfer-5; leave it out",
-    ("evaluate.attacks=['transfer-5']",): "expected an attack on the network itself in evaluate.attacks, got transfer",
+    ("evaluate.attacks=['transfer-5', 'gn']",): (
+        "expected an attack on the network itself in evaluate.attacks, got transfer-5, gn; add pgd-20"
+    ),
     ('attack.attacks=["pgd-5:step_size=1/255\\u001f"]',): "attack.attacks: expected a printable name, got 'pgd-5:step_",
     (*L2, "attack.attacks=['square-50']"): "attack.attacks: expected a threat in linf for square-50",
     (*L2, "export.suite_attacks=['square-50']"): "export.suite_attacks: expected a threat in linf for square-50",
