@@ -234,7 +234,7 @@ class Run:
         return make_suite(
             self.network(bits),
             images,
-            attacks=self._named(self.recipe.export.suite_attacks),
+            attacks=self.suite_attacks,
             threat=self.threat,
             seed=self.recipe.seed,
             twin=self.twin(bits),
@@ -303,6 +303,11 @@ class Run:
         )
         found = outcomes.to_dict()
         return {name: found[name] for name in ("n", "clean", "attacks", "worst_case")}
+
+    @property
+    def suite_attacks(self) -> tuple[Attack, ...]:
+        """Those of the suite; not asked before they are needed, since an older run is read whatever it names."""
+        return self._named(self.recipe.export.suite_attacks)
 
     @property
     def dataset(self) -> data.Dataset:
