@@ -18,7 +18,7 @@ from .rules import ACTIVATIONS, LAYERS, is_stochastic_depth, keeps_grid
 class CapturedGraph(fx.GraphModule):
     """The graph of a network, of which a state can be saved, but not the object: Brevitas makes classes as it goes."""
 
-    def __reduce__(self) -> str | tuple[Any, ...]:
+    def __reduce__(self) -> tuple[Any, ...]:
         """What pickle asks for. Raises ModelError, with the way that works."""
         raise ModelError(
             "expected the state of a quantised network to save, got the object, which cannot be pickled; save "
