@@ -13,16 +13,17 @@ from torch import Tensor
 from .node import Node
 
 FAKE = "FakeQuantize"
+CLOSE = 1e-4  # of a step: what float32 leaves of a product with 127
 QUANTISE, DEQUANTISE = "QuantizeLinear", "DequantizeLinear"
 
 
 def fuse(nodes: list[Node], constants: dict[str, Tensor], output: str) -> tuple[list[Node], str]:
-    """Quantise → Clip becomes a narrower Quantise, Quantise → Dequantise with one scale a FakeQuantize, and so does
-    the same in float arithmetic: Div → Round → Clip → Mul.
+    """Quantise → Clip becomes a narrower Quantise, and so does Clip → Quantise with whole steps as bounds.
 
+    Quantise → Dequantise with one scale becomes a FakeQuantize, and so does Div → Round → Clip → Mul.
     Returns the nodes and the name that the output has then.
     """
-    nodes = _narrowed(_of_arithmetic(nodes, constants, output), output)
+    nodes = _narrowed(_bounded_before(_of_arithmetic(nodes, constants, output), output), output)
     return _paired(nodes, constants, output)
 
 
@@ -64,6 +65,33 @@ def _chain(node: Node, readers: dict[str, list[Node | None]]) -> list[Node]:
             case _:
                 break
     return found
+
+
+def _bounded_before(nodes: list[Node], output: str) -> list[Node]:
+    """Bounds of floats before a quantiser are its range: gradients pass both in the chosen form."""
+    readers, fused, gone = _readers(nodes, output), dict[str, Node](), set[str]()
+    for node in nodes:
+        match readers[node.outputs[0]] if node.op == "Clip" else []:
+            case [Node(op="QuantizeLinear") as quantiser]:
+                steps = _whole_steps(node, quantiser)
+                if steps is not None:
+                    gone.add(node.outputs[0])
+                    attributes = {**quantiser.attributes, "low": steps[0], "high": steps[1]}
+                    inputs = (node.inputs[0], *quantiser.inputs[1:])
+                    fused[quantiser.outputs[0]] = replace(quantiser, inputs=inputs, attributes=attributes)
+    return [fused.get(node.outputs[0], node) for node in nodes if node.outputs[0] not in gone]
+
+
+def _whole_steps(clip: Node, quantiser: Node) -> tuple[float, float] | None:
+    """The bounds of a Clip in steps of the quantiser behind it, if they are whole and its zero point is 0."""
+    bounds, scale = _bounds(clip), quantiser.constant(1)
+    if bounds is None or not scale or (len(quantiser.inputs) > 2 and quantiser.constant(2) != 0):
+        return None
+    low, high = (bound / scale for bound in bounds)
+    nearest = [bound if math.isinf(bound) else float(round(bound)) for bound in (low, high)]
+    if any(abs(a - b) > CLOSE for a, b in zip((low, high), nearest, strict=True) if math.isfinite(a)):
+        return None
+    return nearest[0], nearest[1]
 
 
 def _narrowed(nodes: list[Node], output: str) -> list[Node]:

@@ -67,6 +67,30 @@ def test_quantisers_are_fused_only_with_what_undoes_them():
     assert ops(made(two, "s", "z"))[0] == "QuantizeLinear"
 
 
+ARITHMETIC = "d = Div (x, s) \n r = Round (d) \n c = Clip (r, low, high) \n a = Mul (c, {})"
+
+
+def arithmetic(scale):
+    return made(ARITHMETIC.format(scale), "s", "s2", low=np.float32(-7), high=np.float32(7))
+
+
+def test_the_same_in_float_arithmetic_is_one_quantiser_too():
+    network = arithmetic("s")
+    assert ops(network) == ["FakeQuantize", "Flatten"]
+    assert set(ops(arithmetic("s2"))) == {"Div", "Round", "Clip", "Mul", "Flatten"}
+    x = uniform(4, -0.3, 0.3)
+    torch.testing.assert_close(network(x), ((x / 0.0117).round().clamp(-7, 7) * 0.0117).flatten(1))
+
+
+@pytest.mark.parametrize(("high", "fused"), [(7 * 0.0117, True), (7.4 * 0.0117, False)])
+def test_bounds_before_a_quantiser_are_its_range_if_they_are_whole_steps(high, fused):
+    text = "c = Clip (x, low, high) \n q = QuantizeLinear (c, s, z0) \n a = DequantizeLinear (q, s, z0)"
+    network = made(text, "s", "z0", low=np.float32(0), high=np.float32(high))
+    assert ops(network) == [*([] if fused else ["Clip"]), "FakeQuantize", "Flatten"]
+    x = uniform(4, -0.3, 0.3)
+    torch.testing.assert_close(network(x), ((x.clamp(0, high) / 0.0117).round() * 0.0117).flatten(1))
+
+
 def test_a_clip_that_others_bypass_stays():
     text = f"{Q} \n c = Clip (q, z2, z) \n d = DequantizeLinear (c, s, z) \n"
     text += "e = DequantizeLinear (q, s, z) \n a = Add (d, e)"

@@ -9,10 +9,12 @@ import torch
 from qrobust import attacks
 from qrobust.deployed import FORMS, twin
 from qrobust.errors import GraphError, ModelError
+from qrobust.export import load_target, lower
+from qrobust.quant import quantize
 from qrobust.threat import Threat
 
 from ..quant.helpers import images
-from .helpers import registry_file, text_model
+from .helpers import registry_file, registry_network, rounding_steps, runtime, text_model
 
 random = np.random.default_rng(0)
 WEIGHTS = {
@@ -178,3 +180,37 @@ def test_an_attack_runs_on_it():
     with torch.no_grad():
         margin = [network(one).gather(1, y[:, None]).mean() for one in (x, x_adv)]
     assert margin[1] < margin[0]
+
+
+@pytest.mark.parametrize("target", ["ort-cpu-float", "tensorrt", "ort-cuda"])
+def test_rounding_in_float_arithmetic_has_the_logits_and_gradients_of_quantisers(target):
+    model = quantize(registry_network("resnet8"), 4, calibration=[images(8, 16, 3)]).eval()
+    float_file = lower(model, images(1, 16, 3), load_target(target))
+    other, whole = twin(float_file), twin(lower(model, images(1, 16, 3), load_target("ort-cpu")))
+    x = images(4, 16, 3, seed=3)
+    assert len(rounding_steps(other)) == len(rounding_steps(whole))
+    if target == "ort-cuda":  # float16
+        assert (other(x) - runtime(float_file, x)).norm() < 0.1 * whole(x).norm()
+        return
+    torch.testing.assert_close(other(x), whole(x), rtol=1e-3, atol=1e-3)
+    for form in FORMS:
+        other.backward_form = whole.backward_form = form
+        theirs, ours = gradient(other, x), gradient(whole, x)
+        assert (theirs - ours).norm() < 0.05 * ours.norm()
+
+
+def test_integer_arithmetic_on_a_cast_image_lets_its_gradient_pass():
+    """Fewer grey levels before a classifier: floor(255·x / 64), in integers."""
+    text = """m = Mul (x, byte)
+        i = Cast <to = 6> (m)
+        q = Div (i, step)
+        c = Cast <to = 1> (q)
+        f = Flatten (c)
+        y = Gemm <transB = 1> (f, w)"""
+    values = {"byte": np.float32(255), "step": np.int32(64), "w": random.normal(size=(5, 192)).astype(np.float32)}
+    data = text_model(text, values, flat=False).SerializeToString()
+    x, weight = uniform(20), torch.from_numpy(values["w"])
+    squeezed = (x * 255).trunc() // 64
+    torch.testing.assert_close(twin(data)(x), squeezed.flatten(1) @ weight.T, rtol=1e-4, atol=1e-3)
+    expected = (weight[0] * (255 / 64)).expand(20, -1).view_as(x)
+    torch.testing.assert_close(gradient(twin(data), x), expected, rtol=1e-3, atol=1e-3)

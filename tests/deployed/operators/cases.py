@@ -61,6 +61,9 @@ CONSTANTS = {
     "four": np.int64(4),
     "one": np.int64(1),
     "t": np.array(True),
+    "three": np.int32(3),
+    "seven": np.int32(7),
+    "million": np.float32(1e6),
     # of quantisation
     "s": np.float32(0.0117),
     "z": np.uint8(131),
@@ -204,6 +207,13 @@ Range: r = Range (i0, ten, four) ; a = Gather <axis = 3> (x, r2)
 Tile: a = Tile (x, rep)
 Expand: u = Unsqueeze (x, i1) ; a = Expand (u, grow5)
 Cast: h1 = Cast <to = 11> (x) ; a = Cast <to = 1> (h1)
+Round: h1 = Mul (x, ten_) ; a = Round (h1)
+Div of integers: h1 = Mul (x, ten_) ; i = Cast <to = 6> (h1) ; q = Div (i, three) ; a = Cast <to = 1> (q)
+Div of many digits: h1 = Mul (x, million) ; i = Cast <to = 6> (h1) ; p = Mul (i, seven) ; q = Div (p, three) ; r =
+    Mod (q, seven) ; a = Cast <to = 1> (r)
+ReduceMean of integers: h1 = Mul (x, ten_) ; i = Cast <to = 6> (h1) ; q = ReduceMean (i, i3) ; a = Cast <to = 1> (q)
+Cast to narrower integers: h1 = Mul (x, million) ; i = Cast <to = 6> (h1) ; u = Cast <to = 2> (i) ; p = Cast <to = 3>
+    (i) ; f = Cast <to = 1> (u) ; g1 = Cast <to = 1> (p) ; a = Add (f, g1)
 Cast to integers: h1 = Mul (x, ten_) ; i = Cast <to = 3> (h1) ; a = Cast <to = 1> (i)
 Constant: c = Constant <value_float = 0.25> () ; v = Constant <value_ints = [2, 3]> () ; p = ReduceMean (x, v) ;
     o = Add (p, c) ; a = Mul (x, o)
