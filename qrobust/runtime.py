@@ -67,11 +67,14 @@ class ArtifactError(Exception):
     exit_code = 2
 
 
+def _one_line(text: object) -> str:
+    # Names out of a file, or of one, could redraw a terminal or fake a second line.
+    return "".join(letter if letter.isprintable() else "?" for letter in " ".join(str(text).split()))
+
+
 def _expect(held: object, expected: str, got: object, do: str = "export the artifact again") -> None:
     if not held:
-        line = f"expected {expected}, got {' '.join(str(got).split())[:200]}; {do}"
-        # Names out of a file could redraw a terminal, or fake a second line.
-        raise ArtifactError("".join(letter if letter.isprintable() else "?" for letter in line))
+        raise ArtifactError(_one_line(f"expected {expected}, got {_one_line(got)[:200]}; {do}"))
 
 
 @contextmanager
@@ -122,7 +125,7 @@ def arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
 
 def _refused(error: BaseException) -> int:
     """Say in one line why there is no verdict; returns exit code 2."""
-    line = " ".join(str(error).split())
+    line = _one_line(error)
     if not isinstance(error, ArtifactError):
         got = type(error).__name__ + (f": {line}" if line else "")
         line = f"expected a check to the end, got {got}; check again, with more memory if it is short"
@@ -217,7 +220,7 @@ MANIFEST: dict[str, type] = {
     **{"statistics alpha": float, "statistics power": float, "statistics detected_drop": float},
 }
 # Beyond these a manifest's limits would hold for a network that is broken, and its Square would break none.
-MOST = dict.fromkeys(("label_flips", "accuracy_drop", "robust_drop", "square_gap"), 0.1)
+TOLERATED, MOST_TOLERATED = ("label_flips", "accuracy_drop", "robust_drop", "square_gap"), 0.1
 LEAST_ALPHA, MOST_DETECTED = 0.001, 0.5
 LEAST_QUERIES, LEAST_IMAGES, MOST_QUERIES = 50, 32, 10**6  # of 32 images some show what a tenth hides, 97 times of 100
 SAME = ("images", "queries", "seed", "counts", "policy")  # what a check must share with its baseline
@@ -422,8 +425,9 @@ def _check_meaning(manifest: dict[str, Any]) -> None:
 
 def _check_policy(manifest: dict[str, Any]) -> None:
     said, limits, square = manifest["statistics"], manifest["limits"], manifest["square"]
-    for name, limit in MOST.items():
-        _expect(limits[name] <= limit, f"a limit of {name} up to {limit}", limits[name], "tolerate less")
+    for name in TOLERATED:
+        expected = f"a limit of {name} up to {MOST_TOLERATED}"
+        _expect(limits[name] <= MOST_TOLERATED, expected, limits[name], "tolerate less")
     most = max(limits["accuracy_drop"], limits["robust_drop"])
     held = LEAST_ALPHA <= said["alpha"] < 0.5 <= said["power"] <= 1 - 1e-6
     held = held and most + 1e-6 < said["detected_drop"] <= MOST_DETECTED
@@ -517,6 +521,8 @@ def load_session(
     """
     with _expecting("onnxruntime", "pip install onnxruntime"):
         import onnxruntime as ort
+    own = os.environ.get("ORT_LOAD_CONFIG_FROM_MODEL", "0")
+    _expect(own == "0", "no settings out of a model", f"ORT_LOAD_CONFIG_FROM_MODEL={own}", "unset it")
     available, options = ort.get_available_providers(), ort.SessionOptions()
     _expect(provider in available, f"a provider out of {available}", repr(provider), "choose one of them")
     options.log_severity_level = 4  # what fails is raised, and said once
@@ -930,7 +936,8 @@ def format_report(report: Report) -> str:
         cells = [report.counts[name], f"{accuracy:.1%}", interval, "-" if before is None else f"{before:.1%}"]
         lines.append(columns.format(name, *cells, tests.get(f"{name} accuracy", "-")))
     said = "at alpha {alpha:.2g}, with power {power:.0%} for a drop of {detected_drop:.1%}"
-    against = f"Tested against {report.baseline or 'the network before export'}, {said.format(**report.statistics)}."
+    against = "the network before export" if report.baseline is None else _one_line(report.baseline)
+    against = f"Tested against {against}, {said.format(**report.statistics)}."
     against += "" if report.same_suite else " Its adversarial images were made against another network."
     lines += [f"{'worst case':<16}{report.n:>6}{report.worst_case:>10.1%}", against, NOTE]
     lines += [f"broken {v.name}: {v.reason}; {v.hint}" for v in report.verdicts if not v.passed]
@@ -956,14 +963,12 @@ def pinned_at(artifact: Artifact, path: MaybePath, update: bool, reason: str) ->
 
 def _expect_places(artifact: Path, files: Mapping[str, MaybePath]) -> None:
     """Before the work: every result has a file of its own, which no check reads."""
-    taken: set[str] = set()
-    for option, path in files.items():
-        if path is None:
-            continue
-        place, folder = os.path.realpath(path), os.path.realpath(artifact)
-        _expect(option != "baseline" or str(path) != "-", "a file as --baseline", "-", "name one")
+    taken, folder = set(), os.path.realpath(artifact)
+    for option, path in ((option, path) for option, path in files.items() if path is not None):
+        printed, place = str(path) == "-", os.path.realpath(path)
+        _expect(option != "baseline" or not printed, "a file as --baseline", "-", "name one")
         _expect(place not in taken, "another file for each result", path, f"change --{option}")
-        held = os.path.commonpath([place, folder]) != folder
+        held = printed or os.path.commonpath([place, folder]) != folder
         _expect(held, "a place outside of the artifact, which holds its own files alone", path, f"change --{option}")
         _expect(not path.is_dir(), f"a file as --{option}", f"{path}, a folder", "name a file in it")
         taken.add(place)
@@ -971,8 +976,9 @@ def _expect_places(artifact: Path, files: Mapping[str, MaybePath]) -> None:
 
 def _write(path: Path, text: str) -> None:
     """Write a file whole, where a link leads to; what is no file of a disk, as a pipe, is written through."""
-    given, place = Path(os.path.abspath(path)), Path(os.path.realpath(path))  # noqa: PTH100
-    if given.parts[1:2] in (("dev",), ("proc",)) or (path.exists() and not path.is_file()):
+    given, place = os.path.abspath(path), Path(os.path.realpath(path))  # noqa: PTH100
+    # A descriptor of this process is not its file: what it has written there would be lost.
+    if given.startswith(("/dev/fd/", "/dev/std", "/proc/")) or (path.exists() and not path.is_file()):
         with path.open("ab", buffering=0) as stream:
             stream.write(text.encode())
         return

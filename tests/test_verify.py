@@ -19,6 +19,7 @@ import pytest
 from onnx import helper, numpy_helper
 
 from qrobust import runtime
+from qrobust.runtime import Artifact, ArtifactError, check
 
 from .test_runtime import WEIGHT, edit, model_bytes, suite_arrays, write
 
@@ -228,10 +229,10 @@ def test_memory_has_a_limit_that_can_be_raised(artifact: Path) -> None:
     assert run(sys.executable, "verify.py", "--memory", "1", cwd=artifact).returncode == 0
 
 
-def test_settings_of_the_environment_reach_no_session(artifact: Path) -> None:
+def test_settings_of_the_environment_reach_no_session(artifact: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A model may hold options of its own, which write a profile where the environment allows them."""
     proto = onnx.load_from_string(model_bytes())
-    options = {"session_options": {"enable_profiling": "profile"}}
+    options = {"session_options": {"enable_profiling": 1}}
     proto.metadata_props.add(key="ort_config", value=json.dumps(options))
     (artifact / "model.onnx").write_bytes(proto.SerializeToString())
     edit(artifact)
@@ -239,6 +240,9 @@ def test_settings_of_the_environment_reach_no_session(artifact: Path) -> None:
     assert done.returncode == 0
     assert done.stderr == "note: a check does not pass on ORT_LOAD_CONFIG_FROM_MODEL\n"
     assert [path.name for path in artifact.parent.iterdir()] == ["artifact"]
+    monkeypatch.setenv("ORT_LOAD_CONFIG_FROM_MODEL", "1")
+    with pytest.raises(ArtifactError, match="expected no settings out of a model"):
+        check(Artifact.load(artifact))
 
 
 @pytest.mark.parametrize("kind", [signal.SIGINT, signal.SIGTERM])

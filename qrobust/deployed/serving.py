@@ -145,7 +145,7 @@ def _artifact(artifact: Artifact) -> Deployed:
         name=artifact.name,
         path=path,
         sha256=said["files"]["model.onnx"]["sha256"],
-        twin=twin(as_floats(path) if artifact.takes_bytes else path, output=said["output"]["name"]),
+        twin=twin(as_floats(artifact.model) if artifact.takes_bytes else artifact.model, output=said["output"]["name"]),
         at=at,
         level=level,
         provider=target["provider"],
@@ -154,9 +154,9 @@ def _artifact(artifact: Artifact) -> Deployed:
     )
 
 
-def as_floats(path: Path) -> bytes:
+def as_floats(data: bytes) -> bytes:
     """A graph that says its bytes are floats, so that a gradient reaches them; it then casts floats to floats."""
-    proto = onnx.load(str(path), load_external_data=False)
+    proto = onnx.load_from_string(data)
     proto.graph.input[0].type.tensor_type.elem_type = onnx.TensorProto.FLOAT
     return bytes(proto.SerializeToString())
 

@@ -6,10 +6,10 @@ from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
-from .. import resources
+from .. import resources, runtime
 from ..recipe import Name, Table, Threads, checked
 
-Share = Annotated[float, Field(ge=0, le=1)]
+Share = Annotated[float, Field(ge=0, le=runtime.MOST_TOLERATED)]
 
 
 class Session(Table):
@@ -43,16 +43,16 @@ class Statistics(Table):
     whose accuracy dropped by `detected_drop` fails; a suite that is too small for it is refused.
     """
 
-    alpha: Annotated[float, Field(ge=1e-6, lt=0.5)] = 0.05
+    alpha: Annotated[float, Field(ge=runtime.LEAST_ALPHA, lt=0.5)] = 0.05
     power: Annotated[float, Field(ge=0.5, le=1 - 1e-6)] = 0.8
-    detected_drop: Annotated[float, Field(gt=0, le=1)] = 0.1
+    detected_drop: Annotated[float, Field(gt=0, le=runtime.MOST_DETECTED)] = 0.1
 
 
 class Square(Table):
     """The gradient-free attack of a check: queries an image, number of images."""
 
-    queries: Annotated[int, Field(gt=0)]
-    n: Annotated[int, Field(gt=0)]
+    queries: Annotated[int, Field(ge=runtime.LEAST_QUERIES, le=runtime.MOST_QUERIES)]
+    n: Annotated[int, Field(ge=runtime.LEAST_IMAGES)]
 
 
 class Target(Table):

@@ -75,7 +75,7 @@ def _check_session(path: Path, some: Tensor, target: Target, *, camera: bool) ->
 
 def _check_gradient(path: Path, *, camera: bool) -> None:
     try:
-        twin(as_floats(path) if camera else path)
+        twin(as_floats(path.read_bytes()) if camera else path)
     except GraphError as error:
         told = str(error).partition("; ")[0]
         raise GraphError(f"{told}; choose another export.target, or remove the table attack") from error

@@ -60,7 +60,7 @@ def test_refuses_an_unknown_name():
         (
             "label_flips = 0.005",
             "label_flips = 5",
-            "limits.label_flips: expected less than or equal to 1, got 5",
+            "limits.label_flips: expected less than or equal to 0.1, got 5",
         ),
         (
             'storage = "cast"',
@@ -77,6 +77,9 @@ def test_refuses_an_unknown_name():
         ("description", 'name = "\\u0007"\ndescription', "name: expected a name of printable letters, got '\\x07'"),
         ("opset = 25", "opset = 26", "opset: expected less than or equal to 25, got 26"),
         ("queries = 300\n", "", "expected a value for 'square.queries', got none"),
+        ("queries = 300", "queries = 49", "square.queries: expected greater than or equal to 50, got 49"),
+        ("\nn = 300", "\nn = 1", "square.n: expected greater than or equal to 32, got 1"),
+        ("alpha = 0.05", "alpha = 1e-4", "statistics.alpha: expected greater than or equal to 0.001, got 0.0001"),
     ],
 )
 def test_refuses_what_is_no_target(tmp_path, old, new, message):
