@@ -160,6 +160,17 @@ def test_what_the_images_show(tmp_path: Path, name: str) -> None:
     assert refusal(lambda: attempt(tmp_path, *fitting, *overrides, images=images)).startswith(text)
 
 
+def test_every_process_gets_an_image(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module.distributed, "world", lambda: 4)
+    said = refusal(lambda: attempt(tmp_path, "quant.batch_size=3"))
+    assert said == "expected quant.batch_size of 4 or more, an image a process, got 3; start fewer processes"
+    attempt(tmp_path, "quant.batch_size=4")
+
+
+def test_what_no_runtime_executes_is_not_checked_and_needs_no_power(tmp_path: Path) -> None:
+    attempt(tmp_path, "evaluate.n=10", target=load_target("qonnx"), widths=(4,))
+
+
 def test_an_artifact_holds_no_larger_suite_or_image(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "MAX_SUITE_BYTES", 100_000)
     said = refusal(lambda: attempt(tmp_path))
