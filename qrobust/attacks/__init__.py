@@ -4,7 +4,7 @@ from .auto import autoattack_part
 from .crafting import Holdable, crafting, input_gradient
 from .gradient import bim, far_off, fgsm, n_fgsm, nearby, pgd, tpgd
 from .minimum import cw
-from .named import Attack, Scene, fits, named
+from .named import Attack, Scene, named
 from .noise import gaussian_noise
 from .queries import square
 
@@ -18,7 +18,6 @@ __all__ = [
     "cw",
     "far_off",
     "fgsm",
-    "fits",
     "gaussian_noise",
     "input_gradient",
     "n_fgsm",

@@ -19,7 +19,7 @@ from torch import Generator, Tensor, nn
 
 from ..errors import RecipeError, did_you_mean
 from ..objectives import margin
-from ..threat import NORMS, Threat
+from ..threat import Threat
 from .auto import PARTS, autoattack_part
 from .gradient import KEEPS, LOSSES, bim, fgsm, pgd, tpgd
 from .minimum import cw
@@ -88,9 +88,7 @@ Runner = Callable[[Scene, Tensor, Tensor, Generator, dict[str, Any]], Tensor]
 
 @dataclass(frozen=True)
 class _Family:
-    """count: what the number in the name sets. step_size: whether the threat sets one. defaults: all settings.
-    norms: of the threats that it is defined for.
-    """
+    """count: what the number in the name sets. step_size: whether the threat sets one. defaults: all settings."""
 
     run: Runner
     count: str | None = None
@@ -99,19 +97,12 @@ class _Family:
     bounded: bool = True
     parts: tuple[str, ...] = ("",)
     defaults: dict[str, Any] = field(default_factory=dict)
-    norms: tuple[str, ...] = NORMS
 
 
 def named(name: str, threat: Threat) -> Attack:
-    """The attack of a name, its step size a quarter of eps. Raises RecipeError for what is no attack, or none in the
-    threat's norm.
-    """
+    """The attack of a name, its step size a quarter of eps. Raises RecipeError for what is no attack."""
     match = _spelt(name)
     family = _FAMILIES[match["family"]]
-    if threat.norm not in family.norms:
-        raise RecipeError(
-            f"expected a threat in {' or '.join(family.norms)} for {name}, got {threat.norm}; choose another attack"
-        )
     settings = dict(family.defaults)
     if family.count is not None:
         settings[family.count] = int(match["steps"])
@@ -121,11 +112,6 @@ def named(name: str, threat: Threat) -> Attack:
         settings["restarts"] = int(match["restarts"] or 1)
     settings |= _given(match["more"] or "", settings, name)
     return Attack(name, match["family"], settings, family.bounded, family.parts)
-
-
-def fits(name: str, threat: Threat) -> bool:
-    """Whether the attack of a name is defined for a threat. Raises RecipeError for what is none."""
-    return threat.norm in _FAMILIES[_spelt(name)["family"]].norms
 
 
 def _given(text: str, known: dict[str, Any], name: str) -> dict[str, Any]:
@@ -206,7 +192,6 @@ _FAMILIES = {
     ),
     "square": _Family(
         lambda s, x, y, g, k: square(s.model, x, y, threat=s.threat, generator=g, **k), count="queries",
-        norms=("linf",),
     ),
     "transfer": _Family(
         _transfer, count="steps", restarts=True, step_size=True, defaults={"loss": "ce", "keep": "last"}

@@ -6,7 +6,6 @@ import numpy as np
 import torch
 from torch import Generator, Tensor, nn
 
-from ..errors import RecipeError
 from ..runtime import square_attack
 from ..threat import Threat
 from .checks import check_images
@@ -22,13 +21,11 @@ def square(
     queries: int = 5000,
     generator: Generator | None = None,
 ) -> Tensor:
-    """The Square attack in l-inf (Andriushchenko et al. 2020, arXiv 1912.00049), as it runs on an artifact.
+    """The Square attack (Andriushchenko et al. 2020, arXiv 1912.00049), as it runs on an artifact.
 
-    x: images (n, c, h, w) in [0,1]. y: labels (n,). queries: at most, an image. Raises RecipeError for l2.
+    x: images (n, c, h, w) in [0,1]. y: labels (n,). queries: at most, an image.
     """
     check_images(x)
-    if threat.norm != "linf":
-        raise RecipeError(f"expected a threat in linf for square, got {threat.norm}; choose another attack")
     seed = int(torch.randint(2**31, (1,), generator=generator))
 
     def logits(images: np.ndarray) -> np.ndarray:
@@ -38,5 +35,5 @@ def square(
 
     with crafting(model), torch.no_grad():
         arrays = x.clamp(0, 1).contiguous().float().cpu().numpy(), y.cpu().numpy()
-        found, _, _ = square_attack(logits, *arrays, threat.eps, queries, seed)
+        found, _, _ = square_attack(logits, *arrays, threat.eps, queries, seed, norm=threat.norm)
     return torch.from_numpy(found).to(x.device, x.dtype)

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from .. import machine
-from ..attacks import fits, named
+from ..attacks import named
 from ..data import Images
 from ..distributed import is_first, own
 from ..evaluate import evaluate
@@ -145,8 +145,6 @@ def _attacks(deployed: Deployed, served: Served, threat: Threat, settings: Setti
 
 
 def default_attacks(deployed: Deployed, sources: Sequence[Deployed] = ()) -> tuple[str, ...]:
-    """Those of the suite, so that they compare, and `ATTACKS` as far as they fit."""
+    """Those of the suite, so that they compare, and `ATTACKS`; transfer where there is a source."""
     stored = [name for name in deployed.artifact.sets if name != CLEAN] if deployed.artifact else []
-    threat = threat_of(deployed)
-    names = [name for name in dict.fromkeys((*stored, *ATTACKS)) if fits(name, threat)]
-    return tuple(name for name in names if sources or not name.startswith(TRANSFER))
+    return tuple(name for name in dict.fromkeys((*stored, *ATTACKS)) if sources or not name.startswith(TRANSFER))

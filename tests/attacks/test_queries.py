@@ -1,12 +1,10 @@
 """Square asks for logits and nothing else."""
 
 import numpy as np
-import pytest
 import torch
 from torch import nn
 
 from qrobust.attacks import pgd, square
-from qrobust.errors import RecipeError
 from qrobust.runtime import square_attack
 from qrobust.threat import Threat
 
@@ -96,8 +94,11 @@ def test_the_network_is_left_alone():
     assert torch.equal(x, images)
 
 
-def test_l2_is_refused():
-    x, y = batch()
-    with pytest.raises(RecipeError) as caught:
-        square(smooth_net(), x, y, threat=L2)
-    assert str(caught.value) == "expected a threat in linf for square, got l2; choose another attack"
+def test_it_stays_in_the_l2_ball_and_breaks_what_noise_of_that_length_does_not():
+    model, (x, y) = smooth_net(), batch()
+    y = model(x).argmax(1)
+    x_adv = square(model, x, y, threat=L2, queries=200, generator=torch.Generator().manual_seed(0))
+    assert (x_adv - x).flatten(1).norm(dim=1).max() <= L2.eps * (1 + 1e-5)
+    assert 0 <= x_adv.min() <= x_adv.max() <= 1
+    noisy = L2.project(x + torch.randn(x.shape, generator=torch.Generator().manual_seed(0)), x)
+    assert (model(x_adv).argmax(1) == y).sum() < (model(noisy).argmax(1) == y).sum()

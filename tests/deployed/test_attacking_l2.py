@@ -9,7 +9,6 @@ from qrobust.deployed import attacking
 from qrobust.deployed.attacking import Settings, attack, threat_of
 from qrobust.deployed.material import find_images
 from qrobust.deployed.serving import Served, open_deployed
-from qrobust.errors import RecipeError
 from qrobust.evaluate.doubt import Examination
 from qrobust.threat import Threat
 
@@ -69,11 +68,10 @@ def test_the_threat_is_the_artifacts_and_eps_may_be_another(tmp_path):
         assert threat_of(opened, 0.1) == Threat("l2", 0.1)
 
 
-def test_attacks_that_are_not_defined_in_l2_are_left_out_or_refused(tmp_path):
+def test_square_attacks_in_l2_too(tmp_path):
     opened = deployed(tmp_path, "floats", 0.25)
-    assert attacking.default_attacks(opened) == ("pgd-20", "pgd-20x5:keep=best", "cw-inf-20x5:keep=best")
-    with pytest.raises(RecipeError, match="expected a threat in linf for square-50, got l2; choose another attack"):
-        attack(opened, find_images(opened), Settings(attacks=("square-50",)))
+    result = attack(opened, find_images(opened), Settings(attacks=("square-50",)))
+    assert result["attacks"]["square-50"]["accuracy"] < result["clean"]["accuracy"]
 
 
 def test_two_classes_are_attacked_by_apgd_too(tmp_path):
@@ -85,9 +83,6 @@ def test_two_classes_are_attacked_by_apgd_too(tmp_path):
 def test_eval_of_an_artifact_knows_its_norm(tmp_path, monkeypatch):
     opened = deployed(tmp_path, "floats", 0.25)
     monkeypatch.setattr(verbs.Artifact, "load", lambda _: opened.artifact)
-    with pytest.raises(RecipeError, match="expected an attack without gradients in l2, got none; use qrobust attack"):
-        verbs.evaluate_folder(tmp_path / "one", "", None, None, None)
-    (result,) = verbs.evaluate_folder(tmp_path / "one", "gn", None, None, None).values()
+    (result,) = verbs.evaluate_folder(tmp_path / "one", "", None, None, None).values()
     assert result["threat"] == {"norm": "l2", "eps": 0.25}
-    with pytest.raises(RecipeError, match="expected a threat in linf for square-5, got l2"):
-        verbs.evaluate_folder(tmp_path / "one", "square-5", None, None, None)
+    assert set(result["attacks"]) == {"gn", "square-500"}

@@ -94,8 +94,6 @@ REFUSALS = {
         "expected an attack on the network itself in evaluate.attacks, got transfer-5, gn; add pgd-20"
     ),
     ('attack.attacks=["pgd-5:step_size=1/255\\u001f"]',): "attack.attacks: expected a printable name, got 'pgd-5:step_",
-    (*L2, "attack.attacks=['square-50']"): "attack.attacks: expected a threat in linf for square-50",
-    (*L2, "export.suite_attacks=['square-50']"): "export.suite_attacks: expected a threat in linf for square-50",
     ("threat.eps=0",): "expected threat.eps of 1/255 or more, one step of an 8-bit pixel, got 0; raise it",
     ("evaluate.n=200", "export.suite_n=250"): "expected export.suite_n of at most 200, evaluate.n, got 250; lower",
     ("evaluate.n=60",): "expected 117 images in the suite, for ort-cpu to detect a drop of 0.1 under 1 attack",
