@@ -229,7 +229,8 @@ class Run:
             return
         sources = find_sources(deployed)
         chosen = AttackSettings(settings.attacks, settings.n, self.recipe.seed, sources=sources)
-        attack(deployed, find_images(deployed), chosen, path, data=SUITE, key=key)
+        with distributed.alone():  # the other processes ended after evaluation
+            attack(deployed, find_images(deployed), chosen, path, data=SUITE, key=key)
         self._tell(path)
 
     @cached_property

@@ -133,11 +133,20 @@ def judged() -> torch.Tensor:
     return torch.stack([torch.from_numpy(outcomes.correct[attack.name]) for attack in attacks])
 
 
+def judged_alone() -> torch.Tensor:
+    """The same by the first process, while the others have something else to do."""
+    if not distributed.is_first():
+        return torch.zeros(0)
+    with distributed.alone():
+        return judged()
+
+
 def everything(folder: Path) -> dict[str, object]:
     """All of it, by name."""
     found: dict[str, object] = {case: trained(folder, case) for case in CASES}
     norms = {f"norm {case}": normalised(case) for case in NORMS}
-    return found | norms | {"quantised": quantised(folder), "judged": judged()}
+    verdicts = {"judged": judged(), "judged alone": judged_alone()}
+    return found | norms | verdicts | {"quantised": quantised(folder)}
 
 
 if __name__ == "__main__":

@@ -61,6 +61,7 @@ def test_batch_norm_sees_all_parts(alone, together, case):
 def test_several_processes_judge_as_one(alone, together):
     assert 0 < alone["judged"].float().mean() < 1
     assert all(torch.equal(found["judged"], alone["judged"]) for found in together)
+    assert torch.equal(together[0]["judged alone"], alone["judged"])  # as a run attacks its files
 
 
 # One process that takes itself for one of two
