@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from contextvars import ContextVar
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -23,9 +24,13 @@ from .errors import ModelError
 PATIENCE = timedelta(days=1)  # the first process may evaluate, or ask doubts, for long
 
 
+_on_its_own = ContextVar("on_its_own", default=False)
+
+
 def world() -> int:
     """Number of processes."""
-    return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
+    together = dist.is_available() and dist.is_initialized() and not _on_its_own.get()
+    return dist.get_world_size() if together else 1
 
 
 def rank() -> int:
@@ -52,6 +57,16 @@ def joined() -> Iterator[None]:
         yield
     finally:
         dist.destroy_process_group()
+
+
+@contextmanager
+def alone() -> Iterator[None]:
+    """Inside, this process takes itself for the only one: it waits for no other, and all work is its own."""
+    token = _on_its_own.set(True)
+    try:
+        yield
+    finally:
+        _on_its_own.reset(token)
 
 
 def part(tensor: Tensor) -> Tensor:

@@ -101,6 +101,15 @@ def trained(folder: Path, case: str) -> dict[str, torch.Tensor]:
     return {f"{name}.{key}": value for name in state.best for key, value in state.best_of(name).items()}
 
 
+def dropped_out(folder: Path) -> dict[str, torch.Tensor]:
+    """The average of a network whose dropout each process draws for its part: of several, all have the same."""
+    model = network()
+    model.insert(3, nn.Dropout(0.5))
+    model.insert(0, nn.Dropout(0.2))
+    schedule = SCHEDULE | AVERAGED | sar(reference="average")
+    return fit(machine.placed(model), some_data(), job(folder / "dropout", schedule=schedule)).best_of("average")
+
+
 def quantised(folder: Path) -> dict[str, torch.Tensor]:
     """The same for a network with quantisers and FAT."""
     images = some_data().train.x[:20] / 255
@@ -133,11 +142,20 @@ def judged() -> torch.Tensor:
     return torch.stack([torch.from_numpy(outcomes.correct[attack.name]) for attack in attacks])
 
 
+def judged_alone() -> torch.Tensor:
+    """The same by the first process, while the others have something else to do."""
+    if not distributed.is_first():
+        return torch.zeros(0)
+    with distributed.alone():
+        return judged()
+
+
 def everything(folder: Path) -> dict[str, object]:
     """All of it, by name."""
     found: dict[str, object] = {case: trained(folder, case) for case in CASES}
     norms = {f"norm {case}": normalised(case) for case in NORMS}
-    return found | norms | {"quantised": quantised(folder), "judged": judged()}
+    verdicts = {"judged": judged(), "judged alone": judged_alone()}
+    return found | norms | verdicts | {"quantised": quantised(folder), "dropout": dropped_out(folder)}
 
 
 if __name__ == "__main__":

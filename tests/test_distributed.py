@@ -37,7 +37,7 @@ def together(request, tmp_path_factory):
     folder = tmp_path_factory.mktemp("together")
     done = torchrun(request.param, "tests.distributed_job", str(folder))
     assert done.returncode == 0, done.stderr
-    assert done.stderr.count("epoch 2/2") == len(distributed_job.CASES) + 1  # one process speaks
+    assert done.stderr.count("epoch 2/2") == len(distributed_job.CASES) + 2  # one process speaks
     return [torch.load(folder / f"result-{rank}.pt") for rank in range(request.param)]
 
 
@@ -58,9 +58,15 @@ def test_batch_norm_sees_all_parts(alone, together, case):
         torch.testing.assert_close(got[name], value, rtol=1e-4, atol=1e-5)
 
 
+def test_all_processes_have_one_average_whatever_dropout_draws(together):
+    first, *others = (found["dropout"] for found in together)
+    assert all(torch.equal(other[name], value) for other in others for name, value in first.items())
+
+
 def test_several_processes_judge_as_one(alone, together):
     assert 0 < alone["judged"].float().mean() < 1
     assert all(torch.equal(found["judged"], alone["judged"]) for found in together)
+    assert torch.equal(together[0]["judged alone"], alone["judged"])  # as a run attacks its files
 
 
 # One process that takes itself for one of two

@@ -68,15 +68,20 @@ class Run:
                 self.evaluate(bits)
             if not distributed.is_first():
                 return None
-            for bits in self.recipe.bits:
-                self.export(bits)
-            self.bench()
-            for bits in self.recipe.bits:
-                self.check(bits)
-                self.attack_file(bits)
-            result = results(self.recipe, self.files)
-            write_json(self.files.report, result)
-            return result
+            with distributed.alone():
+                return self._deployed()
+
+    def _deployed(self) -> Record:
+        """The stages on files; returns the report."""
+        for bits in self.recipe.bits:
+            self.export(bits)
+        self.bench()
+        for bits in self.recipe.bits:
+            self.check(bits)
+            self.attack_file(bits)
+        result = results(self.recipe, self.files)
+        write_json(self.files.report, result)
+        return result
 
     def train(self) -> None:
         """Train the float network, then quantise width by width."""

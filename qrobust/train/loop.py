@@ -86,6 +86,7 @@ class _Work:
         if self.average is not None and averaging:
             if self.average.settings.kind == "equal":
                 self.average.update(self.model)
+            torch.manual_seed(machine.seed(self.job.seed, self.job.label, "statistics", epoch))  # one dropout for all
             self.average.estimate(self._statistics_images(epoch))
         record["images_per_second"] = round(len(self.images) / (time.perf_counter() - started), 1)
         record |= self._validate(epoch)
