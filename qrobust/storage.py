@@ -93,10 +93,14 @@ def read_json(path: Path, do: str = "") -> Any:
         raise RunError(f"expected a JSON file at {path}, got: {reason}{do and f'; {do}'}") from error
 
 
-def parse_json(text: str | bytes) -> Any:
-    """A JSON value as the standard has it: no key twice, no NaN or infinity. Raises ValueError, RecursionError."""
+def parse_json(text: str | bytes, *, finite: bool = True) -> Any:
+    """A JSON value as the standard has it: no key twice, no NaN or infinity unless not `finite`.
+
+    Raises ValueError, RecursionError.
+    """
     whole = text.decode() if isinstance(text, bytes) else text
-    return json.loads(whole, object_pairs_hook=_once, parse_constant=_no_number, parse_float=_finite)
+    numbers: dict[str, Any] = {"parse_constant": _no_number, "parse_float": _finite} if finite else {}
+    return json.loads(whole, object_pairs_hook=_once, **numbers)
 
 
 def digest(value: Any) -> str:

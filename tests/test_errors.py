@@ -3,7 +3,7 @@
 import pytest
 
 from qrobust import errors
-from qrobust.errors import QrobustError, did_you_mean
+from qrobust.errors import QrobustError, did_you_mean, one_line, printable, shown
 from qrobust.runtime import ArtifactError
 
 TREE = QrobustError.__subclasses__()
@@ -27,3 +27,21 @@ def test_a_slip_is_recognised(name, meant):
 
 def test_all_are_listed_where_none_is_close():
     assert did_you_mean("xyz", {"b": 1, "a": 2}) == "; known: a, b"
+
+
+@pytest.mark.parametrize(
+    ("text", "line"),
+    [("a\nb\tc\r\nd", "a b c d"), ("\x1b[2Jheld", "?[2Jheld"), ("a  b", "a  b"), ("\u202eλ → π\ud800", "?λ → π?")],
+)
+def test_a_message_is_one_printable_line(text, line):
+    assert (one_line(text), str(QrobustError(text)), one_line(text).isprintable()) == (line, line, True)
+    assert printable("a  b\x07") == "a  b?"
+
+
+def test_a_value_is_shown_whatever_it_is():
+    deep = []
+    for _ in range(100_000):
+        deep = [deep]
+    assert (shown("a"), shown(1.5), shown(None)) == ("'a'", "1.5", "None")
+    assert shown("a" * 1000) == "'" + "a" * 199 + "…"
+    assert (shown(deep), shown(10**5000)) == ("a value of list", "a value of int")

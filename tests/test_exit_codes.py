@@ -53,7 +53,7 @@ HEAVY = {
     "train": [("run/recipe.toml", "--out", "run"), None, ("run/recipe.toml", "--out", "run", "-o", "seed=5")],
     "eval": [("run/qm-4", "--attacks", "fgsm", "-n", "9"), None, ("damaged",)],
     "compare": [("eval.json", "eval.json"), None, ("eval.json", "run/report.json")],
-    "analyze": [("run/qm-4", "--figures", "weights", "-n", "9", "--out", "figures"), None, ("run", "--figures", "no")],
+    "analyze": [("run/qm-4", "--figures", "kernels", "-n", "9", "--out", "figures"), None, ("run", "--figures", "no")],
     "export": [("run", "--out", "exported"), None, ("sound",)],
     "bench": [("sound", "--batch", "1", "--seconds", "0.05"), None, ("damaged",)],
     "attack": [("sound", "--attacks", "pgd-2", "-n", "9"), None, ("damaged",)],

@@ -158,6 +158,8 @@ def test_what_is_no_override(folder, text):
 
 # refusals: override, then the text after the file's name
 
+PLAIN = "expected text, a finite number up to 64 bits, a truth value, or a table of them up to 20 deep"
+NAME = "expected a printable name, which leads to a folder below runs/"
 RISING = "expected bits to fall from 32, the float network, as [32, 4, 2], got"
 EPS = "threat.eps: expected a share of the pixel range [0, 1]; write '8/255', not 8, got"
 ATTACKED = "expected a method with an attack for sar or a mix of adversarial images, got 'natural'"
@@ -192,6 +194,11 @@ REFUSALS = {
     "model.classes=3": "model: expected no 'classes', which follows from the data, got one; remove it",
     "train.lr=inf": "train.lr: expected a finite number, got inf",
     "train.lr=nan": "train.lr: expected a finite number, got nan",
+    "claim.clean=nan": f"claim.clean: {PLAIN}, got nan",
+    "model.width=2020-01-01": f"model.width: {PLAIN}, got datetime.date(2020, 1, 1)",
+    f"seed={2**64}": f"seed: {PLAIN}, got {2**64}",
+    **{f"name='{name}'": f"name: {NAME}, got {name!r}" for name in ("../../x", "/abs", "..", ".", "", "a//b", "a/")},
+    "name=a\x1b[2J": f"name: {NAME}, got 'a\\x1b[2J'",
     "train.method=tardes": "train.method: expected 'natural', 'at', 'trades' or 'mart', got 'tardes'",
     "train.method=ard": "train.method: expected 'natural', 'at', 'trades' or 'mart', got 'ard'",
     "quant.method=rslda": ("quant.method: expected 'natural', 'at', 'trades', 'mart', 'ard' or 'rslad', got 'rslda'"),

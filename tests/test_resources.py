@@ -135,6 +135,14 @@ def test_broken_toml_is_named_with_its_line(tmp_path):
         resources.read_toml(tmp_path / "a.toml")
 
 
+@pytest.mark.parametrize("text", ["x = " + "[" * 10_000, "x = " + "9" * 5000, "x = 1\nx = 2", "x = 2020-13-45"])
+def test_what_no_reader_takes_is_one_line(tmp_path, text):
+    (tmp_path / "a.toml").write_text(text)
+    with pytest.raises(RecipeError, match=r"a\.toml: expected TOML: ") as caught:
+        resources.read_toml(tmp_path / "a.toml")
+    assert str(caught.value).isprintable()
+
+
 def test_what_is_no_text_is_named(tmp_path):
     (tmp_path / "a.toml").write_bytes(b"\xff\xfe\x00")
     with pytest.raises(RecipeError, match=r"a\.toml: expected TOML: .*can't decode"):

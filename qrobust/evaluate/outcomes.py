@@ -14,7 +14,7 @@ import numpy.typing as npt
 
 from .. import machine
 from ..attacks import Attack
-from ..errors import RunError
+from ..errors import RunError, shown
 from ..runtime import wilson
 from ..storage import read_json, write_bytes, write_json
 from ..threat import Threat
@@ -94,13 +94,23 @@ def read_outcomes(path: Path) -> tuple[dict[str, Any], dict[str, Mask]]:
     result, masks = read_json(path), {}
     try:
         with np.load(io.BytesIO(path.with_suffix(".npz").read_bytes()), allow_pickle=False) as stored:
-            for name in (CLEAN, *result["attacks"]):
-                masks[name] = np.unpackbits(stored[name], count=result["n"]).astype(bool)
-    except UNREADABLE as error:
+            for name, said in {CLEAN: {"bounded": True, **result[CLEAN]}, **result["attacks"]}.items():
+                masks[name] = _mask(stored[name], result["n"], **{key: said[key] for key in ("accuracy", "bounded")})
+    except (*UNREADABLE, AttributeError) as error:
         raise RunError(
             f"expected an evaluation at {path} with its .npz beside it, got: {error}; write one by qrobust eval --json"
         ) from error
     return result, masks
+
+
+def _mask(packed: npt.NDArray[np.uint8], n: int, accuracy: float, bounded: bool) -> Mask:
+    """The mask in its bits. Raises ValueError unless it is of n images, with this accuracy."""
+    if type(n) is not int or type(bounded) is not bool or packed.shape != ((n + 7) // 8,) or n < 1:
+        raise ValueError(f"{packed.shape} bytes of masks for n = {shown(n)}, bounded = {shown(bounded)}")
+    mask: Mask = np.unpackbits(packed, count=n).astype(bool)
+    if not abs(mask.mean() - accuracy) < 1e-9:
+        raise ValueError(f"masks with an accuracy of {mask.mean():.4f}, not {shown(accuracy)}")
+    return mask
 
 
 def accuracy(correct: Mask) -> dict[str, Any]:

@@ -11,9 +11,9 @@ from ..recipe import Recipe, load
 from ..runtime import Artifact, ArtifactError
 from ..storage import parse_json, read_json
 from .examples import Example, examples
+from .results import REMEDY, Attacked, Checked, Evaluation, Result, Timed, Trained, expect
 
 Record = dict[str, Any]
-REMEDY = "remove it, and qrobust run makes it anew"
 
 
 @dataclass(frozen=True)
@@ -76,20 +76,22 @@ def collect(folder: Path) -> Collected:
     if not any(width.evaluation for width in widths):
         raise RunError(f"expected an evaluated run, got {folder} without eval.json; continue it by qrobust run RECIPE")
     found = tuple(sorted((folder / "analysis").glob("*.json")))
-    return Collected(folder, recipe, path.read_text(encoding="utf-8"), widths, _read(folder / "bench.json"), found)
+    return Collected(
+        folder, recipe, path.read_text(encoding="utf-8"), widths, _read(folder / "bench.json", Timed), found
+    )
 
 
 def _width(folder: Path, bits: int) -> Width:
     manifest, shown, problem = _artifact(folder / "artifact")
-    checked = _read(folder / "check.json")
+    checked = _read(folder / "check.json", Checked)
     judged = (checked or {}).get("model")
     return Width(
         bits=bits,
         folder=folder,
-        evaluation=_read(folder / "eval.json"),
+        evaluation=_read(folder / "eval.json", Evaluation),
         checked=checked,
         attacked=_attacked(folder / "attack.json", manifest),
-        trained=_read(folder / "train.json"),
+        trained=_read(folder / "train.json", Trained),
         epochs=_lines(folder / "metrics.jsonl"),
         manifest=manifest,
         examples=shown,
@@ -111,19 +113,18 @@ def _artifact(folder: Path) -> tuple[Record | None, tuple[Example, ...], str]:
 
 def _attacked(path: Path, manifest: Record | None) -> Record | None:
     """What `qrobust attack` left, if it attacked the file that lies here, or does not say which it was."""
-    found = _read(path)
+    found = _read(path, Attacked)
     of = (found or {}).get("artifact")
     attacked = of.get("sha256") if isinstance(of, dict) else None
     same = not (attacked and manifest) or attacked == manifest["files"]["model.onnx"]["sha256"]
     return found if same else None
 
 
-def _read(path: Path) -> Record | None:
+def _read(path: Path, schema: type[Result]) -> Record | None:
     if not path.exists():
         return None
-    found = read_json(path, REMEDY)
-    if not isinstance(found, dict):
-        raise RunError(f"expected a JSON object in {path}, got {type(found).__name__}; {REMEDY}")
+    found: Record = read_json(path, REMEDY)
+    expect(schema, found, path)
     return found
 
 

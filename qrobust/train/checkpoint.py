@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
+from safetensors import SafetensorError
 from safetensors.torch import load, save
 from torch import Tensor, nn
 
@@ -18,7 +18,9 @@ from ..storage import parse_json, write_bytes
 
 FORMAT = "qrobust-1"
 NUMBERS: dict[str, type] = {"key": str, "epoch": int, "history": list, "best": dict}  # of a training state
-UNREADABLE = (OSError, SafetensorError, LookupError, TypeError, ValueError, RuntimeError)  # by a damaged header
+MOST_HEADER = 100_000_000  # bytes, as safetensors has it
+# What a damaged header raises.
+UNREADABLE = (OSError, SafetensorError, AttributeError, LookupError, RuntimeError, TypeError, ValueError)
 REMEDY = {"weights": "remove it and train.json beside it to train anew", "state": "remove it to train anew"}
 
 
@@ -70,10 +72,11 @@ def load_state(path: Path) -> State:
     """Raises CheckpointError for what is not training state written by `save_state`."""
     metadata, tensors = _read(path, "state")
     for name, kind in NUMBERS.items():
-        if type(metadata.get(name)) is not kind:
+        found = metadata.get(name)
+        if type(found) is not kind or (kind is int and found not in range(2**31)):
             raise CheckpointError(
-                f"expected training state with {name} of type {kind.__name__} in {path}, got "
-                f"{shown(metadata.get(name))}; {REMEDY['state']}"
+                f"expected training state with {name} of type {kind.__name__} in {path}, got {shown(found)}; "
+                f"{REMEDY['state']}"
             )
     numbers = {name: metadata[name] for name in NUMBERS}
     return State(**numbers, tensors=tensors, settings=metadata.get("settings") or {})
@@ -122,9 +125,12 @@ def _read(path: Path, kind: str) -> tuple[dict[str, Any], dict[str, Tensor]]:
 
 def _header(path: Path, kind: str) -> dict[str, Any]:
     try:
-        with safe_open(str(path), "pt") as file:
-            header: Mapping[str, str] = file.metadata() or {}
-            content = parse_json(header.get(FORMAT, "{}"))
+        with path.open("rb") as file:
+            size = int.from_bytes(file.read(8), "little")
+            if size > MOST_HEADER:
+                raise ValueError(f"a header of {size} bytes")
+            header = dict(parse_json(file.read(size)).get("__metadata__", {}))
+        content = parse_json(header.get(FORMAT, "{}"), finite=kind != "state")  # what was measured may be neither
     except UNREADABLE as error:
         raise _unreadable(path, error, kind) from error
     if FORMAT not in header or not isinstance(content, dict):

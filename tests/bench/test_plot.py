@@ -54,6 +54,16 @@ def test_another_kind_of_file_is_refused(name, tmp_path):
         plot(_result(), tmp_path / name)
 
 
+def test_a_dollar_in_a_name_is_no_formula(tmp_path):
+    result = _result()
+    old = next(iter(result["artifacts"]))
+    result["artifacts"]["$\\x$ $\\frac{$"] = result["artifacts"].pop(old)
+    for row in result["results"]:
+        row["name"] = "$\\x$ $\\frac{$" if row["name"] == old else row["name"]
+    plot(result, tmp_path / "f.svg")
+    assert (tmp_path / "f.svg").stat().st_size > 1000
+
+
 def test_an_unwritable_place_is_named(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(RunError, match="expected a writable place, cannot write "):

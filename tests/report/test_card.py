@@ -52,4 +52,12 @@ def test_names_stay_in_their_place(run):
     front, text = card(run)
     assert f"{name}, in torch" in [metric["name"] for metric in front["model-index"][1]["results"][0]["metrics"]]
     assert 'a \\| b \\# c \\<b\\> \\[d\\](http://e) "f"' in text
-    assert plain("x_y*\n z") == "x\\_y\\* z"
+    assert plain("x_y*\n z\x1b") == "x\\_y\\* z?"
+
+
+def test_what_a_training_left_is_text(run):
+    change(run / "qm-4" / "train.json", lambda found: found.update(data_fingerprint="<script>\n# x [y](z) 😀"))
+    change(run / "qm-4" / "eval.json", lambda found: found["attacks"].update({"😀\x1b": found["attacks"]["gn"]}))
+    front, text = card(run)
+    assert "data \\<script\\> \\# x \\[y\\](z) 😀." in text
+    assert any(metric["name"] == "😀\x1b, in torch" for metric in front["model-index"][1]["results"][0]["metrics"])

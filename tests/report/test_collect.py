@@ -77,7 +77,9 @@ def test_a_run_without_any_evaluation_is_refused(run):
         collect(run)
 
 
-@pytest.mark.parametrize(("text", "got"), [("{", "expected a JSON file at"), ("[]", "expected a JSON object in")])
+@pytest.mark.parametrize(
+    ("text", "got"), [("{", "expected a JSON file at"), ("[]", "got the file: expected a valid dict")]
+)
 def test_json_that_is_none_is_named(run, text, got):
     (run / "qm-4" / "check.json").write_text(text)
     with pytest.raises(RunError, match=got):

@@ -44,8 +44,8 @@ def test_a_run_ends_with_its_report(small_run):
     [(lambda run: (run / "recipe.toml").unlink(), "expected a run folder with recipe.toml, got "),
      (lambda run: [(run / f"qm-{bits}" / "eval.json").unlink() for bits in (32, 4)], "without eval.json; continue it"),
      (lambda run: (run / "bench.json").write_text("nonsense"), "expected a JSON file at "),
-     (lambda run: change(run / "qm-4" / "eval.json", lambda found: {"n": 3}), "expected whole results in "),
-     (lambda run: change(run / "bench.json", lambda found: {"results": [{}]}), "expected whole results in ")],
+     (lambda run: change(run / "qm-4" / "eval.json", lambda found: {"n": 3}), "got clean: Field required"),
+     (lambda run: change(run / "bench.json", lambda found: {"results": [{}]}), "got twin: Field required")],
 )  # fmt: skip
 def test_bad_input_is_one_line(run, break_it, said):
     before = sorted(run.rglob("*"))
@@ -54,6 +54,31 @@ def test_bad_input_is_one_line(run, break_it, said):
         write(run)
     assert "\n" not in str(caught.value)
     assert not [path for path in run.rglob("*") if path not in before]  # nothing was begun
+
+
+@pytest.mark.parametrize("name", ["bench", "qm-4/eval", "qm-4/check", "qm-4/train", "qm-4/attack"])
+def test_a_damaged_result_can_be_removed_as_the_message_says(run, name):
+    path = run / f"{name}.json"
+    path.write_text('{"n": 1}')
+    with pytest.raises(RunError, match=rf"{name}.json, got .*; remove it, and qrobust run makes it anew"):
+        write(run)
+    path.unlink()
+    write(run)
+
+
+@pytest.mark.parametrize(
+    ("name", "key", "value", "said"),
+    [("check", "passed", True, "passed if all of its limits"), ("check", "passed", "x", "a valid boolean, got 'x'"),
+     ("check", "worst_case", 1.5, "less than or equal to 1, got 1.5"), ("eval", "n", True, "a valid integer, got True"),
+     ("eval", "clean", {"accuracy": 0.9, "ci95": [0.1, 0.2]}, "inside its interval"),
+     ("check", "ci95", {}, "an interval and a count for each accuracy")],
+)  # fmt: skip
+def test_a_forged_result_is_refused(run, name, key, value, said):
+    path = run / "qm-4" / f"{name}.json"
+    change(path, lambda found: found.update({key: value}))
+    with pytest.raises(RunError, match=said) as caught:
+        write(run)
+    assert str(caught.value).startswith(f"expected a whole result in {path}, got ")
 
 
 def test_an_output_that_is_no_page_is_refused(run, tmp_path):
