@@ -261,6 +261,8 @@ def check(
     memory: Annotated[Optional[float], typer.Option("--memory", metavar="GIB", help="Most memory (Linux).")] = None,  # noqa: UP045
 ) -> int:
     """Check an artifact on its runtime: integrity, parity, replayed suite, gradient-free attack."""
+    import ctypes
+    import signal
     import subprocess
     import sys
 
@@ -269,9 +271,12 @@ def check(
     options |= {"queries": queries, "seed": seed, "reason": reason, "timeout": timeout, "memory": memory}
     said = [f"--{name}={value}" for name, value in options.items() if value is not None]
     # This installation's verify.py, not the artifact's; it is no import, since numpy may fail where memory is limited.
-    program = [sys.executable, "-P", str(Path(__file__).with_name("runtime.py"))]
-    more = ["--update-baseline"] if update else []
-    with subprocess.Popen([*program, *said, *more, "--", artifact]) as process:
+    program = [sys.executable, "-I" if sys.flags.isolated else "-P", str(Path(__file__).with_name("runtime.py"))]
+    command = [*program, *said, *(["--update-baseline"] if update else []), "--", artifact]
+    libc = ctypes.CDLL(None) if sys.platform == "linux" else None
+    # PR_SET_PDEATHSIG: the check ends with this process.
+    follow = None if libc is None else lambda: libc.prctl(1, signal.SIGTERM)
+    with subprocess.Popen(command, preexec_fn=follow) as process:
         try:
             code = process.wait()
         finally:

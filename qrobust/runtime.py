@@ -762,10 +762,10 @@ def square_attack(
 
 
 def policy_of(manifest: Mapping[str, Any]) -> dict[str, Any]:
-    """What decides a verdict beside the files, and what a baseline pins: limits, statistics, target, threat, Square."""
+    """What a baseline pins beside outcomes: limits, statistics, target, threat, Square's bounds, names of classes."""
     target = {key: manifest["target"][key] for key in ("name", "provider", "session_options")}
     threat = {key: manifest["threat"][key] for key in ("norm", "eps")}
-    kept = {key: manifest[key] for key in ("limits", "statistics", "square")}
+    kept = {key: manifest[key] for key in ("limits", "statistics", "square", "classes")}
     return {**kept, "target": target, "threat": threat}
 
 

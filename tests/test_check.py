@@ -1,5 +1,6 @@
 """`check` of runtime.py: verdicts, baselines, reports and both command lines."""
 
+import io
 import json
 import os
 import re
@@ -216,6 +217,7 @@ def test_a_baseline_holds_outcomes_images_versions_and_the_reason(folder, tmp_pa
         "limits": manifest["limits"],
         "statistics": {**manifest["statistics"], "test": "mcnemar-tolerated"},
         "square": {"queries": 50, "n": 32},
+        "classes": ["a", "b"],
         "target": manifest["target"],
         "threat": {"norm": "linf", "eps": EPS},
     }
@@ -305,6 +307,7 @@ LOOSENED = {
     "target.session_options.intra_op_num_threads": (("target", "session_options", "intra_op_num_threads", 2), "1", "2"),
     "target.session_options.x64quantprecision": (("target", "session_options", "x64quantprecision", 1), "nothing", "1"),
     "square.n": (("square", "n", 33), "32", "33"),
+    "classes": (("classes", ["b", "a"]), "['a', 'b']", "['b', 'a']"),
     "threat.eps": (("threat", "eps", 0.07), f"{EPS}", "0.07"),
 }
 
@@ -510,6 +513,31 @@ def test_an_empty_artifact_is_not_the_current_folder(folder, monkeypatch, capsys
     monkeypatch.chdir(folder)
     assert runtime.main([""]) == 2
     assert "argument artifact: an empty file name" in capsys.readouterr().err
+
+
+class Screen(io.StringIO):
+    """A standard error that is a terminal, or none."""
+
+    def __init__(self, terminal):
+        super().__init__()
+        self.isatty = lambda: terminal
+
+
+@pytest.mark.parametrize("terminal", [True, False])
+def test_progress_moves_on_a_terminal_and_is_a_line_a_minute_elsewhere(monkeypatch, terminal):
+    clock, screen = iter(range(0, 10_000, 20)), Screen(terminal)
+    monkeypatch.setattr(runtime.time, "monotonic", lambda: next(clock))
+    monkeypatch.setattr(sys, "stderr", screen)
+    step = runtime._meter()
+    for done in range(1, 11):
+        step(done, 10)
+    text = screen.getvalue()
+    if terminal:
+        assert text.count("\r") == 10
+        assert "check: 5 of 10 queries, 0.05/s, 100 s left" in text
+        assert text.endswith("\r\x1b[K")  # nothing of it stays
+    else:
+        assert re.fullmatch(r"(\d\d:\d\d:\d\d check: \d of 10 queries, 0.05/s, \d+ s left\n){3}", text)
 
 
 # `qrobust check`

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import shutil
@@ -83,7 +84,7 @@ def one_bit(artifact: Path) -> None:
 def test_without_torch_and_qrobust_an_artifact_of_0_1_0_holds(bare_python: Path, tmp_path: Path) -> None:
     assert run(bare_python, "-I", "-c", "import torch", cwd=tmp_path).returncode == 1
     folder = shutil.copytree(FIXTURE, tmp_path / "artifact")
-    done = run(bare_python, "-I", runtime.__file__, folder, "--junit", "check.xml", cwd=tmp_path)
+    done = run(bare_python, "-I", runtime.__file__, folder, "--queries", 50, "--junit", "check.xml", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     assert done.stdout.endswith("held\n")
     assert 'failures="0"' in (tmp_path / "check.xml").read_text()
@@ -245,20 +246,30 @@ def test_settings_of_the_environment_reach_no_session(artifact: Path, monkeypatc
         check(Artifact.load(artifact))
 
 
+def below(pid: int) -> list[int]:
+    """The processes that a process started, and those that they did."""
+    with contextlib.suppress(OSError):
+        children = [int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
+        return [*children, *(grandchild for child in children for grandchild in below(child))]
+    return []
+
+
+@pytest.mark.skipif(not runtime.LINUX, reason="asks /proc")
+@pytest.mark.parametrize("name", ["verify.py", "qrobust check"])
 @pytest.mark.parametrize("kind", [signal.SIGINT, signal.SIGTERM])
-def test_a_check_that_is_stopped_leaves_no_process(artifact: Path, kind: int) -> None:
+def test_a_check_that_is_stopped_leaves_no_process(artifact: Path, name: str, kind: int) -> None:
     looping(artifact)
-    command = [sys.executable, "verify.py"]
-    with subprocess.Popen(command, cwd=artifact, stderr=subprocess.PIPE, text=True) as process:
-        children = Path(f"/proc/{process.pid}/task/{process.pid}/children")
-        while not (child := children.read_text().split()):
+    depth = {"verify.py": 1, "qrobust check": 2}[name]
+    command = both(artifact)[name]
+    with subprocess.Popen(command, cwd=artifact.parent, stderr=subprocess.PIPE, text=True) as process:
+        while len(started := below(process.pid)) < depth:
             time.sleep(0.02)
         time.sleep(0.5)
         process.send_signal(kind)
         error = process.communicate(timeout=20)[1]
-    assert process.returncode == (2 if kind == signal.SIGINT else -kind)
-    assert error.count("\n") == (kind == signal.SIGINT)
+    assert process.returncode not in (0, 1)
+    assert error.count("\n") <= 1
     deadline = time.monotonic() + 10
-    while Path(f"/proc/{child[0]}").exists() and time.monotonic() < deadline:
+    while (left := [pid for pid in started if Path(f"/proc/{pid}").exists()]) and time.monotonic() < deadline:
         time.sleep(0.05)
-    assert not Path(f"/proc/{child[0]}").exists()
+    assert not left
