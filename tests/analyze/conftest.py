@@ -13,9 +13,9 @@ SETTINGS = Settings(n=30, seed=3, bandwidths=(3, 6, 12), attacks=("pgd-2",))
 
 
 def write_images(path, shape):
-    """60 images to train on and 40 to test, brighter in the channel of their class."""
+    """60 images to train on and 160 to test, brighter in the channel of their class."""
     draw, arrays = np.random.default_rng(0), {}
-    for part, n in (("train", 60), ("test", 40)):
+    for part, n in (("train", 60), ("test", 160)):
         y = np.arange(n) % 3
         x = draw.integers(0, 200, (n, *shape))
         x[np.arange(n), y % shape[0]] += 50

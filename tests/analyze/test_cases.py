@@ -46,16 +46,16 @@ def test_what_cannot_stand_there_is_refused(run, tmp_path):
         open_cases([tmp_path / "half"], SETTINGS)
 
 
-@pytest.mark.parametrize("n", [0, 41])
+@pytest.mark.parametrize("n", [0, 161])
 def test_n_beyond_the_data_is_refused(run, n):
     case = Case(Run.open(run), 32, Settings(n=n))
-    with pytest.raises(DataError, match=rf"expected -n in \[1, 40\], .* got {n}"):
+    with pytest.raises(DataError, match=rf"expected -n in \[1, 160\], .* got {n}"):
         _ = case.images
 
 
 def test_n_and_k_have_defaults(run):
     case = Case(Run.open(run), 32, Settings())
-    assert len(case.images) == 40
+    assert len(case.images) == 160
     assert case.bandwidths == (2, 3, 4, 6, 8, 9, 10, 12)
     for k in (0, 13):
         with pytest.raises(DataError, match=rf"expected -k in \[1, 12\], the side of the images, got {k}"):

@@ -69,7 +69,7 @@ def test_several_results_make_an_ablation(here, small_run, tmp_path):
     ("arguments", "text"),
     [
         (["--figures", "heatmap"], "expected a figure, got 'heatmap'; did you mean 'heat-map'?"),
-        (["-n", "41"], "expected -n in [1, 40]"),
+        (["-n", "161"], "expected -n in [1, 160]"),
         (["-k", "13"], "expected -k in [1, 12], the side of the images, got 13"),
         (["-k", "a"], "expected -k as 1,32, got 'a'"),
         (["--attacks", "pgd"], "expected an attack, got 'pgd'"),

@@ -101,7 +101,7 @@ def test_a_missing_stage_is_told_before_anything_begins(other_run, tmp_path, nam
 @pytest.mark.parametrize(
     ("settings", "error", "text"),
     [
-        (replace(SETTINGS, n=41), DataError, r"expected -n in \[1, 40\]"),
+        (replace(SETTINGS, n=161), DataError, r"expected -n in \[1, 160\]"),
         (replace(SETTINGS, bandwidths=(13,)), DataError, r"expected -k in \[1, 12\]"),
         (replace(SETTINGS, attacks=("pdg-2",)), RecipeError, "expected an attack, got 'pdg-2'"),
         (replace(SETTINGS, norm=-1.0), RecipeError, "expected --norm above 0, got -1"),
