@@ -16,10 +16,11 @@ from typing import Protocol, runtime_checkable
 import torch
 from torch import Tensor, fx, nn
 from torch.nn import functional as F
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from ..distributed import SharedBatchNorm
 
-NORMS = (nn.BatchNorm2d, SharedBatchNorm)  # the same in eval mode
+NORMS = (nn.BatchNorm2d, SharedBatchNorm, nn.SyncBatchNorm)  # the same in eval mode
 Pair = tuple[str, str]  # names of a convolution and of the batch-norm that alone reads it
 
 
@@ -48,12 +49,12 @@ def folded(model: nn.Module) -> Iterator[None]:
         yield
 
 
-def _found(model: nn.Module) -> Iterator[tuple[nn.Conv2d, nn.BatchNorm2d]]:
+def _found(model: nn.Module) -> Iterator[tuple[nn.Conv2d, _BatchNorm]]:
     if model.training:  # there the graph may be another
         return
     for names in _pairs(model):
         conv, norm = (model.get_submodule(name) for name in names)
-        if isinstance(conv, nn.Conv2d) and isinstance(norm, nn.BatchNorm2d) and _can_fold(conv, norm):
+        if isinstance(conv, nn.Conv2d) and isinstance(norm, NORMS) and _can_fold(conv, norm):
             yield conv, norm
 
 
@@ -64,7 +65,7 @@ class _Tracer(fx.Tracer):
 
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
         """Whether a module is one call in the graph."""
-        holds = any(isinstance(child, nn.BatchNorm2d) for child in m.modules() if child is not m)
+        holds = any(isinstance(child, NORMS) for child in m.modules() if child is not m)
         return not holds or _has_hooks(m) or super().is_leaf_module(m, module_qualified_name)
 
 
@@ -93,7 +94,7 @@ def _nodes(model: nn.Module) -> list[fx.Node]:
         return []
 
 
-def _can_fold(conv: nn.Conv2d, norm: nn.BatchNorm2d) -> bool:
+def _can_fold(conv: nn.Conv2d, norm: _BatchNorm) -> bool:
     constant = not norm.training and norm.running_mean is not None and norm.running_var is not None
     known = conv.padding_mode == "zeros" and (type(conv) is nn.Conv2d or isinstance(conv, Effective))
     return constant and known and type(norm) in NORMS and not (_is_changed(conv) or _is_changed(norm))
@@ -109,7 +110,7 @@ def _has_hooks(module: nn.Module) -> bool:
 
 
 @torch.no_grad()
-def _fold(conv: nn.Conv2d, norm: nn.BatchNorm2d) -> tuple[Tensor, Tensor]:
+def _fold(conv: nn.Conv2d, norm: _BatchNorm) -> tuple[Tensor, Tensor]:
     """w·γ/σ and β + (b - μ)·γ/σ."""
     assert norm.running_mean is not None
     assert norm.running_var is not None

@@ -15,6 +15,8 @@ from ..train import AVERAGE, MODEL, load_weights
 from .folder import FLOAT, RunFolder
 from .stages import Stage
 
+TRIED = 32  # images of a trial
+
 
 class Networks:
     """averaged: use weight averages where there are some, deployed or not."""
@@ -74,11 +76,11 @@ class Networks:
             return self._quantized(self.network(FLOAT), bits, images)
         return quant.requantize(self.network(before), bits, calibration=images)
 
-    def one_step(self) -> Callable[[], object]:
-        """A forward and backward pass of the float network on a batch of training, to try machines with."""
-        model, size = self.untrained(FLOAT), min(self.recipe.train.batch_size, len(self.dataset.train))
-        x = data.to_unit(self.dataset.train.take(slice(0, size)).x, torch.device("cpu"), channels_last=True)
-        return lambda: model(x).sum().backward()
+    def one_pass(self) -> Callable[[], object]:
+        """A forward and backward pass of the float network on a few images, to try numbers of threads with."""
+        model, images = self.untrained(FLOAT).eval(), self.dataset.train
+        x = data.to_unit(images.take(slice(0, TRIED)).x, torch.device("cpu"), channels_last=True)
+        return lambda: model(x).square().sum().backward()
 
     def before(self, bits: int) -> int:
         """The width that a quantised one starts from."""

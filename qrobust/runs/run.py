@@ -342,7 +342,7 @@ class Run:
         found = Stage(self.files.threads, None).recorded() or {}
         count = self.recipe.threads or found.get("threads")
         if trial and not (isinstance(count, int) and count > 0):
-            count = machine.choose_threads(self.networks.one_step())
+            count = machine.choose_threads(self.networks.one_pass())
             write_json(self.files.threads, {"threads": count, "hardware": machine.hardware()})
         if isinstance(count, int) and count > 0:
             machine.use_threads(count)

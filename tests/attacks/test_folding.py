@@ -66,6 +66,7 @@ FOLDED = {
     "uneven": (lambda: pair(3, 6, (1, 3), stride=(1, 2), padding=(0, 1)), 1),
     "large eps": (lambda: pair(3, 6, 3, norm=nn.BatchNorm2d(6, eps=0.7)), 1),
     "shared statistics": (lambda: pair(3, 6, 3, norm=SharedBatchNorm(6)), 1),
+    "shared on GPUs": (lambda: pair(3, 6, 3, norm=nn.SyncBatchNorm(6)), 1),
     "by keyword": (lambda: Wired(lambda m, x: m.bn(input=m.conv(input=x))), 1),
     "two pairs": (lambda: Wired(lambda m, x: m.other(m.second(m.bn(m.conv(x)).relu()))), 2),
     "norm read twice": (lambda: Wired(lambda m, x: (y := m.bn(m.conv(x))) * y), 1),

@@ -20,7 +20,7 @@ def test_filters_are_those_of_the_spectrum(cases):
     found = filtered(cases[0])
     pictures = {row["title"]: shown(row["pixels"]) for row in found["rows"]}
     x = pictures["image"]
-    assert found["classes"][:3] == ["0", "1", "2"]
+    assert sorted(found["classes"][:3]) == ["0", "1", "2"]
     assert x.shape == (6, 3, 12, 12)
     for k in (3, 6, 12):
         assert torch.allclose(pictures[f"LPF, k = {k}"], low_pass(x, k).clamp(0, 1), atol=STEP)
