@@ -56,12 +56,12 @@ def _stretched(delta: Tensor) -> Tensor:
 
 
 def _positions(case: Case, count: int) -> Tensor:
-    """Of the first image of each class, as many as asked; then of the first of the others."""
+    """Of the first image of each class, class by class, as many as asked; then of the first of the others."""
     firsts: dict[int, int] = {}
     for index, label in enumerate(case.images.y.tolist()):
         firsts.setdefault(label, index)
     rest = [index for index in range(len(case.images)) if index not in firsts.values()]
-    return torch.tensor([*firsts.values(), *rest][:count])
+    return torch.tensor([*(firsts[label] for label in sorted(firsts)), *rest][:count])
 
 
 def _examples(case: Case, count: int) -> tuple[Tensor, list[str]]:
