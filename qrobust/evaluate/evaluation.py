@@ -129,6 +129,8 @@ def _check(attacks: Sequence[Attack], images: Images, n: int | None) -> None:
         raise RecipeError("expected at least one attack, got none; a clean accuracy says nothing of robustness")
     if repeated := [name for name, count in Counter(attack.name for attack in attacks).items() if count > 1]:
         raise RecipeError(f"expected each attack once, got {repeated[0]} more often; remove the repetition")
+    if not len(images):
+        raise DataError("expected at least one image, got none; give some")
     if n is not None and not 1 <= n <= len(images):
         raise DataError(f"expected n in [1, {len(images)}], as many test images as there are, got {n}; change it")
 

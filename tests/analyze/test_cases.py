@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from qrobust.analyze.cases import Case, Settings, open_cases, open_results
+from qrobust.data import choose
 from qrobust.errors import DataError, RunError
 from qrobust.runs import Run
 
@@ -79,6 +80,15 @@ def test_perturbations_stay_within_the_threat_and_are_crafted_once(run, monkeypa
     x = torch.cat([x for x, _ in case.batches()])
     assert (first - x).abs().max() <= 0.05 + 1e-6
     assert 0 <= first.min() <= first.max() <= 1
+
+
+def test_the_images_are_a_stratified_choice_by_the_seed(run):
+    opened = Run.open(run)
+    for seed in (3, 4):
+        case = Case(opened, 32, replace(SETTINGS, seed=seed))
+        expected, _ = choose(opened.dataset.test, 30, seed)
+        assert torch.equal(case.images.x, expected.x)
+        assert case.images.y.bincount().max() - case.images.y.bincount().min() <= 1
 
 
 def test_a_case_is_known_by_weights_threat_and_images(run, tmp_path):

@@ -155,6 +155,11 @@ def test_an_impossible_n_is_refused(n):
     assert str(caught.value) == f"expected n in [1, 30], as many test images as there are, got {n}; change it"
 
 
+def test_no_images_are_refused():
+    with pytest.raises(DataError, match="expected at least one image, got none; give some"):
+        run("fgsm", images=some_images().take(slice(0, 0)))
+
+
 def test_no_attack_is_refused():
     with pytest.raises(RecipeError) as caught:
         run()

@@ -16,7 +16,7 @@ from qrobust.recipe import difference
 from qrobust.runs import Run
 from qrobust.runs.training import training_settings
 from qrobust.runtime import Artifact
-from qrobust.summary import headline_table, table
+from qrobust.summary import _gap, headline_table, table
 from qrobust.train import load_weights, loop
 from qrobust.train.checkpoint import load_state
 
@@ -65,7 +65,19 @@ def test_the_report_compares_three_places_on_the_same_images(small_run: Path) ->
         assert gap["n"] == attacked["n"] == 40
         assert gap["attacked"] == attacked["worst_case"]
         assert attacked["attacks"][gap["by"]]["accuracy"] == min(a["accuracy"] for a in attacked["attacks"].values())
-    assert gap["in_torch"]["accuracy"] == masks["pgd-5"][:40].mean()  # noise is not bounded, so no part of it
+    assert (
+        gap["in_torch"]["accuracy"] == masks["pgd-5"][attacked["indices"]].mean()
+    )  # noise is not bounded, so no part of it
+
+
+def test_places_are_not_compared_where_the_suite_holds_other_images(small_run: Path, tmp_path: Path) -> None:
+    """All were evaluated in their order, and the suite is a choice of them."""
+    folder = Path(shutil.copytree(small_run / "qm-2", tmp_path / "qm-2"))
+    assert _gap(folder) is not None
+    for name, change in (("eval", {"indices": None}), ("check", {"counts": {"clean": 40}})):
+        path = folder / f"{name}.json"
+        path.write_text(json.dumps(json.loads(path.read_text()) | change))
+    assert _gap(folder) is None
 
 
 def test_tables_say_when_activations_have_a_width_of_their_own(small_run: Path) -> None:
