@@ -142,7 +142,8 @@ def _fold(nodes: Iterable[Node], constants: Values, kinds: dict[str, int], backw
 
 def _is_whole(node: Node, whole: set[str]) -> bool:
     """Whether what a node works on is of an integer type in the file."""
-    return bool(node.inputs) and node.inputs[1 if node.op == "Where" else 0] in whole
+    first = 1 if node.op == "Where" else 0
+    return len(node.inputs) > first and node.inputs[first] in whole
 
 
 def _gives_whole(node: Node) -> bool:

@@ -42,8 +42,10 @@ def _of_arithmetic(nodes: list[Node], constants: dict[str, Tensor], output: str)
     for node in nodes:
         match _chain(node, readers):
             case [Node(op="Div") as divided, Node(op="Round"), Node(op="Clip") as clip, Node(op="Mul") as product]:
-                bounds, scale = _bounds(clip), constants.get(divided.inputs[1])
-                other = constants.get(product.inputs[1])
+                bounds = _bounds(clip)
+                scale, other = (
+                    constants.get(one.inputs[1]) if len(one.inputs) > 1 else None for one in (divided, product)
+                )
                 if bounds is None or scale is None or other is None or not torch.equal(scale, other):
                     continue
                 attributes = {"low": bounds[0], "high": bounds[1], "output_dtype": onnx.TensorProto.INT32}
@@ -85,7 +87,8 @@ def _bounded_before(nodes: list[Node], output: str) -> list[Node]:
 def _whole_steps(clip: Node, quantiser: Node) -> tuple[float, float] | None:
     """The bounds of a Clip in steps of the quantiser behind it, if they are whole and its zero point is 0."""
     bounds, scale = _bounds(clip), quantiser.constant(1)
-    if bounds is None or not scale or (len(quantiser.inputs) > 2 and quantiser.constant(2) != 0):
+    shifted = len(quantiser.inputs) > 2 and quantiser.constant(2) != 0
+    if bounds is None or not scale or shifted or not clip.inputs or any(map(math.isnan, (scale, *bounds))):
         return None
     low, high = (bound / scale for bound in bounds)
     nearest = [bound if math.isinf(bound) else float(round(bound)) for bound in (low, high)]

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import ExportError
-from ..quant import first_unrounded, fold_fat, write_qcdq
+from ..quant import fold_fat, write_qcdq
 from ..storage import write_bytes
 from .naming import name_by_module, shorten_names
 from .optimised import check_ops
@@ -71,12 +71,6 @@ def lower(
     """The file of `export_model` as bytes, `metadata` in it; the same network gives the same bytes."""
     if input not in INPUTS:
         raise ExportError(f"expected input {' or '.join(INPUTS)}, got {input!r}")
-    unrounded = first_unrounded(model) if target.format == "integer" else None
-    if unrounded is not None:
-        raise ExportError(
-            f"{unrounded}: expected a bias on its accumulator's grid, got one between two steps, which the file would "
-            "round; call qrobust.quant.round_biases(model), evaluate, and export again"
-        )
     folded = fold_fat(copy.deepcopy(model)).cpu().eval()
     _give_biases(folded)
     with tempfile.TemporaryDirectory() as folder:

@@ -16,7 +16,7 @@ from torch import Tensor, fx, nn
 
 from .. import machine
 from ..errors import ExportError, ParityError
-from ..quant import Quantizer, quantizers
+from ..quant import Quantizer, first_unrounded, quantizers
 from .optimised import open_session
 from .target import Target
 
@@ -167,8 +167,15 @@ def judge(whole: Parity, alone: Parity, target: Target) -> list[Verdict]:
 def check_parity(model: nn.Module, data: bytes, images: Tensor, target: Target) -> Parity:
     """The parity of a file as its target runs it; arguments as of `parity`.
 
-    Raises ParityError, with the layer, for one beyond the target's limits.
+    Raises ParityError, with the layer, for one beyond the target's limits; ExportError for a network whose biases the
+    file had to round, so that another was evaluated.
     """
+    unrounded = first_unrounded(model) if target.format == "integer" else None
+    if unrounded is not None:
+        raise ExportError(
+            f"{unrounded}: expected a bias on its accumulator's grid, got one between two steps; "
+            "call qrobust.quant.round_biases(model), evaluate, and export again"
+        )
     level = target.session.graph_optimization_level
     whole = parity(model, data, images, runtime=level)
     alone = parity(model, data, images[:FORCED], runtime=level, forced=True) if whole.layers else whole

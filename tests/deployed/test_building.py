@@ -154,3 +154,18 @@ def test_logits_are_two_dimensional_and_depend_on_images():
 )  # fmt: skip
 def test_a_small_file_cannot_ask_for_all_memory(text, constants):
     refused(text, match="elements is more than 268435456", **constants)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "a = Where (x)",
+        "d = Div (x) \n r = Round (d) \n c = Clip (r, low, high) \n a = Mul (c, s)",
+        "d = Div (x, s) \n r = Round (d) \n c = Clip (r, low, high) \n a = Mul (c)",
+        "c = Clip () \n q = QuantizeLinear (c, s) \n a = DequantizeLinear (q, s)",
+        "c = Clip (x, nan, high) \n q = QuantizeLinear (c, s) \n b = DequantizeLinear (q, s) \n a = Where (b)",
+    ],
+)
+def test_what_is_fused_may_lack_its_inputs(text):
+    low, high, nan = np.float32(-7), np.float32(7), np.float32("nan")
+    refused(text, "s", match="^expected", low=low, high=high, nan=nan)
