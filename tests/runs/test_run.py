@@ -70,16 +70,6 @@ def test_the_report_compares_three_places_on_the_same_images(small_run: Path) ->
     )  # noise is not bounded, so no part of it
 
 
-def test_places_are_not_compared_where_the_suite_holds_other_images(small_run: Path, tmp_path: Path) -> None:
-    """All were evaluated in their order, and the suite is a choice of them."""
-    folder = Path(shutil.copytree(small_run / "qm-2", tmp_path / "qm-2"))
-    assert _gap(folder) is not None
-    for name, change in (("eval", {"indices": None}), ("check", {"counts": {"clean": 40}})):
-        path = folder / f"{name}.json"
-        path.write_text(json.dumps(json.loads(path.read_text()) | change))
-    assert _gap(folder) is None
-
-
 def test_tables_say_when_activations_have_a_width_of_their_own(small_run: Path) -> None:
     result = json.loads((small_run / "report.json").read_text())
     assert result["activation_bits"] is None
