@@ -91,7 +91,7 @@ class Run:
 
     def _train(self) -> None:
         self._set_threads(trial=True)
-        stages = [TrainStage(self.networks, self.threat, bits) for bits in self.recipe.bits]
+        stages = [self.train_stage(bits) for bits in self.recipe.bits]
         for stage in stages:
             stage.reconcile()
         distributed.wait()
@@ -100,6 +100,10 @@ class Run:
         for stage in stages:
             stage.run()
             distributed.wait()
+
+    def train_stage(self, bits: int) -> TrainStage:
+        """The training of a width."""
+        return TrainStage(self.networks, self.threat, bits)
 
     @contextmanager
     def _alone(self) -> Iterator[None]:
@@ -216,7 +220,7 @@ class Run:
             raise RunError(
                 f"expected no file or the record of an export at {stage.record}, got another; choose another --out"
             )
-        before = without_key(read_json(files.evaluation))
+        before = {key: value for key, value in without_key(read_json(files.evaluation)).items() if key != "indices"}
         contents = Contents(
             name=f"{self.recipe.name}-qm-{bits}",
             bits=bits,

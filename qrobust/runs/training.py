@@ -74,7 +74,7 @@ class TrainStage:
             note(f"{name}: done before")
             return
         self._expect_remakeable(stage)
-        result = self._train(stage)
+        result = self._train()
         if distributed.is_first():
             stage.finish(result)
             note(f"{name}: written")
@@ -138,12 +138,13 @@ class TrainStage:
             note(f"{self.files.path.name}: {reason}; moved to {files.name_of(files.move_aside(self.bits))}")
         distributed.wait()
 
-    def _job(self, stage: Stage) -> Job:
+    def job(self) -> Job:
+        """What `fit` is asked for: a training state that is there is gone on from."""
         recipe, bits = self.networks.recipe, self.bits
         begun = _metadata(self.files).get("key") if self.files.state.exists() else None
         return Job(
             label=f"train qm-{bits}" if bits == FLOAT else f"quantize qm-{bits}",
-            key=str(begun or stage.key),  # `reconcile` has compared the settings
+            key=str(begun or self.stage.key),  # `reconcile` has compared the settings
             folder=self.files.path,
             schedule=self.networks.schedule(bits),
             training=self.networks.training(bits),
@@ -154,9 +155,9 @@ class TrainStage:
             settings=self.settings,
         )
 
-    def _train(self, stage: Stage) -> dict[str, Any]:
+    def _train(self) -> dict[str, Any]:
         started, networks = time.perf_counter(), self.networks
-        model, job = machine.placed(networks.start(self.bits)), self._job(stage)
+        model, job = machine.placed(networks.start(self.bits)), self.job()
         teacher = networks.network(FLOAT) if METHODS[job.training.method].teacher else None
         state = fit(model, networks.dataset, job, teacher=teacher)
         for name in WEIGHTS & state.best.keys():
