@@ -161,7 +161,8 @@ def test_the_twin_shows_the_way_that_rounding_hides(robust: nn.Module, images: t
 def test_two_bits_hide_what_restarts_queries_and_earlier_steps_find(
     robust: nn.Module, images: tuple[Images, Images]
 ) -> None:
-    coarse = quantize(robust, 2, fat="none", calibration=[to_unit(images[0].x[:256], "cpu")])
+    some = to_unit(images[0].x[:256], "cpu")
+    coarse = quantize(robust, 2, fat="none", calibration=some, estimate_statistics=True)
     subject = Subject(coarse, images[1], THREAT, n=40)
     assert subject.share(subject.clean) > 0.9
     hidden = {"not-converged", "square-wins", "earlier-wins"}
