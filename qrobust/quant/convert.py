@@ -60,8 +60,9 @@ def quantize(
     inputs, unless a pattern other than "*" names them. per_channel: one weight clip per output channel.
     calibration: images (n, c, h, w) in [0,1] that place the clips, or batches of them (with labels, which are not
     read); None leaves the clips for weights that are loaded next. estimate_statistics: take batch-norm's from these
-    images too; None: where FAT changes weights, behind which the old ones are far off. Else they stay, since a few
-    images know them badly.
+    images too; None: where FAT changes weights, behind which the old ones are far off. Else they stay: 64 images know
+    them so badly that an 8-bit network gives other labels. Ask for it at 2 and 3 bits, with hundreds of images, where
+    no training follows: so coarse weights move the statistics further than that.
 
     What sums, products, concatenations, pools and functions like SiLU read has 8 bits: they hold no product
     of weights, and at n bits a sum would lose its small part. Biases are rounded (`round_biases`), so that what is

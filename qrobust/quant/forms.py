@@ -134,7 +134,7 @@ def _called(graph: fx.GraphModule, node: fx.Node) -> nn.Module | None:
 
 def _affine(norm: nn.BatchNorm2d) -> nn.BatchNorm2d:
     """The same with γ = 1 and β = 0, which no optimiser moves: what rounds biases needs a place for them."""
-    made = nn.BatchNorm2d(norm.num_features, norm.eps, norm.momentum, device=norm.running_mean.device)  # type: ignore[union-attr]
+    made = nn.BatchNorm2d(norm.num_features, norm.eps, norm.momentum).to(norm.running_mean)
     made.load_state_dict(norm.state_dict(), strict=False)
     return made.requires_grad_(False).train(norm.training)
 

@@ -51,8 +51,8 @@ def flips(model):
 def test_eight_images_are_enough_for_eight_bits():
     """Their statistics are not: 8 images know batch-norm's badly."""
     x, _ = digits()
-    assert flips(quantize(trained(), 8, fat="none", calibration=x[:8])) < 0.005
-    assert flips(quantize(trained(), 8, fat="none", calibration=x[:8], estimate_statistics=True)) > 0.01
+    assert flips(quantize(trained(), 8, fat="none", calibration=x[:8])) < 0.01
+    assert flips(quantize(trained(), 8, fat="none", calibration=x[:8], estimate_statistics=True)) > 0.05
 
 
 def statistics_of(model):
