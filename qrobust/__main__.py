@@ -51,7 +51,7 @@ def _verb() -> int:
     from .cli import app
 
     for before, value in zip(sys.argv, sys.argv[1:], strict=False):
-        if not value or (value.startswith("--") and value.endswith("=")):  # a variable that was never set
+        if not value or (value.startswith("--") and value.find("=") == len(value) - 1):  # a variable never set
             given = value[:-1] or (before if before.startswith("-") else "an argument")
             raise QrobustError(f"expected a value for {given}, got an empty one; set it, or leave it out")
     if isinstance(sys.stdout, io.TextIOWrapper):
@@ -63,7 +63,7 @@ def _verb() -> int:
 def _code(error: BaseException) -> int:
     """The exit code of what ended a verb, once it is told."""
     if isinstance(error, SystemExit) and not isinstance(error.__context__, BrokenPipeError):
-        return error.code if isinstance(error.code, int) else UNEXPECTED
+        return error.code if error.code in (0, REFUSED) and isinstance(error.code, int) else UNEXPECTED
     if isinstance(error, (SystemExit, BrokenPipeError)):  # rich and typer make the one of the other
         return CLOSED
     if isinstance(error, KeyboardInterrupt) or type(error).__name__ == "Abort":

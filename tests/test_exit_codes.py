@@ -184,6 +184,7 @@ def _raising(error: BaseException) -> Callable[[], None]:
         ),
         (ImportError("cannot import name", name="qrobust.x"), 70, "Traceback"),
         (ZeroDivisionError("division by zero"), 70, "Traceback"),
+        (SystemExit(1), 70, ""),
     ],
 )
 def test_one_is_a_verdict_only(

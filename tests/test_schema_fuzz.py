@@ -38,13 +38,13 @@ FIXTURE = Path(__file__).resolve().parent / "fixtures" / "0.1.0"
 READ = {
     r"(name|reason|hint|twin|images|data_fingerprint|model)$": TEXT | {"missing", "null"},
     r"(passed|bounded)$": {"truth", "missing"},
-    r"(measured|limit|seed|doubts\.[^.]+|masks\.[^.]+\.[^.]+)$": {"negative", "fraction", "missing"},
-    r"(accuracy|ci95)\.[^.]+(\.0)?$|(ci95|steps)\.0$|_(ms|ci95\.0)$": {"fraction", "missing"},
+    r"(measured|limit|seed|doubts/[^/]+|masks/[^/]+/[^/]+)$": {"negative", "fraction", "missing"},
+    r"(accuracy|ci95)/[^/]+(/0)?$|(ci95|steps)/0$|_(ms|ci95/0)$": {"fraction", "missing"},
     r"(accuracy|worst_case|label_flips|seconds|speedup|images_per_second|size_bytes)$": {"fraction", "missing"},
     r"accuracy$": {"table"},
     r"(zero_share|activation_bits|weight_bits|steps|n)$": {"fraction", "missing", "null"},
-    r"(clean|worst_case|cost|attacks\.[^.]+|layers\.[^.]+|best\.model|(verdicts|flags|results)\.0)$": {"missing"},
-    r"(attacks|settings|versions|hardware|doubts|flags|layers|best|masks(\.[^.]+)?)$": {"missing", "table", "list"},
+    r"(clean|worst_case|cost|attacks/[^/]+|layers/[^/]+|best/model|(verdicts|flags|results)/0)$": {"missing"},
+    r"(attacks|settings|versions|hardware|doubts|flags|layers|best|masks(/[^/]+)?)$": {"missing", "table", "list"},
 }
 SCHEMAS = {"run/qm-4/eval": results.Evaluation, "run/qm-4/check": results.Checked, "run/qm-4/train": results.Trained,
            "run/qm-4/attack": results.Attacked, "run/bench": results.Timed}  # fmt: skip
@@ -66,7 +66,7 @@ def is_read(annotation, path):
 
 def free_in(schema):
     def free(path, harm):
-        where = ".".join(map(str, path))
+        where = "/".join(map(str, path))
         allowed = [harms for name, harms in READ.items() if re.search(name, where)]
         return not is_read(schema, path) or any(harm in harms for harms in allowed)
 
