@@ -27,7 +27,7 @@ from torch import Tensor, nn
 from qrobust import machine
 from qrobust.attacks import Scene, named, pgd
 from qrobust.data import to_unit
-from qrobust.runs import Run
+from qrobust.runs.run import Run
 from qrobust.storage import write_json
 from qrobust.threat import Threat
 

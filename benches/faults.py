@@ -18,7 +18,7 @@ from torch import nn
 from qrobust import runtime
 from qrobust.export import load_target, lower
 from qrobust.export.suite import suite_accuracy, suite_bytes
-from qrobust.runs import Run
+from qrobust.runs.run import Run
 from qrobust.storage import read_json, write_bytes, write_json
 
 Proto = onnx.ModelProto

@@ -28,7 +28,7 @@ from qrobust import data, recipe, runtime
 from qrobust.attacks import Attack, named
 from qrobust.export import Contents, make_suite, write_artifact
 from qrobust.recipe import Recipe
-from qrobust.runs import Run
+from qrobust.runs.run import Run
 from qrobust.storage import write_json
 
 N = 300  # images of a suite

@@ -30,7 +30,8 @@ from qrobust import machine, recipe
 from qrobust.attacks import named
 from qrobust.evaluate import compare
 from qrobust.quant import quantize
-from qrobust.runs import FLOAT, Run
+from qrobust.runs.folder import FLOAT
+from qrobust.runs.run import Run
 from qrobust.storage import read_json, write_json
 from qrobust.train import MODEL, load_weights
 

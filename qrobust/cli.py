@@ -11,7 +11,7 @@ import typer
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from .runs import Run
+    from .runs.run import Run
 
 TABLE_WIDTH = 150  # columns, where output is no terminal
 
@@ -199,7 +199,7 @@ def export(
     """Export every width of a run for a deployment target."""
     from .errors import ExportError, did_you_mean
     from .export import INPUTS, load_target
-    from .runs import Run
+    from .runs.run import Run
     from .verbs import exported
 
     if input and input not in INPUTS:
@@ -360,7 +360,7 @@ def _open(name: str, overrides: list[str] | None, out: Path | None) -> Run:
     from .recipe import load
 
     settings = load(name, overrides or ())  # before torch: a wrong recipe is told at once
-    from .runs import Run
+    from .runs.run import Run
 
     return Run(settings, out or Path("runs") / settings.name)
 

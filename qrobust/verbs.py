@@ -22,7 +22,8 @@ from .distributed import is_first, own
 from .errors import RecipeError
 from .evaluate import evaluate
 from .progress import note
-from .runs import Run, RunFolder
+from .runs.folder import RunFolder
+from .runs.run import Run
 from .runtime import Artifact
 from .storage import is_stream, read_json, write_json
 from .threat import Threat

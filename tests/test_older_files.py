@@ -11,7 +11,7 @@ import pytest
 from qrobust import recipe
 from qrobust.evaluate import compare, read_outcomes
 from qrobust.report import write
-from qrobust.runs import Run
+from qrobust.runs.run import Run
 from qrobust.runtime import Artifact, check
 
 OLD = Path(__file__).parent / "fixtures" / "0.1.0"

@@ -13,7 +13,7 @@ import onnx
 import pytest
 from onnx import numpy_helper
 
-from qrobust.runs import Run
+from qrobust.runs.run import Run
 from qrobust.runtime import Artifact, check
 
 from .test_runtime import suite_arrays, write

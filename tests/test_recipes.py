@@ -16,7 +16,7 @@ import torch
 from qrobust import data, models, recipe, resources
 from qrobust.attacks import named
 from qrobust.recipe import Recipe
-from qrobust.runs import Run
+from qrobust.runs.run import Run
 from qrobust.threat import Threat
 
 from .conftest import docs_generator

@@ -38,7 +38,7 @@ from qrobust.bench.sessions import PROVIDERS, Bound, images_for, open_session, r
 from qrobust.bench.timing import ratio_interval, statistics
 from qrobust.errors import QrobustError
 from qrobust.export import load_target
-from qrobust.runs import Run
+from qrobust.runs.run import Run
 from qrobust.runtime import Artifact, ArtifactError, check, time_sessions
 from qrobust.storage import write_json
 

@@ -16,7 +16,8 @@ from ..attacks import Scene, named
 from ..data import Images, choose, to_unit
 from ..errors import DataError, RunError
 from ..progress import bar
-from ..runs import FLOAT, Run, RunFolder
+from ..runs.folder import FLOAT, RunFolder
+from ..runs.run import Run
 from ..storage import digest, read_json
 
 BATCH = 125

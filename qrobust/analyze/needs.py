@@ -11,7 +11,7 @@ from torch import nn
 
 from ..attacks import named
 from ..errors import DataError, ModelError, RecipeError, RunError
-from ..runs import FLOAT
+from ..runs.folder import FLOAT
 from ..spectrum.similarity import LEAST
 from .cases import Case, Result
 from .experiments.weights import convolutions, masked_layers

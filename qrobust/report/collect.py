@@ -8,6 +8,8 @@ from typing import Any
 
 from ..errors import RunError
 from ..recipe import Recipe, load
+from ..runs.folder import NetworkFolder, RunFolder, judged
+from ..runs.stages import fingerprint
 from ..runtime import Artifact, ArtifactError
 from ..storage import parse_json, read_json
 from .examples import Example, examples
@@ -68,36 +70,40 @@ class Collected:
 
 def collect(folder: Path) -> Collected:
     """Read a run. Raises RunError if the folder is none, was not evaluated, or holds JSON that cannot be read."""
-    path = folder / "recipe.toml"
-    if not path.is_file():
-        raise RunError(f"expected a run folder with recipe.toml, got {folder}; make one by qrobust run RECIPE")
-    recipe = load(str(path))
-    widths = tuple(_width(folder / f"qm-{bits}", bits) for bits in recipe.bits)
+    files = RunFolder.expect(folder)
+    recipe = load(str(files.recipe))
+    widths = tuple(_width(files.network(bits)) for bits in recipe.bits)
     if not any(width.evaluation for width in widths):
-        raise RunError(f"expected an evaluated run, got {folder} without eval.json; continue it by qrobust run RECIPE")
-    found = tuple(sorted((folder / "analysis").glob("*.json")))
-    return Collected(
-        folder, recipe, path.read_text(encoding="utf-8"), widths, _read(folder / "bench.json", Timed), found
-    )
+        raise RunError(f"expected an evaluated run, got {folder} without one; continue it by qrobust run RECIPE")
+    found, text = tuple(sorted(files.analysis.glob("*.json"))), files.recipe.read_text(encoding="utf-8")
+    return Collected(folder, recipe, text, widths, _read(files.bench, Timed), found)
 
 
-def _width(folder: Path, bits: int) -> Width:
-    manifest, shown, problem = _artifact(folder / "artifact")
-    checked = _read(folder / "check.json", Checked)
-    judged = (checked or {}).get("model")
+def _width(files: NetworkFolder) -> Width:
+    manifest, shown, problem = _artifact(files.artifact)
+    file = manifest["files"]["model.onnx"]["sha256"] if manifest else None
+    checked, attacked = _read(files.check, Checked), _read(files.attack, Attacked)
     return Width(
-        bits=bits,
-        folder=folder,
-        evaluation=_read(folder / "eval.json", Evaluation),
+        bits=files.bits,
+        folder=files.path,
+        evaluation=_evaluation(files),
         checked=checked,
-        attacked=_attacked(folder / "attack.json", manifest),
-        trained=_read(folder / "train.json", Trained),
-        epochs=_lines(folder / "metrics.jsonl"),
+        attacked=attacked if file is None or judged(attacked) in (None, file) else None,
+        trained=_read(files.training, Trained),
+        epochs=_lines(files.metrics),
         manifest=manifest,
         examples=shown,
         problem=problem,
-        stale=bool(manifest and judged and judged != manifest["files"]["model.onnx"]["sha256"]),
+        stale=bool(file and judged(checked) not in (None, file)),
     )
+
+
+def _evaluation(files: NetworkFolder) -> Record | None:
+    """That of the weights that lie here, or one that does not say of which it is."""
+    found = _read(files.evaluation, Evaluation)
+    reads = (found or {}).get("reads")
+    of = reads.get(files.path.name) if isinstance(reads, dict) else None
+    return found if of in (None, *map(fingerprint, files.path.glob("*.safetensors"))) else None
 
 
 def _artifact(folder: Path) -> tuple[Record | None, tuple[Example, ...], str]:
@@ -109,15 +115,6 @@ def _artifact(folder: Path) -> tuple[Record | None, tuple[Example, ...], str]:
     except ArtifactError as error:
         return None, (), str(error)
     return artifact.manifest | {"suite_n": len(artifact.suite["y"])}, examples(artifact), ""
-
-
-def _attacked(path: Path, manifest: Record | None) -> Record | None:
-    """What `qrobust attack` left, if it attacked the file that lies here, or does not say which it was."""
-    found = _read(path, Attacked)
-    of = (found or {}).get("artifact")
-    attacked = of.get("sha256") if isinstance(of, dict) else None
-    same = not (attacked and manifest) or attacked == manifest["files"]["model.onnx"]["sha256"]
-    return found if same else None
 
 
 def _read(path: Path, schema: type[Result]) -> Record | None:

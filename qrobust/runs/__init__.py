@@ -1,7 +1,1 @@
-"""A run: its folder, the stages that fill it, and their order."""
-
-from .folder import FLOAT, NetworkFolder, RunFolder
-from .run import Run
-from .stages import Stage
-
-__all__ = ["FLOAT", "NetworkFolder", "Run", "RunFolder", "Stage"]
+"""A run: its folder, its stages and their order, and what is known of it before it begins."""

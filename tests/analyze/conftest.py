@@ -7,7 +7,7 @@ from qrobust import recipe
 from qrobust.analyze.cases import Settings, open_cases
 from qrobust.analyze.session import analyze
 from qrobust.analyze.table import NAMES
-from qrobust.runs import Run
+from qrobust.runs.run import Run
 
 SETTINGS = Settings(n=30, seed=3, bandwidths=(3, 6, 12), attacks=("pgd-2",))
 

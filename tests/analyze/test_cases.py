@@ -10,7 +10,7 @@ import torch
 from qrobust.analyze.cases import Case, Settings, open_cases, open_results
 from qrobust.data import choose
 from qrobust.errors import DataError, RunError
-from qrobust.runs import Run
+from qrobust.runs.run import Run
 
 from .conftest import SETTINGS
 

@@ -153,7 +153,7 @@ def test_results_make_an_ablation_alone(tmp_path):
 def test_a_network_without_convolutions(run, monkeypatch, tmp_path):
     from torch import nn
 
-    from qrobust.runs import Run
+    from qrobust.runs.run import Run
 
     monkeypatch.setattr(Run, "network", lambda self, bits: nn.Flatten())
     with pytest.raises(ModelError, match="expected a network with convolutions in QM-32"):

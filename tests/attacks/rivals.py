@@ -15,7 +15,7 @@ from torch import nn
 from qrobust.attacks import Scene, named
 from qrobust.data import Images, to_unit
 from qrobust.recipe import load
-from qrobust.runs import Run
+from qrobust.runs.run import Run
 from qrobust.threat import Threat
 
 from ..data.helpers import shared

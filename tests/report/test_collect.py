@@ -73,7 +73,7 @@ def test_a_run_without_any_evaluation_is_refused(run):
     (run / "qm-4" / "eval.json").unlink()
     assert [width.label for width in collect(run).evaluated] == ["QM-32"]
     (run / "qm-32" / "eval.json").unlink()
-    with pytest.raises(RunError, match=r"expected an evaluated run, got .* without eval.json; continue it"):
+    with pytest.raises(RunError, match=r"expected an evaluated run, got .* without one; continue it"):
         collect(run)
 
 

@@ -42,7 +42,7 @@ def test_a_run_ends_with_its_report(small_run):
 @pytest.mark.parametrize(
     ("break_it", "said"),
     [(lambda run: (run / "recipe.toml").unlink(), "expected a run folder with recipe.toml, got "),
-     (lambda run: [(run / f"qm-{bits}" / "eval.json").unlink() for bits in (32, 4)], "without eval.json; continue it"),
+     (lambda run: [(run / f"qm-{bits}" / "eval.json").unlink() for bits in (32, 4)], "without one; continue it"),
      (lambda run: (run / "bench.json").write_text("nonsense"), "expected a JSON file at "),
      (lambda run: change(run / "qm-4" / "eval.json", lambda found: {"n": 3}), "got clean: Field required"),
      (lambda run: change(run / "bench.json", lambda found: {"results": [{}]}), "got twin: Field required")],

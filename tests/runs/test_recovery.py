@@ -18,7 +18,7 @@ import pytest
 
 from qrobust import recipe
 from qrobust.errors import RunError
-from qrobust.runs import Run
+from qrobust.runs.run import Run
 from qrobust.storage import read_json
 
 OVERRIDES = (

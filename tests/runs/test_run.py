@@ -12,7 +12,7 @@ from qrobust import data, machine, models, recipe
 from qrobust.errors import ModelError
 from qrobust.quant import mask_statistics, quantize, quantizers
 from qrobust.recipe import difference
-from qrobust.runs import Run
+from qrobust.runs.run import Run
 from qrobust.runs.training import training_settings
 from qrobust.runtime import Artifact
 from qrobust.summary import headline_table, table

@@ -8,8 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from qrobust.runs import Stage
-from qrobust.runs.stages import fingerprint, without_key
+from qrobust.runs.stages import Stage, fingerprint, without_key
 
 
 @pytest.fixture

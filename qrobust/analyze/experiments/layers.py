@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from ... import machine
 from ...attacks import crafting
 from ...progress import bar
-from ...runs import FLOAT
+from ...runs.folder import FLOAT
 from ...spectrum import Alignment, first_activation, layer_names, low_to_high, network_cka
 from ...spectrum.similarity import LEAST, gram, layer_grams
 from ..cases import Case

@@ -5,7 +5,7 @@ import torch
 
 from qrobust.analyze.cases import Case, Settings
 from qrobust.analyze.experiments.accuracy import aggressiveness, low_pass
-from qrobust.runs import Run
+from qrobust.runs.run import Run
 from qrobust.spectrum import high_pass
 from qrobust.spectrum import low_pass as kept
 
