@@ -183,9 +183,7 @@ def test_a_graph_that_fails_is_told_in_one_line(capfd):
         def forward(self, x, mask=None):
             return super().forward(x if mask is None else x * mask)
 
-    with pytest.raises(
-        ModelError, match=r"^expected a network whose graph runs in eval mode, got: unsup"
-    ):
+    with pytest.raises(ModelError, match=r"^expected a network whose graph runs in eval mode, got: unsup"):
         quantize(Masked(lambda net, y: net.b(y)), 4, calibration=images())
     assert capfd.readouterr() == ("", "")
 
