@@ -61,7 +61,7 @@ def check_pools(captured: nn.Module, images: Tensor) -> None:
             if isinstance(pool, (nn.AdaptiveAvgPool2d, nn.AdaptiveMaxPool2d, nn.AvgPool2d)):
                 check = pool.register_forward_hook(partial(_check_pool, path))
                 stack.callback(check.remove)
-        captured(images[:1].to(next(captured.parameters()).device))
+        captured.forward(images[:1].to(next(captured.parameters()).device))
 
 
 def _check_pool(path: str, pool: nn.Module, given: tuple[Tensor, ...], y: Tensor) -> None:
@@ -115,7 +115,7 @@ def _compare(network: nn.Module, graph: nn.Module, x: Tensor) -> None:
     except Exception:  # it cannot be trained on such images: an auxiliary head, say, wants larger ones
         return
     try:
-        got = _tensors(graph(x))
+        got = _tensors(graph.forward(x))  # a graph that is called prints what fails in it
     except Exception as error:
         raise ModelError(
             f"expected a network whose graph runs in {mode} mode, got: {str(error).splitlines()[0]}; "

@@ -176,6 +176,18 @@ def test_images_that_a_network_does_not_take_are_told():
         quantize(network(lambda net, y: net.b(y)), 4, calibration=images(side=9))
 
 
+def test_a_graph_that_fails_is_told_in_one_line(capfd):
+    """torch.fx takes an argument with a default for one that is given."""
+
+    class Masked(Between):
+        def forward(self, x, mask=None):
+            return super().forward(x if mask is None else x * mask)
+
+    with pytest.raises(ModelError, match=r"^expected a network whose graph runs in eval mode, got: unsup"):
+        quantize(Masked(lambda net, y: net.b(y)), 4, calibration=images())
+    assert capfd.readouterr() == ("", "")
+
+
 def small(*layers):
     return nn.Sequential(nn.Conv2d(1, 4, 3), nn.ReLU(), *layers, nn.Conv2d(4, 2, 1), nn.Flatten())
 
