@@ -74,7 +74,7 @@ class Networks:
         images, before = self._calibration(self.recipe.quant.calibration), self.before(bits)
         if before == FLOAT:
             return self._quantized(self.network(FLOAT), bits, images)
-        return quant.requantize(self.network(before), bits, calibration=images)
+        return quant.requantize(self.network(before), bits, calibration=images, estimate_statistics=True)
 
     def one_pass(self) -> Callable[[], object]:
         """A forward and backward pass of the float network on a few images, to try numbers of threads with."""
@@ -117,6 +117,7 @@ class Networks:
             per_channel=settings.per_channel,
             activation_bits=settings.activation_bits,
             calibration=calibration,
+            estimate_statistics=calibration is not None,  # training goes on from there, under the quantisers' inputs
         )
         quant.set_straight_through(quantized, settings.straight_through)
         return quantized

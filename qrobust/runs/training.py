@@ -18,7 +18,7 @@ from ..models.statistics import estimate_statistics
 from ..progress import note
 from ..recipe import Recipe, difference, load, parse
 from ..threat import Threat
-from ..train import AVERAGE, METHODS, MODEL, Job, fit, plain_images, read_metadata, save_weights
+from ..train import AVERAGE, METHODS, MODEL, Job, fit, is_whole, plain_images, read_metadata, save_weights
 from .folder import FLOAT, NetworkFolder
 from .networks import Networks
 from .stages import Stage, without_key
@@ -103,7 +103,7 @@ class TrainStage:
         found = stage.recorded()
         if found is None or not ("writes" not in found or (stage.stands(found) and self._same_reads(found, stage))):
             return False
-        if not all(_is_whole(path) for path in stage.writes.values()):
+        if not all(is_whole(path) for path in stage.writes.values()):
             return False
         if distributed.is_first():
             stage.finish({**without_key(found), "settings": self.settings})
@@ -119,7 +119,7 @@ class TrainStage:
         if self.bits != FLOAT and found is not None and "reads" in found and not self._same_reads(found, stage):
             self._move_aside("the network that it was made from is another one")
             return
-        whole = [path for path in stage.writes.values() if _is_whole(path)]
+        whole = [path for path in stage.writes.values() if is_whole(path)]
         if found is not None and "writes" in found and len(whole) == len(stage.writes):
             raise RunError(
                 f"expected the weights that training wrote in {self.files.path}, got others; put them back, "
@@ -199,10 +199,3 @@ def _metadata(files: NetworkFolder) -> dict[str, Any]:
         return read_metadata(files.state)
     except CheckpointError:
         return {}
-
-
-def _is_whole(path: Any) -> bool:
-    try:
-        return read_metadata(path).get("kind") == "weights"
-    except CheckpointError:
-        return False

@@ -1,6 +1,6 @@
 """Adversarial training that continues where it stopped."""
 
-from .checkpoint import load_weights, read_metadata, save_weights
+from .checkpoint import is_whole, load_weights, read_metadata, save_weights
 from .job import Job
 from .loop import AVERAGE, MODEL, fit, plain_images
 from .methods import METHODS
@@ -13,6 +13,7 @@ __all__ = [
     "Job",
     "first_epoch",
     "fit",
+    "is_whole",
     "learning_rate",
     "load_weights",
     "plain_images",

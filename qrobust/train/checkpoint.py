@@ -21,7 +21,10 @@ NUMBERS: dict[str, type] = {"key": str, "epoch": int, "history": list, "best": d
 MOST_HEADER = 100_000_000  # bytes, as safetensors has it
 # What a damaged header raises.
 UNREADABLE = (OSError, SafetensorError, AttributeError, LookupError, RuntimeError, TypeError, ValueError)
-REMEDY = {"weights": "remove it and train.json beside it to train anew", "state": "remove it to train anew"}
+REMEDY = {
+    "weights": "remove it and continue by qrobust run RECIPE, which makes it from the training state",
+    "state": "remove it to train anew",
+}
 
 
 @dataclass
@@ -60,6 +63,14 @@ def load_weights(path: Path, model: nn.Module) -> dict[str, Any]:
 def read_metadata(path: Path) -> dict[str, Any]:
     """What describes a file's tensors, without loading them. Raises CheckpointError."""
     return _header(path, "state")
+
+
+def is_whole(path: Path) -> bool:
+    """Whether a file holds weights, every one of them."""
+    try:
+        return bool(_read(path, "weights"))
+    except CheckpointError:
+        return False
 
 
 def save_state(path: Path, state: State) -> None:

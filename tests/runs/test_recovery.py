@@ -17,7 +17,7 @@ from typing import Any
 import pytest
 
 from qrobust import recipe
-from qrobust.errors import RunError
+from qrobust.errors import CheckpointError, RunError
 from qrobust.runs.run import Run
 from qrobust.storage import read_json
 
@@ -179,6 +179,17 @@ def test_damaged_weights_without_training_state_are_told_with_a_remedy(whole: Pa
         started(copy).all_stages()
     assert "\n" not in str(caught.value)
     shutil.rmtree(copy / "qm-4")
+    started(copy).all_stages()
+    assert findings(copy) == findings(whole)
+
+
+def test_a_damaged_training_state_is_told_with_a_remedy(whole: Path, copy: Path) -> None:
+    for name in ("train.json", "model.safetensors"):  # as in the middle of training
+        (copy / "qm-4" / name).unlink()
+    DAMAGES["cut"](copy / "qm-4" / "checkpoint" / "last.safetensors")
+    with pytest.raises(CheckpointError, match=r"last\.safetensors, got .*; remove it to train anew"):
+        started(copy).all_stages()
+    (copy / "qm-4" / "checkpoint" / "last.safetensors").unlink()
     started(copy).all_stages()
     assert findings(copy) == findings(whole)
 

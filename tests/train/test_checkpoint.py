@@ -13,6 +13,8 @@ from qrobust.train.checkpoint import State, capture, load_state, restore, save_s
 
 from .helpers import are_equal, network, weights_of
 
+CONTINUE = " and continue by qrobust run RECIPE, which makes it from the training state"
+
 
 def trained(model, steps=3):
     """A network after some steps, and its optimiser."""
@@ -103,7 +105,7 @@ def test_a_truncated_file_is_refused(state, weights, share):
         path.write_bytes(whole[: int(len(whole) * share)])
         text = refusal(action, path)
         assert text.startswith(f"expected a whole checkpoint at {path}, got ")
-        assert text.endswith(" to train anew")
+        assert text.endswith(" to train anew" if path == state else CONTINUE)
 
 
 def test_a_missing_file_is_refused(tmp_path):
@@ -121,7 +123,7 @@ def test_a_foreign_file_is_refused(tmp_path, metadata, got):
     expected = f"expected a checkpoint of format qrobust-1 at {path}, got {got}; remove it"
     for action in (load_state, read_metadata):
         assert refusal(action, path) == f"{expected} to train anew"
-    assert refusal(load_weights, path, network()) == f"{expected} and train.json beside it to train anew"
+    assert refusal(load_weights, path, network()) == f"{expected}{CONTINUE}"
 
 
 def test_the_same_weights_give_the_same_bytes(tmp_path):
@@ -148,7 +150,7 @@ def test_weights_are_no_state_and_state_no_weights(state, weights):
     text = refusal(load_state, weights)
     assert text == f"expected state in {weights}, got weights; remove it to train anew"
     text = refusal(load_weights, state, network())
-    assert text == f"expected weights in {state}, got state; remove it and train.json beside it to train anew"
+    assert text == f"expected weights in {state}, got state; remove it{CONTINUE}"
 
 
 def test_state_without_its_numbers_is_refused(tmp_path):
