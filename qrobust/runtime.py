@@ -797,6 +797,8 @@ def read_baseline(path: Path, model: str, suite: str, **same: Any) -> tuple[Outc
         for key in dict.fromkeys((*now, *was)):
             then, found = was.get(key, "nothing"), now.get(key, "nothing")
             _expect(then == found, f"{key.removeprefix('policy.')} {then}, as {path} pins it", found, HINT_PIN)
+        held = all(len(bytes.fromhex(pinned[key])) == 32 for key in ("model", "suite"))
+        _expect(held, f"sha256 of model and suite in {path}", (pinned["model"], pinned["suite"]), do)
         held = pinned["suite"] == suite or pinned["model"] != model
         _expect(held, f"the suite that {path} pins for this model.onnx", "another suite.npz", HINT_PIN)
         for name, count in same["counts"].items():

@@ -90,7 +90,7 @@ def load_state(path: Path) -> State:
                 f"{REMEDY['state']}"
             )
     numbers = {name: metadata[name] for name in NUMBERS}
-    return State(**numbers, tensors=tensors, settings=metadata.get("settings") or {})
+    return State(**numbers, tensors=tensors, settings=metadata.get("settings", {}))
 
 
 def capture(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
@@ -147,6 +147,8 @@ def _header(path: Path, kind: str) -> dict[str, Any]:
     if FORMAT not in header or not isinstance(content, dict):
         found = _plain(", ".join(header) or "a foreign file")
         raise CheckpointError(f"expected a checkpoint of format {FORMAT} at {path}, got {found}; {REMEDY[kind]}")
+    if not isinstance(settings := content.get("settings", {}), dict):
+        raise CheckpointError(f"expected a table as settings in {path}, got {shown(settings)}; {REMEDY[kind]}")
     return content
 
 
