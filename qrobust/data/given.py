@@ -39,12 +39,14 @@ def as_images(given: object, *, name: str = "images") -> Images:
 def image_batches(given: object) -> Iterator[Tensor]:
     """Batches of images alone, float32 (n, c, h, w) in [0,1].
 
-    given: as `as_images`, a tensor (n, c, h, w), or batches with or without labels. Of uint8, or floats, whose range
-    is for who reads them to judge.
+    given: as `as_images`, a tensor (n, c, h, w), or batches with or without labels. Of uint8, or floats, whose type
+    and range are for who reads them to judge.
     """
     if isinstance(given, Images):
         yield from (to_unit(batch.x, batch.x.device) for batch in given.batches(BATCH))
         return
+    if isinstance(given, (tuple, list)) and len(given) == 2 and _are_labels(given[1]):
+        given = given[0]
     if isinstance(given, (Tensor, np.ndarray)):
         given = [given]
     elif isinstance(given, TorchDataset):
@@ -103,6 +105,13 @@ def _pixels(x: Tensor, name: str) -> Tensor:
             "pass unnormalised images, normalisation belongs inside the model"
         )
     return (x.clamp(0, 1) * 255).round().to(torch.uint8)
+
+
+def _are_labels(value: object) -> bool:
+    """Whether it has one dimension, as no images have."""
+    if isinstance(value, (tuple, list)):
+        return all(isinstance(one, int) for one in value)
+    return getattr(value, "ndim", 0) == 1
 
 
 def _labels(y: Tensor, name: str) -> Tensor:

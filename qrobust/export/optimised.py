@@ -18,18 +18,22 @@ from ..runtime import ENTRIES, ON_GPU, preload, sums_saturate
 from .target import Target
 
 CPU = "CPUExecutionProvider"
+FLOAT_LAYERS = ("Conv", "FusedConv")
 IDENTITY = '<ir_version: 10, opset_import: ["": 20]> identity (float[1] x) => (float[1] y) { y = Identity (x) }'
 
 
 def optimised_ops(model: Path | bytes, target: Target) -> Counter[str]:
     """How many nodes of each kind the target's provider executes, or the CPU's where that is missing; maybe none."""
+    return Counter(node.op_type for node in _executed(model, target))
+
+
+def _executed(model: Path | bytes, target: Target) -> list[onnx.NodeProto]:
     if not target.executable:
-        return Counter()
+        return []
     with tempfile.TemporaryDirectory() as folder:
         written = Path(folder) / "optimised.onnx"
         open_session(model, target.session.graph_optimization_level, present_provider(target), written)
-        graph = onnx.load(str(written)).graph
-    return Counter(node.op_type for node in graph.node)
+        return list(onnx.load(str(written)).graph.node)
 
 
 def open_session(
@@ -87,13 +91,16 @@ def check_ops(file: Path | bytes, target: Target, model: nn.Module) -> None:
 
     A required operator must be there for every quantised convolution of `model`, from `quantize`.
     """
-    layers, ran = dict(model.named_modules()), optimised_ops(file, target)
+    layers, executed = dict(model.named_modules()), _executed(file, target)
+    ran = Counter(node.op_type for node in executed)
     least = sum(bits < 32 and isinstance(layers[name], nn.Conv2d) for name, bits in bits_per_layer(model).items())
     for op in target.required_ops:
         if ran[op] < least:
+            floats = (node.output[0] for node in executed if node.op_type in FLOAT_LAYERS)
+            named = next((f", and a float one for {path}" for path in floats if path in layers), "")
             raise ExportError(
                 f"{target.name}: expected {least} {op} once optimised, one for every quantised convolution, got "
-                f"{ran[op]}; choose a target that does not require it, or export a network of supported layers"
+                f"{ran[op]}{named}; choose a target that does not require it, as compact, or replace what it reads"
             )
     for op in target.forbidden_ops:
         if ran[op]:

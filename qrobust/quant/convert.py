@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from itertools import chain
 from typing import cast
 
 import torch
 from torch import Tensor, fx, nn
 
+from ..data import image_batches
 from ..errors import ModelError, did_you_mean
 from ..machine import device_of
 from ..models.statistics import in_eval_mode, statistics_anew
@@ -44,7 +45,7 @@ def quantize(
     edge_layers: str = "int8",
     per_channel: bool = True,
     activation_bits: Bits | None = None,
-    calibration: Iterable[Tensor] | None,
+    calibration: object,
     estimate_statistics: bool | None = None,
 ) -> nn.Module:
     """QM-n: a copy of a trained network whose inner layers have n-bit weights and read n-bit inputs.
@@ -58,11 +59,12 @@ def quantize(
     fat: "paper", "normalised", "identity" (standardised weights without a mask) or "none"; for inner
     convolutions. edge_layers: the first layers and the classifier keep "int8" or "float" weights and
     inputs, unless a pattern other than "*" names them. per_channel: one weight clip per output channel.
-    calibration: images (n, c, h, w) in [0,1] that place the clips, or batches of them (with labels, which are not
-    read); None leaves the clips for weights that are loaded next. estimate_statistics: take batch-norm's from these
-    images too; None: where FAT changes weights, behind which the old ones are far off. Else they stay: 64 images know
-    them so badly that an 8-bit network gives other labels. Ask for it at 2 and 3 bits, with hundreds of images, where
-    no training follows: so coarse weights move the statistics further than that.
+    calibration: images (n, c, h, w) in [0,1] or uint8 that place the clips, or batches of them, as
+    `data.image_batches` takes them (labels are not read); None leaves the clips for weights that are loaded next.
+    estimate_statistics: take batch-norm's from these images too; None: where FAT changes weights, behind which the old
+    ones are far off. Else they stay: 64 images know them so badly that an 8-bit network gives other labels. Ask for it
+    at 2 and 3 bits, with hundreds of images, where no training follows: so coarse weights move the statistics further
+    than that.
 
     What sums, products, concatenations, pools and functions like SiLU read has 8 bits: they hold no product
     of weights, and at n bits a sum would lose its small part. Biases are rounded (`round_biases`), so that what is
@@ -71,7 +73,7 @@ def quantize(
     form, by name, and where the captured graph does not compute what the network does, with the first module apart.
     """
     _check(model, bits, fat, edge_layers, activation_bits)
-    batches = iter(()) if calibration is None else image_batches(calibration)
+    batches = iter(()) if calibration is None else _images(model, calibration)
     images = next(batches, None)
     captured = trace(model)
     reading = Reading(captured)
@@ -95,7 +97,7 @@ def quantize(
 
 
 def requantize(
-    model: nn.Module, bits: int, *, calibration: Iterable[Tensor], estimate_statistics: bool | None = None
+    model: nn.Module, bits: int, *, calibration: object, estimate_statistics: bool | None = None
 ) -> nn.Module:
     """QM-n from another QM-m: a copy with the same weights and masks, another inner width and new clips.
 
@@ -121,32 +123,30 @@ def requantize(
 
 
 @torch.no_grad()
-def calibrate(model: nn.Module, batches: Iterable[Tensor], *, estimate_statistics: bool = False) -> None:
+def calibrate(model: nn.Module, batches: object, *, estimate_statistics: bool = False) -> None:
     """Place clips by batches of images in [0,1], and batch-norm's statistics if asked; leaves the mode as it was.
 
     Biases should be rounded then (`round_biases`), as `quantize` does: the steps of their grid follow the clips.
     """
     with statistics_anew(model) if estimate_statistics else in_eval_mode(model), calibrating(model):
-        for x in image_batches(batches):
+        for x in _images(model, batches):
             model(x)
 
 
-def image_batches(calibration: Iterable[Tensor]) -> Iterator[Tensor]:
-    """Batches (n, c, h, w) of one tensor, of several, or of what a DataLoader gives: images with labels.
-
-    Raises ModelError for images out of [0,1], of another shape, or none.
-    """
-    count = 0
-    for batch in [calibration] if isinstance(calibration, Tensor) else calibration:
-        x = batch[0] if isinstance(batch, (tuple, list)) else batch
-        if not isinstance(x, Tensor) or x.dim() != 4 or not len(x) or not x.is_floating_point():
-            got = f"{x.dtype} {tuple(x.shape)}" if isinstance(x, Tensor) else type(x).__name__
-            raise ModelError(f"expected calibration images as floats (n, c, h, w), got {got}; pass batches of them")
+def _images(model: nn.Module, calibration: object) -> Iterator[Tensor]:
+    """Batches (n, c, h, w), of the network's type and on its device. Raises ModelError unless they are images."""
+    like, count = next(model.parameters()), 0
+    for x in image_batches(calibration):
+        if x.dim() != 4 or not len(x) or not x.is_floating_point():
+            raise ModelError(
+                "expected calibration images as floats or bytes (n, c, h, w), "
+                f"got {x.dtype} {tuple(x.shape)}; pass batches of them"
+            )
         if not (x.min() >= 0 and x.max() <= 1):  # so that NaN is refused too
             raise ModelError(
                 f"expected calibration images in [0, 1], got [{x.min():.3g}, {x.max():.3g}]; pass unnormalised images"
             )
-        yield x
+        yield x.to(like)
         count += 1
     if not count:
         raise ModelError("expected at least one batch of calibration images, got none; pass some")

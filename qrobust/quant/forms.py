@@ -74,7 +74,14 @@ def without_in_place(graph: fx.GraphModule) -> None:
         if is_size(node) or (inputs and all(source in sizes for source in inputs)):
             sizes.add(node)
         elif inputs and _is_in_place(graph, node):
-            inputs[0].replace_all_uses_with(node, lambda user, node=node: order[user] > order[node])
+            _read_instead(node, inputs[0], order)
+        elif isinstance(written := node.kwargs.get("out"), fx.Node):
+            _read_instead(node, written, order)
+            node.kwargs = {name: value for name, value in node.kwargs.items() if name != "out"}
+
+
+def _read_instead(node: fx.Node, changed: fx.Node, order: dict[fx.Node, int]) -> None:
+    changed.replace_all_uses_with(node, lambda user: order[user] > order[node])
 
 
 def _is_in_place(graph: fx.GraphModule, node: fx.Node) -> bool:

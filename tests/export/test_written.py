@@ -70,6 +70,10 @@ def head(*layers):
     return nn.Sequential(nn.Conv2d(3, 8, 3, padding=1), nn.ReLU(), *pool, *layers).eval()
 
 
+def wrapped(pads):
+    return Does(lambda x: F.pad(x, pads, mode="circular"))
+
+
 def equal(layer):
     return (layer, nn.ReLU(), copy.deepcopy(layer))
 
@@ -81,6 +85,9 @@ NETWORKS = {
     "two that are equal": lambda: head(*equal(nn.Linear(8, 8))),
     "reflect": lambda: body(nn.Conv2d(8, 8, 3, padding=1, padding_mode="reflect")),
     "replicate": lambda: body(nn.Conv2d(8, 8, 3, padding=1, padding_mode="replicate")),
+    "circular": lambda: body(nn.Conv2d(8, 8, 3, padding=1, padding_mode="circular")),
+    "F.pad circular": lambda: body(wrapped((2, 1, 0, 1))),
+    "signed circular": lambda: body(nn.Sequential(nn.Conv2d(8, 8, 1), nn.Hardtanh(-0.2, 0.2), wrapped((1, 1, 1, 1)))),
     "F.pad reflect": lambda: body(Does(lambda x: F.pad(x, (1, 1, 1, 1), mode="reflect"))),
     "F.pad zeros": lambda: body(Does(lambda x: F.pad(x, (1, 0, 2, 0)))),
     "signed zeros": lambda: body(nn.Sequential(nn.Conv2d(8, 8, 1), nn.Hardtanh(-0.2, 0.2), nn.ZeroPad2d(1))),
@@ -117,7 +124,10 @@ def assert_runs(path, model):
         assert np.abs(logits - expected).max() < 0.01 * np.abs(expected).max(), setting
 
 
-BROKEN = ("dead channel", "no bias", "two of one width", "two that are equal", "reflect", "same", "same, even")
+BROKEN = (
+    "dead channel", "no bias", "two of one width", "two that are equal", "reflect", "circular", "signed circular",
+    "same", "same, even",
+)  # fmt: skip
 CASES = [
     pytest.param(name, target, marks=() if target == "ort-cpu" or name in BROKEN else pytest.mark.slow)
     for name in NETWORKS
@@ -131,7 +141,7 @@ def test_what_is_quantised_is_written_and_runs(name, target, tmp_path):
     assert_runs(export_model(model, X, target=target, path=tmp_path / "model.onnx"), model)
 
 
-@pytest.mark.parametrize("name", ["no bias", "reflect"])
+@pytest.mark.parametrize("name", ["no bias", "reflect", "circular", "F.pad circular"])
 def test_it_is_integers_all_the_way(name, tmp_path):
     model = quantize(NETWORKS[name](), 8, fat="none", calibration=X)
     ran = optimised_ops(export_model(model, X, path=tmp_path / "model.onnx"), load_target("ort-cpu"))
@@ -158,9 +168,12 @@ def test_biases_that_training_moved_are_refused_and_the_remedy_works(bits, tmp_p
     assert_runs(export_model(model, X, path=path), model)
 
 
-def test_what_a_target_requires_is_asked(tmp_path):
-    model = quantize(body(Does(lambda x: F.pad(x, (1, 1, 1, 1), mode="circular"))), 8, fat="none", calibration=X)
-    with pytest.raises(ExportError, match=r"^ort-cpu: expected 2 QLinearConv once optimised.* got 1; choose a target"):
+def test_what_a_target_requires_is_asked_and_the_layer_named(tmp_path, monkeypatch):
+    without = tuple(step for step in passes.FORMATS["integer"] if step is not passes.integers_through_parts)
+    monkeypatch.setitem(passes.FORMATS, "integer", without)
+    model = quantize(body(wrapped((1, 1, 1, 1))), 8, fat="none", calibration=X)
+    message = r"^ort-cpu: expected 2 QLinearConv once .* got 1, and a float one for 3; choose a target .*, as compact"
+    with pytest.raises(ExportError, match=message):
         export_model(model, X, path=tmp_path / "model.onnx")
     assert not list(tmp_path.iterdir())
     export_model(model, X, path=tmp_path / "model.onnx", target="compact")

@@ -8,8 +8,8 @@ from torch import nn
 from torch.nn import functional as F
 from torch.utils.data import DataLoader, TensorDataset
 
-from qrobust.data import DataSettings, load
-from qrobust.errors import ModelError
+from qrobust.data import DataSettings, Images, load
+from qrobust.errors import DataError, ModelError
 from qrobust.quant import calibrate, quantize, requantize
 
 from .helpers import images, resnet
@@ -79,12 +79,36 @@ def test_calibration_leaves_the_mode_of_every_module():
     assert [module.training for module in model.modules()] == modes
 
 
-def test_images_come_in_any_container():
-    x = images(16)
-    loader = DataLoader(TensorDataset(x, torch.zeros(16)), batch_size=16)
-    made = [quantize(resnet(), 4, calibration=given) for given in (x, [x], (x,), iter([x]), loader, [(x, x)])]
-    states = [model.state_dict() for model in made]
-    assert all(torch.equal(value, state[key]) for state in states for key, value in states[0].items())
+GIVEN = {
+    "batches": lambda x, y: [x],
+    "a tuple": lambda x, y: (x,),
+    "an iterator": lambda x, y: iter([x]),
+    "bytes": lambda x, y: (x * 255).to(torch.uint8),
+    "an array": lambda x, y: x.numpy(),
+    "doubles": lambda x, y: x.numpy().astype(float),
+    "a pair": lambda x, y: (x, y),
+    "a pair of arrays": lambda x, y: (x.numpy(), y.numpy()),
+    "batches with labels": lambda x, y: [(x, y)],
+    "images": lambda x, y: Images((x * 255).to(torch.uint8), y),
+    "data set": lambda x, y: TensorDataset(x, y),
+    "loader": lambda x, y: DataLoader(TensorDataset(x, y), batch_size=16),
+}
+
+
+@functools.cache
+def by_a_tensor():
+    return quantize(resnet(), 4, calibration=eight_bits()).state_dict()
+
+
+def eight_bits():
+    return (images(16) * 255).to(torch.uint8) / 255
+
+
+@pytest.mark.parametrize("make", GIVEN.values(), ids=GIVEN)
+def test_images_come_in_any_container(make):
+    state = quantize(resnet(), 4, calibration=make(eight_bits(), torch.zeros(16, dtype=torch.int64))).state_dict()
+    for key, value in by_a_tensor().items():
+        torch.testing.assert_close(state[key], value, rtol=1e-5, atol=1e-6)
 
 
 @pytest.mark.parametrize(
@@ -93,11 +117,18 @@ def test_images_come_in_any_container():
         ([], "expected at least one batch of calibration images, got none"),
         (images() * 2, r"expected calibration images in \[0, 1\], got \[0, 2\]; pass unnormalised"),
         (images() * float("nan"), "expected calibration images in"),
-        ((images() * 255).to(torch.uint8), r"as floats \(n, c, h, w\), got torch.uint8 \(32, 1, 8, 8\)"),
-        ([images()[0]], r"as floats \(n, c, h, w\), got torch.float32 \(1, 8, 8\); pass batches"),
-        (["image.png"], r"as floats \(n, c, h, w\), got str; pass batches"),
+        ((images() * 255).long(), r"as floats or bytes \(n, c, h, w\), got torch.int64 \(32, 1, 8, 8\)"),
+        ([images()[0]], r"as floats or bytes \(n, c, h, w\), got torch.float32 \(1, 8, 8\); pass batches"),
     ],
 )
 def test_other_images_are_refused(given, message):
     with pytest.raises(ModelError, match=message):
+        quantize(resnet(), 4, calibration=given)
+
+
+@pytest.mark.parametrize(("given", "message"), [
+    (["image.png"], "expected images as numbers of one shape"), (3, "expected batches of images, got int; give Images"),
+])  # fmt: skip
+def test_what_is_no_images_is_refused(given, message):
+    with pytest.raises(DataError, match=message):
         quantize(resnet(), 4, calibration=given)

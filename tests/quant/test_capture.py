@@ -64,6 +64,7 @@ RIGHT = {
     "F.relu(y, True)": then(lambda _, y: F.relu(y, True)),
     "module": then(lambda net, y: net.relu(y)),
     "mul_": then(lambda _, y: y.mul_(3)),
+    "out": then(lambda _, y: torch.add(y, 1, out=y)),
     "add_": then(lambda _, y: y.add_(0.5)),
     "skip": skip,
     "twice": twice,
@@ -86,6 +87,7 @@ def network(between):
 
 
 @pytest.mark.parametrize("name", RIGHT)
+@torch.no_grad()  # which out= asks for
 def test_operations_in_place_are_kept(name):
     model = network(RIGHT[name])
     captured = trace(model)

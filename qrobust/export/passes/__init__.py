@@ -12,6 +12,7 @@ from .activations import (
     activations_as_arithmetic,
     align_channels,
     half_precision,
+    integers_through_parts,
     integers_through_shapes,
     symmetric_activations,
     unsigned_activations,
@@ -29,6 +30,7 @@ CLEAN: tuple[Step, ...] = (share_constants, own_constants, drop_defaults, drop_t
 # What the formats of a target mean; see export/README.md.
 FORMATS: dict[str, tuple[Step, ...]] = {
     "integer": (
+        integers_through_parts,
         integers_through_shapes,
         fit_biases,
         quantise_biases,

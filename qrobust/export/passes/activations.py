@@ -57,7 +57,6 @@ def integers_through_shapes(model: ir.Model) -> bool:
         alone = source is not None and len(source.outputs[0].uses()) == 1 and not node.outputs[0].is_graph_output()
         if source is None or not alone or required(source.inputs[1]).ndim:
             continue
-        moved = node.outputs[0]
         if node.op_type == "Pad" and node.attributes.get_string("mode", "constant") == "constant":
             if constant(node.inputs[2] if len(node.inputs) > 2 else None) not in (None, 0):
                 continue
@@ -65,14 +64,43 @@ def integers_through_shapes(model: ir.Model) -> bool:
             assert zero_point is not None
             set_input(node, 2, zero_point)  # of 0
         node.replace_input_with(0, source.inputs[0])
-        again = ir.node("DequantizeLinear", [moved, *source.inputs[1:]], dict(source.attributes))
-        ir.convenience.replace_all_uses_with(moved, again.outputs[0])
-        again.replace_input_with(0, moved)
-        node.append(again)
-        moved.type = None
+        _dequantise_behind(node, source)
         remove_unread(model, source)
         changed = True
     return changed
+
+
+def integers_through_parts(model: ir.Model) -> bool:
+    """Ensures: a Concat of slices of one Dequantize, as circular padding is written, puts integers together."""
+    changed = False
+    for node in nodes(model, "Concat"):
+        slices = [part for value in node.inputs if (part := maker(value, "Slice")) is not None]
+        whole = [part.inputs[0] if (part := maker(value, "Slice")) else value for value in node.inputs]
+        source = maker(whole[0], "DequantizeLinear")
+        if source is None or any(value is not whole[0] for value in whole) or required(source.inputs[1]).ndim:
+            continue
+        if node.outputs[0].is_graph_output() or any(len(part.outputs[0].uses()) > 1 for part in slices):
+            continue
+        for reader in (*slices, node):
+            for index, value in enumerate(reader.inputs):
+                if value is whole[0]:
+                    reader.replace_input_with(index, source.inputs[0])
+        for part in slices:
+            part.outputs[0].type = None
+        _dequantise_behind(node, source)
+        remove_unread(model, source)
+        changed = True
+    return changed
+
+
+def _dequantise_behind(node: ir.Node, source: ir.Node) -> None:
+    """What read the node's output reads it through a Dequantize like `source`."""
+    moved = node.outputs[0]
+    again = ir.node("DequantizeLinear", [moved, *source.inputs[1:]], dict(source.attributes))
+    ir.convenience.replace_all_uses_with(moved, again.outputs[0])
+    again.replace_input_with(0, moved)
+    node.append(again)
+    moved.type = None
 
 
 def align_channels(model: ir.Model) -> bool:
