@@ -53,7 +53,7 @@ BAD = {
     "unknown key": (lambda f: _override("train.epoch=3"), "did you mean 'epochs'?"),
     "wrong type": (lambda f: _override("train.epochs='many'"), "train.epochs: expected"),
     "missing data": (lambda f: _override("data.name=cifar10"), "data.download=true"),
-    "unwritable folder": (_unwritable, "choose another place"),
+    "unwritable folder": (_unwritable, "choose another --out"),
     "bits = 9": (lambda f: _override("bits=[32,9]"), "got 9"),
     "eps = 8": (lambda f: _override("threat.eps=8"), "8/255"),
     "NaN in an npz": (_with_nan, "x_train"),

@@ -159,7 +159,7 @@ def test_what_is_no_override(folder, text):
 # refusals: override, then the text after the file's name
 
 PLAIN = "expected text, a finite number up to 64 bits, a truth value, or a table of them up to 20 deep"
-NAME = "expected a printable name, which leads to a folder below runs/"
+NAME = "expected a printable name that can name a folder"
 RISING = "expected bits to fall from 32, the float network, as [32, 4, 2], got"
 EPS = "threat.eps: expected a share of the pixel range [0, 1]; write '8/255', not 8, got"
 ATTACKED = "expected a method with an attack for sar or a mix of adversarial images, got 'natural'"
@@ -279,10 +279,10 @@ REFUSALS = {
     "bench.batches=[100000]": "bench.batches.0: expected less than or equal to 65536, got 100000",
     "bench.threads=99999": "bench.threads: expected less than or equal to 1024, got 99999",
     "bench.seconds=1e6": "bench.seconds: expected less than or equal to 86400, got 1000000.0",
-    'name="a\\u001b[2Jb"': "name: expected a name of printable letters, got 'a\\x1b[2Jb'",
-    "name=": "name: expected a name of printable letters, got ''",
-    "claim.there=[{x = nan}]": "claim: expected finite numbers, got nan",
-    "model.width=inf": "model: expected finite numbers, got inf",
+    'name="a\\u001b[2Jb"': "name: expected a printable name that can name a folder, got 'a\\x1b[2Jb'",
+    "name=": "name: expected a printable name that can name a folder, got ''",
+    "claim.there=[{x = nan}]": f"claim.there.0.x: {PLAIN}, got nan",
+    "model.width=inf": f"model.width: {PLAIN}, got inf",
     "evaluate.n=0": "evaluate.n: expected greater than 0, got 0",
 }
 

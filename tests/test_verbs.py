@@ -113,7 +113,7 @@ BAD = {
     "no run": (["eval", "nowhere"], "recipe.toml"),
     "no run of a width": (["eval", "nowhere/qm-4"], "recipe.toml"),
     "another width": (["eval", "RUN/qm-8", "-n", "20"], "expected a width of [32, 4, 2], got qm-8"),
-    "no width": (["eval", "RUN/qm-x", "-n", "20"], "expected a width of [32, 4, 2], got qm-x"),
+    "no width": (["eval", "RUN/qm-3", "-n", "20"], "expected a width of [32, 4, 2], got qm-3"),
     "nothing to compare": (["compare", "a.json", "b.json"], "expected a JSON file at a.json"),
     "other images": (["compare", "ALL/all.qm-4.json", "RUN/qm-4/eval.json"], "expected results on the same images"),
     "several at once": (["compare", "ALL/all.json", "ALL/all.json"], "with its .npz beside it"),

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from fractions import Fraction
 from typing import Annotated, Any, Literal
 
@@ -59,16 +58,7 @@ def _folder(value: str) -> str:
     """A name is also where a run lies, below `runs/`."""
     parts = value.split("/")
     if "\\" in value or not value.isprintable() or not all(part.strip(". ") for part in parts) or len(value) > 150:
-        raise ValueError(f"expected a printable name, which leads to a folder below runs/, got {value[:50]!r}")
-    return value
-
-
-def _finite(value: Any) -> Any:
-    """A value that may hold others, of which JSON has no form if one is NaN or infinite."""
-    if isinstance(value, float) and not math.isfinite(value):
-        raise ValueError(f"expected finite numbers, got {value}")
-    for part in value.values() if isinstance(value, dict) else value if isinstance(value, list) else ():
-        _finite(part)
+        raise ValueError(f"expected a printable name that can name a folder, got {value[:50]!r}")
     return value
 
 
@@ -122,7 +112,6 @@ class Model(BaseModel):
     def _own(self) -> Model:
         if taken := sorted({"in_channels", "classes"} & self.options.keys()):
             raise ValueError(f"expected no {taken[0]!r}, which follows from the data, got one; remove it")
-        _finite(self.options)
         return self
 
     @property
@@ -394,7 +383,7 @@ class Recipe(Table):
     export: Export = Export()
     bench: Benchmark = Benchmark()
     attack: Attacking | None = None
-    claim: Annotated[dict[str, Any], AfterValidator(_finite)] = Field(default_factory=dict)
+    claim: dict[str, Any] = Field(default_factory=dict)
 
     @model_validator(mode="after")
     def _widths(self) -> Recipe:

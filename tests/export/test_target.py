@@ -74,7 +74,11 @@ def test_refuses_an_unknown_name():
             "intra_op_num_threads = 5000",
             "session.intra_op_num_threads: expected less than or equal to 1024, got 5000",
         ),
-        ("description", 'name = "\\u0007"\ndescription', "name: expected a name of printable letters, got '\\x07'"),
+        (
+            "description",
+            'name = "\\u0007"\ndescription',
+            "name: expected a printable name that can name a folder, got '\\x07'",
+        ),
         ("opset = 25", "opset = 26", "opset: expected less than or equal to 25, got 26"),
         ("queries = 300\n", "", "expected a value for 'square.queries', got none"),
         ("queries = 300", "queries = 49", "square.queries: expected greater than or equal to 50, got 49"),
