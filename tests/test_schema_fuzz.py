@@ -303,9 +303,8 @@ def free_in_header(path, harm):
     kept = path[:2] in (("inner", "history"), ("inner", "best")) or (path[:2] == ("inner", "settings") and path[2:])
     measured = kept and harm not in ("duplicated", "digits", "deep")
     described = path[:2] in (("inner", "key"), ("inner", "bits")) and harm not in NEVER
-    return (
-        measured or described or (path, harm) in ((("inner", "settings"), "missing"), (("inner", "settings"), "table"))
-    )
+    older = path == ("inner", "settings") and harm in ("missing", "table")
+    return measured or described or older
 
 
 # All of it, and a sample

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from ..deployed.material import SUITE
+from ..errors import RunError, one_line
 from ..recipe import Recipe
 from ..runtime import wilson
 from ..storage import read_json
@@ -15,10 +16,15 @@ def results(recipe: Recipe, files: RunFolder) -> dict[str, Any]:
     """The run's figures by width, JSON-ready; accuracies are shares, latencies milliseconds.
 
     before: of the torch network on n test images. after: of the artifact on its runtime, suite replayed, and
-    under the gradient-free attack there. activation_bits: None where activations have the network's width.
+    under the gradient-free attack there. activation_bits: None where activations have the network's width. Raises
+    RunError for an attack made by hand, or a record of an older version, that is not whole.
     """
     timings = read_json(files.bench)
-    widths = [_width(files.network(bits), timings) for bits in recipe.bits]
+    try:
+        widths = [_width(files.network(bits), timings) for bits in recipe.bits]
+    except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as error:
+        raise RunError(f"expected whole results in {files.path}, got some that lack or break {one_line(error)}; "
+                       "remove attack.json or train.json, and qrobust run makes them anew") from error  # fmt: skip
     return {
         "recipe": recipe.name,
         "threat": {"norm": recipe.threat.norm, "eps": recipe.threat.eps},

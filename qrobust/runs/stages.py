@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -18,8 +19,8 @@ class Stage:
     """One step of a run, whose result is the JSON object in `record`.
 
     settings: JSON-ready, all that decides the result besides files. reads, writes: files and folders by a name that
-    stays when the run is moved. The record keeps `key`, the digest of settings and of what was read, and the digests
-    of what was read and written.
+    stays when the run is moved. The record keeps `key`, the digest of settings and of what was read, the digests of
+    what was read and written, and that of the result itself.
     """
 
     record: Path
@@ -33,17 +34,18 @@ class Stage:
         return digest([self.settings, self.digests_read()])
 
     def recorded(self) -> dict[str, Any] | None:
-        """The record, or None where there is none that can be read: it was cut, or emptied."""
+        """The record, or None where there is none as a stage wrote it: it was cut, emptied or changed."""
         try:
             found = read_json(self.record)
         except RunError:
             return None
-        return found if isinstance(found, dict) else None
+        whole = isinstance(found, dict) and found.get("result", of := digest(without_key(found))) == of
+        return found if whole else None
 
     def done(self) -> bool:
         """Whether the record is of these settings and files, and what was written still stands."""
         found = self.recorded()
-        return found is not None and found.get("key") == self.key and self.stands(found)
+        return found is not None and "result" in found and found.get("key") == self.key and self.stands(found)
 
     def stands(self, found: Mapping[str, Any]) -> bool:
         """Whether everything that a record says was written is there, unchanged."""
@@ -56,12 +58,13 @@ class Stage:
     def finish(self, result: Mapping[str, Any]) -> None:
         """Write the record, after all that the stage writes. Raises RunError if it cannot."""
         files = {"reads": self.digests_read(), "writes": _digests(self.writes)}
-        write_json(self.record, {"key": self.key, **files, **without_key(result)})
+        kept = json.loads(json.dumps(without_key(result)))  # as it will be read
+        write_json(self.record, {"key": self.key, **files, "result": digest(kept), **kept})
 
 
 def without_key(record: Mapping[str, Any]) -> dict[str, Any]:
     """The result in a record."""
-    return {name: value for name, value in record.items() if name not in ("key", "reads", "writes")}
+    return {name: value for name, value in record.items() if name not in ("key", "reads", "writes", "result")}
 
 
 def fingerprint(path: Path) -> str | None:

@@ -84,7 +84,7 @@ class TrainStage:
         said = (self.stage.recorded() or {}).get("settings")
         if said is None and self.files.state.exists():
             said = _metadata(self.files).get("settings")
-        if said:
+        if said and isinstance(said, dict):
             return _as_today(said, self.bits)
         traces = (self.files.training, self.files.state, *self.stage.writes.values())
         if not any(path.exists() for path in traces):

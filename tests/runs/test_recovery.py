@@ -100,7 +100,7 @@ def test_an_attack_made_by_hand_is_kept_and_another_file_s_is_not(copy: Path) ->
         path = copy / f"qm-{bits}" / "attack.json"
         found = read_json(path)
         path.write_text(
-            json.dumps({key: found[key] for key in found if key not in ("key", "writes")} | change | {"seed": 77})
+            json.dumps({key: found[key] for key in found if key not in ("key", "result")} | change | {"seed": 77})
         )
         started(copy).attack_file(bits)
     assert [read_json(copy / f"qm-{bits}" / "attack.json")["seed"] for bits in (32, 4)] == [77, 0]

@@ -50,6 +50,20 @@ def test_a_record_that_is_none_is_not_believed(stage: Callable[..., Stage], reco
     assert not stage().done()
 
 
+@pytest.mark.parametrize("change", [{"n": 4}, {"more": 1}, {"result": "0" * 64}])
+def test_a_result_that_was_changed_is_not_believed(stage: Callable[..., Stage], change: dict[str, object]) -> None:
+    record = stage().record
+    record.write_text(json.dumps(json.loads(record.read_text()) | change))
+    assert (stage().done(), stage().recorded()) == (False, None)
+
+
+def test_a_record_without_its_own_digest_is_read_and_not_done(stage: Callable[..., Stage]) -> None:
+    found = json.loads(stage().record.read_text())
+    del found["result"]
+    stage().record.write_text(json.dumps(found))
+    assert (stage().done(), stage().recorded()) == (False, found)
+
+
 def test_a_run_may_be_moved(stage: Callable[..., Stage], tmp_path: Path) -> None:
     moved = tmp_path.rename(tmp_path.with_name(f"{tmp_path.name}-moved"))
     writes = {name: moved / name for name in ("masks", "artifact")}
