@@ -56,7 +56,7 @@ class Threat:
         else:
             noise.normal_(generator=generator)
             radius = torch.rand(len(x), generator=generator, device=source) ** (1 / x[0].numel())
-            noise = self.direction(noise) * _per_sample(radius * self.eps, x)
+            noise = self.direction(noise) * _per_sample(radius.to(x.dtype) * self.eps, x)
         return (x + noise.to(x.device)).clamp(*self.bounds)
 
     def direction(self, gradient: Tensor) -> Tensor:

@@ -86,6 +86,14 @@ def test_random_start_is_inside(threat):
     assert is_inside(threat, threat.random_start(x), x)
 
 
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16, torch.float16], ids=str)
+@THREATS
+def test_points_are_of_the_images_type(threat, dtype):
+    x = images().to(dtype)
+    start = threat.random_start(x, seeded())
+    assert (start.dtype, threat.direction(start).dtype, threat.project(start, x).dtype) == (dtype,) * 3
+
+
 @pytest.mark.parametrize("threat", [LINF, L2], ids=str)
 def test_random_start_is_decided_by_the_seed(threat):
     x = images()

@@ -44,12 +44,20 @@ def predict(model: nn.Module, x: Tensor) -> Tensor:
 
 @torch.no_grad()
 def check_logits(model: nn.Module, x: Tensor) -> int:
-    """The number of classes. Raises ModelError if the network gives probabilities for images x (n, c, h, w).
+    """The number of classes. Raises ModelError if the network does not take images x (n, c, h, w), or gives
+    probabilities for them.
 
     Softmax flattens losses until gradients vanish; what then looks robust is not.
     """
+    try:
+        logits: Tensor = model(x)
+    except torch.OutOfMemoryError:
+        raise
+    except RuntimeError as error:  # as torch says that sizes do not fit
+        raise ModelError(
+            f"expected a network that takes images {tuple(x.shape)} (n, c, h, w), got: {error}; pass its own size"
+        ) from error
     predict(model, x)
-    logits: Tensor = model(x)
     if are_probabilities(logits):
         total = float(logits.float().sum(dim=1).mean())
         raise ModelError(

@@ -451,3 +451,11 @@ def test_what_is_no_logits_is_refused_before_any_attack(name):
         evaluate(Returning(change), some_images(), attacks=[attack], threat=THREAT)
     assert str(caught.value).startswith(text)
     assert not attack.calls
+
+
+@pytest.mark.parametrize("shape", [(6, 6, 3), (3, 9, 9)], ids=["channels last", "another size"])
+def test_images_that_the_network_does_not_take_are_told_in_one_line(shape):
+    images = Images(torch.zeros(8, *shape, dtype=torch.uint8), torch.zeros(8, dtype=torch.int64))
+    message = r"^expected a network that takes images \(8, .*\) \(n, c, h, w\), got: .*; pass its own size$"
+    with pytest.raises(ModelError, match=message):
+        run("fgsm", images=images)
