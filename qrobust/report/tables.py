@@ -52,9 +52,9 @@ def rows(width: Width) -> tuple[Row, Row, Row]:
 
 
 def columns(rows: Sequence[Row]) -> list[str]:
-    """Clean, every attack of any row in its order, worst case."""
+    """Clean, worst case, every attack of any row in its order."""
     names = dict.fromkeys(name for row in rows for name in row.cells)
-    return [CLEAN, *(name for name in names if name not in (CLEAN, WORST)), WORST]
+    return [CLEAN, WORST, *(name for name in names if name not in (CLEAN, WORST))]
 
 
 def _in_torch(width: Width) -> Row:
