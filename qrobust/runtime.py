@@ -34,6 +34,7 @@ import hashlib
 import io
 import json
 import math
+import mmap
 import platform
 import signal
 import subprocess
@@ -56,6 +57,7 @@ if LINUX:
 
 # Of a check's process: seconds, and GiB of memory that it writes to; codes that no crash ends with stand for 0, 1, 2.
 MAX_SECONDS, MAX_GIB, CODES = 3600, 8, {64: 0, 65: 1, 66: 2}
+LEAST_MEMORY = 96 * 2**20  # bytes of addresses: with less, numpy's OpenBLAS ends the process without a word of why
 # What onnxruntime reads from the environment changes sessions, writes files and loads libraries; but not this one.
 SETTINGS, HARMLESS = ("ORT_", "NVIDIA_TF32_OVERRIDE"), ("ORT_DISABLE_TELEMETRY",)
 FLAGS = {"ignore_environment": "-E", "no_user_site": "-s", "no_site": "-S"}  # of Python, that a check passes on
@@ -166,6 +168,7 @@ def _enclose(said: argparse.Namespace) -> None:
         sys.stdout.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]
         sys.stderr = os.fdopen(os.dup(2), "w", buffering=1, errors="backslashreplace")
         os.dup2(os.open(os.devnull, os.O_WRONLY), 2)
+    mmap.mmap(-1, LEAST_MEMORY).close()
     signal.signal(signal.SIGINT, signal.SIG_DFL)  # the parent says it
     if LINUX:
         ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG
@@ -956,6 +959,17 @@ def format_junit(report: Report) -> str:
     return f'<?xml version="1.0" encoding="UTF-8"?>\n<testsuite name="qrobust check" {counts}>\n{cases}</testsuite>\n'
 
 
+def _expect_power(artifact: Artifact) -> None:
+    """Before a baseline is pinned: on fewer images every check against it would end without a verdict."""
+    said, limits, n = artifact.manifest["statistics"], artifact.manifest["limits"], len(artifact.suite["y"])
+    counts = {**dict.fromkeys(artifact.sets, n), "square": min(artifact.manifest["square"]["n"], n)}
+    for name, count in counts.items():
+        limit = limits["accuracy_drop" if name == "clean" else "robust_drop"]
+        needed = images_needed(said["detected_drop"], limit, 0.0, said["alpha"] / len(counts), said["power"])
+        expected = f"{needed} images or more for a baseline of {name} with the power asked for"
+        _expect(count >= needed, expected, count, "export a larger suite, or raise detected_drop")
+
+
 def pinned_at(artifact: Artifact, path: MaybePath, update: bool, reason: str) -> MaybePath:
     """Where to pin the outcomes, if asked; no artifact's name leads out of the folder. Raises without a reason."""
     _expect(update == bool(reason.strip()), "--update-baseline and --reason TEXT", "one of them", "give both")
@@ -972,7 +986,8 @@ def _expect_places(artifact: Path, files: Mapping[str, MaybePath]) -> None:
         _expect(place not in taken, "another file for each result", path, f"change --{option}")
         held = printed or os.path.commonpath([place, folder]) != folder
         _expect(held, "a place outside of the artifact, which holds its own files alone", path, f"change --{option}")
-        _expect(not path.is_dir(), f"a file as --{option}", f"{path}, a folder", "name a file in it")
+        with _expecting(f"a file as --{option}", "give it a shorter name"):
+            _expect(not path.is_dir(), f"a file as --{option}", f"{path}, a folder", "name a file in it")
         taken.add(place)
 
 
@@ -1077,6 +1092,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         kinds = ("json", "junit", "markdown", "baseline")
         _expect_places(said.artifact, {kind: getattr(said, kind) for kind in kinds})
         artifact = Artifact.load(said.artifact)
+        if said.update_baseline:
+            _expect_power(artifact)
         pin = pinned_at(artifact, said.baseline, said.update_baseline, said.reason)
         if artifact.manifest["target"]["provider"] in ON_GPU:
             limit_memory(-1)  # its driver maps more than it takes

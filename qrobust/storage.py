@@ -93,6 +93,17 @@ def read_json(path: Path, do: str = "") -> Any:
         raise RunError(f"expected a JSON file at {path}, got: {reason}{do and f'; {do}'}") from error
 
 
+def read_lines(path: Path) -> tuple[dict[str, Any], ...]:
+    """The tables in a file of JSON lines, none if it is missing; a line that is none, cut by a kill, ends them."""
+    records: list[dict[str, Any]] = []
+    for line in path.read_bytes().splitlines() if path.exists() else ():
+        try:
+            records.append({**parse_json(line)})
+        except (TypeError, ValueError, RecursionError):
+            break
+    return tuple(records)
+
+
 def parse_json(text: str | bytes, *, finite: bool = True) -> Any:
     """A JSON value as the standard has it: no key twice, no NaN or infinity unless not `finite`.
 

@@ -475,6 +475,7 @@ WRONG_PLACES = {
     "two on standard output": (["--json", "-", "--markdown", "-"], "expected another file for each result, got -"),
     "over the baseline": (["--json", "b", "--baseline", "b"], "expected another file for each result, got b"),
     "a folder": (["--json", "."], "expected a file as --json, got ., a folder"),
+    "a name of 300 letters": (["--json", "x" * 300], "give it a shorter name"),
     "a baseline on standard output": (["--baseline", "-"], "expected a file as --baseline"),
     "an unknown option": (["--basline", "b"], "unrecognized arguments: --basline"),
     "no number": (["--queries", "many"], "invalid int value: 'many'"),
@@ -496,6 +497,15 @@ def test_a_wrong_place_for_a_result_is_told_before_the_work(folder, tmp_path, mo
     assert (out, error.count("\n")) == ("", 1)
     assert message in error
     assert sorted(tmp_path.rglob("*")) == before
+
+
+def test_a_suite_that_no_check_could_compare_is_not_pinned(folder, tmp_path, monkeypatch, capsys):
+    edit(folder, lambda manifest: manifest["statistics"].update(detected_drop=0.1))
+    monkeypatch.setattr(runtime, "check", lambda *_, **__: pytest.fail("it began"))
+    told = [str(folder), "--update-baseline", "--reason", "first", "--baseline", str(tmp_path / "b")]
+    assert runtime.main(told) == 2
+    assert "images or more for a baseline of" in capsys.readouterr().err
+    assert not (tmp_path / "b").exists()
 
 
 def test_a_path_on_the_screen_is_one_line_without_escapes(folder, tmp_path, capsys):

@@ -18,6 +18,7 @@ from qrobust.storage import (
     is_stdout,
     is_stream,
     read_json,
+    read_lines,
     write_bytes,
     write_json,
     write_text,
@@ -219,3 +220,11 @@ def test_what_is_not_strictly_json_is_one_line(tmp_path, text, said):
     with pytest.raises(RunError, match=said) as caught:
         read_json(tmp_path / "file.json")
     assert str(caught.value).isprintable()
+
+
+def test_lines_are_read_up_to_one_that_is_none(tmp_path):
+    path = tmp_path / "metrics.jsonl"
+    assert read_lines(path) == ()
+    for last in (b'{"epoch": 2, "epo', b"[1]", b"3", b'{"a": 1, "a": 2}', b'{"a": NaN}', b"\xff", b"[" * 99_999):
+        path.write_bytes(b'{"epoch": 1}\n' + last)
+        assert read_lines(path) == ({"epoch": 1},), last

@@ -22,6 +22,7 @@ from ..threat import Threat
 CLEAN = "clean"
 # What numpy and zipfile raise for a file that is no .npz, or one that was cut or changed.
 UNREADABLE = (OSError, EOFError, KeyError, RuntimeError, TypeError, ValueError, zipfile.BadZipFile, zlib.error)
+REMEDY = "write one by qrobust eval --json, or a run's own by qrobust run"
 Mask = npt.NDArray[np.bool_]
 
 
@@ -91,15 +92,13 @@ def read_outcomes(path: Path) -> tuple[dict[str, Any], dict[str, Mask]]:
 
     A result without "indices" was made by a version that took the first n images.
     """
-    result, masks = read_json(path), {}
+    result, masks = read_json(path, REMEDY), {}
     try:
         with np.load(io.BytesIO(path.with_suffix(".npz").read_bytes()), allow_pickle=False) as stored:
             for name, said in {CLEAN: {"bounded": True, **result[CLEAN]}, **result["attacks"]}.items():
                 masks[name] = _mask(stored[name], result["n"], **{key: said[key] for key in ("accuracy", "bounded")})
     except (*UNREADABLE, AttributeError) as error:
-        raise RunError(
-            f"expected an evaluation at {path} with its .npz beside it, got: {error}; write one by qrobust eval --json"
-        ) from error
+        raise RunError(f"expected an evaluation at {path} with its .npz beside it, got: {error}; {REMEDY}") from error
     return result, masks
 
 

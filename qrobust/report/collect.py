@@ -11,7 +11,7 @@ from ..recipe import Recipe, load
 from ..runs.folder import NetworkFolder, RunFolder, judged
 from ..runs.stages import fingerprint
 from ..runtime import Artifact, ArtifactError
-from ..storage import parse_json, read_json
+from ..storage import read_json, read_lines
 from .examples import Example, examples
 from .results import REMEDY, Attacked, Checked, Evaluation, Result, Timed, Trained, expect
 
@@ -90,7 +90,7 @@ def _width(files: NetworkFolder) -> Width:
         checked=checked,
         attacked=attacked if file is None or judged(attacked) in (None, file) else None,
         trained=_read(files.training, Trained),
-        epochs=_lines(files.metrics),
+        epochs=read_lines(files.metrics),
         manifest=manifest,
         examples=shown,
         problem=problem,
@@ -123,14 +123,3 @@ def _read(path: Path, schema: type[Result]) -> Record | None:
     found: Record = read_json(path, REMEDY)
     expect(schema, found, path)
     return found
-
-
-def _lines(path: Path) -> tuple[Record, ...]:
-    """Of a file of JSON lines; a last line that a killed writer left open is not counted."""
-    records = []
-    for line in path.read_text(encoding="utf-8").splitlines() if path.exists() else ():
-        try:
-            records.append(parse_json(line))
-        except (ValueError, RecursionError):
-            break
-    return tuple(records)

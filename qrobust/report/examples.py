@@ -18,7 +18,7 @@ MOST, MOST_SIDE = 4, 96  # examples of a network; pixels of a side, larger image
 
 @dataclass(frozen=True)
 class Example:
-    """Pictures as data URIs: clean, adversarial, and their difference stretched so that ± eps is black and white.
+    """Pictures as data URIs: clean, adversarial, and their difference, whose largest change is black or white.
 
     attack: whose image it is; names of classes: the true one, and the network's before and after the attack.
     """
@@ -56,7 +56,7 @@ def _example(artifact: Artifact, attack: str, index: int) -> Example:
     return Example(
         clean=_picture(clean),
         adversarial=_picture(adversarial),
-        difference=_picture(_difference(clean, adversarial, artifact.eps)),
+        difference=_picture(_difference(clean, adversarial)),
         attack=attack,
         true=names[suite["y"][index]],
         before=names[suite["label.clean"][index]],
@@ -64,10 +64,11 @@ def _example(artifact: Artifact, attack: str, index: int) -> Example:
     )
 
 
-def _difference(clean: Pixels, adversarial: Pixels, eps: float) -> Pixels:
-    """Grey where nothing changed; 127.5 (1 + δ / eps), δ in [-eps, eps]."""
-    delta = (adversarial.astype(np.float64) - clean) / 255
-    return np.clip(np.rint(127.5 * (1 + delta / max(eps, 1 / 255))), 0, 255).astype(np.uint8)
+def _difference(clean: Pixels, adversarial: Pixels) -> Pixels:
+    """Grey where nothing changed: 127.5 (1 + δ / max |δ|). Not by eps, which in l2 is far above what a pixel moves."""
+    delta = adversarial.astype(np.float64) - clean
+    grey: Pixels = np.rint(127.5 * (1 + delta / max(np.abs(delta).max(), 1))).astype(np.uint8)
+    return grey
 
 
 def _picture(pixels: Pixels) -> str:

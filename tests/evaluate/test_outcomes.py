@@ -93,7 +93,7 @@ def test_a_result_without_its_masks_is_refused(tmp_path, spoil):
         read_outcomes(path)
     text = str(caught.value)
     assert text.startswith(f"expected an evaluation at {path} with its .npz beside it, got: ")
-    assert text.endswith("; write one by qrobust eval --json")
+    assert text.endswith("; write one by qrobust eval --json, or a run's own by qrobust run")
 
 
 def test_no_changed_byte_changes_a_mask(tmp_path):
@@ -123,7 +123,7 @@ def test_another_json_is_refused(tmp_path, content):
 
 
 def test_no_json_is_refused(tmp_path):
-    with pytest.raises(RunError, match="expected a JSON file"):
+    with pytest.raises(RunError, match=r"expected a JSON file .*; write one by qrobust eval --json"):
         read_outcomes(tmp_path / "eval.json")
 
 

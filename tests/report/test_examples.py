@@ -13,11 +13,11 @@ from qrobust.report.examples import MOST_SIDE, examples
 EPS = 8 / 255
 
 
-def artifact(y, after, channels=1, side=4, **more):
-    """right when clean; labels `after` under the attack "pgd"; δ is eps up in the first pixel, down in the last."""
+def artifact(y, after, channels=1, side=4, step=8, **more):
+    """right when clean; labels `after` under the attack "pgd"; `step` up in the first pixel, down in the last."""
     clean = np.full((len(y), channels, side, side), 100, np.uint8)
     moved = clean.copy()
-    moved[:, :, 0, 0], moved[:, :, -1, -1] = 108, 92
+    moved[:, :, 0, 0], moved[:, :, -1, -1] = 100 + step, 100 - step
     suite = {
         "y": np.array(y),
         "label.clean": np.array(y),
@@ -49,12 +49,12 @@ def test_images_that_were_wrong_before_are_not_shown():
     assert [(one.true, one.before) for one in examples(made)] == [("class 1", "class 1")]
 
 
-@pytest.mark.parametrize("channels", [1, 3])
-def test_pictures_are_the_suites(channels):
-    one = examples(artifact([0], [1], channels))[0]
+@pytest.mark.parametrize(("channels", "step"), [(1, 8), (3, 8), (1, 2)])  # a step of 2: in l2 a pixel moves little
+def test_pictures_are_the_suites(channels, step):
+    one = examples(artifact([0], [1], channels, step=step))[0]
     assert pixels(one.clean).shape == ((4, 4, 3) if channels == 3 else (4, 4))
     assert np.unique(pixels(one.clean)).tolist() == [100]
-    assert pixels(one.adversarial)[0, 0].max() == 108
+    assert pixels(one.adversarial)[0, 0].max() == 100 + step
     difference = pixels(one.difference)
     assert (difference[0, 0].max(), difference[1, 1].max(), difference[-1, -1].max()) == (255, 128, 0)
 

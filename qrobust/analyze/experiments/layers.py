@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator
 from typing import Any
 
@@ -15,6 +14,7 @@ from ...progress import bar
 from ...runs.folder import FLOAT
 from ...spectrum import Alignment, first_activation, layer_names, low_to_high, network_cka
 from ...spectrum.similarity import LEAST, gram, layer_grams
+from ...storage import read_lines
 from ..cases import Case
 from .numbers import numbers
 
@@ -88,8 +88,7 @@ def _deployed_grams(deployed: Any, names: list[str], x: Tensor) -> list[Tensor]:
 
 
 def _logged(case: Case) -> list[list[float]]:
-    path = case.folder / "metrics.jsonl"
-    records = [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+    records = read_lines(case.folder / "metrics.jsonl")
     return [[record["epoch"], record["frequency_ratio"]] for record in records if "frequency_ratio" in record]
 
 
