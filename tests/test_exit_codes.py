@@ -20,7 +20,7 @@ from .conftest import call
 from .test_runtime import WEIGHT, edit, model_bytes, suite_arrays, write
 
 FIXTURE = Path(__file__).resolve().parent / "fixtures" / "0.1.0"
-QUICK = ("--queries", "2")
+QUICK = ("--queries", "50")
 CLOSED = 141
 
 
@@ -62,9 +62,9 @@ HEAVY = {
 
 STRICT = """description = "no file is as small as this"
 provider = "CPUExecutionProvider"
-limits = {label_flips = 1.0, accuracy_drop = 0.5, robust_drop = 0.5, square_gap = 1.0, size_bytes = 1}
-statistics = {detected_drop = 0.9}
-square = {queries = 5, n = 50}
+limits = {label_flips = 0.1, accuracy_drop = 0.1, robust_drop = 0.1, square_gap = 0.1, size_bytes = 1}
+statistics = {detected_drop = 0.5}
+square = {queries = 50, n = 50}
 """
 
 
@@ -200,10 +200,10 @@ def test_one_is_a_verdict_only(
 
 SHELL = {
     "a full disk": ("{} recipes > /dev/full", 2, "expected to reach standard output, got: No space left on device"),
-    "a full disk at the end": ("{} check sound --queries 2 > /dev/full", 2, "No space left on device"),
+    "a full disk at the end": ("{} check sound --queries 50 > /dev/full", 2, "No space left on device"),
     "a reader that has gone": ("{} recipes | true; exit ${{PIPESTATUS[0]}}", CLOSED, ""),
     "no standard output": ("{} recipes >&-", 0, ""),
-    "little memory": ("ulimit -v 100000; {} check sound --queries 2", 2, "expected more memory"),
+    "little memory": ("ulimit -v 100000; {} check sound --queries 50", 2, "expected more memory"),
     "ASCII": ("LC_ALL=C PYTHONUTF8=0 PYTHONCOERCECLOCALE=0 {} recipes", 0, ""),
 }
 
@@ -221,7 +221,7 @@ def test_what_a_shell_does_to_it(place: Path, name: str) -> None:
 
 
 def test_ctrl_c_ends_a_check_with_130(place: Path) -> None:
-    command = [sys.executable, "-m", "qrobust", "check", "sound", "--queries", "100000000"]
+    command = [sys.executable, "-m", "qrobust", "check", "sound", "--queries", "1000000"]
     with subprocess.Popen(command, cwd=place, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as running:
         with pytest.raises(subprocess.TimeoutExpired):
             running.wait(3)
