@@ -50,7 +50,7 @@ def facts(result: dict[str, Any]) -> Table:
 
 def _times(row: dict[str, Any]) -> list[str]:
     low, high = row["speedup_ci95"]
-    share = row["int8_gemm_share"]
+    share = row.get("int8_gemm_share")  # version 0.1.0 had another name for it
     return [
         *(f"{row[key]:.3f}" for key in ("p50_ms", "p90_ms", "p99_ms")),
         f"{row['images_per_second']:,.0f}",
