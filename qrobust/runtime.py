@@ -103,7 +103,7 @@ def _file(text: str) -> Path:
     # Path("") is the current folder: an unset variable would choose another file than was meant, or none.
     if not text.strip():
         raise argparse.ArgumentTypeError("an empty file name; name a file, or leave the option out")
-    return Path(text)
+    return Path("-" if text == "/dev/stdout" else text)  # else the report would stand before the result
 
 
 def arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:

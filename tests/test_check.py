@@ -499,6 +499,10 @@ def test_a_wrong_place_for_a_result_is_told_before_the_work(folder, tmp_path, mo
     assert sorted(tmp_path.rglob("*")) == before
 
 
+def test_another_name_of_standard_output_takes_the_result_alone():
+    assert runtime.arguments(["--json", "/dev/stdout"]).json == Path("-")
+
+
 def test_a_suite_that_no_check_could_compare_is_not_pinned(folder, tmp_path, monkeypatch, capsys):
     edit(folder, lambda manifest: manifest["statistics"].update(detected_drop=0.1))
     monkeypatch.setattr(runtime, "check", lambda *_, **__: pytest.fail("it began"))
