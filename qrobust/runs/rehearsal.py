@@ -59,12 +59,14 @@ def _check_forward(model: nn.Module, x: Tensor) -> None:
         if isinstance(model, fx.GraphModule):
             quant.calibrate(model, [x])
             quant.round_biases(model)
-        check_logits(model, x)
+        with torch.no_grad():
+            model(x)
     except QrobustError:
         raise
     except Exception as error:  # torch's errors share no base
         shape, told = tuple(x.shape[1:]), str(error).splitlines()[0]
         raise ModelError(f"expected a network for images of {shape}, got: {told}; choose another model.name") from error
+    check_logits(model, x)
 
 
 def _check_session(path: Path, some: Tensor, target: Target, *, camera: bool) -> None:
