@@ -22,10 +22,10 @@ import onnxruntime
 import record
 import specimens
 
-from qrobust import export_model
 from qrobust.bench import Contestant, Scenario, race
 from qrobust.bench.sessions import OPENVINO, PROVIDERS, Bound, images_for, open_session
 from qrobust.bench.timing import ratio_interval
+from qrobust.export import load_target, lower
 from qrobust.runtime import ENTRIES, Artifact, time_sessions
 from qrobust.storage import write_json
 
@@ -84,7 +84,7 @@ def compact(name: str, folder: Path) -> dict[str, int]:
     sizes = {}
     for bits in specimens.WIDTHS:
         path = folder / f"{name}-qm-{bits}-compact.onnx"
-        export_model(specimens.network(name, bits), specimens.images(1) / 255, target="compact", path=path)
+        path.write_bytes(lower(specimens.network(name, bits), specimens.images(1) / 255, load_target("compact")))
         sizes[f"QM-{bits}"] = path.stat().st_size
     return sizes
 

@@ -145,18 +145,19 @@ class Verdict:
 def judge(whole: Parity, alone: Parity, target: Target) -> list[Verdict]:
     """Whether a file computes what its network does: `whole` as it runs, `alone` layer by layer (forced).
 
-    A layer alone may miss torch's integers by a step where a value lies between two, or in float16 by what that
-    format rounds; labels may flip as the target says, and one image of a few.
+    A layer alone may miss torch's integers by a step where a value lies between two, or in float16 by what that format
+    rounds; logits alone by what the target says. As it runs, every tie on the way moves a deep network's logits, so only
+    labels are judged there: they may flip as the target says, and one image of a few.
     """
     worst = max(alone.layers, key=lambda layer: layer.largest, default=None)
     wrong = next((layer for layer in alone.layers if layer.largest > _most_steps(target)), worst)
-    flips, change = max(target.limits.label_flips, 1 / whole.n), target.limits.logit_change
+    flips, most = max(target.limits.label_flips, 1 / whole.n), target.limits.logit_change
     measured = [
         ("steps", worst.largest if worst else 0, _most_steps(target),
          f"{wrong.module if wrong else 'logits'} differs from torch's by {wrong.largest if wrong else 0} steps"),
         ("label_flips", whole.flips, flips, f"{whole.flips:.2%} of labels differ from torch's"),
-        ("logit_change", whole.change, np.inf if change is None else change,
-         f"logits of the median image moved by {whole.change:.2g} of their length"),
+        ("logit_change", alone.change, np.inf if most is None else most,
+         f"logits of the median image moved by {alone.change:.2g} of their length"),
     ]  # fmt: skip
     return [
         Verdict(name, found <= limit + 1e-9, float(found), float(limit), reason, HINT)
