@@ -42,7 +42,10 @@ def busy() -> Iterator[None]:
 
 
 def seconds(overrides: list[str], limit: float, keep: Path | None = None) -> float:
-    """Of one run from nothing, whose folder stays as `keep`. A broken limit of the recipe's artifacts (exit code 1) is no failure of the clock."""
+    """Of one run from nothing, whose folder stays as `keep`.
+
+    A broken limit of the recipe's artifacts (exit code 1) is no failure of the clock.
+    """
     more = [part for setting in overrides for part in ("-o", setting)]
     path = os.pathsep.join([str(record.ROOT), *filter(None, [os.environ.get("PYTHONPATH")])])
     with tempfile.TemporaryDirectory() as folder:

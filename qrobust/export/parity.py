@@ -146,8 +146,8 @@ def judge(whole: Parity, alone: Parity, target: Target) -> list[Verdict]:
     """Whether a file computes what its network does: `whole` as it runs, `alone` layer by layer (forced).
 
     A layer alone may miss torch's integers by a step where a value lies between two, or in float16 by what that format
-    rounds; logits alone by what the target says. As it runs, every tie on the way moves a deep network's logits, so only
-    labels are judged there: they may flip as the target says, and one image of a few.
+    rounds; logits alone by what the target says. As it runs, every tie on the way moves a deep network's logits, so
+    only labels are judged there: they may flip as the target says, and one image of a few.
     """
     worst = max(alone.layers, key=lambda layer: layer.largest, default=None)
     wrong = next((layer for layer in alone.layers if layer.largest > _most_steps(target)), worst)
