@@ -51,6 +51,8 @@ def evaluate(
     DataError for no images, more than there are, or labels that the network has no class for; ModelError for an output
     that is no logits.
     """
+    if not isinstance(threat, Threat):
+        raise RecipeError(f"expected a Threat, got {threat!r}; pass qrobust.Threat('linf', 8 / 255)")
     attacks = _named(attacks, threat)
     images = as_images(images)
     _check(attacks, images, n)

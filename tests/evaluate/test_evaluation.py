@@ -42,6 +42,11 @@ def attacks(*names):
     return [named(name, THREAT) for name in names]
 
 
+def test_a_threat_is_no_text():
+    with pytest.raises(RecipeError, match=r"expected a Threat, got 'linf'; pass qrobust\.Threat"):
+        evaluate(network(), some_images(), attacks=["fgsm"], threat="linf")
+
+
 def run(*names, images=None, **options):
     images = some_images() if images is None else images
     return evaluate(network(), images, attacks=attacks(*names), threat=THREAT, **options)

@@ -14,10 +14,13 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import onnx
 import pytest
 
 from qrobust import recipe
+from qrobust.__main__ import main
 from qrobust.errors import CheckpointError, RunError
+from qrobust.export import artifact, lower
 from qrobust.runs.run import Run
 from qrobust.storage import read_json
 
@@ -163,6 +166,26 @@ def test_an_export_is_made_again_where_its_artifact_was_damaged(whole: Path, tmp
             damage(place / "model.onnx")
         started(whole).export(4, folder=place)
         assert (place / "model.onnx").read_bytes() == (whole / "qm-4" / "artifact" / "model.onnx").read_bytes()
+
+
+def test_a_file_that_computes_something_else_ends_a_run_with_1_and_is_not_kept(
+    copy: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def spoiled(*arguments: Any, **options: Any) -> bytes:
+        proto = onnx.load_from_string(lower(*arguments, **options))
+        weights = next(one for one in proto.graph.initializer if one.data_type == onnx.TensorProto.INT4)
+        weights.raw_data = bytes(len(weights.raw_data))
+        return bytes(proto.SerializeToString())
+
+    shutil.rmtree(copy / "qm-4" / "artifact")
+    monkeypatch.setattr(artifact, "lower", spoiled)
+    options = [part for setting in OVERRIDES for part in ("-o", setting)]
+    monkeypatch.setattr(sys, "argv", ["qrobust", "run", "spectral-shapes", *options, "--out", str(copy)])
+    with pytest.raises(SystemExit) as end:
+        main()
+    assert end.value.code == 1
+    assert "error: ort-cpu: expected a file that computes what torch does, but layer" in capsys.readouterr().err
+    assert not (copy / "qm-4" / "artifact").exists()
 
 
 def test_another_artifact_does_not_keep_the_verdict(whole: Path, copy: Path) -> None:
