@@ -17,6 +17,7 @@ from torch import Tensor, fx, nn
 from .. import machine
 from ..errors import ExportError, ParityError
 from ..quant import Quantizer, first_unrounded, quantizers
+from ..runtime import Verdict
 from .optimised import open_session
 from .target import Target
 
@@ -128,18 +129,6 @@ def parity(
         for value, (path, own), (total, differing, largest) in zip(values, names, counts, strict=True)
     )
     return Parity(runtime, len(images), flips / len(images), furthest, layers, float(np.median(changes)))
-
-
-@dataclass(frozen=True)
-class Verdict:
-    """A number that was measured of a file, what its target tolerates, what that says, and what to do."""
-
-    name: str
-    passed: bool
-    measured: float
-    limit: float
-    reason: str
-    hint: str
 
 
 def judge(whole: Parity, alone: Parity, target: Target) -> list[Verdict]:

@@ -105,6 +105,7 @@ class TrainStage:
             return False
         if not all(is_whole(path) for path in stage.writes.values()):
             return False
+        distributed.wait()  # all have looked before the first changes what they look at
         if distributed.is_first():
             stage.finish({**without_key(found), "settings": self.settings})
         distributed.wait()
@@ -134,6 +135,7 @@ class TrainStage:
 
     def _move_aside(self, reason: str) -> None:
         files = self.networks.files
+        distributed.wait()  # all have looked
         if distributed.is_first():
             note(f"{self.files.path.name}: {reason}; moved to {files.name_of(files.move_aside(self.bits))}")
         distributed.wait()
