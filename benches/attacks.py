@@ -24,7 +24,7 @@ import torchattacks
 from pyautoattack import AutoAttack
 from torch import Tensor, nn
 
-from qrobust import machine
+from qrobust import devices
 from qrobust.attacks import Scene, named, pgd
 from qrobust.data import to_unit
 from qrobust.runs.run import Run
@@ -57,7 +57,7 @@ def with_foolbox(threat: Threat) -> Attack:
 
 def auto_ours(threat: Threat) -> Attack:
     attack = named("autoattack", threat)
-    return lambda model, x, y: attack.craft(Scene(model, threat), x, y, machine.generator(0))
+    return lambda model, x, y: attack.craft(Scene(model, threat), x, y, devices.generator(0))
 
 
 def auto_alone(threat: Threat) -> Attack:
@@ -103,7 +103,7 @@ def main() -> None:
     options = parser.parse_args()
     run = Run.open(options.run)
     images = run.dataset.test.take(slice(0, options.n))
-    x, y = to_unit(images.x, machine.device(), channels_last=True), images.y.to(machine.device())
+    x, y = to_unit(images.x, devices.device(), channels_last=True), images.y.to(devices.device())
     robust, far = run.network(32).eval(), Threat("linf", 4 * run.threat.eps)
     linf = {"qrobust": ours(run.threat), "torchattacks": with_torchattacks(run.threat)}
     linf["foolbox"] = with_foolbox(run.threat)

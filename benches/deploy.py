@@ -23,9 +23,10 @@ import record
 import specimens
 
 from qrobust.bench import Contestant, Scenario, race
-from qrobust.bench.sessions import OPENVINO, PROVIDERS, Bound, images_for, open_session
 from qrobust.bench.timing import ratio_interval
-from qrobust.export import load_target, lower
+from qrobust.export.sessions import OPENVINO, PROVIDERS, Bound, artifact_session, images_for
+from qrobust.export.target import load_target
+from qrobust.export.write import lower
 from qrobust.runtime import ENTRIES, Artifact, time_sessions
 from qrobust.storage import write_json
 
@@ -66,7 +67,7 @@ def option_cost(artifact: Artifact, batch: int, scenario: Scenario) -> dict[str,
     """The same file with and without the option, whatever this processor needs; times in turns, above 1 is slower."""
     feed, sessions = images_for(artifact, batch), {}
     for value in ("0", "1"):
-        options = open_session(artifact, PROVIDERS["cpu"], 1).get_session_options()
+        options = artifact_session(artifact, PROVIDERS["cpu"], 1).get_session_options()
         options.add_session_config_entry(OPTION, value)
         path = str(artifact.path / "model.onnx")
         sessions[value] = onnxruntime.InferenceSession(path, options, providers=[PROVIDERS["cpu"]])

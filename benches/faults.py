@@ -16,8 +16,9 @@ from onnx import helper, numpy_helper
 from torch import nn
 
 from qrobust import runtime
-from qrobust.export import load_target, lower
-from qrobust.export.suite import suite_accuracy, suite_bytes
+from qrobust.export.artifact import suite_accuracy, suite_bytes
+from qrobust.export.target import load_target
+from qrobust.export.write import lower
 from qrobust.runs.run import Run
 from qrobust.storage import read_json, write_bytes, write_json
 

@@ -21,8 +21,8 @@ import record
 import torch
 from torch import Tensor, nn
 
-from qrobust import machine, models
-from qrobust.attacks import crafting
+from qrobust import devices, models
+from qrobust.models.inference import crafting
 from qrobust.spectrum import half_plane, heat_map, low_pass_accuracy
 from qrobust.storage import write_json
 
@@ -64,19 +64,19 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--json", type=Path)
     options = parser.parse_args()
-    origin, device, side, batch = record.origin(), machine.device(), options.side, options.batch
+    origin, device, side, batch = record.origin(), devices.device(), options.side, options.batch
     torch.manual_seed(0)
-    model = machine.placed(models.build(options.model, in_channels=CHANNELS, classes=CLASSES)).eval()
+    model = devices.placed(models.build(options.model, in_channels=CHANNELS, classes=CLASSES)).eval()
     waves, bandwidths = len(half_plane(side, side)), range(1, side + 1)
     shape = (max(options.n, batch), CHANNELS, side, side)
-    x = torch.rand(shape, generator=machine.generator(0)).to(device, memory_format=torch.channels_last)
+    x = torch.rand(shape, generator=devices.generator(0)).to(device, memory_format=torch.channels_last)
     y = torch.zeros(len(x), dtype=torch.int64, device=device)
     some, labels = x[: options.n], y[: options.n]
     heat_images, sweep_images = options.n * waves, len(x) * len(bandwidths)
     with crafting(model):
         heat = side_by_side(
             lambda: (
-                heat_map(model, some, labels, norm=NORM, generator=machine.generator(1), batch_size=batch).sum().item()
+                heat_map(model, some, labels, norm=NORM, generator=devices.generator(1), batch_size=batch).sum().item()
             ),
             lambda: bare(model, x, heat_images, batch),
             heat_images,

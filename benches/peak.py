@@ -12,7 +12,7 @@ from pathlib import Path
 
 import torch
 
-from qrobust import machine
+from qrobust import devices
 
 
 def in_own_process(script: str, case: Sequence[object]) -> float:
@@ -27,7 +27,7 @@ def in_own_process(script: str, case: Sequence[object]) -> float:
 
 def megabytes(work: Callable[[], object]) -> float:
     """The most that `work` holds at once, beyond what the process held before (Linux) or on the GPU."""
-    if machine.device().type == "cuda":
+    if devices.device().type == "cuda":
         torch.cuda.reset_peak_memory_stats()
         work()
         return torch.cuda.max_memory_allocated() / 2**20

@@ -26,7 +26,7 @@ from faults import BITS, Plant
 
 from qrobust import data, recipe, runtime
 from qrobust.attacks import Attack, named
-from qrobust.export import Contents, make_suite, write_artifact
+from qrobust.export.artifact import Contents, make_suite, write_artifact
 from qrobust.recipe import Recipe
 from qrobust.runs.run import Run
 from qrobust.storage import write_json

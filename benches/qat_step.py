@@ -24,7 +24,7 @@ import train_step
 from brevitas.nn import QuantConv2d, QuantLinear, QuantReLU
 from torch import Tensor, nn
 
-from qrobust import machine
+from qrobust import devices
 from qrobust.quant import parameter_groups, quantize
 from qrobust.recipe import Data, Schedule, Training
 from qrobust.storage import write_json
@@ -37,7 +37,7 @@ CASES = (("resnet20", 7, 128), ("resnet18", 7, 64))
 
 def quantised(name: str, bits: int) -> nn.Module:
     x, _ = train_step.images(32, channels_last=True)
-    return machine.placed(quantize(train_step.network(name, channels_last=True), bits, calibration=[x]))
+    return devices.placed(quantize(train_step.network(name, channels_last=True), bits, calibration=[x]))
 
 
 def stock(name: str) -> nn.Module:
@@ -57,7 +57,7 @@ def stock(name: str) -> nn.Module:
             else:
                 continue
             setattr(parent, child, new)
-    return machine.placed(model)
+    return devices.placed(model)
 
 
 WAYS: dict[str, Callable[[str], nn.Module]] = {
@@ -73,7 +73,7 @@ def step_of(model: nn.Module, steps: int) -> Callable[[Tensor, Tensor], None]:
     job = Job("bench", "", Path(), Schedule(epochs=1), Training.model_validate(table), Data(name="cifar10"),
               Threat("linf", train_step.EPS), 0)  # fmt: skip
     optimizer = torch.optim.SGD(parameter_groups(model, lr=0.02, weight_decay=5e-4), momentum=0.9)
-    stepper, generator = Stepper(model, optimizer, None, job, 10), machine.generator(0)
+    stepper, generator = Stepper(model, optimizer, None, job, 10), devices.generator(0)
 
     def run(x: Tensor, y: Tensor) -> None:
         float(stepper.step(model, x, y, 0, generator)[0])
@@ -91,7 +91,7 @@ def case(name: str, steps: int, batch: int, rounds: int) -> dict[str, Any]:
         for way, step in ways.items():
             started, used = time.perf_counter(), time.process_time()
             step(*data)
-            if machine.device().type == "cuda":
+            if devices.device().type == "cuda":
                 torch.cuda.synchronize()
             if index:
                 wall[way].append(time.perf_counter() - started)

@@ -17,9 +17,9 @@ from typing import Any
 import numpy as np
 from scipy.stats import ttest_rel
 
-from qrobust import machine
+from qrobust import devices
 from qrobust.errors import QrobustError
-from qrobust.evaluate import read_outcomes
+from qrobust.evaluation import read_outcomes
 from qrobust.storage import read_json, write_json
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -30,7 +30,7 @@ DIRTY = "-dirty"
 
 def origin() -> dict[str, Any]:
     """Commit, versions and hardware. To be asked before anything is measured: the code that runs is read by then."""
-    return {"commit": commit(), "versions": machine.versions(), "hardware": machine.hardware()}
+    return {"commit": commit(), "versions": devices.versions(), "hardware": devices.hardware()}
 
 
 def commit(root: Path = ROOT) -> str | None:

@@ -11,8 +11,9 @@ from torch import Tensor, nn
 from qrobust import models
 from qrobust.attacks import named
 from qrobust.data import Dataset, Images
-from qrobust.export import Contents, load_target, make_suite, write_artifact
-from qrobust.models.statistics import estimate_statistics
+from qrobust.export.artifact import Contents, make_suite, write_artifact
+from qrobust.export.target import load_target
+from qrobust.models.inference import estimate_statistics
 from qrobust.quant import quantize
 from qrobust.runtime import Artifact
 from qrobust.threat import Threat

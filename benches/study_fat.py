@@ -26,9 +26,9 @@ from typing import Any
 import record
 from torch import nn
 
-from qrobust import machine, recipe
+from qrobust import devices, recipe
 from qrobust.attacks import named
-from qrobust.evaluate import compare
+from qrobust.evaluation import compare
 from qrobust.quant import quantize
 from qrobust.runs.folder import FLOAT
 from qrobust.runs.run import Run
@@ -81,8 +81,8 @@ class Row(Run):
         model, form = self.untrained(FLOAT), self.recipe.train.fat
         load_weights(self.start, model)
         if form == "none":
-            return machine.placed(model)
-        return quantize(machine.placed(model), FLOAT, fat=form, calibration=self._calibration(512))
+            return devices.placed(model)
+        return quantize(devices.placed(model), FLOAT, fat=form, calibration=self._calibration(512))
 
 
 def float_network(options: argparse.Namespace) -> Path:

@@ -18,11 +18,11 @@ import record
 
 from qrobust import recipe
 from qrobust.attacks import named
-from qrobust.evaluate import compare
+from qrobust.evaluation import compare
 from qrobust.runs.run import Run
 from qrobust.storage import read_json, write_json
-from qrobust.train.average import Average
 from qrobust.train.checkpoint import load_state, save_state
+from qrobust.train.step import Average
 
 TRUNK, EPOCHS = 10, 14
 SETTINGS = (

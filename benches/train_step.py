@@ -27,8 +27,8 @@ import torchattacks
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from qrobust import machine, models
-from qrobust.attacks import crafting
+from qrobust import devices, models
+from qrobust.models.inference import crafting
 from qrobust.recipe import Data, Schedule, Training
 from qrobust.storage import write_json
 from qrobust.threat import Threat
@@ -43,7 +43,7 @@ Step = Callable[[Tensor, Tensor], tuple[float, nn.Module]]
 def network(name: str, *, channels_last: bool) -> nn.Module:
     torch.manual_seed(0)
     model = models.build(name, in_channels=3, classes=10)
-    return machine.placed(model) if channels_last else model.to(machine.device())
+    return devices.placed(model) if channels_last else model.to(devices.device())
 
 
 def optimizer_of(model: nn.Module) -> torch.optim.Optimizer:
@@ -55,10 +55,10 @@ def ours(name: str, steps: int, precision: str = "float32", random_start: bool =
     table = {"epochs": 1, "attack": {"steps": steps, "step_size": STEP, "random_start": random_start}}
     job = Job("bench", "", Path(), Schedule(epochs=1), Training.model_validate(table), Data(name="cifar10"),
               Threat("linf", EPS), 0)  # fmt: skip
-    stepper, generator = Stepper(model, optimizer_of(model), None, job, 10), machine.generator(0)
+    stepper, generator = Stepper(model, optimizer_of(model), None, job, 10), devices.generator(0)
 
     def run(x: Tensor, y: Tensor) -> tuple[float, nn.Module]:
-        with machine.precision(precision):
+        with devices.precision(precision):
             return float(stepper.step(model, x, y, 0, generator)[0]) / len(y), model
 
     return run
@@ -133,9 +133,9 @@ WAYS: dict[str, Callable[[str, int], Step]] = {
 
 
 def images(batch: int, *, channels_last: bool) -> tuple[Tensor, Tensor]:
-    generator = machine.generator(1)
-    x = torch.rand(batch, 3, 32, 32, generator=generator).to(machine.device())
-    y = torch.randint(10, (batch,), generator=generator).to(machine.device())
+    generator = devices.generator(1)
+    x = torch.rand(batch, 3, 32, 32, generator=generator).to(devices.device())
+    y = torch.randint(10, (batch,), generator=generator).to(devices.device())
     return (x.contiguous(memory_format=torch.channels_last) if channels_last else x), y
 
 
@@ -148,7 +148,7 @@ def case(name: str, steps: int, batch: int, rounds: int) -> dict[str, Any]:
         for way, step in ways.items():
             started = time.perf_counter()
             step(*data[way])
-            if machine.device().type == "cuda":
+            if devices.device().type == "cuda":
                 torch.cuda.synchronize()
             if index:
                 seconds[way].append(time.perf_counter() - started)

@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING, Any
 __version__ = "0.2.0"
 
 if TYPE_CHECKING:
-    from .evaluate import evaluate
-    from .export import export_model
+    from .evaluation import evaluate
+    from .export.write import export_model
     from .quant import quantize
     from .runtime import Artifact
     from .threat import Threat

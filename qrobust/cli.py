@@ -148,7 +148,7 @@ def compare(
     """Compare two evaluations image by image: difference, exact McNemar p-value, images gained and lost."""
     screen = _screen(json)
     from .errors import one_line
-    from .evaluate import compare as paired
+    from .evaluation import compare as paired
 
     result = paired(first, second)
     _write(json, result)
@@ -198,7 +198,8 @@ def export(
 ) -> int:
     """Export every width of a run for a deployment target."""
     from .errors import ExportError, did_you_mean
-    from .export import INPUTS, load_target
+    from .export.target import load_target
+    from .export.write import INPUTS
     from .runs.run import Run
     from .verbs import exported
 
@@ -346,7 +347,7 @@ def targets() -> int:
 @app.command()
 def doctor() -> int:
     """Show versions, devices and onnxruntime's providers; exit 1 if something needed is missing."""
-    from .doctor import findings
+    from .devices import findings
 
     result = findings()
     for finding in result:

@@ -13,14 +13,12 @@ from .analyze.cases import Settings
 from .analyze.session import analyze
 from .attacks import Attack, named
 from .data import make_images
-from .deployed.attacking import Settings as AttackSettings
-from .deployed.attacking import attack
-from .deployed.material import SUITE, find_images, find_sources
-from .deployed.routes import WITHOUT_GRADIENTS
-from .deployed.serving import Served, open_deployed
+from .deployed.attack import WITHOUT_GRADIENTS, attack
+from .deployed.attack import Settings as AttackSettings
+from .deployed.model import SUITE, Served, find_images, find_sources, open_deployed
 from .distributed import is_first, own
 from .errors import RecipeError
-from .evaluate import evaluate
+from .evaluation import evaluate
 from .progress import note
 from .runs.folder import RunFolder
 from .runs.run import Run

@@ -9,9 +9,9 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from qrobust import distributed, machine
+from qrobust import devices, distributed
 from qrobust.attacks import named
-from qrobust.evaluate import evaluate
+from qrobust.evaluation import evaluate
 from qrobust.quant import quantize
 from qrobust.threat import Threat
 from qrobust.train import fit
@@ -97,7 +97,7 @@ def trained(folder: Path, case: str) -> dict[str, torch.Tensor]:
     options = dict(CASES[case])
     task = job(folder / case, schedule=SCHEDULE | options.pop("schedule", {}), **options)
     model = NETWORKS.get(case, network)()
-    state = fit(machine.placed(model), some_data(), task)
+    state = fit(devices.placed(model), some_data(), task)
     return {f"{name}.{key}": value for name in state.best for key, value in state.best_of(name).items()}
 
 
@@ -107,7 +107,7 @@ def dropped_out(folder: Path) -> dict[str, torch.Tensor]:
     model.insert(3, nn.Dropout(0.5))
     model.insert(0, nn.Dropout(0.2))
     schedule = SCHEDULE | AVERAGED | sar(reference="average")
-    return fit(machine.placed(model), some_data(), job(folder / "dropout", schedule=schedule)).best_of("average")
+    return fit(devices.placed(model), some_data(), job(folder / "dropout", schedule=schedule)).best_of("average")
 
 
 def quantised(folder: Path) -> dict[str, torch.Tensor]:

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 
-from qrobust.evaluate import Outcomes
+from qrobust.evaluation import Outcomes
 from qrobust.threat import Threat
 
 ROOT = Path(__file__).resolve().parent.parent

@@ -7,11 +7,11 @@ import pytest
 import torch
 from torch import nn
 
-from qrobust import machine
+from qrobust import devices
 
 
 def draws(*parts):
-    return torch.rand(1000, generator=machine.generator(*parts))
+    return torch.rand(1000, generator=devices.generator(*parts))
 
 
 def test_a_stream_is_fixed_by_its_parts():
@@ -33,12 +33,12 @@ def test_a_stream_does_not_touch_the_global_one():
 
 def test_a_stream_is_the_same_tomorrow():
     """A snapshot: published numbers depend on it."""
-    assert machine.generator(0, "train", 0).initial_seed() == 3205788069637787994
+    assert devices.generator(0, "train", 0).initial_seed() == 3205788069637787994
 
 
 def test_placed_is_channels_last_on_the_device():
-    model = machine.placed(nn.Conv2d(3, 4, 3))
-    assert model.weight.device.type == machine.device().type
+    model = devices.placed(nn.Conv2d(3, 4, 3))
+    assert model.weight.device.type == devices.device().type
     assert model.weight.is_contiguous(memory_format=torch.channels_last)
 
 
@@ -50,8 +50,8 @@ class Clock:
 
     def __init__(self, monkeypatch, seconds):
         self.now, self.threads, self.asked, self.seconds = 0.0, max(seconds), [], seconds
-        monkeypatch.setattr(machine.time, "perf_counter", lambda: self.now)
-        monkeypatch.setattr(machine, "most_threads", lambda: max(seconds))
+        monkeypatch.setattr(devices.time, "perf_counter", lambda: self.now)
+        monkeypatch.setattr(devices, "most_threads", lambda: max(seconds))
         monkeypatch.setattr(torch, "get_num_threads", lambda: self.threads)
         monkeypatch.setattr(torch, "set_num_threads", lambda count: setattr(self, "threads", count))
 
@@ -76,7 +76,7 @@ class Clock:
 )
 def test_the_fewest_threads_that_are_about_as_fast_as_the_best(monkeypatch, seconds, chosen):
     clock = Clock(monkeypatch, seconds)
-    assert machine.choose_threads(clock.work) == chosen
+    assert devices.choose_threads(clock.work) == chosen
     assert sorted(set(clock.asked)) == sorted(seconds)
     assert clock.threads == max(seconds)  # as before
 
@@ -85,9 +85,9 @@ def test_the_fewest_threads_that_are_about_as_fast_as_the_best(monkeypatch, seco
 def test_a_trial_of_threads_takes_seconds(monkeypatch, seconds):
     """What they share out, and the last call with each, which may be a warming one."""
     clock = Clock(monkeypatch, seconds)
-    machine.choose_threads(clock.work)
-    assert clock.now < machine.TRIAL + 10 * sum(seconds.values())
-    assert len(clock.asked) <= machine.CALLS * len(seconds)
+    devices.choose_threads(clock.work)
+    assert clock.now < devices.TRIAL + 10 * sum(seconds.values())
+    assert len(clock.asked) <= devices.CALLS * len(seconds)
 
 
 def test_a_trial_leaves_the_threads_after_an_error(monkeypatch):
@@ -97,27 +97,27 @@ def test_a_trial_leaves_the_threads_after_an_error(monkeypatch):
         raise ZeroDivisionError
 
     with pytest.raises(ZeroDivisionError):
-        machine.choose_threads(fails)
+        devices.choose_threads(fails)
     assert clock.threads == 2
 
 
 def test_where_there_is_one_thread_nothing_is_tried(monkeypatch):
     clock = Clock(monkeypatch, {1: 0.01})
-    assert machine.choose_threads(clock.work) == 1
+    assert devices.choose_threads(clock.work) == 1
     assert clock.asked == []
 
 
 def test_threads_of_torch():
-    before, most = torch.get_num_threads(), machine.most_threads()
-    machine.use_threads(3)
+    before, most = torch.get_num_threads(), devices.most_threads()
+    devices.use_threads(3)
     try:
-        assert (torch.get_num_threads(), machine.most_threads()) == (3, most)
+        assert (torch.get_num_threads(), devices.most_threads()) == (3, most)
     finally:
-        machine.use_threads(before)
+        devices.use_threads(before)
 
 
 def test_versions_and_hardware_are_json():
-    versions, hardware = machine.versions(), machine.hardware()
+    versions, hardware = devices.versions(), devices.hardware()
     json.dumps([versions, hardware], allow_nan=False)
     assert versions["torch"] == torch.__version__
     assert {"python", "numpy", "onnx", "brevitas"} <= set(versions)
@@ -126,32 +126,32 @@ def test_versions_and_hardware_are_json():
 
 
 def test_a_package_that_is_not_there_is_left_out(monkeypatch):
-    monkeypatch.setattr(machine, "PACKAGES", ("torch", "no-such-package-here"))
-    assert set(machine.versions()) == {"python", "torch"}
+    monkeypatch.setattr(devices, "PACKAGES", ("torch", "no-such-package-here"))
+    assert set(devices.versions()) == {"python", "torch"}
 
 
 def test_images_follow_the_weights():
-    assert machine.device_of(torch.nn.Linear(2, 2)) == torch.device("cpu")
-    assert machine.device_of(torch.nn.Linear(2, 2, device="meta")) == torch.device("meta")
-    assert machine.device_of(torch.nn.Flatten()) == torch.device("cpu")
+    assert devices.device_of(torch.nn.Linear(2, 2)) == torch.device("cpu")
+    assert devices.device_of(torch.nn.Linear(2, 2, device="meta")) == torch.device("meta")
+    assert devices.device_of(torch.nn.Flatten()) == torch.device("cpu")
 
 
 @pytest.mark.parametrize(("free", "place"), [(201, "cuda"), (199, "cpu")])
 def test_data_rests_on_a_gpu_that_has_room_for_twice_of_it(monkeypatch, free, place):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "mem_get_info", lambda: (free, 1000))
-    assert machine.home(100).type == place
+    assert devices.home(100).type == place
 
 
 def test_without_a_gpu_data_rests_in_memory(monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    assert machine.home(10**15).type == "cpu"
+    assert devices.home(10**15).type == "cpu"
 
 
 def test_bf16_sees_every_change_of_a_weight():
     """Autocast may keep the cast of a weight for as long as it is on, over all steps of a training."""
     layer, x = nn.Linear(4, 4), torch.ones(1, 4)
-    with machine.precision("bf16"):
+    with devices.precision("bf16"):
         before = layer(x)
         with torch.no_grad():
             layer.weight.add_(1)
@@ -162,8 +162,8 @@ def test_bf16_sees_every_change_of_a_weight():
 @pytest.mark.parametrize("name", ["float32", "tf32", "bf16"])
 def test_precision_is_what_it_was_afterwards(name):
     before = torch.get_float32_matmul_precision(), torch.backends.cudnn.allow_tf32
-    with machine.precision(name):
-        assert torch.is_autocast_enabled(machine.device().type) == (name == "bf16")
+    with devices.precision(name):
+        assert torch.is_autocast_enabled(devices.device().type) == (name == "bf16")
         assert torch.get_float32_matmul_precision() == ("highest" if name == "float32" else "high")
     assert (torch.get_float32_matmul_precision(), torch.backends.cudnn.allow_tf32) == before
-    assert not torch.is_autocast_enabled(machine.device().type)
+    assert not torch.is_autocast_enabled(devices.device().type)

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from qrobust import recipe
-from qrobust.evaluate import compare, read_outcomes
+from qrobust.evaluation import compare, read_outcomes
 from qrobust.report import write
 from qrobust.runs.run import Run
 from qrobust.runtime import Artifact, check

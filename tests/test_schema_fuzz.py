@@ -16,8 +16,8 @@ import torch
 from pydantic import BaseModel
 
 from qrobust import recipe
-from qrobust.bench.scenario import _File
-from qrobust.evaluate import compare
+from qrobust.bench.measure import _File
+from qrobust.evaluation import compare
 from qrobust.export.target import Target
 from qrobust.recipe.reading import checked
 from qrobust.report import results, write

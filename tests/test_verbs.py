@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from qrobust.__main__ import main
-from qrobust.evaluate import read_outcomes
+from qrobust.evaluation import read_outcomes
 
 from .conftest import call
 

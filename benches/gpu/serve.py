@@ -32,12 +32,12 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 import record
 import specimens
 
-from qrobust import machine
+from qrobust import devices
 from qrobust.bench.executed import compute_type, executed, placement
-from qrobust.bench.sessions import PROVIDERS, Bound, images_for, open_session, require
 from qrobust.bench.timing import ratio_interval, statistics
 from qrobust.errors import QrobustError
-from qrobust.export import load_target
+from qrobust.export.sessions import PROVIDERS, Bound, artifact_session, images_for, require
+from qrobust.export.target import load_target
 from qrobust.runs.run import Run
 from qrobust.runtime import Artifact, ArtifactError, check, time_sessions
 from qrobust.storage import write_json
@@ -52,7 +52,7 @@ class TorchSession:
     """A torch network with the calls of a session: numpy from the host in, logits on the host out."""
 
     def __init__(self, model: nn.Module, dtype: torch.dtype, *, compiled: bool) -> None:
-        self._model = model.to(machine.device(), dtype, memory_format=torch.channels_last).eval()
+        self._model = model.to(devices.device(), dtype, memory_format=torch.channels_last).eval()
         self._dtype, self._call = dtype, self._model
         if compiled:
             self._call = torch.compile(self._model, mode="reduce-overhead", dynamic=False)
@@ -62,7 +62,7 @@ class TorchSession:
 
     @torch.inference_mode()
     def run(self, _names: None, feed: dict[str, Any]) -> list[Any]:
-        x = torch.from_numpy(feed["x"]).to(machine.device(), self._dtype).contiguous(memory_format=torch.channels_last)
+        x = torch.from_numpy(feed["x"]).to(devices.device(), self._dtype).contiguous(memory_format=torch.channels_last)
         return [self._call(x).float().cpu().numpy()]
 
 
@@ -85,13 +85,13 @@ def timed(name: str, provider: str, batch: int, out: Path, runs: Runs) -> dict[s
     """Every width on one provider beside torch and onnxruntime in float16."""
     sessions, facts = {}, {}
     twin = artifact_of(name, 32, TARGETS["cuda"], out, runs)
-    sessions[TWIN] = open_session(twin, PROVIDERS["cuda"], 0)
+    sessions[TWIN] = artifact_session(twin, PROVIDERS["cuda"], 0)
     for bits in specimens.WIDTHS:
         label = f"QM-{bits}"
         try:
             one = artifact_of(name, bits, TARGETS[provider], out, runs)
             nodes = executed(one, PROVIDERS[provider], 0)
-            sessions[label] = open_session(one, PROVIDERS[provider], 0)
+            sessions[label] = artifact_session(one, PROVIDERS[provider], 0)
             facts[label] = {"executed": placement(nodes), "compute_type": compute_type(nodes)}
             facts[label]["size_bytes"] = one.manifest["files"]["model.onnx"]["size_bytes"]
         except (QrobustError, ArtifactError) as error:

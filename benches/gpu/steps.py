@@ -20,7 +20,7 @@ from torch import Tensor, nn
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 import record
 
-from qrobust import machine, models
+from qrobust import devices, models
 from qrobust.quant import parameter_groups, quantize
 from qrobust.recipe import Data, Schedule, Training
 from qrobust.storage import write_json
@@ -37,19 +37,19 @@ WARM = 5
 
 
 def images(n: int) -> tuple[Tensor, Tensor]:
-    generator = machine.generator(1)
-    x = torch.rand(n, 3, 32, 32, generator=generator).to(machine.device())
-    y = torch.randint(10, (n,), generator=generator).to(machine.device())
+    generator = devices.generator(1)
+    x = torch.rand(n, 3, 32, 32, generator=generator).to(devices.device())
+    y = torch.randint(10, (n,), generator=generator).to(devices.device())
     return x.contiguous(memory_format=torch.channels_last), y
 
 
 def network(kind: str) -> nn.Module:
     torch.manual_seed(0)
-    model = machine.placed(models.build("resnet20", in_channels=3, classes=10))
+    model = devices.placed(models.build("resnet20", in_channels=3, classes=10))
     if kind == "float":
         return model
     bits, fat = kind.split()
-    return machine.placed(quantize(model, int(bits), fat=fat, calibration=[images(256)[0]]))
+    return devices.placed(quantize(model, int(bits), fat=fat, calibration=[images(256)[0]]))
 
 
 def stepper(model: nn.Module) -> Stepper:
@@ -62,10 +62,10 @@ def stepper(model: nn.Module) -> Stepper:
 def run(kind: str, precision: str, size: int, recorded: bool, steps: int) -> dict[str, Any]:
     """Milliseconds of a step and the losses."""
     model = network(kind)
-    worker, generator, (x, y), losses = stepper(model), machine.generator(0), images(size), []
+    worker, generator, (x, y), losses = stepper(model), devices.generator(0), images(size), []
     for part in (worker._crafted, worker._descended):
         part.possible = recorded
-    with machine.precision(precision):
+    with devices.precision(precision):
         for index in range(steps):
             if index == WARM:
                 torch.cuda.synchronize()

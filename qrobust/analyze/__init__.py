@@ -15,4 +15,10 @@ A row of `table.ROWS` called "heat-map" with home "spectra" is measured by `expe
 from .figures import draw, save
 from .table import NAMES, ROWS, chosen
 
-__all__ = ["NAMES", "ROWS", "chosen", "draw", "save"]
+__all__ = [
+    "NAMES",
+    "ROWS",
+    "chosen",
+    "draw",
+    "save",
+]

@@ -11,7 +11,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from .. import machine
+from .. import devices
 from ..attacks import Scene, named
 from ..data import Images, choose, to_unit
 from ..errors import DataError, RunError
@@ -82,7 +82,7 @@ class Case:
     def batches(self) -> Iterator[tuple[Tensor, Tensor]]:
         """Images (n, c, h, w) in [0,1] with labels, on the device."""
         for batch in self.images.batches(BATCH):
-            yield to_unit(batch.x, machine.device(), channels_last=True), batch.y.to(machine.device())
+            yield to_unit(batch.x, devices.device(), channels_last=True), batch.y.to(devices.device())
 
     def adversarial(self, attack: str | None = None) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
         """x, x_adv, y of every batch under an attack (None: the first); crafted once and kept in memory."""
@@ -105,7 +105,7 @@ class Case:
         crafted = []
         with bar(f"{self.label}: {name}", len(self.images), "images") as moving:
             for index, (x, y) in enumerate(self.batches()):
-                x_adv = attack.craft(scene, x, y, machine.generator(self.settings.seed, "analyze", name, index))
+                x_adv = attack.craft(scene, x, y, devices.generator(self.settings.seed, "analyze", name, index))
                 # As `evaluate.judge`: whatever an attack promised.
                 crafted.append((threat.project(x_adv, x) if attack.bounded else x_adv.clamp(0, 1)).detach().cpu())
                 moving.advance(len(y))

@@ -8,7 +8,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from .. import machine
+from .. import devices
 from ..errors import QrobustError, RunError
 from ..progress import note
 from ..storage import digest, read_json, write_text
@@ -96,4 +96,4 @@ def _data(name: str, row: Row, cases: Sequence[Any], settings: Settings, found: 
         threats = [{"norm": case.run.threat.norm, "eps": case.run.threat.eps} for case in cases]
         told |= {"n": len(first.images), "seed": settings.seed, "data": first.run.recipe.data.name}
         told |= {"threat": threats[0] if threats.count(threats[0]) == len(threats) else None}
-    return told | {"versions": machine.versions(), "hardware": machine.hardware()}
+    return told | {"versions": devices.versions(), "hardware": devices.hardware()}

@@ -13,8 +13,8 @@ from typing import Any
 
 import numpy.typing as npt
 
+from ..export.sessions import OPENVINO, PROVIDERS, artifact_session, images_for
 from ..runtime import Artifact, ArtifactError
-from .sessions import OPENVINO, PROVIDERS, images_for, open_session
 
 CONVOLUTIONS = ("Conv", "FusedConv", "NhwcFusedConv", "NhwcConv", "QLinearConv", "Convolution")
 Shapes = tuple[tuple[str, tuple[int, ...]], ...]
@@ -32,7 +32,7 @@ class Node:
 
 def executed(artifact: Artifact, provider: str, threads: int = 1) -> list[Node]:
     """The nodes of one call with one image, in order. Raises ArtifactError if one left the provider."""
-    session = open_session(artifact, provider, threads)
+    session = artifact_session(artifact, provider, threads)
     if provider == OPENVINO:
         return [Node(kind, OPENVINO, ((precision, ()),)) for kind, precision in session.ops()]
     nodes = _profile(session, artifact)

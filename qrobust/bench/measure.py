@@ -1,23 +1,63 @@
-"""A race of artifacts: one run, calls in turn, so that ratios hold on a noisy machine."""
+"""Artifacts measured side by side: one run, calls in turn, so that ratios hold on a noisy machine."""
 
 from __future__ import annotations
 
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Annotated, Any, Literal
 
 import numpy as np
+from pydantic import Field
 
-from .. import machine
+from .. import devices, resources
 from ..errors import RecipeError
+from ..export.sessions import Bound, NullSession, artifact_session, beside_others, images_for, provider_of
 from ..progress import bar
+from ..recipe import CallSize, Count, Int, Seconds, Table, Threads, checked
 from ..runtime import ON_GPU, Artifact, sums_saturate, time_sessions, wilson
 from .executed import compute_type, executed, multiply_adds, placement
 from .memory import footprint
-from .scenario import Scenario
-from .sessions import Bound, NullSession, beside_others, images_for, open_session, provider_of
 from .timing import Int8Gemm, ratio_interval, statistics
+
+SHELF = "benches/scenarios"
+NotNegative = Annotated[Int, Field(ge=0)]
+
+
+class Scenario(Table):
+    """A way to load artifacts with work.
+
+    batch: images a call. threads: of a session, 0 for as many as the runtime likes; each count is a run of
+    its own. min_seconds: for each batch and thread count, all artifacts together. min_runs: of each artifact.
+    warmup: runs that are not counted. metric: the figure that the scenario is about.
+    """
+
+    batch: Annotated[tuple[CallSize, ...], Field(min_length=1)] = (1, 32)
+    threads: Annotated[tuple[Threads, ...], Field(min_length=1)] = (1,)
+    min_seconds: Seconds = 2.0
+    min_runs: Count = 20
+    warmup: NotNegative = 5
+    metric: Literal["p50_ms", "p90_ms", "p99_ms", "images_per_second"] = "p50_ms"
+
+    def changed(
+        self, batch: Sequence[int] | None = None, threads: Sequence[int] | None = None, seconds: float | None = None
+    ) -> Scenario:
+        """The same with other settings, where they are given. Raises RecipeError for one that cannot be."""
+        given: dict[str, Any] = {"batch": batch, "threads": threads, "min_seconds": seconds}
+        wanted = {key: value for key, value in given.items() if value is not None}
+        return checked(Scenario, self.model_dump() | wanted, source="scenario")
+
+
+class _File(Table):
+    description: str
+    scenario: Scenario
+
+
+def load_scenario(name: str) -> Scenario:
+    """The scenario of a name or path. Raises RecipeError for one that is missing or wrong."""
+    path = resources.find(SHELF, name)
+    return checked(_File, resources.read_toml(path), source=str(path)).scenario
+
 
 HARNESS = "(harness)"
 Record = dict[str, Any]
@@ -107,8 +147,8 @@ def race(contestants: Sequence[Contestant], scenario: Scenario) -> Record:
         "harness_us": max(overheads),
         "artifacts": facts,
         "results": results,
-        "versions": machine.versions(),
-        "hardware": {"cpu": machine.processor(), "cores": os.cpu_count(), "sums_saturate": sums_saturate()},
+        "versions": devices.versions(),
+        "hardware": {"cpu": devices.processor(), "cores": os.cpu_count(), "sums_saturate": sums_saturate()},
     }
 
 
@@ -151,7 +191,7 @@ def _twin(contestants: Sequence[Contestant], facts: dict[str, Record]) -> str:
 
 
 def _session(one: Contestant, threads: int) -> Any:
-    session = open_session(one.artifact, one.provider, threads)
+    session = artifact_session(one.artifact, one.provider, threads)
     return session if threads == 1 or one.provider in ON_GPU else beside_others(session, one.artifact)
 
 

@@ -12,8 +12,8 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
+from ..export.sessions import OPENVINO, artifact_session, images_for
 from ..runtime import Artifact, ArtifactError
-from .sessions import OPENVINO, images_for, open_session
 
 LOADS, MOST_MS = 5, 5000.0
 STATUS = Path("/proc/self/status")
@@ -46,7 +46,7 @@ def _measure(folder: str, provider: str, threads: int, batch: int) -> dict[str, 
     took: list[float] = []
     while len(took) < LOADS and sum(took) < MOST_MS:  # a provider that compiles takes minutes
         start = time.perf_counter()
-        session = open_session(artifact, provider, threads)
+        session = artifact_session(artifact, provider, threads)
         took.append((time.perf_counter() - start) * 1e3)
         if len(took) == 1:
             session.run(None, {session.get_inputs()[0].name: x})

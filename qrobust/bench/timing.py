@@ -5,12 +5,32 @@ from __future__ import annotations
 import math
 import tempfile
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnx
 
+from ..export.sessions import PROVIDERS, Bound
 from ..runtime import load_session, time_sessions
-from .sessions import PROVIDERS, Bound
+
+TEXT = """<ir_version: 10, opset_import: ["": 21]>
+gemm (uint8[rows, {size}] x) => (int32[rows, {size}] y) {{
+    shape = Constant <value = int64[2] {{{size}, {size}}}> ()
+    weight = ConstantOfShape <value = int8[1] {{3}}> (shape)
+    y = MatMulInteger (x, weight)
+}}"""
+
+
+def write_gemm(folder: str | Path, size: int) -> Path:
+    """A file in `folder` that multiplies uint8 (rows, size) with constant int8 (size, size); returns its path.
+
+    The weight is made when the file is loaded, so onnxruntime packs it in advance as it does a network's.
+    """
+    path = Path(folder) / "gemm.onnx"
+    path.write_bytes(onnx.parser.parse_model(TEXT.format(size=size)).SerializeToString())
+    return path
+
 
 RESAMPLES = 500
 GEMM = 512  # rows, columns and depth: the fastest of 256 to 2048 where it was tried
@@ -48,7 +68,6 @@ class Int8Gemm:
     """
 
     def __init__(self, threads: int) -> None:
-        from ..export.gemm import write_gemm  # needs onnx, and with its package torch
 
         with tempfile.TemporaryDirectory() as folder:
             session = load_session(write_gemm(folder, GEMM), PROVIDERS["cpu"], threads, {"x64quantprecision": 1})

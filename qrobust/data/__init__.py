@@ -6,15 +6,12 @@ Images rest as uint8, in memory or in a mapped file, and become float32 in [0,1]
 belongs inside the model.
 """
 
-from .batches import epoch_batches
-from .choice import choose, stratified_order
+from .augment import MIXES, epoch_batches
 from .given import Given, as_images, image_batches
-from .images import Dataset, Images, learning_batches, make_images, to_unit
-from .loading import load
-from .mapped import Mapped
-from .mixing import MIXES
-from .settings import DataSettings, Settings
+from .images import Dataset, Images, Mapped, learning_batches, make_images, to_unit
+from .loading import choose, load, stratified_order
 from .sources import SOURCES
+from .sources.registry import DataSettings, Settings
 
 __all__ = [
     "MIXES",

@@ -12,8 +12,7 @@ from torch.utils.data import DataLoader
 from torch.utils.data import Dataset as TorchDataset
 
 from ..errors import DataError
-from .images import Images, make_images, to_unit
-from .mapped import Mapped
+from .images import Images, Mapped, make_images, to_unit
 
 ROUNDING = 1e-6  # what resizing in float32 leaves beyond [0, 1]
 BATCH = 256

@@ -1,14 +1,95 @@
-"""From settings to a data set."""
+"""From settings to a data set: which n of many images, the split, the same for the same seed."""
 
 from __future__ import annotations
 
-from torch import Generator
+import torch
+from torch import Generator, Tensor
 
 from ..errors import DataError, did_you_mean
-from .images import Dataset, fingerprint
-from .settings import Settings, check_settings
+from .images import Dataset, Images, fingerprint
 from .sources import SOURCES, Loaded
-from .splitting import split, subset
+from .sources.registry import Settings, check_settings
+
+
+def stratified_order(y: Tensor, seed: int) -> Tensor:
+    """A permutation of the positions of labels y (n,), int64 on the CPU, of which every prefix is stratified.
+
+    The j-th image of a class of c, in random order, stands at (2j + 1) / c; of those at one place, one drawn by lot
+    comes first. So a prefix holds of every class what Webster's method gives it: its share, within one image but for
+    rare cases. Depends on y and seed alone. Data often rests class by class, and its first n images are of few.
+
+    >>> y = torch.tensor([0, 0, 0, 0, 1, 1, 2, 2])
+    >>> y[stratified_order(y, seed=0)[:4]].sort().values.tolist()
+    [0, 0, 1, 2]
+    """
+    generator = Generator().manual_seed(seed)
+    _, classes, counts = torch.unique(y.cpu(), return_inverse=True, return_counts=True)
+    lots, ties = (torch.randperm(len(classes), generator=generator) for _ in range(2))
+    by_class = lots[classes[lots].argsort(stable=True)]
+    rank = torch.arange(len(classes)) - (counts.cumsum(0) - counts).repeat_interleave(
+        counts
+    )  # of an image in its class
+    place = (2 * rank + 1).double() / counts.repeat_interleave(counts)
+    return by_class[ties][place[ties].argsort(stable=True)]
+
+
+def choose(images: Images, n: int | None, seed: int) -> tuple[Images, Tensor | None]:
+    """The first n images in `stratified_order`, with their positions int64 (n,).
+
+    Of n None, or as many as there are: all, in the order they came, and None.
+    """
+    if n is None or n >= len(images):
+        return images, None
+    which = stratified_order(images.y, seed)[:n]
+    return images.take(which), which
+
+
+def subset(images: Images, size: int | None, generator: Generator, *, key: str) -> Images:
+    """The first `size` images after a random permutation, or all of them, in their own order, for None.
+
+    key: the setting that asked for it, for the error. Raises DataError if there are fewer images.
+    """
+    if size is None:
+        return images
+    if size > len(images):
+        raise DataError(f"expected {key} of at most {len(images)}, all images there are, got {size}; lower it")
+    return images.take(torch.randperm(len(images), generator=generator)[:size])
+
+
+def split(images: Images, share: float, generator: Generator) -> tuple[Images, Images]:
+    """Training and validation images: every class gives `share` of its images to the latter, within one.
+
+    A class with a single image keeps it for training. Both parts keep the order of `images`.
+    Raises DataError if a share above 0 is too small to give one image.
+    """
+    if share == 0:
+        return images, images.take(slice(0, 0))
+    aside = _choose(images.y.cpu(), share, generator)
+    if not aside.any():
+        raise DataError(f"expected a validation share that gives an image, got {share:g} of {len(images)}; raise it")
+    return images.take(torch.where(~aside)[0]), images.take(torch.where(aside)[0])
+
+
+def _choose(y: Tensor, share: float, generator: Generator) -> Tensor:
+    """Mask (n,) of the images set aside: in a random order of each class, the first `quota` of it."""
+    counts = torch.bincount(y)
+    quota = _quotas(counts, share)
+    order = torch.randperm(len(y), generator=generator)
+    by_class = order[y[order].argsort(stable=True)]
+    place = torch.arange(len(y)) - (counts.cumsum(0) - counts).repeat_interleave(counts)  # of an image in its class
+    aside = torch.zeros(len(y), dtype=torch.bool)
+    aside[by_class[place < quota.repeat_interleave(counts)]] = True
+    return aside
+
+
+def _quotas(counts: Tensor, share: float) -> Tensor:
+    """How many images each class gives: the share rounded down, then one more by the largest remainder."""
+    want = counts.double() * share
+    want[counts < 2] = 0
+    quota = want.floor().long()
+    spare = int((want.sum() + 0.5).floor()) - int(quota.sum())
+    quota[torch.argsort(want - quota, descending=True, stable=True)[:spare]] += 1
+    return quota
 
 
 def load(settings: Settings) -> Dataset:

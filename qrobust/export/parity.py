@@ -14,11 +14,11 @@ import torch
 from onnx import helper
 from torch import Tensor, fx, nn
 
-from .. import machine
+from .. import devices
 from ..errors import ExportError, ParityError
 from ..quant import Quantizer, first_unrounded, quantizers
 from ..runtime import Verdict
-from .optimised import open_session
+from .sessions import open_session
 from .target import Target
 
 Array = npt.NDArray[Any]
@@ -77,7 +77,7 @@ class Parity:
         return {**asdict(self), "first": self.first, "share": self.share}
 
 
-@machine.exact_products()
+@devices.exact_products()
 def parity(
     model: nn.Module,
     data: bytes,

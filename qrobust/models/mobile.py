@@ -8,9 +8,8 @@ from torch import nn
 
 from ..errors import ModelError
 from ..torchvision_cpu import import_torchvision
-from .blocks import initialise
 from .registry import register
-from .stages import Stem, check_stem
+from .resnet import Stem, check_stem, initialise
 
 
 @register

@@ -1,11 +1,10 @@
 """Quantisation-aware networks: learned-clip quantisers in Brevitas layers, FAT on their weights."""
 
-from .biases import first_unrounded, round_biases
-from .convert import BITS, EDGE_LAYERS, calibrate, quantize, requantize
+from .convert import EDGE_LAYERS, calibrate, quantize, requantize
 from .cost import Cost, cost
-from .layers import FAT, fold_fat, set_export_form, weights_first
-from .qcdq import INPUT, OPSET, OUTPUT, write_qcdq
-from .quantizers import (
+from .layers import FAT, first_unrounded, fold_fat, round_biases, set_export_form, weights_first
+from .placement import BITS, EVERY
+from .quantizer import (
     STRAIGHT_THROUGH,
     LearnedClip,
     Quantizer,
@@ -14,18 +13,13 @@ from .quantizers import (
     set_straight_through,
     straight_through,
 )
-from .regularise import kurtosis, lipschitz
-from .training import bits_per_layer, latent_weights, mask_statistics, parameter_groups
-from .widths import EVERY
+from .training import bits_per_layer, kurtosis, latent_weights, lipschitz, mask_statistics, parameter_groups
 
 __all__ = [
     "BITS",
     "EDGE_LAYERS",
     "EVERY",
     "FAT",
-    "INPUT",
-    "OPSET",
-    "OUTPUT",
     "STRAIGHT_THROUGH",
     "Cost",
     "LearnedClip",
@@ -49,5 +43,4 @@ __all__ = [
     "set_straight_through",
     "straight_through",
     "weights_first",
-    "write_qcdq",
 ]

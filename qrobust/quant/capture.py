@@ -18,7 +18,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from ..errors import ModelError
-from ..models.statistics import in_eval_mode
+from ..models.inference import in_eval_mode
 
 IMAGES = 4  # two at least: batch-norm trains on several values
 SIZES = (8, 16, 28, 32, 48, 64, 96, 128, 224, 299)  # of images that are made where none are given

@@ -11,18 +11,16 @@ import torch
 from torch import Tensor, fx, nn
 
 from ..data import image_batches
+from ..devices import device_of
 from ..errors import ModelError, did_you_mean
-from ..machine import device_of
-from ..models.statistics import in_eval_mode, statistics_anew
+from ..models.inference import in_eval_mode, statistics_anew
 from ..spectrum import FAT_FORMS
-from .biases import round_biases
 from .capture import check_capture, check_pools
-from .layers import FAT, transform
-from .placement import SUM_BITS, Placement, fat_for
-from .quantizers import calibrating, quantizers
+from .graph import trace
+from .layers import FAT, round_biases, transform
+from .placement import BITS, FLOAT_BITS, SUM_BITS, Bits, Placement, Width, check_bits, fat_for, layer_widths
+from .quantizer import calibrating, quantizers
 from .reading import Reading
-from .tracing import trace
-from .widths import BITS, FLOAT_BITS, Bits, Width, check_bits, layer_widths
 
 __all__ = [
     "BITS",

@@ -10,13 +10,13 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 
-from ..attacks.crafting import crafting
 from ..errors import ModelError
+from ..models.inference import crafting
 from ._brevitas import QuantConv2d, QuantIdentity, QuantLinear
-from .quantizers import quantizers
-from .sources import source_quantizer
+from .layers import source_quantizer
+from .placement import FLOAT_BITS
+from .quantizer import quantizers
 from .training import bits_per_layer
-from .widths import FLOAT_BITS
 
 NUMBER_BYTES = 4  # a bias is int32 or float32, a scale float32
 NORMS = (nn.BatchNorm1d, nn.BatchNorm2d)

@@ -1,15 +1,85 @@
-"""What training and the artifact need to know of a quantised network."""
+"""What training and the artifact need to know of a quantised network, and regularisers of its weights.
+
+Both look at latent weights, the float ones that an optimiser moves, before FAT and quantisers. Neither looks at
+activations, so their time does not grow with the batch: 0.3 and 0.5 s with gradients for a ResNet-18 on one CPU core.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
+from ..errors import ModelError
 from .layers import FAT
-from .quantizers import Quantizer
+from .quantizer import Quantizer
+
+UNIFORM_KURTOSIS = 1.8
+
+
+def kurtosis(model: nn.Module, *, target: float = UNIFORM_KURTOSIS) -> Tensor:
+    """mean over layers of (K(W) - target)², K(W) = mean(((W - mean W) / std W)⁴), std without Bessel's correction.
+
+    A scalar with gradient to the latent weights of all convolutions and linear layers. target: 1.8 is the
+    kurtosis of a uniform distribution, whose quantisation depends least on the step; a normal one has 3. K is
+    free of the weights' scale and mean, so it is also that of the weights FAT standardises. Weights that are
+    all equal have K = 0 and no gradient. Raises ModelError for a network without such layers.
+
+    KURE: Chmiel et al. 2020, "Robust Quantization: One Model to Rule Them All", arXiv 2002.07686. The authors'
+    code leaves out the first convolution and the classifier, and has Bessel's correction.
+    """
+    terms = [(_kurtosis(latent(layer)) - target).square() for layer in _layers(model)]
+    return torch.stack(terms).mean()
+
+
+def lipschitz(model: nn.Module) -> Tensor:
+    """Σ over layers of ½ ‖W Wᵀ - I‖²_F: 0 where all rows are orthonormal, so that no layer amplifies a disturbance.
+
+    A scalar with gradient to the latent weights W, flattened to (C_out, C_in·kh·kw), of all convolutions and
+    linear layers. The smaller of the Gram matrices W Wᵀ and Wᵀ W is taken: for a matrix with R rows and N columns
+    ½‖WᵀW - I‖² - ½‖WWᵀ - I‖² = (N - R)/2, so gradients agree and the least value is 0. A grouped convolution
+    counts as one matrix per group, as its groups share no input. Raises ModelError for a network without such
+    layers.
+
+    Lin et al. 2019, "Defensive Quantization: When Efficiency Meets Robustness", arXiv 1904.08444; their β is left
+    to the caller. A convolution whose flattened rows are orthonormal may still amplify by up to √(kh·kw), where
+    its windows overlap. FAT, and a batch-norm that follows, undo a layer's scale: there the term shapes directions
+    and bounds no Lipschitz constant.
+    """
+    return torch.stack([_distance_from_orthonormal(layer) for layer in _layers(model)]).sum()
+
+
+def latent(layer: nn.Module) -> Tensor:
+    """The weight that an optimiser moves, before any parametrisation."""
+    holder: Any = layer
+    weight: Tensor = holder.parametrizations.weight.original if parametrize.is_parametrized(layer) else holder.weight
+    return weight
+
+
+def _layers(model: nn.Module) -> Iterator[nn.Module]:
+    layers = [module for module in model.modules() if isinstance(module, (nn.Conv2d, nn.Linear))]
+    if not layers:
+        raise ModelError(
+            "expected a network with a convolution or a linear layer, got none; there is nothing to regularise"
+        )
+    return iter(layers)
+
+
+def _kurtosis(weight: Tensor) -> Tensor:
+    deviation = weight.std(correction=0).clamp_min(torch.finfo(weight.dtype).tiny)
+    return ((weight - weight.mean()) / deviation).pow(4).mean()
+
+
+def _distance_from_orthonormal(layer: nn.Module) -> Tensor:
+    weight, groups = latent(layer), getattr(layer, "groups", 1)
+    rows = weight.reshape(groups, len(weight) // groups, -1)
+    gram = rows @ rows.mT if rows.shape[1] <= rows.shape[2] else rows.mT @ rows
+    identity = torch.eye(gram.shape[-1], dtype=gram.dtype, device=gram.device)
+    return (gram - identity).square().sum() / 2
+
 
 # Learning rates relative to the weights' (0.1 and 0.02 at 0.04) and weight decay of clips, as FAT trains.
 ACTIVATION_CLIP_RATE = 2.5

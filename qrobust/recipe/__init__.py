@@ -1,8 +1,7 @@
 """Recipes: how a network is trained, quantised, evaluated and exported; checked before anything runs."""
 
-from .differences import difference
-from .reading import checked, dump, load, parse
-from .tables import (
+from .reading import checked, difference, dump, load, parse
+from .schema import (
     Average,
     Awp,
     CallSize,

@@ -9,4 +9,8 @@ card       plain data → model-card.md, by card.md.j2
 
 from .writing import CARD, PAGE, write
 
-__all__ = ["CARD", "PAGE", "write"]
+__all__ = [
+    "CARD",
+    "PAGE",
+    "write",
+]

@@ -8,7 +8,7 @@ from functools import cached_property
 import torch
 from torch import Tensor, nn
 
-from .. import data, machine, models, quant
+from .. import data, devices, models, quant
 from ..errors import RunError
 from ..recipe import Recipe, Schedule, Training
 from ..train import AVERAGE, MODEL, load_weights
@@ -43,7 +43,7 @@ class Networks:
         if bits not in self._loaded:
             model = self.untrained(bits)
             load_weights(self.files.network(bits).weights(self.deployed(bits)), model)
-            self._loaded[bits] = machine.placed(model).eval()
+            self._loaded[bits] = devices.placed(model).eval()
         return self._loaded[bits]
 
     def float_network(self, bits: int) -> nn.Module | None:
@@ -52,7 +52,7 @@ class Networks:
 
     def untrained(self, bits: int) -> nn.Module:
         """The network of a width before training, on the CPU; quantisers not yet placed."""
-        with machine.own_randomness():
+        with devices.own_randomness():
             torch.manual_seed(self.recipe.seed)
             model = models.build(
                 self.recipe.model.name,
@@ -65,7 +65,7 @@ class Networks:
     def start(self, bits: int) -> nn.Module:
         """The network that training of a width starts from."""
         if bits == FLOAT:
-            model, settings = machine.placed(self.untrained(FLOAT)), self.recipe.train
+            model, settings = devices.placed(self.untrained(FLOAT)), self.recipe.train
             if settings.fat == "none":
                 return model
             images = self._calibration(settings.batch_size)  # behind FAT, batch-norm's first statistics are far off
@@ -124,4 +124,4 @@ class Networks:
 
     def _calibration(self, count: int) -> tuple[Tensor, ...]:
         images, _ = data.choose(self.dataset.train, count, self.recipe.seed)
-        return (data.to_unit(images.x, machine.device(), channels_last=True),)
+        return (data.to_unit(images.x, devices.device(), channels_last=True),)

@@ -1,5 +1,7 @@
 """What a run would be refused for after hours of training, said in seconds before its first epoch.
 
+Files depend on a network's structure alone, but for the values of its weights: what an export would refuse shows here.
+
 recipe and target ─ folder ─ images ─ every width's untrained network, quantised, written and loaded ─ disk
 """
 
@@ -12,21 +14,98 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
+import numpy as np
 import torch
-from torch import nn
+from torch import Tensor, fx, nn
 
-from .. import distributed, machine
+from .. import data, devices, distributed, quant
 from ..attacks import Attack, named
-from ..data import Dataset
-from ..errors import DataError, ExportError, RecipeError, RunError
-from ..export import Target
-from ..export.optimised import present_provider
-from ..export.suite import check_suite_attacks
+from ..data import Dataset, Images
+from ..deployed.model import as_floats
+from ..errors import DataError, ExportError, GraphError, ModelError, QrobustError, RecipeError, RunError
+from ..evaluation.accuracy import check_logits
+from ..export.artifact import check_suite_attacks
+from ..export.sessions import check_ops, open_session, present_provider
+from ..export.target import Target
+from ..export.write import lower
+from ..onnx_module import twin
 from ..progress import bar
 from ..recipe import Recipe
-from ..runtime import MAX_PIXELS, MAX_SUITE_BYTES, images_needed
+from ..runtime import MAX_FILE_BYTES, MAX_PIXELS, MAX_SUITE_BYTES, images_needed
 from ..threat import Threat
-from .rehearsal import rehearse
+
+SEVERAL = 4  # images that go through
+
+
+def rehearse(model: nn.Module, images: Images, target: Target, bits: int, *, input: str, attacked: bool) -> int:
+    """The size in bytes of a network's file. Raises ModelError for one that does not suit the images, ExportError for
+    one that cannot be written or that onnxruntime does not run, GraphError for a file that cannot be attacked, if it is
+    to be.
+
+    model: on the CPU, from `quantize` below 32 bits, its clips and biases placed here. input: as in `lower`.
+    """
+    some = images.take(torch.linspace(0, len(images) - 1, SEVERAL).long()).x.cpu()
+    camera = input == "uint8-nhwc"
+    _check_forward(model.eval(), data.to_unit(some, "cpu", channels_last=True))
+    with tempfile.TemporaryDirectory() as folder, _of_width(bits):
+        path = Path(folder) / "model.onnx"
+        path.write_bytes(lower(model, data.to_unit(some, "cpu"), target, input=input))
+        size = path.stat().st_size
+        if size > MAX_FILE_BYTES:
+            raise ExportError(
+                f"expected a model.onnx of up to {MAX_FILE_BYTES} bytes, got {size}; take a smaller model"
+            )
+        if target.executable:
+            _check_session(path, some, target, camera=camera)
+            if isinstance(model, fx.GraphModule):
+                check_ops(path, target, model)
+            if attacked:
+                _check_gradient(path, camera=camera)
+    return size
+
+
+def _check_forward(model: nn.Module, x: Tensor) -> None:
+    try:
+        if isinstance(model, fx.GraphModule):
+            quant.calibrate(model, [x])
+            quant.round_biases(model)
+        with torch.no_grad():
+            model(x)
+    except QrobustError:
+        raise
+    except Exception as error:  # torch's errors share no base
+        shape, told = tuple(x.shape[1:]), str(error).splitlines()[0]
+        raise ModelError(f"expected a network for images of {shape}, got: {told}; choose another model.name") from error
+    check_logits(model, x)
+
+
+def _check_session(path: Path, some: Tensor, target: Target, *, camera: bool) -> None:
+    pixels = some.permute(0, 2, 3, 1) if camera else data.to_unit(some, "cpu")
+    session = open_session(path, target.session.graph_optimization_level, present_provider(target))
+    session.run(None, {quant.INPUT: np.ascontiguousarray(pixels.numpy())})
+
+
+def _check_gradient(path: Path, *, camera: bool) -> None:
+    try:
+        twin(as_floats(path.read_bytes()) if camera else path)
+    except GraphError as error:
+        told = str(error).partition("; ")[0]
+        raise GraphError(f"{told}; choose another export.target, or remove the table attack") from error
+
+
+@contextmanager
+def _of_width(bits: int) -> Iterator[None]:
+    """Errors say of which network they speak; those of onnxruntime become one line."""
+    try:
+        yield
+    except QrobustError as error:
+        raise type(error)(f"QM-{bits}: {error}") from error
+    except Exception as error:  # onnxruntime's share no base
+        told = str(error).splitlines()[0]
+        raise ExportError(
+            f"QM-{bits}: expected a file that onnxruntime runs, got: {told}; choose another export.target"
+        ) from error
+
 
 FLOAT = 32
 TRANSFER = "transfer"
@@ -56,7 +135,7 @@ def preflight(
     check_images(recipe, target, images)
     needed = 0
     # What is trained afterwards does not depend on what was rehearsed.
-    with machine.own_randomness(), bar("rehearse", len(widths), "networks") as moving:
+    with devices.own_randomness(), bar("rehearse", len(widths), "networks") as moving:
         for bits in widths:
             needed += _rehearse(recipe, target, images, network(bits), bits)
             moving.advance()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from ..deployed.material import SUITE
+from ..deployed.model import SUITE
 from ..errors import RunError, one_line
 from ..recipe import Recipe
 from ..runtime import wilson

@@ -12,16 +12,17 @@ from typing import Any
 
 from torch import nn
 
-from .. import data, distributed, machine, quant, recipe, runtime
+from .. import data, devices, distributed, quant, recipe, runtime
 from ..attacks import Attack, named
 from ..bench import bench
-from ..deployed.attacking import Settings as AttackSettings
-from ..deployed.attacking import attack, default_attacks
-from ..deployed.material import SUITE, find_images, find_sources
-from ..deployed.serving import Deployed, open_deployed
+from ..deployed.attack import Settings as AttackSettings
+from ..deployed.attack import attack, default_attacks
+from ..deployed.model import SUITE, Deployed, find_images, find_sources, open_deployed
 from ..errors import RunError
-from ..evaluate import CHEAP, DOUBTS, Outcomes, Subject, evaluate, examine
-from ..export import Contents, Target, load_target, make_suite, optimised_ops, write_artifact
+from ..evaluation import CHEAP, DOUBTS, Outcomes, Subject, evaluate, examine
+from ..export.artifact import Contents, make_suite, write_artifact
+from ..export.sessions import optimised_ops
+from ..export.target import Target, load_target
 from ..progress import note
 from ..recipe import Recipe
 from ..storage import read_json, write_json, write_text
@@ -177,7 +178,7 @@ class Run:
             state=state,
             label=f"evaluate qm-{bits}",
         )
-        example = data.to_unit(images.take(slice(0, 1)).x, machine.device_of(model), channels_last=True)
+        example = data.to_unit(images.take(slice(0, 1)).x, devices.device_of(model), channels_last=True)
         more: Record = {"cost": quant.cost(model, example).to_dict()}
         others = [self.network(width) for width in self.recipe.bits if width not in (bits, FLOAT)] if thorough else []
         if distributed.is_first():
@@ -341,15 +342,15 @@ class Run:
 
     def _set_threads(self, *, trial: bool = False) -> None:
         """Threads of torch: as the recipe says, as they were, or, with `trial`, as a short one finds them."""
-        if machine.device().type != "cpu" or distributed.world() > 1:  # torchrun divides the cores
+        if devices.device().type != "cpu" or distributed.world() > 1:  # torchrun divides the cores
             return
         found = Stage(self.files.threads, None).recorded() or {}
         count = self.recipe.threads or found.get("threads")
         if trial and not (isinstance(count, int) and count > 0):
-            count = machine.choose_threads(self.networks.one_pass())
-            write_json(self.files.threads, {"threads": count, "hardware": machine.hardware()})
+            count = devices.choose_threads(self.networks.one_pass())
+            write_json(self.files.threads, {"threads": count, "hardware": devices.hardware()})
         if isinstance(count, int) and count > 0:
-            machine.use_threads(count)
+            devices.use_threads(count)
 
     def _preflight(self) -> None:
         """Raises what a later stage would end in, before the first epoch."""

@@ -12,9 +12,9 @@ from typing import Any
 
 from torch import fx, nn
 
-from .. import distributed, machine, quant
+from .. import devices, distributed, quant
 from ..errors import CheckpointError, RecipeError, RunError
-from ..models.statistics import estimate_statistics
+from ..models.inference import estimate_statistics
 from ..progress import note
 from ..recipe import Recipe, difference, load, parse
 from ..threat import Threat
@@ -159,7 +159,7 @@ class TrainStage:
 
     def _train(self) -> dict[str, Any]:
         started, networks = time.perf_counter(), self.networks
-        model, job = machine.placed(networks.start(self.bits)), self.job()
+        model, job = devices.placed(networks.start(self.bits)), self.job()
         teacher = networks.network(FLOAT) if METHODS[job.training.method].teacher else None
         state = fit(model, networks.dataset, job, teacher=teacher)
         for name in WEIGHTS & state.best.keys():
@@ -173,8 +173,8 @@ class TrainStage:
             "best": state.best,
             "seconds": round(time.perf_counter() - started, 1),
             "data_fingerprint": networks.dataset.fingerprint,
-            "versions": machine.versions(),
-            "hardware": machine.hardware(),
+            "versions": devices.versions(),
+            "hardware": devices.hardware(),
         }
 
     def _save(self, model: nn.Module, job: Job, name: str) -> None:

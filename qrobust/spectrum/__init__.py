@@ -1,14 +1,20 @@
 """Pure functions on tensors in the frequency domain, and what a network answers to them."""
 
-from .accuracy import banded, low_pass_accuracy, perturbed_accuracy
-from .activation import first_activation
-from .alignment import spectral_distance
-from .basis import fourier_basis, half_plane
 from .fat import FAT_FORMS, fat_mask, fat_transform, filter_spectrum
-from .filters import check_bandwidth, high_pass, low_pass
-from .heatmap import heat_map
+from .filters import (
+    check_bandwidth,
+    fourier_basis,
+    half_plane,
+    high_pass,
+    kernel_spectrum,
+    log_spectrum,
+    low_pass,
+    low_to_high,
+    magnitudes,
+    mean_spectrum,
+)
+from .responses import banded, first_activation, heat_map, low_pass_accuracy, perturbed_accuracy
 from .similarity import Alignment, layer_names, linear_cka, network_cka
-from .spectra import kernel_spectrum, log_spectrum, low_to_high, magnitudes, mean_spectrum
 
 __all__ = [
     "FAT_FORMS",
@@ -34,5 +40,4 @@ __all__ = [
     "mean_spectrum",
     "network_cka",
     "perturbed_accuracy",
-    "spectral_distance",
 ]

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import DataError, ModelError, did_you_mean
-from .accuracy import OnStep, as_placed, check_model
+from .responses import OnStep, as_placed, check_model
 
 LEAST = 4  # images, for an unbiased estimate
 

@@ -1,10 +1,9 @@
 """Adversarial training that continues where it stopped."""
 
 from .checkpoint import is_whole, load_weights, read_metadata, save_weights
-from .job import Job
-from .loop import AVERAGE, MODEL, fit, plain_images
+from .job import Job, first_epoch, learning_rate
 from .methods import METHODS
-from .schedule import first_epoch, learning_rate
+from .trainer import AVERAGE, MODEL, fit, plain_images
 
 __all__ = [
     "AVERAGE",

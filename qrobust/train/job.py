@@ -1,7 +1,8 @@
-"""What is asked of a training."""
+"""What is asked of a training, and what changes with the epoch."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -9,7 +10,36 @@ from typing import Any
 
 from ..recipe import Data, Schedule, Training
 from ..threat import Threat
-from .schedule import first_epoch
+
+DROP = 0.1  # the factor of a milestone where a recipe gives none
+RISE = 0.4  # share of a cyclic schedule in which the rate rises
+
+
+def learning_rate(schedule: Schedule, epoch: float) -> float:
+    """The rate at an epoch, counted from 0, with its fraction between epochs.
+
+    "step": lr times the factors of the milestones reached. "cosine": lr·(1 + cos(π·t))/2 at the share t of all
+    epochs. "cyclic": a straight line from 0 to lr at two fifths of them, and down to 0 (Wong et al. 2020,
+    arXiv 2001.03994).
+
+    >>> learning_rate(Schedule(epochs=9, lr=1.0, milestones=(3, 6)), 3)
+    0.1
+    """
+    share = epoch / schedule.epochs
+    if schedule.shape == "cosine":
+        return schedule.lr * (1 + math.cos(math.pi * share)) / 2
+    if schedule.shape == "cyclic":
+        return schedule.lr * (share / RISE if share < RISE else (1 - share) / (1 - RISE))
+    rate = schedule.lr
+    factors = schedule.factors or (DROP,) * len(schedule.milestones)
+    for milestone, factor in zip(schedule.milestones, factors, strict=True):
+        rate *= factor if epoch >= milestone else 1
+    return rate
+
+
+def first_epoch(start: int | str, schedule: Schedule) -> int:
+    """The first epoch, counted from 0, of what starts at an epoch or at the "first-drop" of the rate."""
+    return schedule.milestones[0] if isinstance(start, str) else start
 
 
 @dataclass(frozen=True)

@@ -1,25 +1,98 @@
-"""One step: mix, craft, perturb, descend."""
+"""One step: mix, attack, perturb, descend; and the running mean of the weights."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+import copy
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from functools import cached_property
 
 import torch
 from torch import Generator, Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
 
-from .. import distributed, machine
+from .. import devices, distributed, recipe
 from ..data import MIXES
-from ..models.statistics import freeze_statistics
+from ..models.inference import estimate_statistics, freeze_statistics
 from ..quant import kurtosis, latent_weights, lipschitz, weights_first
 from ..spectrum import low_pass
-from .average import Average
+from .cuda_graphs import Replayed, Tensors
 from .job import Job
 from .methods import METHODS, Views, aligned, craft, draw_start
-from .perturb import fixed_statistics, perturbed
-from .replay import Replayed, Tensors
+
+
+class Average(nn.Module):
+    """The mean of a network's weights so far, as a network of its own: frozen, in eval mode.
+
+    "equal":       w ← (w·k + W)/(k + 1), to be called after every epoch
+    "exponential": w ← decay·w + (1 - decay)·W, after every step; W at the first
+    """
+
+    count: Tensor
+
+    def __init__(self, model: nn.Module, settings: recipe.Average) -> None:
+        super().__init__()
+        self.network = copy.deepcopy(model).eval().requires_grad_(False)
+        self.settings = settings
+        self.register_buffer("count", torch.tensor(0))
+
+    def begin(self, model: nn.Module) -> None:
+        """Stand where the network stands, so that what is aligned to the average has a trained one from the start."""
+        self.network.load_state_dict(model.state_dict())
+
+    @torch.no_grad()
+    def update(self, model: nn.Module) -> None:
+        """Take the network's weights in; all else that it holds (statistics, clips' units) is copied."""
+        k = int(self.count)
+        share = 1 / (k + 1) if self.settings.kind == "equal" or k == 0 else 1 - self.settings.decay
+        for mean, value in zip(self.network.parameters(), model.parameters(), strict=True):
+            mean.lerp_(value.detach(), share)
+        for own, buffer in zip(self.network.buffers(), model.buffers(), strict=True):
+            own.copy_(buffer)
+        self.count += 1
+
+    def estimate(self, batches: Iterable[Tensor]) -> None:
+        """Batch-norm statistics of the averaged weights, over images (n, c, h, w) in [0,1]: `settings.statistics`."""
+        estimate_statistics(self.network, batches)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Logits of the averaged network, (n, classes)."""
+        logits: Tensor = self.network(x)
+        return logits
+
+
+@contextmanager
+def perturbed(weights: Sequence[nn.Parameter], gradients: Sequence[Tensor | None], gamma: float) -> Iterator[None]:
+    """Inside, every weight stands at w + γ·‖w‖·g/‖g‖, up along its gradient g; afterwards at w again, to the bit.
+
+    A weight without a gradient (None), which the loss does not use, stays.
+    """
+    before = [weight.detach().clone() for weight in weights]
+    try:
+        with torch.no_grad():
+            for weight, gradient in zip(weights, gradients, strict=True):
+                if gradient is not None:
+                    weight.add_(gradient * (gamma * weight.norm() / gradient.norm().clamp_min(1e-12)))
+        yield
+    finally:
+        with torch.no_grad():
+            for weight, value in zip(weights, before, strict=True):
+                weight.copy_(value)
+
+
+@contextmanager
+def fixed_statistics(model: nn.Module) -> Iterator[None]:
+    """Inside, batch-norm in train mode normalises by the batch and leaves its running statistics alone."""
+    norms = [m for m in model.modules() if isinstance(m, _BatchNorm) and m.track_running_stats]
+    for norm in norms:
+        norm.track_running_stats = False
+    try:
+        yield
+    finally:
+        for norm in norms:
+            norm.track_running_stats = True
+
 
 Objective = Callable[[nn.Module], tuple[Tensor, Tensor]]
 
@@ -147,7 +220,7 @@ class Stepper:
         else:  # moves batch-norm's statistics, or not, as its caller says
             x_adv = craft(self.model, x, goal, start, training, threat)
         if mix is not None and mix.on == "adversarial" and x_adv is not None:
-            own = machine.generator(int(torch.randint(2**62, (1,), generator=generator)), 0)
+            own = devices.generator(int(torch.randint(2**62, (1,), generator=generator)), 0)
             whole = distributed.gathered(x_adv), distributed.gathered(y)  # images mix with any of the batch
             x_adv, y = MIXES[mix.kind](*whole, classes=self.classes, alpha=mix.alpha, generator=own)
             x_adv, y = distributed.part(x_adv), distributed.part(y)

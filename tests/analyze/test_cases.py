@@ -64,7 +64,7 @@ def test_n_and_k_have_defaults(run):
 
 
 def test_perturbations_stay_within_the_threat_and_are_crafted_once(run, monkeypatch):
-    from qrobust.attacks.named import Attack
+    from qrobust.attacks.registry import Attack
 
     calls, original = [], Attack.craft
 

@@ -10,7 +10,7 @@ import torch
 from qrobust.attacks import Scene, autoattack_part, named
 from qrobust.attacks.auto import NORMS, PARTS
 from qrobust.data import Images, to_unit
-from qrobust.evaluate import evaluate
+from qrobust.evaluation import evaluate
 from qrobust.objectives import margin
 from qrobust.threat import Threat
 

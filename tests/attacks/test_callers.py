@@ -6,9 +6,10 @@ import pytest
 import torch
 from torch import nn
 
-from qrobust.attacks import Scene, crafting, input_gradient, named, pgd
+from qrobust.attacks import Scene, named, pgd
 from qrobust.attacks.gradient import last_and_best
 from qrobust.errors import ModelError
+from qrobust.models.inference import crafting, input_gradient
 from qrobust.objectives import margin
 from qrobust.threat import Threat
 

@@ -5,7 +5,7 @@ import torch
 from torch import nn
 from torch.nn.utils import parametrize
 
-from qrobust.attacks import Holdable, crafting
+from qrobust.models.inference import Holdable, crafting
 
 from .helpers import smooth_net
 

@@ -5,13 +5,13 @@ import torch
 from torch import fx, nn
 from torch.nn.utils import parametrize
 
-from qrobust.attacks import crafting, pgd
-from qrobust.attacks.folding import folded
+from qrobust.attacks import pgd
 from qrobust.distributed import SharedBatchNorm
 from qrobust.models import build
+from qrobust.models.inference import crafting, folded
 from qrobust.quant import quantize
 from qrobust.quant.layers import FAT
-from qrobust.quant.quantizers import Quantizer
+from qrobust.quant.quantizer import Quantizer
 from qrobust.threat import Threat
 
 

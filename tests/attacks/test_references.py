@@ -11,7 +11,7 @@ import pyautoattack
 import pytest
 
 from qrobust.attacks import named
-from qrobust.evaluate import evaluate, judge, mcnemar, predict
+from qrobust.evaluation import evaluate, judge, mcnemar, predict
 from qrobust.threat import Threat
 
 from .rivals import NETWORKS, RIVALS

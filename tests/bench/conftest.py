@@ -5,7 +5,8 @@ import torch
 
 from qrobust.attacks import named
 from qrobust.data import Dataset, Images
-from qrobust.export import Contents, load_target, make_suite, write_artifact
+from qrobust.export.artifact import Contents, make_suite, write_artifact
+from qrobust.export.target import load_target
 from qrobust.runtime import Artifact
 from qrobust.threat import Threat
 

@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from qrobust.bench.executed import Node, compute_type, executed, multiply_adds, placement, refuse_fallback
-from qrobust.bench.sessions import OPENVINO, PROVIDERS
+from qrobust.export.sessions import OPENVINO, PROVIDERS
 from qrobust.runtime import ArtifactError
 
 from ..export.helpers import network

@@ -7,10 +7,9 @@ import numpy as np
 import pytest
 
 from qrobust.bench import Contestant, bench, measure, race, unique_names
-from qrobust.bench.measure import suite_accuracy
-from qrobust.bench.scenario import Scenario
-from qrobust.bench.sessions import PROVIDERS
+from qrobust.bench.measure import Scenario, suite_accuracy
 from qrobust.errors import RecipeError
+from qrobust.export.sessions import PROVIDERS
 
 from .conftest import written
 

@@ -6,7 +6,7 @@ from types import SimpleNamespace
 import pytest
 
 from qrobust.bench.memory import footprint
-from qrobust.bench.sessions import PROVIDERS
+from qrobust.export.sessions import PROVIDERS
 from qrobust.runtime import ArtifactError
 
 CPU = PROVIDERS["cpu"]

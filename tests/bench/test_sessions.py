@@ -9,18 +9,18 @@ import pytest
 import torch
 
 from qrobust import runtime
-from qrobust.bench.sessions import (
+from qrobust.errors import RecipeError
+from qrobust.export.sessions import (  # fmt: skip
     OPENVINO,
     PROVIDERS,
     Bound,
     NullSession,
+    artifact_session,
     beside_others,
     images_for,
-    open_session,
     provider_of,
     require,
-)  # fmt: skip
-from qrobust.errors import RecipeError
+)
 from qrobust.runtime import ArtifactError, sums_saturate
 
 from ..deployed.helpers import has_vnni
@@ -62,7 +62,7 @@ def test_every_session_that_is_timed_has_the_option_where_it_is_needed_alone(nee
     one, entry = artifacts[8], runtime.ENTRIES["x64quantprecision"]
     assert one.manifest["target"]["session_options"]["x64quantprecision"] == 1
     monkeypatch.setitem(one.manifest["target"]["session_options"], "x64quantprecision", wanted)
-    first = open_session(one, CPU, 1)
+    first = artifact_session(one, CPU, 1)
     for session in (one.session(), first, beside_others(first, one)):
         found = session.get_session_options().get_session_config_entry(entry)
         assert found == str(int(needed and wanted))
@@ -83,7 +83,7 @@ def test_a_gpu_that_is_not_there_is_one_line_and_silent(name, artifacts, capfd):
     if PROVIDERS[name] not in onnxruntime.get_available_providers():
         pytest.skip("this onnxruntime has no such provider at all")
     with pytest.raises(ArtifactError, match=rf"expected the libraries of {PROVIDERS[name]}, got none called lib.*; "):
-        open_session(artifacts[4], PROVIDERS[name], 1)
+        artifact_session(artifacts[4], PROVIDERS[name], 1)
     assert capfd.readouterr() == ("", "")
 
 
@@ -94,7 +94,7 @@ def test_the_cpu_needs_nothing():
 def test_openvino_that_is_not_installed_is_named(artifacts, monkeypatch):
     monkeypatch.setitem(sys.modules, "openvino", None)
     with pytest.raises(ArtifactError, match="expected the package openvino, got none; pip install openvino"):
-        open_session(artifacts[4], OPENVINO, 1)
+        artifact_session(artifacts[4], OPENVINO, 1)
 
 
 @pytest.mark.parametrize("bits", [32, 8])
@@ -103,16 +103,16 @@ def test_openvino_says_what_onnxruntime_says(bits, artifacts):
     if bits == 8 and not has_vnni():
         pytest.skip("expected a processor with VNNI: without it OpenVINO's sums of 8-bit products saturate")
     one, x = artifacts[bits], images_for(artifacts[bits], 5)
-    session = open_session(one, OPENVINO, 1)
+    session = artifact_session(one, OPENVINO, 1)
     feed = {session.get_inputs()[0].name: x}
-    (ours,), (theirs,) = open_session(one, CPU, 1).run(None, feed), session.run(None, feed)
+    (ours,), (theirs,) = artifact_session(one, CPU, 1).run(None, feed), session.run(None, feed)
     assert theirs.shape == (5, 10)
     assert np.abs(ours - theirs).max() < 0.05 * np.abs(ours).max()  # OpenVINO may compute floats in bfloat16
 
 
 def test_openvino_refuses_in_one_line(artifacts, tmp_path):
     pytest.importorskip("openvino", reason="openvino is for development only")
-    from qrobust.bench.sessions import OpenVinoSession
+    from qrobust.export.sessions import OpenVinoSession
 
     (tmp_path / "model.onnx").write_bytes(b"no graph")
     with pytest.raises(ArtifactError, match=r"expected a file that OpenVINO reads, got .*target openvino") as caught:
@@ -121,7 +121,7 @@ def test_openvino_refuses_in_one_line(artifacts, tmp_path):
 
 
 def test_a_session_beside_others_says_the_same(artifacts):
-    session, x = open_session(artifacts[4], CPU, 2), images_for(artifacts[4], 3)
+    session, x = artifact_session(artifacts[4], CPU, 2), images_for(artifacts[4], 3)
     again = beside_others(session, artifacts[4])
     feed = {session.get_inputs()[0].name: x}
     assert again.get_session_options().intra_op_num_threads == 2
@@ -146,7 +146,7 @@ def test_images_of_a_camera(artifacts, monkeypatch):
 
 
 def test_a_bound_session_sees_its_own_images(artifacts):
-    session, x = open_session(artifacts[4], CPU, 1), images_for(artifacts[4], 2)
+    session, x = artifact_session(artifacts[4], CPU, 1), images_for(artifacts[4], 2)
     (bound,) = Bound(session, x).run(None, {"x": np.empty(0)})
     assert np.array_equal(bound, session.run(None, {session.get_inputs()[0].name: x})[0])
     assert Bound(NullSession(), x).run(None, {}) == []

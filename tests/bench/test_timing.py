@@ -3,8 +3,7 @@
 import numpy as np
 import pytest
 
-from qrobust.bench.timing import GEMM, Int8Gemm, ratio_interval, statistics
-from qrobust.export.gemm import write_gemm
+from qrobust.bench.timing import GEMM, Int8Gemm, ratio_interval, statistics, write_gemm
 
 
 def test_statistics_of_known_times():

@@ -13,11 +13,10 @@ from torch import nn
 
 from qrobust.attacks import named
 from qrobust.data import Images, Mapped, epoch_batches
-from qrobust.data.images import PIECE, fingerprint
-from qrobust.data.mapped import map_images
-from qrobust.data.splitting import split, subset
+from qrobust.data.images import PIECE, fingerprint, map_images
+from qrobust.data.loading import split, subset
 from qrobust.errors import DataError
-from qrobust.evaluate import evaluate
+from qrobust.evaluation import evaluate
 from qrobust.threat import Threat
 
 from .helpers import seeded, some_images

@@ -4,7 +4,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from qrobust.data.mixing import MIXES, cutmix, cutout, mixup
+from qrobust.data.augment import MIXES, cutmix, cutout, mixup
 from qrobust.errors import DataError
 
 from .helpers import seeded

@@ -6,7 +6,7 @@ from itertools import pairwise
 from pathlib import Path
 
 from qrobust import cli
-from qrobust.data.settings import DataSettings, check_settings
+from qrobust.data.sources.registry import DataSettings, check_settings
 from qrobust.recipe import load, parse
 
 TEXT = (Path(__file__).resolve().parents[2] / "docs" / "scaling.md").read_text()

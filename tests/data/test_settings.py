@@ -4,7 +4,7 @@ from dataclasses import replace
 
 import pytest
 
-from qrobust.data.settings import DataSettings, check_settings
+from qrobust.data.sources.registry import DataSettings, check_settings
 from qrobust.errors import DataError
 
 DIGITS = DataSettings("digits")

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from qrobust.data.images import Images
-from qrobust.data.splitting import split, subset
+from qrobust.data.loading import split, subset
 from qrobust.errors import DataError
 
 from .helpers import seeded

@@ -8,11 +8,12 @@ import onnx
 import torch
 from onnx import numpy_helper
 
-from qrobust.deployed.building import execute
-from qrobust.export import load_target, lower
-from qrobust.export.optimised import open_session
+from qrobust.export.sessions import open_session
+from qrobust.export.target import load_target
+from qrobust.export.write import lower
 from qrobust.models import build
-from qrobust.models.statistics import estimate_statistics
+from qrobust.models.inference import estimate_statistics
+from qrobust.onnx_module.building import execute
 from qrobust.quant import quantize
 from qrobust.runtime import sums_saturate
 

@@ -5,11 +5,10 @@ import pytest
 import torch
 
 from qrobust import verbs
-from qrobust.deployed import attacking
-from qrobust.deployed.attacking import Settings, attack, threat_of
-from qrobust.deployed.material import find_images
-from qrobust.deployed.serving import Served, open_deployed
-from qrobust.evaluate.doubt import Examination
+from qrobust.deployed import attack
+from qrobust.deployed.attack import Settings, attack, threat_of
+from qrobust.deployed.model import Served, find_images, open_deployed
+from qrobust.evaluation.sanity import Examination
 from qrobust.threat import Threat
 
 from ..test_runtime import LOGITS, WEIGHT, floats, suite_arrays
@@ -52,8 +51,8 @@ def test_a_session_of_bytes_is_judged_inside_the_ball(tmp_path, monkeypatch):
         return forward(self, x)
 
     monkeypatch.setattr(Served, "forward", watched)
-    monkeypatch.setattr(attacking, "doubt_file", lambda _: Examination({}, []))
-    monkeypatch.setattr(attacking, "gap", lambda _: {})
+    monkeypatch.setattr(attack, "doubt_file", lambda _: Examination({}, []))
+    monkeypatch.setattr(attack, "gap", lambda _: {})
     attack(opened, images, Settings(attacks=("pgd-1:step_size=0.1",), forms=("identity",)))
     right = LOGITS(floats(SUITE["x.clean"])).argmax(1) == SUITE["y"]
     change = (judged[-1] - images.x[torch.from_numpy(right)]).flatten(1)

@@ -9,9 +9,8 @@ import pytest
 import torch
 from torch import nn
 
-from qrobust.deployed.attacking import Settings, attack
-from qrobust.deployed.material import find_images
-from qrobust.deployed.serving import open_deployed
+from qrobust.deployed.attack import Settings, attack
+from qrobust.deployed.model import find_images, open_deployed
 from qrobust.torchvision_cpu import import_torchvision
 
 SIDE = 8

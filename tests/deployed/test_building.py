@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 import torch
 
-from qrobust.deployed import twin
 from qrobust.errors import GraphError
+from qrobust.onnx_module import twin
 
 from .helpers import runtime, text_model
 from .operators.cases import CONSTANTS

@@ -7,12 +7,10 @@ import pytest
 import torch
 
 from qrobust.attacks import named
-from qrobust.deployed import twin
-from qrobust.deployed.doubts import DOUBTS, Evidence, apart
-from qrobust.deployed.material import find_images
-from qrobust.deployed.parting import first_apart
-from qrobust.deployed.serving import open_deployed
-from qrobust.evaluate import Outcomes, examine
+from qrobust.deployed.model import find_images, open_deployed
+from qrobust.deployed.sanity import DOUBTS, Evidence, apart, first_apart
+from qrobust.evaluation import Outcomes, examine
+from qrobust.onnx_module import twin
 from qrobust.runtime import ArtifactError
 from qrobust.threat import Threat
 
@@ -113,10 +111,10 @@ def test_layers_of_an_exported_network_agree(bare):
 
 
 def test_the_flag_names_the_layer(tmp_path, monkeypatch):
-    from qrobust.deployed import doubts
+    from qrobust.deployed import sanity
 
     deployed = open_deployed(artifact(tmp_path / "one", masked()))
     other = replace(deployed, twin=twin(model_bytes(np.roll(WEIGHT, 1))))
-    monkeypatch.setattr(doubts, "first_apart", lambda *_: "conv1.out")
-    flags = {flag.name: flag.reason for flag in doubts.doubt_file(evidence(other)).flags}
+    monkeypatch.setattr(sanity, "first_apart", lambda *_: "conv1.out")
+    flags = {flag.name: flag.reason for flag in sanity.doubt_file(evidence(other)).flags}
     assert flags["twin-differs"].endswith("first in conv1.out")

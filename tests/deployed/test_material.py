@@ -3,8 +3,7 @@
 import numpy as np
 import pytest
 
-from qrobust.deployed.material import find_images, find_sources
-from qrobust.deployed.serving import open_deployed
+from qrobust.deployed.model import find_images, find_sources, open_deployed
 from qrobust.errors import DataError, RecipeError, RunError
 
 from ..test_runtime import WEIGHT, model_bytes, suite_arrays

@@ -7,9 +7,10 @@ import pytest
 import torch
 
 from qrobust import attacks
-from qrobust.deployed import FORMS, twin
 from qrobust.errors import GraphError, ModelError
-from qrobust.export import load_target, lower
+from qrobust.export.target import load_target
+from qrobust.export.write import lower
+from qrobust.onnx_module import FORMS, twin
 from qrobust.quant import quantize
 from qrobust.threat import Threat
 

@@ -10,8 +10,8 @@ import pytest
 import torch
 from onnxruntime.quantization.shape_inference import quant_pre_process
 
-from qrobust.deployed import twin
-from qrobust.models.statistics import estimate_statistics
+from qrobust.models.inference import estimate_statistics
+from qrobust.onnx_module import twin
 from qrobust.torchvision_cpu import import_torchvision
 
 from ..quant.helpers import images, shake_norms

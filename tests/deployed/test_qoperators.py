@@ -2,8 +2,8 @@
 
 import pytest
 
-from qrobust.deployed import twin
 from qrobust.errors import GraphError
+from qrobust.onnx_module import twin
 
 from .helpers import text_model
 from .operators.cases import CONSTANTS

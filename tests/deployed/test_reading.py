@@ -12,9 +12,9 @@ import pytest
 import torch
 from onnx import TensorProto, helper, numpy_helper
 
-from qrobust.deployed import twin
-from qrobust.deployed.reading import read
 from qrobust.errors import GraphError, QrobustError
+from qrobust.onnx_module import twin
+from qrobust.onnx_module.reading import read
 
 from .helpers import text_model
 from .test_network import chain, uniform

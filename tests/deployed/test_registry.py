@@ -4,9 +4,11 @@ import onnx
 import pytest
 import torch
 
-from qrobust.deployed import twin
-from qrobust.export import load_target, lower, optimised_ops
+from qrobust.export.sessions import optimised_ops
+from qrobust.export.target import load_target
+from qrobust.export.write import lower
 from qrobust.models import names
+from qrobust.onnx_module import twin
 from qrobust.quant import quantize
 
 from ..export.helpers import lowered

@@ -5,8 +5,8 @@ import math
 import pytest
 import torch
 
-from qrobust.deployed.rounding import FORMS, MARGIN, Backward, Grid, on_grid
 from qrobust.errors import ModelError
+from qrobust.onnx_module.node import FORMS, MARGIN, Backward, Grid, on_grid
 
 SCALE = 0.25
 GRID = Grid(torch.tensor(SCALE), -3.0, 4.0)

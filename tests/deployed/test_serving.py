@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from qrobust.deployed.serving import Gradient, open_deployed
+from qrobust.deployed.model import Gradient, open_deployed
 from qrobust.errors import GraphError
 from qrobust.runtime import ArtifactError
 

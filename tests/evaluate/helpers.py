@@ -3,7 +3,7 @@
 import numpy as np
 
 from qrobust.attacks import named
-from qrobust.evaluate import Outcomes
+from qrobust.evaluation import Outcomes
 from qrobust.threat import Threat
 
 THREAT = Threat("linf", 8 / 255)

@@ -5,7 +5,7 @@ import json
 import pytest
 
 from qrobust.errors import RunError
-from qrobust.evaluate import compare, mcnemar
+from qrobust.evaluation import compare, mcnemar
 from qrobust.threat import Threat
 
 from .helpers import outcomes

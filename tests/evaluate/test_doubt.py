@@ -15,11 +15,10 @@ from torch.nn import functional as F
 from qrobust import models
 from qrobust.attacks import named, pgd
 from qrobust.data import DataSettings, Images, load, to_unit
-from qrobust.deployed.doubts import DOUBTS as OF_FILES
-from qrobust.evaluate import DOUBTS, evaluate
-from qrobust.evaluate.doubt import CHEAP, examine
-from qrobust.evaluate.measures import CE, CURVE, MARGIN, TRANSFER, numbers_part
-from qrobust.evaluate.subject import Subject
+from qrobust.deployed.sanity import DOUBTS as OF_FILES
+from qrobust.evaluation import DOUBTS, evaluate
+from qrobust.evaluation.sanity import CHEAP, examine
+from qrobust.evaluation.sanity_measures import CE, CURVE, MARGIN, TRANSFER, Subject, numbers_part
 from qrobust.quant import quantize
 from qrobust.threat import Threat
 

@@ -9,11 +9,11 @@ import torch
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
-from qrobust import machine
+from qrobust import devices
 from qrobust.attacks import Attack, gaussian_noise, named, pgd
 from qrobust.data import Images, stratified_order
 from qrobust.errors import DataError, ModelError, RecipeError
-from qrobust.evaluate import evaluate, judge
+from qrobust.evaluation import evaluate, judge
 from qrobust.threat import Threat
 
 THREAT = Threat("linf", 8 / 255)
@@ -35,7 +35,7 @@ def network():
     """A steep random network: right for some images, and some of those fall to small attacks."""
     torch.manual_seed(0)
     model = nn.Sequential(nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), nn.ReLU(), nn.Flatten(), nn.Linear(128, 3))
-    return machine.placed(model)
+    return devices.placed(model)
 
 
 def attacks(*names):
@@ -84,7 +84,7 @@ def test_every_image_counts_once_whatever_the_batch():
 
 def test_clean_accuracy_is_the_plain_one():
     images, model = some_images(), network().eval()
-    x = (images.x / 255).to(machine.device())
+    x = (images.x / 255).to(devices.device())
     right = (model(x).argmax(1).cpu() == images.y).numpy()
     assert np.array_equal(run("gn").correct["clean"], right)
 
@@ -214,12 +214,12 @@ def test_batches_hold_what_is_right_when_clean():
     """An attack's numbers, made again by hand from batches of the images that count."""
     images, model = some_images(), network().eval()
     found = run("pgd-3", batch_size=4)
-    x, y = (images.x / 255).to(machine.device()), images.y.to(machine.device())
+    x, y = (images.x / 255).to(devices.device()), images.y.to(devices.device())
     (right,) = np.nonzero(found.correct["clean"])
     expected = np.zeros(30, bool)
     for start in range(0, len(right), 4):
         which = right[start : start + 4]
-        generator = machine.generator(0, "pgd-3", "", start)
+        generator = devices.generator(0, "pgd-3", "", start)
         x_adv = pgd(model, x[which], y[which], threat=THREAT, steps=3, step_size=THREAT.eps / 4, generator=generator)
         expected[which] = judge(model, x[which], y[which], x_adv, THREAT).cpu().numpy()
     assert len(right) > 8

@@ -7,8 +7,8 @@ import torch
 from torch import nn
 
 from qrobust.errors import DataError, ModelError
-from qrobust.evaluate import judge, predict
-from qrobust.evaluate.judge import are_probabilities
+from qrobust.evaluation import judge, predict
+from qrobust.evaluation.accuracy import are_probabilities
 from qrobust.threat import Threat
 
 LINF, L2 = Threat("linf", 0.1), Threat("l2", 0.5)

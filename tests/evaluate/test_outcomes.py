@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 
 from qrobust.errors import RunError
-from qrobust.evaluate import compare, read_outcomes
-from qrobust.evaluate.outcomes import accuracy
+from qrobust.evaluation import compare, read_outcomes
+from qrobust.evaluation.outcomes import accuracy
 from qrobust.runtime import wilson
 
 from .helpers import mask, outcomes

@@ -6,8 +6,8 @@ import math
 import pytest
 from scipy.stats import binomtest
 
-from qrobust.evaluate import mcnemar
-from qrobust.evaluate.statistics import at_least
+from qrobust.evaluation import mcnemar
+from qrobust.evaluation.outcomes import at_least
 
 
 def enumerated(lost, gained):

@@ -9,7 +9,7 @@ from torch import nn
 from qrobust.attacks import pgd
 from qrobust.data import Images
 from qrobust.errors import DataError
-from qrobust.evaluate.subject import Subject, ThroughTwin
+from qrobust.evaluation.sanity_measures import Subject, ThroughTwin
 from qrobust.threat import Threat
 
 THREAT = Threat("linf", 20 / 255)

@@ -5,9 +5,10 @@ import functools
 import numpy as np
 import torch
 
-from qrobust.export import load_target, lower
-from qrobust.export.optimised import open_session
-from qrobust.quant import INPUT, OUTPUT, quantize, quantizers, round_biases
+from qrobust.export.sessions import open_session
+from qrobust.export.target import load_target
+from qrobust.export.write import INPUT, OUTPUT, lower
+from qrobust.quant import quantize, quantizers, round_biases
 
 from ..quant.helpers import images, resnet
 

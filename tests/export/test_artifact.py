@@ -9,7 +9,10 @@ import torch
 from qrobust.attacks import named
 from qrobust.data import Dataset, Images
 from qrobust.errors import ExportError
-from qrobust.export import INPUTS, Contents, load_target, make_suite, optimised, write_artifact
+from qrobust.export import sessions
+from qrobust.export.artifact import Contents, make_suite, write_artifact
+from qrobust.export.target import load_target
+from qrobust.export.write import INPUTS
 from qrobust.runtime import Artifact
 from qrobust.threat import Threat
 
@@ -89,7 +92,7 @@ def test_the_manifest_says_what_goes_in_and_how_well_it_agrees(tmp_path, target,
 
 def test_where_the_provider_is_missing_the_cpu_replays_and_the_manifest_says_so(tmp_path, monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    optimised._opens.cache_clear()
+    sessions._opens.cache_clear()
     manifest = write(tmp_path / "artifact", "ort-cuda")
     assert manifest["target"]["provider"] == "CUDAExecutionProvider"
     assert manifest["metrics"]["after_provider"] == "CPUExecutionProvider"

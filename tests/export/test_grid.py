@@ -16,11 +16,13 @@ import pytest
 import torch
 
 from qrobust.errors import ExportError
-from qrobust.export import load_target, lower, lowering, passes
+from qrobust.export import passes, write
 from qrobust.export.parity import parity
+from qrobust.export.target import load_target
+from qrobust.export.write import lower, write_qcdq
 from qrobust.models import build, names
-from qrobust.models.statistics import estimate_statistics
-from qrobust.quant import fold_fat, quantize, quantizers, round_biases, write_qcdq
+from qrobust.models.inference import estimate_statistics
+from qrobust.quant import fold_fat, quantize, quantizers, round_biases
 from qrobust.quant._brevitas import QuantConv2d
 
 from ..quant import helpers as small
@@ -119,7 +121,7 @@ def written(name, bits, folder):
 def export(monkeypatch, tmp_path_factory):
     def exported(name, bits, target, input="float32-nchw"):
         data = written(name, bits, tmp_path_factory.getbasetemp())
-        monkeypatch.setattr(lowering, "write_qcdq", lambda _, __, path: path.write_bytes(data))
+        monkeypatch.setattr(write, "write_qcdq", lambda _, __, path: path.write_bytes(data))
         return lower(network(name, bits), batch(name, 1), load_target(target), input=input)
 
     return exported

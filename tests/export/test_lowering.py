@@ -9,7 +9,9 @@ import torch
 from torch import nn
 
 from qrobust.errors import ExportError, RecipeError
-from qrobust.export import export_model, load_target, lower, optimised_ops
+from qrobust.export.sessions import optimised_ops
+from qrobust.export.target import load_target
+from qrobust.export.write import export_model, lower
 from qrobust.quant import bits_per_layer, quantize, round_biases
 
 from ..quant.helpers import Plain, images

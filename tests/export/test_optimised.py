@@ -5,8 +5,9 @@ import pytest
 import torch
 
 from qrobust.errors import ExportError
-from qrobust.export import load_target, optimised, optimised_ops
-from qrobust.export.optimised import check_ops, open_session, present_provider
+from qrobust.export import sessions
+from qrobust.export.sessions import check_ops, open_session, optimised_ops, present_provider
+from qrobust.export.target import load_target
 
 from .helpers import lowered, network
 
@@ -66,7 +67,7 @@ def test_what_a_target_forbids_is_refused(path):
 
 def test_providers_that_are_not_there_give_way_to_the_cpu_in_silence(monkeypatch, capfd):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    optimised._opens.cache_clear()
+    sessions._opens.cache_clear()
     names = ["ort-cpu", "ort-cuda", "tensorrt", "qonnx"]
     assert {present_provider(load_target(name)) for name in names} == {"CPUExecutionProvider"}
     assert capfd.readouterr() == ("", "")
@@ -76,10 +77,10 @@ def test_a_provider_without_its_libraries_is_not_there(monkeypatch):
     """onnxruntime lists it, and takes the CPU."""
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(onnxruntime, "get_available_providers", lambda: ["CUDAExecutionProvider"])
-    monkeypatch.setattr(optimised, "open_session", lambda *_: open_session(lowered(4), "basic", optimised.CPU))
-    optimised._opens.cache_clear()
+    monkeypatch.setattr(sessions, "open_session", lambda *_: open_session(lowered(4), "basic", sessions.CPU))
+    sessions._opens.cache_clear()
     assert present_provider(load_target("ort-cuda")) == "CPUExecutionProvider"
-    optimised._opens.cache_clear()
+    sessions._opens.cache_clear()
 
 
 @pytest.mark.parametrize("level", ["disable", "basic", "extended", "all"])

@@ -11,8 +11,9 @@ from onnx import numpy_helper
 from torch import nn
 
 from qrobust.errors import ExportError
-from qrobust.export import load_target, lower
 from qrobust.export.parity import LEVELS, Difference, Parity, parity
+from qrobust.export.target import load_target
+from qrobust.export.write import lower
 from qrobust.quant import quantize, quantizers, round_biases
 
 from ..quant.helpers import Plain, images

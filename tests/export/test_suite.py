@@ -9,8 +9,7 @@ import torch
 from qrobust.attacks import named
 from qrobust.data import Images, to_unit
 from qrobust.errors import ExportError
-from qrobust.export import make_suite
-from qrobust.export.suite import suite_accuracy, suite_bytes, to_pixels
+from qrobust.export.artifact import make_suite, suite_accuracy, suite_bytes, to_pixels
 from qrobust.threat import Threat
 
 from .helpers import network

@@ -5,8 +5,8 @@ from pathlib import Path
 import pytest
 
 from qrobust.errors import RecipeError
-from qrobust.export import load_target
 from qrobust.export.passes import FORMATS, STORAGE
+from qrobust.export.target import load_target
 
 FOLDER = Path(__file__).resolve().parents[2] / "export"
 NAMES = sorted(path.stem for path in FOLDER.glob("*.toml"))

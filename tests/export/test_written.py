@@ -10,8 +10,11 @@ from torch import nn
 from torch.nn import functional as F
 
 from qrobust.errors import ExportError, ParityError
-from qrobust.export import export_model, load_target, optimised_ops, passes
+from qrobust.export import passes
 from qrobust.export.parity import Difference, Parity, judge
+from qrobust.export.sessions import optimised_ops
+from qrobust.export.target import load_target
+from qrobust.export.write import export_model
 from qrobust.quant import calibrate, quantize, round_biases
 
 from ..quant.helpers import images

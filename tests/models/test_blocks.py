@@ -5,7 +5,7 @@ import torch
 from torch import nn
 
 from qrobust.errors import ModelError
-from qrobust.models.blocks import BasicBlock, Bottleneck, PadShortcut, PreActBlock, initialise, make_activation
+from qrobust.models.resnet import BasicBlock, Bottleneck, PadShortcut, PreActBlock, initialise, make_activation
 
 
 @pytest.fixture(autouse=True)

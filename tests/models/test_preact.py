@@ -5,7 +5,7 @@ import torch
 from torch import nn
 
 from qrobust.models import build
-from qrobust.models.preact import PreActResNet
+from qrobust.models.resnet import PreActResNet
 
 
 def convolutions(name):

@@ -6,7 +6,7 @@ from torch import nn
 
 from qrobust.errors import ModelError
 from qrobust.models import build
-from qrobust.models.blocks import PadShortcut
+from qrobust.models.resnet import PadShortcut
 from qrobust.torchvision_cpu import import_torchvision
 
 

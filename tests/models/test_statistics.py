@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from qrobust.models.statistics import freeze_statistics, statistics_anew
+from qrobust.models.inference import freeze_statistics, statistics_anew
 
 
 def network(momentum=0.1):

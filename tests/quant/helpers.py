@@ -7,7 +7,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from qrobust.models import build
-from qrobust.models.statistics import estimate_statistics
+from qrobust.models.inference import estimate_statistics
 from qrobust.quant import bits_per_layer, quantizers
 from qrobust.quant._brevitas import QuantIdentity
 

@@ -10,16 +10,8 @@ from torch.nn import functional as F
 
 from qrobust.errors import ModelError
 from qrobust.models import build, names
-from qrobust.models.statistics import estimate_statistics
-from qrobust.quant import (
-    FAT,
-    Quantizer,
-    bits_per_layer,
-    fold_fat,
-    parameter_groups,
-    quantize,
-    quantizers,
-)
+from qrobust.models.inference import estimate_statistics
+from qrobust.quant import FAT, Quantizer, bits_per_layer, fold_fat, parameter_groups, quantize, quantizers
 from qrobust.torchvision_cpu import import_torchvision
 
 from .helpers import Dense, Functional, Plain, Shuffled, Squeezed, images, layer_nodes, quantiser_above, shake_norms

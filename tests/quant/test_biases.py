@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from qrobust.quant import calibrate, quantize, quantizers, round_biases
-from qrobust.quant.biases import first_unrounded
+from qrobust.quant.layers import first_unrounded
 
 from .helpers import Plain, images, resnet
 

@@ -22,7 +22,7 @@ from torch.nn import functional as F
 
 from qrobust.quant import quantizers
 from qrobust.quant.layers import quantized_activation, quantized_conv
-from qrobust.quant.quantizers import calibrating
+from qrobust.quant.quantizer import calibrating
 
 WIDTHS = range(2, 9)
 KINDS = {"unsigned": (False, False), "signed": (True, False), "signed, narrow": (True, True)}  # signed, narrow

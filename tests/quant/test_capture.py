@@ -11,7 +11,7 @@ from torch.nn import functional as F
 from qrobust.errors import ModelError
 from qrobust.quant import quantize
 from qrobust.quant.capture import check_capture, check_pools
-from qrobust.quant.tracing import trace
+from qrobust.quant.graph import trace
 
 from .helpers import images
 

@@ -10,8 +10,8 @@ from torch.nn import functional as F
 from torch.nn.utils import parametrizations
 
 from qrobust.attacks import pgd
-from qrobust.attacks.crafting import crafting
 from qrobust.errors import ModelError
+from qrobust.models.inference import crafting
 from qrobust.quant import BITS, FAT, bits_per_layer, calibrate, quantize, quantizers
 from qrobust.quant.convert import requantize
 from qrobust.threat import Threat

@@ -12,7 +12,7 @@ from qrobust.errors import ModelError
 from qrobust.models import build
 from qrobust.quant import FAT, bits_per_layer, fold_fat, quantize, quantizers
 from qrobust.quant.cost import LayerCost, cost
-from qrobust.quant.quantizers import fake_quantize
+from qrobust.quant.quantizer import fake_quantize
 from qrobust.spectrum import fat_transform
 
 from .helpers import Branched, Dense, Functional, Plain, Squeezed, images, input_bits, resnet

@@ -7,8 +7,8 @@ import subprocess
 import pytest
 import torch
 
-from qrobust.quant import kernels
-from qrobust.quant.quantizers import fake_quantize, integer_range
+from qrobust.quant import quantizer
+from qrobust.quant.quantizer import fake_quantize, integer_range
 
 CLIP, COUNT = 1.3, 20_000
 CASES = [(bits, signed) for bits in range(2, 9) for signed in (False, True)]
@@ -30,7 +30,7 @@ def compiled(tmp_path_factory):
     if compiler is None:
         pytest.skip("expected a C++ compiler, c++, to build the kernels' source with; got none")
     folder = tmp_path_factory.mktemp("kernels")
-    source = "#include <cmath>\n" + kernels._QUANTIZE + kernels._PASS + kernels._TRAIN + CALLS
+    source = "#include <cmath>\n" + quantizer._QUANTIZE + quantizer._PASS + quantizer._TRAIN + CALLS
     (folder / "all.cpp").write_text(source)
     options = ["-O1", "-ffp-contract=off", "-shared", "-fPIC", "-o", str(folder / "all.so"), str(folder / "all.cpp")]
     subprocess.run([compiler, *options], check=True)
@@ -69,7 +69,7 @@ def test_the_source_says_what_the_formulas_say(compiled, bits, signed):
 
 
 def test_they_are_for_float32_on_a_gpu():
-    assert not kernels.fits(torch.zeros(1))
+    assert not quantizer.fits(torch.zeros(1))
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="kernels for a GPU")
@@ -78,8 +78,8 @@ def test_on_a_gpu_they_give_what_the_cpu_gives(bits, signed):
     (low, high), (x, g) = integer_range(bits, signed=signed, narrow=signed), some("cuda")
     clip = torch.tensor(CLIP, device="cuda")
     value, passed, dclip = expected(x.cpu(), g.cpu(), low, high)
-    assert torch.equal(kernels.quantize(x, clip, low, high).cpu().nan_to_num(9), value.nan_to_num(9))
-    assert torch.equal(kernels.inside(g, x, clip, low, high).cpu(), passed)
-    dx, got = kernels.gradients(g, x, clip, low, high)
+    assert torch.equal(quantizer.quantize(x, clip, low, high).cpu().nan_to_num(9), value.nan_to_num(9))
+    assert torch.equal(quantizer.inside(g, x, clip, low, high).cpu(), passed)
+    dx, got = quantizer.gradients(g, x, clip, low, high)
     assert torch.equal(dx.cpu(), passed)
     torch.testing.assert_close(got.cpu(), dclip, rtol=1e-5, atol=1e-6, equal_nan=True)

@@ -8,7 +8,7 @@ import torch
 from torch import nn
 from torch.nn.utils import parametrize
 
-from qrobust.attacks.crafting import crafting
+from qrobust.models.inference import crafting
 from qrobust.quant import BITS, FAT, Quantizer, fold_fat, layers, quantize, quantizers, set_export_form, weights_first
 from qrobust.quant.layers import (
     QuantizedConv2d,
@@ -18,7 +18,7 @@ from qrobust.quant.layers import (
     quantized_linear,
     transform,
 )
-from qrobust.quant.quantizers import calibrating, fake_quantize
+from qrobust.quant.quantizer import calibrating, fake_quantize
 from qrobust.spectrum import FAT_FORMS, fat_transform
 
 from .helpers import images, resnet

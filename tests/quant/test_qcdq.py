@@ -5,7 +5,8 @@ import onnxruntime
 import pytest
 import torch
 
-from qrobust.quant import INPUT, OPSET, OUTPUT, fold_fat, quantize, quantizers, write_qcdq
+from qrobust.export.write import INPUT, OPSET, OUTPUT, write_qcdq
+from qrobust.quant import fold_fat, quantize, quantizers
 from qrobust.quant._brevitas import WeightQuantProxyFromInjector
 
 from .helpers import images, resnet

@@ -18,7 +18,7 @@ from qrobust.quant import (
     set_straight_through,
     straight_through,
 )
-from qrobust.quant.quantizers import SMALLEST_CLIP, calibrating, fake_quantize, integer_range
+from qrobust.quant.quantizer import SMALLEST_CLIP, calibrating, fake_quantize, integer_range
 
 WIDTHS = range(2, 9)
 KINDS = [(True, True), (True, False), (False, False)]  # signed, narrow

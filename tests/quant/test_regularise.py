@@ -9,7 +9,7 @@ from torch import nn
 
 from qrobust.errors import ModelError
 from qrobust.quant import latent_weights, quantize
-from qrobust.quant.regularise import kurtosis, latent, lipschitz
+from qrobust.quant.training import kurtosis, latent, lipschitz
 
 from .helpers import Plain, images, resnet
 

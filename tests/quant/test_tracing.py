@@ -9,7 +9,7 @@ from torch.nn import functional as F
 
 from qrobust.errors import ModelError
 from qrobust.models import build
-from qrobust.quant.tracing import trace
+from qrobust.quant.graph import trace
 from qrobust.torchvision_cpu import import_torchvision
 
 from .helpers import Dense, Functional, Plain, Shuffled, Squeezed, images, resnet, shake_norms

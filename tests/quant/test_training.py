@@ -4,15 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from qrobust.quant import (
-    FAT,
-    bits_per_layer,
-    latent_weights,
-    mask_statistics,
-    parameter_groups,
-    quantize,
-    quantizers,
-)
+from qrobust.quant import FAT, bits_per_layer, latent_weights, mask_statistics, parameter_groups, quantize, quantizers
 
 from .helpers import images, resnet
 

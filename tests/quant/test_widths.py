@@ -4,7 +4,7 @@ import pytest
 
 from qrobust.errors import ModelError
 from qrobust.quant import bits_per_layer, quantize, quantizers, requantize
-from qrobust.quant.widths import layer_widths
+from qrobust.quant.placement import layer_widths
 
 from .helpers import Branched, Plain, images, input_bits, resnet
 

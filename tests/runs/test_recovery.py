@@ -20,7 +20,8 @@ import pytest
 from qrobust import recipe
 from qrobust.__main__ import main
 from qrobust.errors import CheckpointError, RunError
-from qrobust.export import artifact, lower
+from qrobust.export import artifact
+from qrobust.export.write import lower
 from qrobust.runs.run import Run
 from qrobust.storage import read_json
 

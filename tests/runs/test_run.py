@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from qrobust import data, machine, models, recipe
+from qrobust import data, devices, models, recipe
 from qrobust.errors import ModelError
 from qrobust.quant import mask_statistics, quantize, quantizers
 from qrobust.recipe import difference
@@ -16,7 +16,7 @@ from qrobust.runs.run import Run
 from qrobust.runs.training import training_settings
 from qrobust.runtime import Artifact
 from qrobust.summary import headline_table, table
-from qrobust.train import load_weights, loop, plain_images
+from qrobust.train import load_weights, plain_images, trainer
 from qrobust.train.checkpoint import load_state
 
 from ..conftest import call, overrides
@@ -187,7 +187,7 @@ def test_a_float_network_trains_behind_fat_and_is_kept_without(transformed: Run,
     load_weights(folder / f"{name}.safetensors", fresh)
     x = data.to_unit(transformed.dataset.test.take(slice(0, 40)).x, torch.device("cpu"), channels_last=True)
     with torch.no_grad():
-        assert torch.equal(machine.placed(fresh).eval()(x), machine.placed(behind).eval()(x))
+        assert torch.equal(devices.placed(fresh).eval()(x), devices.placed(behind).eval()(x))
     masks = [json.loads(line)["masks"] for line in (folder / "metrics.jsonl").read_text().splitlines()]
     assert [set(epoch) for epoch in masks] == [set(mask_statistics(behind))] * 2
     assert masks[0] != masks[1]
@@ -203,7 +203,7 @@ def test_training_behind_fat_continues_bit_identically(
 
     run = Run(transformed.recipe, tmp_path / "run")
     with monkeypatch.context() as patch:
-        patch.setattr(loop, "_say", stop)
+        patch.setattr(trainer, "_say", stop)
         for _ in range(transformed.recipe.train.epochs):
             with pytest.raises(KeyboardInterrupt):
                 run.train()

@@ -6,8 +6,8 @@ from torch import nn
 from torch.nn import functional as F
 
 from qrobust import models
-from qrobust.attacks import crafting
 from qrobust.errors import ModelError
+from qrobust.models.inference import crafting
 from qrobust.quant import quantize
 from qrobust.spectrum import first_activation
 

@@ -4,8 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from qrobust.spectrum import spectral_distance
-from qrobust.spectrum.alignment import ALIGNMENT_DISTANCES, ALIGNMENT_FORMS
+from qrobust.objectives import ALIGNMENT_DISTANCES, ALIGNMENT_FORMS, spectral_distance
 
 EVERY = [(form, distance) for form in ALIGNMENT_FORMS for distance in ALIGNMENT_DISTANCES]
 

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from qrobust.spectrum import fourier_basis, half_plane, magnitudes
-from qrobust.spectrum.basis import partner, unfold
+from qrobust.spectrum.filters import partner, unfold
 
 SIZES = pytest.mark.parametrize("size", [(8, 8), (9, 9), (7, 10), (10, 7), (1, 1), (1, 4)])
 

@@ -9,9 +9,10 @@ import pytest
 import torch
 
 from qrobust import recipe
-from qrobust.attacks import crafting, pgd
+from qrobust.attacks import pgd
 from qrobust.data import DataSettings, load, to_unit
 from qrobust.data.sources.spectral_shapes import SIDE, WAVES
+from qrobust.models.inference import crafting
 from qrobust.runs.run import Run
 from qrobust.spectrum import heat_map, low_pass, low_pass_accuracy, mean_spectrum, perturbed_accuracy
 

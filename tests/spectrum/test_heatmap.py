@@ -6,7 +6,7 @@ from torch import nn
 
 from qrobust.errors import DataError, ModelError
 from qrobust.spectrum import fourier_basis, half_plane, heat_map
-from qrobust.spectrum.basis import partner
+from qrobust.spectrum.filters import partner
 
 
 def seeded(seed=0):

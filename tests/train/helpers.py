@@ -6,7 +6,7 @@ from dataclasses import replace
 import torch
 from torch import nn
 
-from qrobust import machine
+from qrobust import devices
 from qrobust.data import Dataset, Images
 from qrobust.quant import quantize
 from qrobust.recipe import Data, Schedule, Training
@@ -42,7 +42,7 @@ def network(width=4, seed=0):
         nn.Flatten(),
         nn.Linear(width, 3),
     )
-    return machine.placed(model)
+    return devices.placed(model)
 
 
 def deeper(fat, seed=0):
@@ -52,7 +52,7 @@ def deeper(fat, seed=0):
     model = nn.Sequential(*convs[0], *convs[1], nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 3))
     if fat != "none":
         model = quantize(model, 4, fat=fat, calibration=[some_images(30, 4).x / 255])
-    return machine.placed(model)
+    return devices.placed(model)
 
 
 def job(folder, *, key="k", seed=0, schedule=None, **training):
@@ -93,7 +93,7 @@ def metrics(folder):
 def some_batch(n=12, seed=3):
     """Images (n, 3, 6, 6) in [0,1] and labels."""
     images = some_images(n, seed)
-    return images.x.to(machine.device()) / 255, images.y.to(machine.device())
+    return images.x.to(devices.device()) / 255, images.y.to(devices.device())
 
 
 def stepper(model, task, average=None, teacher=None):

@@ -5,13 +5,13 @@ import pytest
 import torch
 from torch import nn
 
-from qrobust import machine, recipe
+from qrobust import devices, recipe
 from qrobust.data import to_unit
 from qrobust.spectrum import low_pass
-from qrobust.train import average as average_module
-from qrobust.train import fit, loop
-from qrobust.train.average import Average
+from qrobust.train import fit, trainer
+from qrobust.train import step as average_module
 from qrobust.train.checkpoint import load_state, part
+from qrobust.train.step import Average
 
 from .helpers import are_equal, job, network, some_batch, some_data, weights_of
 
@@ -118,7 +118,7 @@ def test_plain_statistics_are_of_the_images_themselves(tmp_path, monkeypatch, wi
     """In another order than theirs, filtered where training filters; the best average is kept with these statistics."""
     schedule = {"average": {"start": 1, "statistics": "plain"}}
     seen, state = estimated_on(monkeypatch, tmp_path, method="natural", low_pass=width, schedule=schedule)
-    x = to_unit(DATA.train.x, machine.device())
+    x = to_unit(DATA.train.x, devices.device())
     expected = x if width is None else low_pass(x, width).clamp(0, 1)
     assert len(seen) == 3  # from the second epoch on
     for batches in seen:
@@ -163,7 +163,7 @@ def snapshots(monkeypatch, module, name, inspect):
 
 def test_the_equal_mean_of_a_training(tmp_path, monkeypatch):
     """Of the weights at the end of every epoch from the start on."""
-    ends = snapshots(monkeypatch, loop._Work, "_train", lambda work, *_: weights_of(work.model))
+    ends = snapshots(monkeypatch, trainer._Work, "_train", lambda work, *_: weights_of(work.model))
     fit(network(), DATA, job(tmp_path, schedule=EQUAL))
     last = load_state(tmp_path / "checkpoint" / "last.safetensors").tensors
     for name, _ in network().named_parameters():
@@ -206,7 +206,7 @@ def test_the_best_average_is_kept_apart(tmp_path, monkeypatch):
         seen[name].append(weights_of(model))
         return 0.9, robust[name][len(seen[name]) - 1]
 
-    monkeypatch.setattr(loop, "accuracies", accuracies)
+    monkeypatch.setattr(trainer, "accuracies", accuracies)
     for model in (network(), network(seed=1)):  # trained, and taken from the checkpoint
         state = fit(model, DATA, job(tmp_path, schedule=EQUAL))
         assert {name: record["epoch"] for name, record in state.best.items()} == {"model": 2, "average": 3}
@@ -226,7 +226,7 @@ def test_without_a_validation_split_the_last_average_is_kept(tmp_path):
 
 def test_the_count_survives_a_checkpoint(tmp_path, monkeypatch):
     counts = snapshots(monkeypatch, Average, "update", lambda average, model: int(average.count))
-    original, calls = loop.write_text, []
+    original, calls = trainer.write_text, []
 
     def stopping(*arguments):
         calls.append(1)
@@ -235,7 +235,7 @@ def test_the_count_survives_a_checkpoint(tmp_path, monkeypatch):
         return original(*arguments)
 
     with monkeypatch.context() as patch:
-        patch.setattr(loop, "write_text", stopping)
+        patch.setattr(trainer, "write_text", stopping)
         with pytest.raises(KeyboardInterrupt):
             fit(network(), DATA, job(tmp_path, schedule=EQUAL))
     fit(network(seed=1), DATA, job(tmp_path, schedule=EQUAL))
@@ -250,7 +250,7 @@ def test_what_is_aligned_to_an_average_is_aligned_to_a_trained_one(tmp_path, mon
         "forward",
         lambda average, x: seen.append(weights_of(average.network)) or average.network(x),
     )
-    ends = snapshots(monkeypatch, loop._Work, "_train", lambda work, *_: weights_of(work.model))
+    ends = snapshots(monkeypatch, trainer._Work, "_train", lambda work, *_: weights_of(work.model))
     fit(network(), DATA, job(tmp_path, schedule={**EQUAL, "sar": {"start": 1, "reference": "average"}}))
     assert len(seen) == 9
     for reference in seen[:3]:

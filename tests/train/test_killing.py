@@ -12,9 +12,9 @@ import pytest
 import torch
 
 from qrobust import storage
-from qrobust.train import METHODS, fit, loop, methods, validation
-from qrobust.train.average import Average
+from qrobust.train import METHODS, fit, methods, trainer
 from qrobust.train.checkpoint import load_state
+from qrobust.train.step import Average
 
 from .helpers import are_equal, distilling, job, metrics, network, some_data, weights_of
 
@@ -54,10 +54,10 @@ CASES = {
 }
 # What is called, by whom. `fsync` stands for the middle of writing: half of the file is there.
 POINTS = {
-    "attack": [(methods, "pgd"), (methods, "tpgd"), (methods, "n_fgsm"), (validation, "pgd")],
+    "attack": [(methods, "pgd"), (methods, "tpgd"), (methods, "n_fgsm"), (trainer, "pgd")],
     "step": [(torch.optim.SGD, "step")],
     "average": [(Average, "update"), (Average, "estimate")],
-    "checkpoint": [(loop, "save_state"), (loop, "write_text")],
+    "checkpoint": [(trainer, "save_state"), (trainer, "write_text")],
     "writing": [(storage.os, "fsync")],
     "renaming": [(Path, "replace")],
 }

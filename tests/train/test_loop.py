@@ -8,10 +8,10 @@ import pytest
 import torch
 from torch import nn
 
-from qrobust import machine, objectives
+from qrobust import devices, objectives
 from qrobust.errors import CheckpointError, RunError
 from qrobust.spectrum import low_pass, low_to_high
-from qrobust.train import fit, loop, methods, save_weights, validation
+from qrobust.train import fit, methods, save_weights, trainer
 from qrobust.train.checkpoint import load_state
 
 from .helpers import are_equal, deeper, distilling, job, metrics, network, some_data, weights_of
@@ -33,7 +33,7 @@ def train(task, data=DATA):
 
 def interrupt(monkeypatch, name, call):
     """Stop with Ctrl-C at a call of a function that training uses: attacks while it learns and while it validates."""
-    modules = (methods, validation) if name == "pgd" else (loop,)
+    modules = (methods, trainer) if name == "pgd" else (trainer,)
     original, calls = getattr(modules[0], name), []
 
     def stopping(*arguments, **options):
@@ -48,13 +48,13 @@ def interrupt(monkeypatch, name, call):
 
 def snapshots(monkeypatch):
     """The weights after every epoch, as validation sees them."""
-    seen, original = [], loop._Work._validate
+    seen, original = [], trainer._Work._validate
 
     def validate(work, epoch):
         seen.append(weights_of(work.model))
         return original(work, epoch)
 
-    monkeypatch.setattr(loop._Work, "_validate", validate)
+    monkeypatch.setattr(trainer._Work, "_validate", validate)
     return seen
 
 
@@ -167,7 +167,7 @@ def test_the_best_epoch_is_kept(tmp_path, monkeypatch, robust, clean, best, meth
         found = {"validation_robust": robust[epoch], "validation_clean": clean[epoch]}
         return {} if robust[epoch] is None else found
 
-    monkeypatch.setattr(loop._Work, "_validate", validate)
+    monkeypatch.setattr(trainer._Work, "_validate", validate)
     for model in (network(), network(seed=1)):  # trained, and taken from the checkpoint
         state = fit(model, DATA, job(tmp_path, method=method))
         assert (state.best["model"]["epoch"], list(state.best)) == (best, ["model"])
@@ -191,14 +191,14 @@ def test_validation_draws_the_same_noise_in_every_epoch(tmp_path, monkeypatch):
     """With nothing learned, the robust accuracy cannot move."""
     task = job(tmp_path, schedule={"lr": 1e-30, "weight_decay": 0}, validation={"steps": 1, "step_size": 1e-6})
     model = network().eval()
-    noises, original = [], validation.pgd
+    noises, original = [], trainer.pgd
 
     def recording(model, x, y, *, start, **options):
         noises.append(start - x)
         return original(model, x, y, start=start, **options)
 
-    monkeypatch.setattr(validation, "pgd", recording)
-    first, second = (validation.accuracies(model, DATA.validation, task) for _ in range(2))
+    monkeypatch.setattr(trainer, "pgd", recording)
+    first, second = (trainer.accuracies(model, DATA.validation, task) for _ in range(2))
     assert first == second
     assert torch.equal(noises[0], noises[2])
     assert not torch.equal(noises[0][:1], noises[1])
@@ -207,10 +207,10 @@ def test_validation_draws_the_same_noise_in_every_epoch(tmp_path, monkeypatch):
 def test_accuracies_are_those_of_the_split(tmp_path):
     """Shares by hand, in the last of two batches too; the network ends in eval mode."""
     task, model, images = job(tmp_path, validation={"steps": 3}), network().train(), DATA.validation
-    clean, robust = validation.accuracies(model, images, task)
+    clean, robust = trainer.accuracies(model, images, task)
     assert not model.training
     with torch.no_grad():
-        right = model(images.x.to(machine.device()) / 255).argmax(1).cpu() == images.y
+        right = model(images.x.to(devices.device()) / 255).argmax(1).cpu() == images.y
     assert clean == pytest.approx(float(right.float().mean()))
     assert robust <= clean
 
@@ -221,7 +221,7 @@ def test_accuracies_are_those_of_the_split(tmp_path):
 def on_points():
     """A network whose batch-norm sees one value an image."""
     layers = [nn.AdaptiveAvgPool2d(1), nn.Conv2d(3, 4, 1), nn.BatchNorm2d(4), nn.Flatten(), nn.Linear(4, 3)]
-    return machine.placed(nn.Sequential(*layers))
+    return devices.placed(nn.Sequential(*layers))
 
 
 def test_a_last_image_on_its_own_is_learned_from_too(tmp_path):
@@ -274,7 +274,7 @@ def test_alignment_without_weight_changes_statistics_alone(tmp_path, monkeypatch
 
 
 def test_settings_reach_attack_and_augmentation(tmp_path, monkeypatch):
-    crafted, batched, pgd, batches = [], [], methods.pgd, loop.epoch_batches
+    crafted, batched, pgd, batches = [], [], methods.pgd, trainer.epoch_batches
 
     def recording_pgd(model, x, y, *, start, **options):
         crafted.append({"moved": not torch.equal(start, x), **options})
@@ -284,9 +284,9 @@ def test_settings_reach_attack_and_augmentation(tmp_path, monkeypatch):
         batched.append(arguments[1:2] + arguments[4:])
         return batches(*arguments)
 
-    for module in (methods, validation):
+    for module in (methods, trainer):
         monkeypatch.setattr(module, "pgd", recording_pgd)
-    monkeypatch.setattr(loop, "epoch_batches", recording_batches)
+    monkeypatch.setattr(trainer, "epoch_batches", recording_batches)
     craft = {"steps": 3, "step_size": 0.01, "random_start": False, "mode": "train", "keep": "best"}
     task = job(tmp_path, schedule={"epochs": 1}, attack=craft, validation={"steps": 2, "step_size": 0.02})
     train(task)
@@ -365,7 +365,7 @@ def test_the_frequency_ratio_is_logged_when_asked(tmp_path, low_pass_to):
     history = fit(model, some_data(validation=0), job(tmp_path / "logged", log_frequency_ratio=True, **asked)).history
     assert all("frequency_ratio" not in record for record in silent)
     assert are_equal(weights_of(model), plain)
-    x = DATA.train.x[:20].to(machine.device()) / 255
+    x = DATA.train.x[:20].to(devices.device()) / 255
     x = x if low_pass_to is None else low_pass(x, low_pass_to).clamp(0, 1)
     with torch.no_grad():
         expected = low_to_high(model.eval()[:3](x)).mean()

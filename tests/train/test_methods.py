@@ -6,9 +6,9 @@ import pytest
 import torch
 from torch import nn
 
-from qrobust import machine, recipe
+from qrobust import devices, recipe
 from qrobust.attacks import pgd
-from qrobust.spectrum import spectral_distance
+from qrobust.objectives import spectral_distance
 from qrobust.threat import Threat
 from qrobust.train import METHODS
 from qrobust.train.methods import Views, aligned, craft, draw_start
@@ -30,13 +30,13 @@ def some_views(y=None):
     model, (x, labels) = network().eval(), some_batch()
     with torch.no_grad():
         model[-1].weight *= 30
-    taught = torch.randn(12, 3, generator=torch.Generator().manual_seed(2)).to(machine.device())
+    taught = torch.randn(12, 3, generator=torch.Generator().manual_seed(2)).to(devices.device())
     return Views(model, x, labels if y is None else y, x.flip(1), taught)
 
 
 def shares():
     """Mixed labels: rows that sum to one."""
-    return torch.rand(12, 3, generator=torch.Generator().manual_seed(1)).softmax(1).to(machine.device())
+    return torch.rand(12, 3, generator=torch.Generator().manual_seed(1)).softmax(1).to(devices.device())
 
 
 # Losses, written out in double precision

@@ -5,7 +5,7 @@ import time
 
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from qrobust.train.metrics import EventLog, json_lines
+from qrobust.train.trainer import EventLog, json_lines
 
 
 def events(folder):

@@ -7,9 +7,9 @@ from torch.nn import functional as F
 
 from qrobust.models import build
 from qrobust.quant import latent_weights, quantize
-from qrobust.quant.quantizers import quantizers
+from qrobust.quant.quantizer import quantizers
 from qrobust.train import fit
-from qrobust.train.perturb import fixed_statistics, perturbed
+from qrobust.train.step import fixed_statistics, perturbed
 
 from .helpers import are_equal, job, network, some_batch, some_data, stepper, weights_of
 

@@ -5,9 +5,9 @@ import copy
 import pytest
 import torch
 
-from qrobust import machine
-from qrobust.train import replay
-from qrobust.train.replay import Replayed
+from qrobust import devices
+from qrobust.train import cuda_graphs
+from qrobust.train.cuda_graphs import Replayed
 
 from .helpers import are_equal, deeper, job, network, some_batch, stepper, weights_of
 
@@ -26,8 +26,8 @@ class Fake:
 
 @pytest.fixture
 def recorder(monkeypatch):
-    monkeypatch.setattr(replay, "_can_record", lambda inputs: True)
-    monkeypatch.setattr(replay, "_Recording", Fake)
+    monkeypatch.setattr(cuda_graphs, "_can_record", lambda inputs: True)
+    monkeypatch.setattr(cuda_graphs, "_Recording", Fake)
     return Replayed(lambda x, **settings: ("worked", len(x)))
 
 
@@ -51,8 +51,8 @@ def test_what_cannot_be_recorded_works_on_and_says_so_once(monkeypatch, capsys):
     def refuse(*_):
         raise RuntimeError("operation not permitted when stream is capturing\nmore")
 
-    monkeypatch.setattr(replay, "_can_record", lambda inputs: True)
-    monkeypatch.setattr(replay, "_Recording", refuse)
+    monkeypatch.setattr(cuda_graphs, "_can_record", lambda inputs: True)
+    monkeypatch.setattr(cuda_graphs, "_Recording", refuse)
     monkeypatch.setattr(torch.cuda, "synchronize", lambda: None)
     worker, x = Replayed(lambda x: (x + 1,)), torch.zeros(2)
     assert [float(worker(x)[0].sum()) for _ in range(4)] == [2.0] * 4
@@ -79,7 +79,7 @@ def test_replays_train_to_the_same_weights(tmp_path, settings, fat):
     plain._descended.possible = plain._crafted.possible = False
     batches = [some_batch(seed=seed) for seed in range(6)]
     for model, worker in ((first, plain), (second, recorded)):
-        generator = machine.generator(0)
+        generator = devices.generator(0)
         for x, y in batches:
             worker.step(model, x, y, 0, generator)
     assert recorded._descended.recorded
@@ -91,7 +91,7 @@ def test_replays_train_to_the_same_weights(tmp_path, settings, fat):
 def test_a_second_training_is_recorded_beside_a_first(tmp_path):
     for name in "ab":
         model = network()
-        worker, generator = stepper(model, job(tmp_path / name)), machine.generator(0)
+        worker, generator = stepper(model, job(tmp_path / name)), devices.generator(0)
         for _ in range(3):
             worker.step(model, *some_batch(), 0, generator)
         assert worker._descended.recorded

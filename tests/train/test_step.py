@@ -7,9 +7,9 @@ from qrobust.data import MIXES
 from qrobust.quant import kurtosis, lipschitz
 from qrobust.recipe import Average as Settings
 from qrobust.spectrum import low_pass
-from qrobust.train import learning_rate, loop
+from qrobust.train import learning_rate, trainer
 from qrobust.train import step as step_module
-from qrobust.train.average import Average
+from qrobust.train.step import Average
 
 from .helpers import are_equal, distilling, job, network, some_batch, some_data, stepper, weights_of
 
@@ -267,5 +267,5 @@ def test_the_rate_moves_with_every_batch(tmp_path, monkeypatch, schedule):
 
     monkeypatch.setattr(torch.optim.SGD, "step", recording)
     task = job(tmp_path, method="natural", schedule=schedule)
-    loop.fit(network(), some_data(), task)
+    trainer.fit(network(), some_data(), task)
     assert rates == pytest.approx([learning_rate(task.schedule, step / 3) for step in range(12)])

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from typing import Any, Literal
 
-from ...attacks import crafting, named
+from ...attacks import named
+from ...models.inference import crafting
 from ...progress import bar
 from ...runtime import wilson
 from ...spectrum import low_pass_accuracy, perturbed_accuracy

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ... import machine
+from ... import devices
 from ...data import to_unit
 from ...spectrum import high_pass, log_spectrum, low_pass
 from ..cases import Case
@@ -67,4 +67,4 @@ def _positions(case: Case, count: int) -> Tensor:
 def _examples(case: Case, count: int) -> tuple[Tensor, list[str]]:
     some = case.images.take(_positions(case, count))
     names = [case.run.dataset.classes[label] for label in some.y.tolist()]
-    return to_unit(some.x, machine.device(), channels_last=True), names
+    return to_unit(some.x, devices.device(), channels_last=True), names

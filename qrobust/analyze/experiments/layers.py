@@ -8,8 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ... import machine
-from ...attacks import crafting
+from ... import devices
+from ...models.inference import crafting
 from ...progress import bar
 from ...runs.folder import FLOAT
 from ...spectrum import Alignment, first_activation, layer_names, low_to_high, network_cka
@@ -57,9 +57,9 @@ def similarity_to_artifact(case: Case) -> dict[str, Any] | None:
     path = case.folder / "artifact" / "model.onnx"
     if not path.exists():
         return None
-    from ...deployed import twin
+    from ...onnx_module import twin
 
-    deployed, alignment = twin(path).to(machine.device_of(case.model)), Alignment()
+    deployed, alignment = twin(path).to(devices.device_of(case.model)), Alignment()
     names = layer_names(case.model)
     products = [step.node.outputs[0] for step in deployed.plan.steps if step.node.op in PRODUCTS]
     batches = case.adversarial()

@@ -7,8 +7,8 @@ from typing import Any
 
 import torch
 
-from ... import machine
-from ...attacks import crafting
+from ... import devices
+from ...models.inference import crafting
 from ...progress import bar
 from ...spectrum import half_plane
 from ...spectrum import heat_map as measure
@@ -38,7 +38,7 @@ def heat_map(case: Case) -> dict[str, Any]:
     with crafting(case.model), bar(f"{case.label}: heat map", total, "images") as moving:
         error = measure(
             case.model, x, y, norm=norm, batch_size=BATCH, on_step=moving.advance,
-            generator=machine.generator(case.settings.seed, "analyze", "heat-map"),
+            generator=devices.generator(case.settings.seed, "analyze", "heat-map"),
         )  # fmt: skip
         with torch.no_grad():
             clean = sum(int((case.model(x).argmax(1) != y).sum()) for x, y in case.batches())

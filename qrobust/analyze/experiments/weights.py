@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ...attacks.folding import Effective
+from ...models.inference import Effective
 from ...quant import FAT
 from ...spectrum import kernel_spectrum
 from ..cases import Case

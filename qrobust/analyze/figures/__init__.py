@@ -2,4 +2,7 @@
 
 from .style import draw, save
 
-__all__ = ["draw", "save"]
+__all__ = [
+    "draw",
+    "save",
+]

@@ -6,7 +6,8 @@ from typing import Any
 
 import numpy as np
 
-from .style import COLOURS, Data, caption, colour_bar, look, panels
+from ...bench.plot import COLOURS
+from .style import Data, caption, colour_bar, look, panels
 
 
 def frequency_ratio(data: Data) -> Any:

@@ -6,7 +6,8 @@ from typing import Any
 
 import numpy as np
 
-from .style import COLOURS, GREY, Data, caption, colour_bar, legend, page, panels, picture
+from ...bench.plot import COLOURS
+from .style import GREY, Data, caption, colour_bar, legend, page, panels, picture
 
 
 def kernels(data: Data) -> Any:

@@ -9,12 +9,9 @@ import torch
 
 from ...errors import MOST_NAMES, DataError, did_you_mean
 from ...progress import note
-from ..images import Images, make_images
-from ..mapped import map_images
-from ..settings import Settings
-from .cache import decoded
-from .files import read_images
-from .registry import Loaded, missing, root_of, source
+from ..images import Images, make_images, map_images
+from .files import decoded, read_images
+from .registry import Loaded, Settings, missing, root_of, source
 
 SUFFIXES = {".bmp", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp"}
 REMEDY = "lay the files out as ROOT/train/CLASS/* and ROOT/test/CLASS/* and set -o data.root=ROOT"

@@ -13,8 +13,7 @@ from numpy.typing import NDArray
 
 from ...errors import DataError, did_you_mean
 from ..images import Images, make_images
-from ..settings import Settings
-from .registry import Loaded, missing, root_of, source
+from .registry import Loaded, Settings, missing, root_of, source
 
 Array = NDArray[Any]
 NEEDED = ("x_train", "y_train", "x_test", "y_test")

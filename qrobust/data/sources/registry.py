@@ -1,14 +1,102 @@
-"""What a source is, and the table of all of them."""
+"""What a source is, the settings it reads, and the table of all of them."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 from ...errors import DataError
 from ..images import Images
-from ..settings import DEFAULT_ROOT, Settings
+
+DEFAULT_ROOT = "data"
+
+
+class Settings(Protocol):
+    """Anything with these attributes can be loaded: `DataSettings`, or the data table of a recipe."""
+
+    @property
+    def name(self) -> str: ...
+    @property
+    def root(self) -> str | None: ...
+    @property
+    def download(self) -> bool: ...
+    @property
+    def train_size(self) -> int | None: ...
+    @property
+    def test_size(self) -> int | None: ...
+    @property
+    def validation(self) -> float: ...
+    @property
+    def size(self) -> int | None: ...
+    @property
+    def cache(self) -> str | None: ...
+    @property
+    def texture(self) -> float | None: ...
+    @property
+    def seed(self) -> int: ...
+
+
+@dataclass(frozen=True)
+class DataSettings:
+    """Which images to use, and how many.
+
+    name: `digits`, `spectral-shapes`, `cifar10`, `cifar100`, `tiny-imagenet`, `folder` or `npz`.
+    root: the folder that holds the data set (`npz`: the file); None means `data`.
+    download: whether missing files may be fetched (`cifar10`, `cifar100`).
+    train_size: images to take for training **and** validation together, at random; None takes all.
+    test_size: images to take for testing, at random; a smaller number gives a subset of a larger one.
+    validation: share in [0, 0.5] of the training images that is set aside; each class within one image of it.
+    size: side in pixels of the square that images are resized and cropped to (`folder` only).
+    cache: the folder that keeps the images decoded, in files that are mapped (`folder` only); None holds them in
+        memory. It changes no pixel and no result.
+    texture: share in [0, 1] of the images whose texture is of their class (`spectral-shapes` only); None means 0.8.
+    seed: of the random subsets and of the split, and of images that are drawn (`spectral-shapes`).
+
+    >>> DataSettings("digits", validation=0.1).seed
+    0
+    """
+
+    name: str
+    root: str | None = DEFAULT_ROOT
+    download: bool = False
+    train_size: int | None = None
+    test_size: int | None = None
+    validation: float = 0.0
+    size: int | None = None
+    cache: str | None = None
+    texture: float | None = None
+    seed: int = 0
+
+
+def check_settings(settings: Settings) -> None:
+    """Raises DataError for a share, a number or a seed out of range, or a key that the data set has no use for."""
+    if not 0 <= settings.validation <= 0.5:
+        raise DataError(
+            f"expected validation in [0, 0.5], got {settings.validation:g}; give the share set aside, as 0.1"
+        )
+    for key in ("train_size", "test_size", "size"):
+        value = getattr(settings, key)
+        if value is not None and value < 1:
+            raise DataError(f"expected {key} of at least 1, got {value}; leave it out to take what is there")
+    if settings.size is not None and settings.name != "folder":
+        raise DataError(f"expected no size for {settings.name}, whose images have one, got {settings.size}; remove it")
+    if settings.cache is not None and settings.name != "folder":
+        raise DataError(
+            f"expected no cache for {settings.name}, whose images are held in memory, got {settings.cache!r}; remove it"
+        )
+    if settings.texture is not None:
+        _check_texture(settings.name, settings.texture)
+    if not 0 <= settings.seed < 2**63:
+        raise DataError(f"expected a seed in [0, 2^63), got {settings.seed}; choose another")
+
+
+def _check_texture(name: str, texture: float) -> None:
+    if name != "spectral-shapes":
+        raise DataError(f"expected no texture for {name}, whose images are not drawn, got {texture:g}; remove it")
+    if not 0 <= texture <= 1:
+        raise DataError(f"expected texture in [0, 1], got {texture:g}; give a share of the images, as 0.8")
 
 
 class Loaded(NamedTuple):

@@ -8,8 +8,7 @@ import torch
 from torch import Generator, Tensor
 
 from ..images import Images, make_images
-from ..settings import Settings
-from .registry import Loaded, source
+from .registry import Loaded, Settings, source
 
 SIDE, TRAIN, TEST = 16, 4000, 1000
 CLASSES = ("disc", "bar", "pole", "cross")

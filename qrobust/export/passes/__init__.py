@@ -11,18 +11,28 @@ from functools import partial
 from .activations import (
     activations_as_arithmetic,
     align_channels,
+    camera_input,
     half_precision,
     integers_through_parts,
     integers_through_shapes,
+    pixels_as_floats,
     symmetric_activations,
     unsigned_activations,
 )
 from .cleaning import drop_defaults, drop_types, explicit_pads, share_constants, tidy
-from .folding import fit_biases, fold_batch_norm, fold_constants, fold_weight_clips, quantise_biases
 from .graph import Step
-from .inputs import camera_input, pixels_as_floats
 from .qonnx import to_qonnx
-from .storage import narrow_storage, own_constants, weights_as_arithmetic, weights_as_floats
+from .weights import (
+    fit_biases,
+    fold_batch_norm,
+    fold_constants,
+    fold_weight_clips,
+    narrow_storage,
+    own_constants,
+    quantise_biases,
+    weights_as_arithmetic,
+    weights_as_floats,
+)
 
 FOLDED: tuple[Step, ...] = (tidy, fold_constants, explicit_pads, fold_weight_clips, fold_batch_norm)
 NARROW = narrow_storage  # where a format narrows its weights, if the target's storage asks for it

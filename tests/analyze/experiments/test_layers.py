@@ -5,12 +5,7 @@ import pytest
 import torch
 
 from qrobust.analyze.cases import open_cases
-from qrobust.analyze.experiments.layers import (
-    frequency_ratio,
-    similarity,
-    similarity_to_artifact,
-    similarity_to_float,
-)
+from qrobust.analyze.experiments.layers import frequency_ratio, similarity, similarity_to_artifact, similarity_to_float
 from qrobust.spectrum import low_to_high
 
 from ..conftest import SETTINGS

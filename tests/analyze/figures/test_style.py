@@ -5,8 +5,9 @@ import json
 import pytest
 
 from qrobust.analyze import draw
-from qrobust.analyze.figures.style import COLOURS, look, panels, threat
+from qrobust.analyze.figures.style import look, panels, threat
 from qrobust.analyze.session import analyze
+from qrobust.bench.plot import COLOURS
 
 from ..conftest import SETTINGS
 

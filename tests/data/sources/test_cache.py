@@ -12,9 +12,8 @@ import torch
 from PIL import Image
 
 from qrobust.data import DataSettings, Mapped, load
-from qrobust.data.sources import cache, files
-from qrobust.data.sources.cache import decoded
-from qrobust.data.sources.files import read_images
+from qrobust.data.sources import files
+from qrobust.data.sources.files import decoded, read_images
 from qrobust.errors import DataError
 
 OLD = 1_000_000_000  # a time of change, in seconds
@@ -105,7 +104,7 @@ def test_another_size_has_another_file(root, paths, tmp_path):
 
 def test_images_decoded_by_older_rules_are_not_used(root, paths, tmp_path, monkeypatch):
     found = decoded(paths, root / "train", None, tmp_path)
-    monkeypatch.setattr(cache, "LAYOUT", cache.LAYOUT - 1)
+    monkeypatch.setattr(files, "LAYOUT", files.LAYOUT - 1)
     assert decoded(paths, root / "train", None, tmp_path) != found
 
 
@@ -137,7 +136,7 @@ def stopping(error):
 )
 def test_a_stopped_decoding_leaves_nothing(paths, root, tmp_path, monkeypatch, error, seen, message):
     monkeypatch.setattr(files, "PIECE", 8)
-    monkeypatch.setattr(cache, "decode", stopping(error))
+    monkeypatch.setattr(files, "decode", stopping(error))
     with pytest.raises(seen, match=message):
         decoded(paths, root / "train", None, tmp_path / "cache")
     assert list((tmp_path / "cache").iterdir()) == []
@@ -155,7 +154,7 @@ def test_what_killed_processes_left_is_swept_and_a_running_one_spared(paths, roo
     left, running = (path.with_name(f".{path.name}.{name}") for name in ("left", "running"))
     for unfinished in (left, running):
         unfinished.write_bytes(b"half")
-    os.utime(left, (time.time() - cache.STALE - 60,) * 2)
+    os.utime(left, (time.time() - files.STALE - 60,) * 2)
     path.unlink()
     assert decoded(paths, root / "train", None, tmp_path) == path
     assert (left.exists(), running.exists()) == (False, True)
@@ -165,8 +164,8 @@ def test_other_processes_wait_and_decode_nothing(paths, root, tmp_path, decoding
     path = decoded(paths, root / "train", None, tmp_path)
     hidden = path.rename(tmp_path / "hidden")
     decodings.clear()
-    monkeypatch.setattr(cache.distributed, "is_first", lambda: False)
-    monkeypatch.setattr(cache, "PAUSE", 0.01)
+    monkeypatch.setattr(files.distributed, "is_first", lambda: False)
+    monkeypatch.setattr(files, "PAUSE", 0.01)
     timer = threading.Timer(0.2, hidden.rename, [path])
     timer.start()
     assert decoded(paths, root / "train", None, tmp_path) == path
@@ -176,18 +175,18 @@ def test_other_processes_wait_and_decode_nothing(paths, root, tmp_path, decoding
 
 
 def test_a_file_that_never_comes(paths, root, tmp_path, monkeypatch):
-    monkeypatch.setattr(cache.distributed, "is_first", lambda: False)
-    monkeypatch.setattr(cache, "PAUSE", 0.01)
-    monkeypatch.setattr(cache.distributed, "PATIENCE", SimpleNamespace(total_seconds=lambda: 0.1))
+    monkeypatch.setattr(files.distributed, "is_first", lambda: False)
+    monkeypatch.setattr(files, "PAUSE", 0.01)
+    monkeypatch.setattr(files.distributed, "PATIENCE", SimpleNamespace(total_seconds=lambda: 0.1))
     with pytest.raises(DataError, match=r"expected .* from the first process, got none; give a folder that all"):
         decoded(paths, root / "train", None, tmp_path)
 
 
 def test_a_disk_too_small_is_refused_before_decoding(paths, root, tmp_path, monkeypatch):
-    monkeypatch.setattr(cache.shutil, "disk_usage", lambda folder: SimpleNamespace(free=20 * 3 * 36 - 1))
+    monkeypatch.setattr(files.shutil, "disk_usage", lambda folder: SimpleNamespace(free=20 * 3 * 36 - 1))
     with pytest.raises(DataError, match=r"expected 0.0 GB free for decoded images in .*, got 0.0; choose another"):
         decoded(paths, root / "train", None, tmp_path / "cache")
-    monkeypatch.setattr(cache.shutil, "disk_usage", lambda folder: SimpleNamespace(free=20 * 3 * 36))
+    monkeypatch.setattr(files.shutil, "disk_usage", lambda folder: SimpleNamespace(free=20 * 3 * 36))
     assert decoded(paths, root / "train", None, tmp_path / "cache").exists()
 
 

@@ -6,8 +6,8 @@ import pytest
 import torch
 
 from qrobust.data import DataSettings
-from qrobust.data.sources import cifar
-from qrobust.data.sources.cifar import cifar10, cifar100
+from qrobust.data.sources import published
+from qrobust.data.sources.published import cifar10, cifar100
 from qrobust.errors import DataError
 
 from ..helpers import shared
@@ -57,7 +57,7 @@ def test_a_download_that_fails():
             raise OSError("no route to host")
 
     with pytest.raises(DataError) as caught:
-        cifar._read(Reader, Path("data"), train=True, download=True)
+        published._read(Reader, Path("data"), train=True, download=True)
     assert str(caught.value) == (
         "expected to read or fetch Reader in data, got: no route to host; "
         "put the official files into data/there by hand"

@@ -4,7 +4,7 @@ import torch
 from sklearn.datasets import load_digits
 
 from qrobust.data import DataSettings
-from qrobust.data.sources.digits import digits
+from qrobust.data.sources.published import digits
 
 LOADED = digits(DataSettings("digits"))
 

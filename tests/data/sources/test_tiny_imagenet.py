@@ -5,7 +5,7 @@ import pytest
 from PIL import Image
 
 from qrobust.data import DataSettings
-from qrobust.data.sources.tiny_imagenet import tiny_imagenet
+from qrobust.data.sources.published import tiny_imagenet
 from qrobust.errors import DataError
 
 from ..helpers import shared

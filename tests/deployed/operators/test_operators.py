@@ -4,7 +4,7 @@ import onnx.reference
 import pytest
 import torch
 
-from qrobust.deployed import covered, twin
+from qrobust.onnx_module import covered, twin
 
 from ..helpers import runtime, text_model
 from .cases import CASES, CONSTANTS, OLD

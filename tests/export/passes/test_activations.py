@@ -8,8 +8,8 @@ from onnx.reference import ReferenceEvaluator
 
 from qrobust.errors import ExportError
 from qrobust.export import passes
-from qrobust.export.optimised import open_session
 from qrobust.export.passes.graph import constant, nodes
+from qrobust.export.sessions import open_session
 
 from .helpers import (
     FEATURES,

@@ -5,9 +5,11 @@ import onnx
 import pytest
 import torch
 
-from qrobust.export import load_target, lower, passes
+from qrobust.export import passes
 from qrobust.export.passes.graph import required
 from qrobust.export.passes.qonnx import DOMAIN
+from qrobust.export.target import load_target
+from qrobust.export.write import lower
 
 from ...quant.helpers import images as torch_images
 from ..helpers import network, torch_logits

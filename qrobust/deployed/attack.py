@@ -1,0 +1,213 @@
+"""`qrobust attack`: a file under every attack that fits it, and how far the number in torch was from that.
+
+pgd-20      on the session's logits with the twin's gradient, in each backward form
+autoattack  its parts with gradients likewise, Square on the session
+square-500  on the session
+transfer-20 on the twin of every other file
+
+in torch (manifest) ─ replayed (suite on the session) ─ attacked (crafted on the file): the gap
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from torch import Generator, Tensor, nn
+
+from .. import devices
+from ..attacks import Attack, Scene, named
+from ..data import Images, to_unit
+from ..distributed import is_first, own
+from ..errors import RecipeError
+from ..evaluation import evaluate
+from ..evaluation.outcomes import CLEAN
+from ..export.artifact import to_pixels
+from ..threat import Threat
+from .model import Deployed, Served
+from .sanity import Evidence, doubt_file
+
+WITHOUT_GRADIENTS = ("gn", "square")  # families
+TRANSFER, SQUARE, SESSION = "transfer", "square", "session"
+
+
+@dataclass(frozen=True)
+class Route:
+    """A network to craft on, and the part of an attack that does; "" for the one part that most have."""
+
+    network: nn.Module
+    part: str = ""
+
+
+@dataclass(frozen=True)
+class Routed(Attack):
+    """An attack whose parts are routes by name: each sees the images that those before it left right.
+
+    camera: its images are rounded to the bytes that the file takes, inside the threat: what a session rounds to the
+    nearest byte may leave an l2 ball.
+    """
+
+    inner: Attack | None = None
+    routes: Mapping[str, Route] = field(default_factory=dict, repr=False, compare=False)
+    camera: bool = False
+
+    def run(self, scene: Scene, x: Tensor, y: Tensor, generator: Generator, part: str = "") -> Tensor:
+        """x_adv, crafted on the route's network instead of the scene's."""
+        assert self.inner is not None
+        route = self.routes[part]
+        place: dict[str, Any] = {"twin" if self.family == TRANSFER else "model": route.network}
+        x_adv = self.inner.run(replace(scene, **place), x, y, generator, route.part)
+        if not (self.camera and self.bounded):
+            return x_adv
+        return to_unit(to_pixels(scene.threat.project(x_adv, x), x, scene.threat), x.device)
+
+
+def routed(
+    attack: Attack, deployed: Deployed, served: Served, *, forms: Sequence[str], sources: Sequence[Deployed]
+) -> Routed:
+    """An attack with its routes on a file. Raises RecipeError for a transfer attack without sources."""
+    settings = dict(attack.settings)
+    if attack.family == TRANSFER:
+        if not sources:
+            raise RecipeError(f"expected a file to transfer {attack.name} from, got none; name one by --transfer")
+        routes = {f"from {source.name} {source.sha256[:8]}": Route(source.gradient()) for source in sources}
+        settings["sources"] = {source.name: source.sha256 for source in sources}
+    elif attack.family in WITHOUT_GRADIENTS:
+        routes = {SESSION: Route(served)}
+    else:
+        through = {form: deployed.through(served, form) for form in forms}
+        parts = [part for part in attack.parts if part != SQUARE]
+        routes = {f"{form} {part}".strip(): Route(through[form], part) for form in forms for part in parts}
+        routes |= {f"{SESSION} {part}": Route(served, part) for part in attack.parts if part == SQUARE}
+        settings["backward"] = list(forms)
+    return Routed(attack.name, attack.family, settings, attack.bounded, tuple(routes), attack, routes, deployed.camera)
+
+
+ATTACKS = ("pgd-20x5:keep=best", "cw-inf-20x5:keep=best", "autoattack", "square-500", "transfer-20:keep=best")
+WORST = "worst_case"
+MAX_VALUES = 2**22  # of one batch: 250 images up to 74x74, fewer of larger ones
+Record = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Settings:
+    """attacks: names; () for a suite's and `ATTACKS`. n: how many images, None for all. eps: None for the artifact's,
+    or 8/255. forms: backward forms, () for all that differ. sources: files to transfer from, the first of them the
+    float network.
+    """
+
+    attacks: tuple[str, ...] = ()
+    n: int | None = None
+    seed: int = 0
+    eps: float | None = None
+    forms: tuple[str, ...] = ()
+    sources: tuple[Deployed, ...] = ()
+
+
+def attack(deployed: Deployed, images: Images, settings: Settings, path: Path | None = None, **more: Any) -> Record:
+    """What attacks on a file leave of its accuracy; the session judges every candidate.
+
+    Returns an evaluation's result with "artifact", "gap", "doubts", "flags" and `more`; saved to `path` (.json) with
+    masks beside it, and then a stopped one goes on where it was. Raises RecipeError for what is no attack, DataError
+    for more images than there are.
+    """
+    threat = threat_of(deployed, settings.eps)
+    served = devices.placed(deployed.served())
+    assert isinstance(served, Served)
+    for network in (deployed, *settings.sources):
+        devices.placed(network.twin)
+    state = path.with_suffix(".partial.npz") if path else None
+    batch_size = max(1, min(250, MAX_VALUES // math.prod(images.shape[1:])))
+    outcomes = evaluate(
+        served,
+        images,
+        attacks=_attacks(deployed, served, threat, settings),
+        threat=threat,
+        n=settings.n,
+        seed=settings.seed,
+        batch_size=batch_size,
+        state=state,
+        label=f"attack {deployed.name}",
+    )
+    source = settings.sources[0] if settings.sources else None
+    evidence = Evidence(deployed, served, images, outcomes, source=source, batch_size=batch_size)
+    found = doubt_file(evidence)
+    more |= {
+        "artifact": described(deployed),
+        "gap": gap(evidence),
+        "doubts": found.measured,
+        "flags": [flag.to_dict() for flag in found.flags],
+    }
+    if path is not None and is_first():
+        outcomes.save(path, **more)
+    if state is not None:
+        own(state).unlink(missing_ok=True)
+    return outcomes.to_dict() | more
+
+
+def threat_of(deployed: Deployed, eps: float | None = None) -> Threat:
+    """The threat on a file, l-inf for one that came in no artifact; there in whole steps of a byte where it takes
+    bytes, so that rounding stays inside.
+    """
+    norm: Any = deployed.artifact.manifest["threat"]["norm"] if deployed.artifact else "linf"
+    eps = (deployed.artifact.eps if deployed.artifact else 8 / 255) if eps is None else eps
+    whole = deployed.camera and norm == "linf"
+    return Threat(norm, math.floor(eps * 255 + 1e-6) / 255 if whole else eps)
+
+
+def described(deployed: Deployed) -> Record:
+    """Which file it was, and where it ran."""
+    return {
+        "name": deployed.name,
+        "sha256": deployed.sha256,
+        "provider": deployed.provider,
+        "graph_optimization_level": deployed.level,
+    }
+
+
+def gap(evidence: Evidence) -> Record:
+    """Accuracies by place and attack, with n of each place: "in_torch", "replayed", "attacked".
+
+    in_torch: as the manifest has it. replayed: the suite's images on the session. Both empty for a file that
+    came in no artifact.
+    """
+    deployed, outcomes = evidence.deployed, evidence.outcomes
+    attacked = {name: float(mask.mean()) for name, mask in outcomes.correct.items()}
+    return {
+        "in_torch": _in_torch(deployed.artifact.manifest["metrics"]["before"]) if deployed.artifact else {},
+        "replayed": _replayed(evidence) if deployed.artifact else {},
+        "attacked": {"n": outcomes.n, **attacked, WORST: float(outcomes.worst_case().mean())},
+    }
+
+
+def _in_torch(before: Mapping[str, Any]) -> Record:
+    """A manifest's numbers; whatever is none is left out, since a manifest is only data."""
+    attacks = before.get("attacks")
+    cells = {CLEAN: before.get(CLEAN), **(attacks if isinstance(attacks, dict) else {}), WORST: before.get(WORST)}
+    shares = {name: cell.get("accuracy") for name, cell in cells.items() if isinstance(cell, dict)}
+    n = {"n": before["n"]} if isinstance(before.get("n"), int) else {}
+    return n | {name: share for name, share in shares.items() if isinstance(share, float) and 0 <= share <= 1}
+
+
+def _replayed(evidence: Evidence) -> Record:
+    assert evidence.deployed.artifact is not None
+    y = evidence.y.cpu().numpy()
+    right = {name: labels.numpy() == y for name, labels in evidence.labels.items()}
+    worst = np.logical_and.reduce(list(right.values()))
+    return {"n": len(worst), **{name: float(mask.mean()) for name, mask in right.items()}, WORST: float(worst.mean())}
+
+
+def _attacks(deployed: Deployed, served: Served, threat: Threat, settings: Settings) -> list[Routed]:
+    forms = settings.forms or deployed.forms
+    chosen = [named(name, threat) for name in settings.attacks or default_attacks(deployed, settings.sources)]
+    return [routed(one, deployed, served, forms=forms, sources=settings.sources) for one in chosen]
+
+
+def default_attacks(deployed: Deployed, sources: Sequence[Deployed] = ()) -> tuple[str, ...]:
+    """Those of the suite, so that they compare, and `ATTACKS`; transfer where there is a source."""
+    stored = [name for name in deployed.artifact.sets if name != CLEAN] if deployed.artifact else []
+    return tuple(name for name in dict.fromkeys((*stored, *ATTACKS)) if sources or not name.startswith(TRANSFER))

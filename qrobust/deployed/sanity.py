@@ -1,0 +1,206 @@
+"""Sanity checks of a number measured on a file: does the module lead where the session goes, however it is fused?"""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import replace
+from functools import cached_property
+from pathlib import Path
+
+import numpy as np
+import onnx
+import torch
+from torch import Tensor, nn
+
+from ..data import Images, to_unit
+from ..evaluation import CHEAP, Flag, Outcomes, Subject, examine
+from ..evaluation import DOUBTS as ALL
+from ..evaluation.accuracy import predict
+from ..evaluation.sanity import Doubt, Examination
+from ..evaluation.sanity_measures import parts
+from ..onnx_module.building import FAKE
+from ..runtime import LEVELS, ArtifactError, load_session
+from .attack import SQUARE, TRANSFER, WITHOUT_GRADIENTS
+from .model import Array, Deployed, Served, rounding
+
+STEP = 1.01  # a value between two steps may fall to either
+
+
+@torch.no_grad()
+def first_apart(deployed: Deployed, x: Tensor) -> str | None:
+    """The value's name in the file, on images x (n, c, h, w) in [0,1]; None if no quantiser is to blame."""
+    inside = deployed.twin.inside(deployed.gradient().fed(x))
+    proto = onnx.load(str(deployed.path), load_external_data=False)
+    held = {name for node in proto.graph.node for name in node.output}
+    watched = [node for node in rounding(deployed.twin) if node.outputs[0] in held]
+    theirs = _session_values(deployed, proto, [node.outputs[0] for node in watched], x)
+    for node, value in zip(watched, theirs, strict=True):
+        name = node.outputs[0]
+        unit = float(inside[node.inputs[1]].min()) if node.op == FAKE else 1.0
+        if float(((inside[name].cpu() - torch.from_numpy(value)) / unit).abs().max()) > STEP:
+            return str(name)
+    return None
+
+
+def _session_values(deployed: Deployed, proto: onnx.ModelProto, names: Sequence[str], x: Tensor) -> list[Array]:
+    if not names:  # of which a session would give all
+        return []
+    known = {value.name for value in proto.graph.output}
+    proto.graph.output.extend(onnx.helper.make_empty_tensor_value_info(name) for name in names if name not in known)
+    pixels = x.contiguous().cpu().numpy()
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "model.onnx"
+        path.write_bytes(proto.SerializeToString())
+        session = load_session(path, deployed.provider, None, deployed.session_options)
+        feed = deployed.artifact.feed(pixels) if deployed.artifact else pixels
+        found = session.run([*names], {session.get_inputs()[0].name: feed})
+    return [np.asarray(value, np.float32) for value in found]
+
+
+Labels = Mapping[str, Tensor]  # by set of images: int64 (n,)
+
+
+class Evidence(Subject):
+    """A file under doubt, with the outcomes of its attacks; gradients are the twin's at the session's logits.
+
+    sets: images by name, "clean" and what the file's suite stores. stored: what torch said of each before export.
+    """
+
+    outcomes: Outcomes
+
+    def __init__(
+        self,
+        deployed: Deployed,
+        served: Served,
+        images: Images,
+        outcomes: Outcomes,
+        *,
+        source: Deployed | None = None,
+        batch_size: int,
+    ) -> None:
+        through = deployed.through(served, deployed.forms[0])
+        twin = source.gradient() if source else None
+        n = outcomes.n
+        super().__init__(
+            through, images, outcomes.threat, twin=twin, outcomes=outcomes, n=n, seed=outcomes.seed,
+            batch_size=batch_size,
+        )  # fmt: skip
+        self.deployed, self.served = deployed, served
+        self.sets, self.stored = suite_of(deployed, images, outcomes)
+
+    @cached_property
+    def labels(self) -> Labels:
+        """The session's."""
+        return self.labels_of(self.served)
+
+    def labels_of(self, network: nn.Module) -> Labels:
+        """What a network says of all sets."""
+        device = self.x.device
+        return {
+            name: torch.cat([predict(network, to_unit(some, device, channels_last=True)).cpu()
+                             for some in parts(pixels, self.batch_size)])
+            for name, pixels in self.sets.items()
+        }  # fmt: skip
+
+    def mask(self, families: Callable[[str], bool]) -> Tensor | None:
+        """Images right under every bounded attack of these families; None where none was made."""
+        chosen = [a.name for a in self.outcomes.attacks if a.bounded and families(a.family)]
+        masks = [torch.from_numpy(self.outcomes.correct[name]) for name in chosen]
+        return torch.stack(masks).all(0) if masks else None
+
+    def beaten_by(self, family: str) -> float | None:
+        """Share of images that an attack of this family breaks, and none with gradients of the file's own."""
+        # AutoAttack holds Square and is left out: it would hide what Square alone finds.
+        others = (family, "autoattack", TRANSFER, *WITHOUT_GRADIENTS)
+        white, other = self.mask(lambda one: one not in others), self.mask(lambda one: one == family)
+        return None if white is None or other is None else float((white & ~other).double().mean())
+
+
+def suite_of(deployed: Deployed, images: Images, outcomes: Outcomes) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    """The images that were attacked, by set of the suite, and the labels that torch gave them before export; of a file
+    without a suite clean ones alone.
+    """
+    chosen = slice(None) if outcomes.indices is None else outcomes.indices
+    if deployed.artifact is None:
+        return {"clean": images.take(chosen).x}, {}
+    suite, names = deployed.artifact.suite, deployed.artifact.sets
+    taken = [{name: torch.from_numpy(suite[f"{kind}.{name}"][chosen]) for name in names} for kind in ("x", "label")]
+    return taken[0], taken[1]
+
+
+def twin_differs(evidence: Evidence) -> float:
+    """Share of other labels, over all sets."""
+    return apart(evidence.labels, evidence.labels_of(evidence.deployed.gradient()))
+
+
+def replay_differs(evidence: Evidence) -> float | None:
+    """Share of labels that export changed, over all sets."""
+    return apart(evidence.labels, evidence.stored) if evidence.stored else None
+
+
+def level_differs(evidence: Evidence) -> float | None:
+    """The largest share of other labels at another level of fusion."""
+    found = [apart(evidence.labels, labels) for labels in _at_levels(evidence)]
+    return max(found, default=None)
+
+
+def square_wins(evidence: Evidence) -> float | None:
+    """What Square on the session breaks."""
+    return evidence.beaten_by(SQUARE)
+
+
+def transfer_wins(evidence: Evidence) -> float | None:
+    """What examples from other files break."""
+    return evidence.beaten_by(TRANSFER)
+
+
+def apart(first: Labels, second: Labels) -> float:
+    """Share of labels that differ, over the sets of both."""
+    differs = torch.cat([first[name] != second[name] for name in first])
+    return float(differs.double().mean())
+
+
+def _at_levels(evidence: Evidence) -> Iterable[Labels]:
+    deployed = evidence.deployed
+    for level in LEVELS:
+        if level == deployed.level:
+            continue
+        try:
+            logits = deployed.at(level)
+        except ArtifactError:  # a provider need not offer every level
+            continue
+        yield evidence.labels_of(Served(logits, deployed.sha256).to(evidence.x.device))
+
+
+def _known(name: str, measure: Callable[[Evidence], float | None]) -> Doubt[Evidence]:
+    """A doubt of `evaluate.DOUBTS`, measured here."""
+    one = next(one for one in ALL if one.name == name)
+    return Doubt(name, measure, one.limit, one.reason, one.hint)
+
+
+def doubt_file(evidence: Evidence) -> Examination:
+    """All that is asked of a file, and the cheap doubts of its gradients; the first layer apart is named."""
+    found, cheap = examine(evidence, DOUBTS), examine(evidence, CHEAP)
+    return Examination(
+        cheap.measured | found.measured, [*cheap.flags, *(_placed(evidence, one) for one in found.flags)]
+    )
+
+
+def _placed(evidence: Evidence, flag: Flag) -> Flag:
+    if flag.name != "twin-differs":
+        return flag
+    layer = first_apart(evidence.deployed, evidence.x[: evidence.batch_size])
+    return replace(flag, reason=f"{flag.reason}, first in {layer}") if layer else flag
+
+
+DOUBTS: tuple[Doubt[Evidence], ...] = (
+    Doubt("twin-differs", twin_differs, 0.01, "the torch twin gives other labels than the session",
+          "its gradients belong to another network: compare the graph's operators with what the runtime makes of them"),
+    Doubt("replay-differs", replay_differs, 0.01, "the session gives other labels than torch gave before export",
+          "compare layers with the parity in the manifest, and export again"),
+    Doubt("level-differs", level_differs, 0.01, "another graph_optimization_level gives other labels",
+          "pin the level in the target, and attack the file at the level that it is deployed with"),
+    _known("square-wins", square_wins),
+    _known("transfer-wins", transfer_wins),
+)  # fmt: skip

@@ -1,0 +1,409 @@
+"""What sanity checks measure of a network, each a number that is small for an honest one.
+
+None where a doubt has nothing to ask, as of a twin where there is none.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from functools import cached_property
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from .. import devices
+from ..attacks import Scene, named
+from ..attacks.gradient import LOSSES, last_and_best
+from ..data import Images, choose, to_unit
+from ..data.images import check_batch_size
+from ..models.inference import crafting, ordinary, raw_gradient
+from ..threat import Threat
+from .accuracy import are_probabilities, judge, predict
+from .outcomes import Outcomes, at_least
+
+STEPS = 20
+BATCH = 128
+Craft = Callable[[Tensor, Tensor], Tensor]
+
+
+class Subject:
+    """The network under doubt on n images: x (n, c, h, w) in [0,1], y (n,), and masks that doubts share.
+
+    model: ends in eval mode. n: how many of the images, at most, as `data.choose` takes them. twin: the float network
+    behind a quantised one. others: further networks whose examples may transfer. outcomes: of the evaluation in doubt.
+    batch_size: the most images that go through a network at once; memory depends on it, results only by rounding and
+    by the order of random draws. Raises DataError for a batch size below 1.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        images: Images,
+        threat: Threat,
+        *,
+        twin: nn.Module | None = None,
+        others: Sequence[nn.Module] = (),
+        outcomes: Outcomes | None = None,
+        n: int = 200,
+        seed: int = 0,
+        batch_size: int = BATCH,
+    ) -> None:
+        check_batch_size(batch_size)
+        self.model, self.threat, self.twin, self.others = model.eval(), threat, twin, others
+        self.outcomes, self.seed, self.batch_size = outcomes, seed, batch_size
+        images, _ = choose(images, n, seed)
+        self.x = to_unit(images.x, devices.device_of(model), channels_last=True)
+        self.y = images.y.to(self.x.device)
+
+    def right(
+        self,
+        attack: str,
+        *,
+        model: nn.Module | None = None,
+        threat: Threat | None = None,
+        twin: nn.Module | None = None,
+        among: Tensor | None = None,
+    ) -> Tensor:
+        """Mask (n,) of images right under a named attack, crafted on `model` (default: its own).
+
+        among: mask (n,) of the images to attack (default: those right when clean); others are not right.
+        """
+        within = threat or self.threat
+        chosen = named(attack, within)
+        scene = Scene(model or self.model, within, twin or self.twin, self.seed)
+        generator = devices.generator(self.seed, "doubt", attack)
+        bound = within if chosen.bounded else None
+        return self.survivors(lambda x, y: chosen.craft(scene, x, y, generator), bound, among)
+
+    def survivors(self, craft: Craft, threat: Threat | None, among: Tensor | None = None) -> Tensor:
+        """Mask (n,) of images that `craft(x, y)` leaves right; threat as in `judge`, among as in `right`."""
+        left = self.clean.clone() if among is None else among.clone()
+        for which in parts(left.nonzero()[:, 0], self.batch_size):
+            x, y = self.x[which], self.y[which]
+            left[which] = judge(self.model, x, y, craft(x, y), threat)
+        return left
+
+    @cached_property
+    def clean(self) -> Tensor:
+        """Right without an attack."""
+        return torch.cat([predict(self.model, x) == y for x, y in self._batches()])
+
+    @cached_property
+    def ce(self) -> Tensor:
+        """Right under the best points of PGD on the cross-entropy."""
+        return self._ce_ends[1]
+
+    @cached_property
+    def margin(self) -> Tensor:
+        """Right under the best points of PGD on the margin."""
+        return self._ends("margin")[1]
+
+    @cached_property
+    def white_box(self) -> Tensor:
+        """Right under both."""
+        return self.ce & self.margin
+
+    @cached_property
+    def last_step(self) -> Tensor:
+        """Right under the last points of PGD on the cross-entropy, from the starts of `ce`."""
+        return self._ce_ends[0]
+
+    @cached_property
+    def gradient(self) -> Tensor:
+        """Input gradient of the cross-entropy, (n, c, h, w)."""
+        return self.gradient_of(self.model)
+
+    def gradient_of(self, model: nn.Module, loss: str = "ce") -> Tensor:
+        """∂loss_i/∂x_i of every image i under a network, this one or its twin; loss: "ce" or "margin"."""
+        return torch.cat([_gradient(model, x, y, loss) for x, y in self._batches()])
+
+    @cached_property
+    def _ce_ends(self) -> tuple[Tensor, Tensor]:
+        return self._ends("ce")
+
+    def _ends(self, loss: str) -> tuple[Tensor, Tensor]:
+        """Masks (n,) of images right under the last and under the best points of PGD, the same points for both."""
+        generator, step = devices.generator(self.seed, "doubt", loss), self.threat.eps / 4
+        last, best = self.clean.clone(), self.clean.clone()
+        for which in parts(self.clean.nonzero()[:, 0], self.batch_size):
+            x, y = self.x[which], self.y[which]
+            found = last_and_best(self.model, x, y, threat=self.threat, steps=STEPS, step_size=step, loss=loss,
+                                  generator=generator)  # fmt: skip
+            for mask, x_adv in zip((last, best), found, strict=True):
+                mask[which] = judge(self.model, x, y, x_adv, self.threat)
+        return last, best
+
+    def share(self, mask: Tensor) -> float:
+        """Share of the n images."""
+        return float(mask.float().mean())
+
+    def broken(self, left: Tensor) -> float:
+        """Share of the n images that stand under the white-box attacks and are not in the mask `left`."""
+        return self.share(self.white_box & ~left)
+
+    def _batches(self) -> Iterator[tuple[Tensor, Tensor]]:
+        return zip(parts(self.x, self.batch_size), parts(self.y, self.batch_size), strict=True)
+
+
+class Scaled(nn.Module):
+    """A network with its logits multiplied; labels stay, softmax sharpens or flattens."""
+
+    def __init__(self, model: nn.Module, factor: float) -> None:
+        super().__init__()
+        self.model, self.factor = model, factor
+
+    def forward(self, x: Tensor) -> Tensor:
+        """factor · logits."""
+        scaled: Tensor = self.model(x) * self.factor
+        return scaled
+
+
+class ThroughTwin(nn.Module):
+    """A network's logits with its twin's gradient: the way that rounding hides, the twin may show.
+
+    Backward pass differentiable approximation (Athalye et al. 2018, arXiv 1802.00420), the float network
+    standing for the quantised one as a whole, not layer by layer.
+    """
+
+    def __init__(self, model: nn.Module, twin: nn.Module) -> None:
+        super().__init__()
+        self.model, self.twin = model, twin
+
+    def forward(self, x: Tensor) -> Tensor:
+        """t(x) + constant, of value f(x) up to rounding: (n, c, h, w) in [0,1] → logits (n, classes)."""
+        through: Tensor = self.twin(x)
+        with torch.no_grad():
+            offset: Tensor = self.model(x) - through
+        return through + offset
+
+
+def _gradient(model: nn.Module, x: Tensor, y: Tensor, loss: str) -> Tensor:
+    with crafting(model):
+        x, y = ordinary(x, y)
+        x = x.clone().requires_grad_(True)
+        return raw_gradient(LOSSES[loss](model(x), y), x)
+
+
+def parts(rows: Tensor, size: int) -> Iterator[Tensor]:
+    """At most `size` rows at a time, in order."""
+    return (rows[start : start + size] for start in range(0, len(rows), size))
+
+
+TEMPERATURES = (0.01, 0.1, 10.0, 100.0)
+WIDE = 8  # the sweep ends at this many eps, 64/255 for the usual 8/255
+SEVERAL = 8  # images for doubts about one forward pass, and the fewest for a statistic of those that are right
+CORNER, FEW = 0.01, 4  # share of pixels that must not decide the label; four hold it for up to 16 classes
+SWAPS = 5
+QUANTILES = (0.05, 0.95)
+# An attack that returns its last point misses what it broke on its way, and what is compared with it looks strong.
+CE, MARGIN, TRANSFER = (f"{name}-{STEPS}:keep=best" for name in ("pgd", "cw-inf", "transfer"))
+CURVE = tuple(f"cw-inf-{effort}:keep=best" for effort in (f"{5 * STEPS}", f"{STEPS}x10", f"{5 * STEPS}x10"))
+PUBLISHED = ("pgd", "bim", "cw-inf")  # families of many steps that return the last, unless told otherwise
+
+
+@torch.no_grad()
+def random_logits(subject: Subject) -> float:
+    """The most that a logit changes over five runs on the same images, in standard deviations of the logits."""
+    runs = torch.stack([subject.model(subject.x[:SEVERAL]) for _ in range(5)])
+    return _relative(runs.amax(0) - runs.amin(0), runs[0])
+
+
+@torch.no_grad()
+def batch_dependent(subject: Subject) -> float:
+    """The most that a logit changes with the other images of a batch, in standard deviations.
+
+    Not with its size: a GPU has other kernels for another size, whose rounding moves a quantiser by a step.
+    """
+    x = subject.x[:SEVERAL]
+    beside_itself, beside_negatives = (subject.model(torch.cat([x, others]))[: len(x)] for others in (x, 1 - x))
+    return _relative(beside_itself - beside_negatives, beside_itself)
+
+
+@torch.no_grad()
+def probabilities(subject: Subject) -> float:
+    """1 if the rows of the first batch's output are not negative and have one sum, else 0."""
+    return float(are_probabilities(subject.model(subject.x[: subject.batch_size])))
+
+
+def near_chance(subject: Subject) -> float:
+    """The chance of being right as often by lot, each image with the share of the commonest label: P[Bin(n, p) ≥ k]."""
+    n, right = len(subject.y), int(subject.clean.sum())
+    commonest = int(subject.y.unique(return_counts=True)[1].max())  # type: ignore[no-untyped-call]
+    return at_least(right, n, commonest / n)
+
+
+def numbers_part(subject: Subject) -> float | None:
+    """How far the evaluation's worst case is below what last-step attacks leave, as papers print them."""
+    if subject.outcomes is None:
+        return None
+    attacks = [
+        one for one in subject.outcomes.attacks if one.family in PUBLISHED and one.settings.get("keep") != "best"
+    ]
+    left = [float(subject.outcomes.correct[one.name].mean()) for one in attacks]
+    return max(left) - float(subject.outcomes.worst_case().mean()) if left else None
+
+
+def zero_gradient(subject: Subject) -> float:
+    """Share of images whose cross-entropy has no gradient, or one that is not finite."""
+    rows = subject.gradient.flatten(1)
+    dead = (rows.abs().amax(1) == 0) | ~rows.isfinite().all(1)
+    return subject.share(dead)
+
+
+def uneven_gradient(subject: Subject) -> float | None:
+    """log10 of the 95 % over the 5 % quantile of ‖∂margin/∂x‖₂, of images that are right and have a gradient.
+
+    Of the margin, since the cross-entropy's gradient rightly vanishes where a network is sure.
+    """
+    gradient = subject.gradient_of(subject.model, "margin").flatten(1)
+    norms = gradient.double().norm(dim=1)[subject.clean]  # squares of small floats would vanish
+    norms = norms[norms.isfinite() & (norms > 0)]
+    if len(norms) < SEVERAL:
+        return None
+    low, high = norms.log10().quantile(norms.new_tensor(QUANTILES)).tolist()
+    return float(high - low)
+
+
+def one_place(subject: Subject) -> float | None:
+    """How often the label follows the few pixels with most of the gradient into an image of another class.
+
+    Of pairs of images that are right. Of a resnet8 trained with the label in four of 64 pixels, 0.6 to 0.8 of the
+    labels follow, of honest networks at most 0.08; how much of the gradient lies there differs by a factor two.
+    """
+    right, pixels = subject.clean.nonzero()[:, 0], _steepest(subject)
+    if len(right) < SEVERAL:
+        return None
+    generator = devices.generator(subject.seed, "swap")
+    donors = [right[torch.randperm(len(right), generator=generator).to(right.device)] for _ in range(SWAPS)]
+    pairs = torch.stack([right.repeat(SWAPS), torch.cat(donors)], dim=1)
+    pairs = pairs[subject.y[pairs[:, 0]] != subject.y[pairs[:, 1]]]
+    if not len(pairs):
+        return None
+    followed = [_follows(subject, part, pixels) for part in parts(pairs, subject.batch_size)]
+    return float(torch.cat(followed).float().mean())
+
+
+def turned_gradient(subject: Subject) -> float | None:
+    """One minus the median cosine with the twin's gradient."""
+    if subject.twin is None:
+        return None
+    own, other = subject.gradient.nan_to_num(), subject.gradient_of(subject.twin).nan_to_num()
+    cosine = F.cosine_similarity(own.flatten(1), other.flatten(1), dim=1)
+    return 1 - float(cosine.median())
+
+
+def loss_disagreement(subject: Subject) -> float:
+    """Difference of the accuracies under PGD on cross-entropy and margin, beyond what chance makes of it.
+
+    Of b images that only one of the two breaks, chance gives either side half: a difference of some √b images.
+    """
+    apart = int((subject.ce ^ subject.margin).sum())
+    difference = abs(int(subject.ce.sum()) - int(subject.margin.sum()))
+    return float(max(0.0, difference - 2 * apart**0.5) / len(subject.y))
+
+
+def temperature(subject: Subject) -> float:
+    """The most that cross-entropy PGD at another temperature breaks beyond the same attack at the network's own."""
+    scaled = [subject.right(CE, model=Scaled(subject.model, factor)) for factor in TEMPERATURES]
+    return max(0.0, *(subject.share(subject.ce) - subject.share(mask) for mask in scaled))
+
+
+def not_converged(subject: Subject) -> float:
+    """What the curve of longer attacks with more starts breaks in all, each on the images that are left.
+
+    No step of a curve that only falls is larger than its whole fall: a last step above the limit shows here too.
+    """
+    left = subject.white_box
+    for attack in CURVE:
+        left = subject.right(attack, among=left)
+    return subject.broken(left)
+
+
+def earlier(subject: Subject) -> float:
+    """What the points that PGD on the cross-entropy passes break, and its last ones do not."""
+    return subject.share(subject.last_step & ~subject.ce)
+
+
+def backward_variants(subject: Subject) -> float | None:
+    """What other backward passes break: every form of straight-through, and the twin's."""
+    from ..quant import STRAIGHT_THROUGH, quantizers, straight_through
+
+    left = subject.white_box
+    forms = STRAIGHT_THROUGH if any(one.masked for one in quantizers(subject.model)) else ()
+    for form in forms:
+        with straight_through(subject.model, form):
+            left = subject.right(MARGIN, among=left)
+    if subject.twin is not None:
+        through = ThroughTwin(subject.model, subject.twin)
+        for attack in (CE, MARGIN):
+            left = subject.right(attack, model=through, among=left)
+    return subject.broken(left) if forms or subject.twin is not None else None
+
+
+def transfer(subject: Subject) -> float | None:
+    """What examples crafted on the twin and on other networks break."""
+    sources = [source for source in (subject.twin, *subject.others) if source is not None]
+    left = subject.white_box
+    for source in sources:
+        left = subject.right(f"{TRANSFER}:loss=margin", twin=source, among=left)
+    return subject.broken(left) if sources else None
+
+
+def square(subject: Subject) -> float | None:
+    """What Square breaks; it is defined in l-inf alone."""
+    if subject.threat.norm != "linf":
+        return None
+    return subject.broken(subject.right("square-500", among=subject.white_box))
+
+
+def noise(subject: Subject) -> float:
+    """What five draws of uniform noise in the ball break."""
+    left, generator = subject.white_box, devices.generator(subject.seed, "noise")
+    for _ in range(5):
+        left = subject.survivors(lambda x, _: subject.threat.random_start(x, generator), subject.threat, left)
+    return subject.broken(left)
+
+
+def one_step(subject: Subject) -> float:
+    """By how much FGSM's accuracy is below PGD's."""
+    return max(0.0, subject.share(subject.ce) - subject.share(subject.right("fgsm")))
+
+
+def wide_ball(subject: Subject) -> float:
+    """Accuracy under margin PGD in a ball that should leave nothing."""
+    return subject.share(subject.right(MARGIN, threat=subject.threat.scaled(WIDE)))
+
+
+def not_monotone(subject: Subject) -> float:
+    """The largest rise of accuracy as the ball grows."""
+    shares = [subject.share(subject.margin)]
+    shares += [subject.share(subject.right(MARGIN, threat=subject.threat.scaled(k))) for k in (2, 4)]
+    return float(max(0.0, np.diff(shares).max()))
+
+
+def no_ball(subject: Subject) -> float:
+    """Difference of the clean accuracy and that under FGSM with eps 0."""
+    nothing = Threat(subject.threat.norm, 0.0, subject.threat.bounds)
+    return abs(subject.share(subject.clean) - subject.share(subject.right("fgsm", threat=nothing)))
+
+
+def _steepest(subject: Subject) -> Tensor:
+    """Mask (h, w) of the pixels with most of the gradient's energy; every image counts the same."""
+    energy = subject.gradient.nan_to_num().square().sum(1)
+    share = (energy / energy.sum((1, 2), keepdim=True).clamp_min(1e-30)).mean(0)
+    count = max(FEW, round(CORNER * share.numel()))
+    mask = torch.zeros_like(share, dtype=torch.bool).flatten()
+    mask[share.flatten().topk(min(count, share.numel())).indices] = True
+    return mask.view_as(share)
+
+
+def _follows(subject: Subject, pairs: Tensor, pixels: Tensor) -> Tensor:
+    """Whether images pairs[:, 0] get the labels of pairs[:, 1] with their pixels, (pairs,)."""
+    x = torch.where(pixels, subject.x[pairs[:, 1]], subject.x[pairs[:, 0]])
+    return predict(subject.model, x) == subject.y[pairs[:, 1]]
+
+
+def _relative(difference: Tensor, logits: Tensor) -> float:
+    return float(difference.abs().max() / logits.std().clamp_min(1e-12))

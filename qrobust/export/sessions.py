@@ -1,0 +1,242 @@
+"""Sessions of onnxruntime and OpenVINO: what opens here, and what a runtime makes of a file."""
+
+from __future__ import annotations
+
+import ctypes
+import tempfile
+from collections import Counter
+from contextlib import suppress
+from functools import cache
+from importlib import import_module
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import onnx
+import onnxruntime
+import torch
+from torch import nn
+
+from ..errors import ExportError, RecipeError, did_you_mean
+from ..quant import bits_per_layer
+from ..runtime import ENTRIES, ON_GPU, Artifact, ArtifactError, preload, sums_saturate
+from .target import Target
+
+CPU = "CPUExecutionProvider"
+FLOAT_LAYERS = ("Conv", "FusedConv")
+IDENTITY = '<ir_version: 10, opset_import: ["": 20]> identity (float[1] x) => (float[1] y) { y = Identity (x) }'
+
+
+def optimised_ops(model: Path | bytes, target: Target) -> Counter[str]:
+    """How many nodes of each kind the target's provider executes, or the CPU's where that is missing; maybe none."""
+    return Counter(node.op_type for node in _executed(model, target))
+
+
+def _executed(model: Path | bytes, target: Target) -> list[onnx.NodeProto]:
+    if not target.executable:
+        return []
+    with tempfile.TemporaryDirectory() as folder:
+        written = Path(folder) / "optimised.onnx"
+        open_session(model, target.session.graph_optimization_level, present_provider(target), written)
+        return list(onnx.load(str(written)).graph.node)
+
+
+def open_session(
+    model: Path | bytes, level: str, provider: str, written: Path | None = None
+) -> onnxruntime.InferenceSession:
+    """A session of one thread, whose products do not saturate.
+
+    level: "disable", "basic", "extended", "all". written: for the optimised graph.
+    """
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = 3  # it warns that the optimised file suits this processor alone
+    options.intra_op_num_threads = 1
+    kind = "DISABLE_ALL" if level == "disable" else f"ENABLE_{level.upper()}"
+    options.graph_optimization_level = getattr(onnxruntime.GraphOptimizationLevel, f"ORT_{kind}")
+    proto = onnx.load_from_string(model) if isinstance(model, bytes) else onnx.load(str(model))
+    exact = sums_saturate() and not _has_signed(proto)
+    options.add_session_config_entry(ENTRIES["x64quantprecision"], str(int(exact)))
+    if written is not None:
+        options.optimized_model_filepath = str(written)
+    source = model if isinstance(model, bytes) else str(model)
+    return onnxruntime.InferenceSession(source, options, providers=[provider])
+
+
+def _has_signed(model: onnx.ModelProto) -> bool:
+    """Whether an activation is int8: what onnxruntime does against saturation breaks such a file."""
+    signed = {tensor.name for tensor in model.graph.initializer if tensor.data_type == onnx.TensorProto.INT8}
+    quantised = (node for node in model.graph.node if node.op_type == "QuantizeLinear")
+    return any(not signed.isdisjoint(node.input[2:]) or _type_of(node) == onnx.TensorProto.INT8 for node in quantised)
+
+
+def _type_of(node: onnx.NodeProto) -> int:
+    """The type that a QuantizeLinear without zero point names, 0 for none."""
+    return next((attribute.i for attribute in node.attribute if attribute.name == "output_dtype"), 0)
+
+
+def present_provider(target: Target) -> str:
+    """The target's provider where it opens a session; else the CPU's, which reads the same file."""
+    return target.provider if _opens(target.provider) else CPU
+
+
+@cache
+def _opens(provider: str) -> bool:
+    """onnxruntime lists what it was built with: where a library or the GPU is missing, its session is the CPU's."""
+    listed = provider in onnxruntime.get_available_providers()
+    if not listed or (provider in ON_GPU and not torch.cuda.is_available()):  # it would complain at length
+        return False
+    if provider in ON_GPU:
+        preload(onnxruntime)
+    model = onnx.parser.parse_model(IDENTITY).SerializeToString()
+    return bool(open_session(model, "all", provider).get_providers()[0] == provider)
+
+
+def check_ops(file: Path | bytes, target: Target, model: nn.Module) -> None:
+    """Raises ExportError unless the optimised graph holds what the target requires and nothing it forbids.
+
+    A required operator must be there for every quantised convolution of `model`, from `quantize`.
+    """
+    layers, executed = dict(model.named_modules()), _executed(file, target)
+    ran = Counter(node.op_type for node in executed)
+    least = sum(bits < 32 and isinstance(layers[name], nn.Conv2d) for name, bits in bits_per_layer(model).items())
+    for op in target.required_ops:
+        if ran[op] < least:
+            floats = (node.output[0] for node in executed if node.op_type in FLOAT_LAYERS)
+            named = next((f", and a float one for {path}" for path in floats if path in layers), "")
+            raise ExportError(
+                f"{target.name}: expected {least} {op} once optimised, one for every quantised convolution, got "
+                f"{ran[op]}{named}; choose a target that does not require it, as compact, or replace what it reads"
+            )
+    for op in target.forbidden_ops:
+        if ran[op]:
+            raise ExportError(f"{target.name}: expected no {op} once optimised, got {ran[op]}; choose another target")
+
+
+Array = npt.NDArray[Any]
+OPENVINO = "openvino"  # a runtime of its own: the same file, read by the package openvino
+PROVIDERS = {
+    "cpu": "CPUExecutionProvider",
+    "cuda": "CUDAExecutionProvider",
+    "tensorrt": "TensorrtExecutionProvider",
+    OPENVINO: OPENVINO,
+}
+
+
+def provider_of(name: str) -> str:
+    """The full name of `cpu`, `cuda`, `tensorrt` or `openvino`; a full name is its own. Raises RecipeError."""
+    if name == "OpenVINOExecutionProvider":  # what a target says; the package needs no build of onnxruntime
+        return OPENVINO
+    if name in PROVIDERS or name.endswith("ExecutionProvider"):
+        return PROVIDERS.get(name, name)
+    raise RecipeError(f"expected a provider, got {name!r}{did_you_mean(name, PROVIDERS)}")
+
+
+def artifact_session(artifact: Artifact, provider: str, threads: int) -> Any:
+    """A session of the artifact; `provider` is a full name. Raises ArtifactError, which says what is missing."""
+    if provider == OPENVINO:
+        return OpenVinoSession(artifact.path / "model.onnx", threads)
+    require(provider)
+    return artifact.session(provider, threads)
+
+
+def beside_others(session: Any, artifact: Artifact) -> Any:
+    """The same session again, whose threads rest when it returns: spinning ones would slow the next in a race."""
+    import onnxruntime
+
+    if not isinstance(session, onnxruntime.InferenceSession):
+        return session
+    options = session.get_session_options()
+    options.add_session_config_entry("session.force_spinning_stop", "1")
+    path = str(artifact.path / "model.onnx")
+    return onnxruntime.InferenceSession(path, options, providers=session.get_providers())
+
+
+def require(provider: str) -> None:
+    """Raises ArtifactError if a library that the provider needs cannot be loaded.
+
+    onnxruntime would print pages about it and go on with the CPU. Libraries that pip installed are loaded first.
+    """
+    import onnxruntime
+
+    if provider in ON_GPU:
+        preload(onnxruntime)
+        with suppress(ImportError):
+            import_module("tensorrt")
+    stem = provider.removesuffix("ExecutionProvider").lower()
+    found = sorted((Path(onnxruntime.__file__).parent / "capi").glob(f"*onnxruntime_providers_{stem}.*"))
+    try:
+        for library in found:
+            ctypes.CDLL(str(library))
+    except OSError as error:
+        missing = str(error).partition(":")[0]
+        text = f"expected the libraries of {provider}, got none called {missing}; install it or put it on the path"
+        raise ArtifactError(text) from error
+
+
+class OpenVinoSession:
+    """A file on OpenVINO's CPU plugin, with what a benchmark needs of an onnxruntime session."""
+
+    def __init__(self, path: Path, threads: int) -> None:
+        try:
+            import openvino
+        except ImportError as error:
+            raise ArtifactError("expected the package openvino, got none; pip install openvino") from error
+        options = {"PERFORMANCE_HINT": "LATENCY", "INFERENCE_NUM_THREADS": threads, "NUM_STREAMS": 1}
+        try:
+            self._compiled = openvino.Core().compile_model(str(path), "CPU", options)
+        except RuntimeError as error:
+            reason = str(error).strip().splitlines()[-1]
+            text = f"expected a file that OpenVINO reads, got {path}: {reason}; export for the target openvino"
+            raise ArtifactError(text) from error
+        self._request = self._compiled.create_infer_request()
+
+    def get_inputs(self) -> list[SimpleNamespace]:
+        """The one input, by name."""
+        return [SimpleNamespace(name=self._compiled.inputs[0].any_name)]
+
+    def run(self, _names: None, feed: dict[str, Array]) -> list[Array]:
+        """The outputs; they are valid until the next call."""
+        results = self._request.infer(feed, share_inputs=True, share_outputs=True)
+        return [results[0]]
+
+    def ops(self) -> list[tuple[str, str]]:
+        """Kind and precision of every node that runs, such as ("Convolution", "u8")."""
+        keys = ("layerType", "runtimePrecision")
+        infos = [node.get_rt_info() for node in self._compiled.get_runtime_model().get_ops()]
+        found = [tuple(str(info[key].value) for key in keys) for info in infos]
+        return [(kind, precision) for kind, precision in found if kind not in ("Const", "Input", "Output")]
+
+
+class NullSession:
+    """Returns at once: what it takes is the harness's own time."""
+
+    def get_inputs(self) -> list[SimpleNamespace]:
+        """One input that nobody reads."""
+        return [SimpleNamespace(name="x")]
+
+    def run(self, _names: None, _feed: dict[str, Array]) -> list[Array]:
+        """Nothing."""
+        return []
+
+
+class Bound:
+    """A session with its images, for sessions in one race that do not take the same ones."""
+
+    def __init__(self, session: Any, x: Array) -> None:
+        self._session, self._feed = session, {session.get_inputs()[0].name: x}
+
+    def get_inputs(self) -> Any:
+        """Those of the session."""
+        return self._session.get_inputs()
+
+    def run(self, names: None, _feed: dict[str, Array]) -> Any:
+        """The session on its own images."""
+        return self._session.run(names, self._feed)
+
+
+def images_for(artifact: Artifact, size: int) -> Array:
+    """Images of the suite as the artifact takes them, repeated if it holds fewer than a batch."""
+    pixels = artifact.suite["x.clean"]
+    return artifact.feed(np.resize(pixels, (size, *pixels.shape[1:])))

@@ -1,0 +1,166 @@
+"""From a torch network to the bytes of an ONNX file for a target, by Brevitas' QCDQ export."""
+
+from __future__ import annotations
+
+import copy
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import onnx
+import onnx_ir as ir
+import torch
+from torch import Tensor, nn
+
+from ..errors import ExportError
+from ..quant import fold_fat
+from ..quant._brevitas import export_onnx_qcdq
+from ..quant.layers import set_export_form
+from ..storage import write_bytes
+from .naming import name_by_module, shorten_names
+from .parity import check_parity
+from .passes import steps
+from .sessions import check_ops
+from .target import Target, load_target
+
+OPSET = 20  # the highest that the exporter writes
+INPUT, OUTPUT = "x", "logits"
+
+
+def write_qcdq(model: nn.Module, example: Tensor, path: Path) -> None:
+    """Write a network in eval mode, FAT folded, as ONNX: Quantize → Clip → Dequantize; any batch size.
+
+    example: images (n, c, h, w) to trace with. Input "x", output "logits". A float network stays as it is.
+    """
+    set_export_form(model, True)
+    try:
+        with _without_pages():
+            export_onnx_qcdq(
+                model,
+                args=example,
+                export_path=str(path),
+                opset_version=OPSET,
+                dynamo=False,
+                input_names=[INPUT],
+                output_names=[OUTPUT],
+                dynamic_axes={INPUT: {0: "batch"}, OUTPUT: {0: "batch"}},
+            )
+    finally:
+        set_export_form(model, False)
+
+
+@contextmanager
+def _without_pages() -> Iterator[None]:
+    """Torch prints a graph that it cannot export, and switches its log on whatever it was; the error is enough."""
+    log = torch._C._jit_onnx_log
+    vars(torch._C)["_jit_onnx_log"] = lambda *_: None
+    try:
+        yield
+    finally:
+        vars(torch._C)["_jit_onnx_log"] = log
+
+
+INPUTS = ("float32-nchw", "uint8-nhwc")
+FEWEST, MOST = 32, 1000  # images that a file is judged on
+
+
+def export_model(
+    model: nn.Module, example: Tensor, *, target: str | Target = "ort-cpu", path: str | Path, input: str = INPUTS[0]
+) -> Path:
+    """Write a network as ONNX for a target; returns the path. What is written is what `evaluate` measures.
+
+    model: float, or from `quantize`; it is not changed. example: images (n, c, h, w) in [0,1], for the shape; file
+    and network are compared on them, and on random ones if they are few.
+    input: "float32-nchw": the file takes "x" float32 (batch, c, h, w) in [0,1]; "uint8-nhwc": uint8
+    (batch, h, w, c), as a camera gives it. It gives "logits" float32 (batch, classes).
+    Raises ExportError if the graph is not what the target asks for, or a bias lies off its grid (after training:
+    `round_biases`), and ParityError if file and network differ by more than it tolerates; then nothing is written.
+    """
+    path = Path(path)
+    chosen = load_target(target) if isinstance(target, str) else target
+    images = _some_images(example)
+    network = copy.deepcopy(model).cpu().eval()
+    data = lower(network, images[:1], chosen, input=input)
+    if chosen.executable:
+        check_ops(data, chosen, network)
+        check_parity(network, data, images, chosen)
+    write_bytes(path, data)
+    return path
+
+
+def _some_images(example: Tensor) -> Tensor:
+    """The first of these on the 8-bit grid, and random ones up to `FEWEST`."""
+    if example.dim() != 4 or not len(example) or not (example.min() >= 0 and example.max() <= 1):
+        raise ExportError(
+            f"expected example images (n, c, h, w) in [0, 1], got {tuple(example.shape)}; pass some of the test images"
+        )
+    given = (example[:MOST].detach().float().cpu() * 255).round()
+    missing = (max(0, FEWEST - len(given)), *given.shape[1:])
+    made = torch.randint(256, missing, generator=torch.Generator().manual_seed(0))
+    return torch.cat([given, made]) / 255
+
+
+def lower(
+    model: nn.Module,
+    example: Tensor,
+    target: Target,
+    metadata: dict[str, str] | None = None,
+    *,
+    input: str = INPUTS[0],
+) -> bytes:
+    """The file of `export_model` as bytes, `metadata` in it; the same network gives the same bytes."""
+    if input not in INPUTS:
+        raise ExportError(f"expected input {' or '.join(INPUTS)}, got {input!r}")
+    folded = fold_fat(copy.deepcopy(model)).cpu().eval()
+    _give_biases(folded)
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "model.onnx"
+        _write(folded, example.cpu()[:1].contiguous(), path)
+        graph = ir.load(path)
+    chosen = steps(target.format, storage=target.storage, opset=target.opset, camera=input == "uint8-nhwc")
+    try:
+        for step in chosen:
+            step(graph)
+    except ExportError as error:
+        raise ExportError(f"{target.name}: {error}") from error
+    if target.names == "short":
+        shorten_names(graph)
+    else:
+        name_by_module(graph, folded)
+    graph.producer_name, graph.producer_version = "qrobust", None
+    graph.metadata_props.update(metadata or {})
+    return _checked(graph, target)
+
+
+def _write(model: nn.Module, example: Tensor, path: Path) -> None:
+    try:
+        write_qcdq(model, example, path)
+    except Exception as error:  # torch's exporter raises many kinds; all mean that something has no form in ONNX
+        first = next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)
+        raise ExportError(
+            f"expected a network that torch exports to ONNX, got: {first[:200]}; replace the layer that it names"
+        ) from error
+
+
+def _give_biases(model: nn.Module) -> None:
+    """Linear layers without a bias get one of zeros: torch writes them as a product with a transposed weight else,
+    of which onnxruntime makes no integer layer.
+    """
+    for layer in model.modules():
+        if isinstance(layer, nn.Linear) and layer.bias is None:
+            layer.bias = nn.Parameter(layer.weight.new_zeros(layer.out_features))
+
+
+def _checked(graph: ir.Model, target: Target) -> bytes:
+    proto = ir.to_proto(graph)
+    opset = graph.graph.opset_imports[""]
+    if opset is not None and opset > target.opset:
+        raise ExportError(
+            f"{target.name}: expected opset {target.opset} or lower, got {opset}; raise the target's opset"
+        )
+    try:
+        onnx.checker.check_model(proto, full_check=True)
+    except (onnx.checker.ValidationError, onnx.shape_inference.InferenceError) as error:
+        raise ExportError(f"{target.name}: expected a valid graph, got: {str(error).splitlines()[0]}") from error
+    return bytes(proto.SerializeToString(deterministic=True))

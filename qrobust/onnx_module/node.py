@@ -1,0 +1,157 @@
+"""One operation of a graph, with its settings as plain values, and rounding whose backward pass can be chosen."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..errors import ModelError, did_you_mean
+
+FORMS = ("identity", "clipped", "soft")
+SOFTNESS = 0.9
+# Of a step: pixels of exactly 0 and 1 are inside a range that float32 makes 0 to 0.99999994.
+MARGIN = 1e-3
+Bound = float | Tensor
+
+
+@dataclass
+class Backward:
+    """The form that all quantisers of one twin read: a name of `FORMS`."""
+
+    form: str = "identity"
+
+    def choose(self, form: str) -> None:
+        """Raises ModelError for a form that is none."""
+        if form not in FORMS:
+            raise ModelError(f"expected a backward form, got {form!r}{did_you_mean(str(form), FORMS)}")
+        self.form = form
+
+
+@dataclass(frozen=True)
+class Grid:
+    """The steps of a quantiser: integers low..high (zero point taken off) of width scale; they broadcast over x."""
+
+    scale: Tensor
+    low: Bound
+    high: Bound
+
+
+class Round(torch.autograd.Function):
+    r"""k(x) = clamp(round(x / s), low, high), half to even; k itself, or s·k where `values` are asked for.
+
+    The gradient g of s·k becomes (of k: the same, over s):
+
+        identity   g
+        clipped    g·1[low·s <= x <= high·s]
+        soft       g·1[low·s <= x <= high·s]·(1 - 0.9·cos(2πx/s))
+
+    The last is the slope of x/s - 0.9·sin(2πx/s)/(2π), a smooth staircase. Bounds are inside, unlike in
+    training, where the clip does relu's work: here a black pixel must be free to turn brighter.
+    Source: backward pass differentiable approximation (Athalye et al. 2018, arXiv 1802.00420).
+    """
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, grid: Grid, form: str, values: bool) -> Tensor:
+        ctx.settings = (grid, form, values)
+        if form != "identity":
+            ctx.save_for_backward(x)
+        steps = (x / grid.scale).round_()
+        steps.clamp_(grid.low, grid.high)  # type: ignore[arg-type]
+        return steps.mul_(grid.scale) if values else steps
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        """The formulas of the class."""
+        grid, form, values = ctx.settings
+        g = grads[0] if values else grads[0] / grid.scale
+        if form != "identity":
+            (x,) = ctx.saved_tensors
+            g = _inside(g, x, grid)
+        if form == "soft":
+            g = g * (1 - SOFTNESS * torch.cos(2 * math.pi * x / grid.scale))
+        return g, None, None, None
+
+
+def on_grid(x: Tensor, grid: Grid, backward: Backward, *, values: bool) -> Tensor:
+    """x rounded to the grid: its values, or its integers as floats (exact up to 2^24)."""
+    rounded: Tensor = Round.apply(x, grid, backward.form, values)  # type: ignore[no-untyped-call]
+    return rounded
+
+
+def _inside(g: Tensor, x: Tensor, grid: Grid) -> Tensor:
+    low, high = grid.low - MARGIN, grid.high + MARGIN
+    if x.device.type == "cpu" and grid.scale.numel() == 1 and isinstance(low, float) and isinstance(high, float):
+        step = float(grid.scale)  # one kernel, ten times faster there than three
+        inner: Tensor = torch.ops.aten.hardtanh_backward(g, x, low * step, high * step)
+        return inner
+    return g * ((x > low * grid.scale) & (x < high * grid.scale))
+
+
+LONGEST_NAME, LONGEST_REASON = 60, 160  # in an error
+
+
+@dataclass(frozen=True)
+class Node:
+    """An operator as the file states it: "" in `inputs` is one left out.
+
+    opset: of the operator's own domain. kinds and numbers say what is known of each input before any image is:
+    the ONNX element type of a constant, and the value of a constant that is one number; None of others. whole: the
+    file computes on integers here, which floats stand for.
+    """
+
+    op: str
+    name: str
+    inputs: tuple[str, ...]
+    outputs: tuple[str, ...]
+    opset: int
+    domain: str = ""
+    attributes: Mapping[str, Any] = field(default_factory=dict)
+    kinds: tuple[int | None, ...] = ()
+    numbers: tuple[float | None, ...] = ()
+    whole: bool = False
+    backward: Backward = field(default_factory=Backward)
+
+    def __str__(self) -> str:
+        return f"{shown(self.op)} (node {shown(self.name)})"
+
+    def text(self, name: str, default: str) -> str:
+        """An attribute that is a string."""
+        value = self.attributes.get(name, default)
+        return value.decode() if isinstance(value, bytes) else str(value)
+
+    def integer(self, name: str, default: int) -> int:
+        """An attribute that is an integer."""
+        return int(self.attributes.get(name, default))
+
+    def number(self, name: str, default: float) -> float:
+        """An attribute that is a number."""
+        return float(self.attributes.get(name, default))
+
+    def integers(self, name: str) -> list[int] | None:
+        """An attribute that is a list of integers, or None."""
+        value = self.attributes.get(name)
+        return None if value is None else [int(one) for one in value]
+
+    def kind(self, index: int) -> int | None:
+        """The element type of a constant input."""
+        return self.kinds[index] if index < len(self.kinds) else None
+
+    def constant(self, index: int) -> float | None:
+        """A constant input that is one number."""
+        return self.numbers[index] if index < len(self.numbers) else None
+
+
+def shown(name: str, longest: int = LONGEST_NAME) -> str:
+    """A name from a file, safe to print on one line."""
+    name = name if len(name) <= longest else f"{name[:longest]}…"
+    return name if name.isprintable() else repr(name)
+
+
+def reason(error: Exception) -> str:
+    """What an error of a library says, on one line."""
+    return shown(" ".join(str(error).split()), LONGEST_REASON) or type(error).__name__

@@ -1,0 +1,73 @@
+"""QuantizeLinear and DequantizeLinear; integers travel as floats, which hold them exactly."""
+
+from __future__ import annotations
+
+import torch
+from onnx import TensorProto
+from torch import Tensor
+
+from ..node import Bound, Grid, Node, on_grid
+from .table import CONTRIB, bounded, integer_range, operator
+
+FLOATS = (torch.float32, torch.float64, torch.float16, torch.bfloat16)
+
+
+@operator("QuantizeLinear")
+@operator("QuantizeLinear", domain=CONTRIB)
+def quantise(node: Node, x: Tensor, scale: Tensor, zero_point: Tensor | None = None) -> Tensor:
+    """clamp(round(x / scale) + zero point) to the range of the zero point's type, uint8 without one."""
+    grid, zero = grid_of(node, x, scale, zero_point)
+    steps = on_grid(x, grid, node.backward, values=False)
+    return steps if isinstance(zero, float) and zero == 0 else steps + zero
+
+
+@operator("DequantizeLinear")
+@operator("DequantizeLinear", domain=CONTRIB)
+def dequantise(node: Node, x: Tensor, scale: Tensor, zero_point: Tensor | None = None) -> Tensor:
+    """(x - zero point)·scale."""
+    x = x if x.dtype in FLOATS else x.to(scale.dtype)
+    zero = zero_of(node, x, zero_point)
+    return (x if isinstance(zero, float) and zero == 0 else x - zero) * along(node, scale, x)
+
+
+def fake_quantise(node: Node, x: Tensor, scale: Tensor, zero_point: Tensor | None = None) -> Tensor:
+    """QuantizeLinear and DequantizeLinear in one; attributes "low" and "high" may narrow the range."""
+    grid, _ = grid_of(node, x, scale, zero_point)
+    return on_grid(x, grid, node.backward, values=True)
+
+
+def grid_of(node: Node, x: Tensor, scale: Tensor, zero_point: Tensor | None) -> tuple[Grid, Bound]:
+    """The steps of a QuantizeLinear, and its zero point."""
+    low, high = _range(node, zero_point)
+    zero = zero_of(node, x, zero_point)
+    return Grid(along(node, scale, x), low - zero, high - zero), zero
+
+
+def zero_of(node: Node, x: Tensor, zero_point: Tensor | None) -> Bound:
+    """The zero point as a number where it is one, else as a tensor that broadcasts over x."""
+    if zero_point is None:
+        return 0.0
+    number = node.constant(2)
+    return along(node, zero_point.to(x.dtype), x) if number is None else number
+
+
+def along(node: Node, values: Tensor, x: Tensor) -> Tensor:
+    """Values of the whole tensor, of each channel along `axis`, or of each block there, so that they broadcast."""
+    if values.numel() == 1:
+        return values.reshape(())
+    axis, block = node.integer("axis", 1) % x.dim(), node.integer("block_size", 0)
+    if block:
+        bounded([values.numel(), block])
+        return values.repeat_interleave(block, axis).narrow(axis, 0, x.shape[axis])
+    shape = [1] * x.dim()
+    shape[axis] = -1
+    return values.reshape(shape)
+
+
+def _range(node: Node, zero_point: Tensor | None) -> tuple[float, float]:
+    default = node.integer("output_dtype", 0) or TensorProto.UINT8
+    kind = default if zero_point is None else node.kind(2)
+    if kind is None:
+        raise ValueError("a zero point that is not constant is not covered")
+    low, high = integer_range(kind)
+    return max(low, node.number("low", low)), min(high, node.number("high", high))

@@ -1,0 +1,187 @@
+"""From the bytes of a file to nodes and constants; files may be hostile, and nothing beside them is opened."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import torch
+from onnx import AttributeProto, GraphProto, ModelProto, NodeProto, TensorProto, external_data_helper, numpy_helper
+from torch import Tensor
+
+from ..errors import GraphError
+from .node import Node, reason, shown
+from .operators.table import FLOATS, LARGEST, torch_type
+
+LARGEST_FILE = 2**31  # bytes: protobuf reads no more
+OLDEST = 7  # the opset that brought numpy's broadcasting
+SCALARS = {"value_float": np.float32, "value_floats": np.float32, "value_int": np.int64, "value_ints": np.int64}
+ONE_FILE = "save it in one file without external data: onnx.save(onnx.load(PATH), NEW)"
+
+
+@dataclass(frozen=True)
+class Input:
+    """Where images go in; shape: (batch, ...), None where the file leaves a size open."""
+
+    name: str
+    shape: tuple[int | None, ...]
+    dtype: torch.dtype
+
+
+@dataclass(frozen=True)
+class Graph:
+    """A classifier as its file states it; kinds: ONNX element types of the constants."""
+
+    images: Input
+    output: str
+    opset: int
+    nodes: tuple[Node, ...]
+    constants: dict[str, Tensor] = field(repr=False)
+    kinds: dict[str, int] = field(repr=False)
+
+
+def read(source: str | Path | bytes, output: str | None = None) -> Graph:
+    """The graph in a file or in its bytes, down to one of its outputs.
+
+    Raises GraphError for what is no ONNX classifier in a single file.
+    """
+    data = source if isinstance(source, bytes) else _bytes(Path(source))
+    try:
+        model = ModelProto.FromString(data)
+    except Exception as error:  # protobuf's errors share no base, and differ by implementation
+        raise GraphError(f"expected an ONNX file, got {len(data)} bytes that are none: {reason(error)}") from error
+    opsets = {_domain(entry.domain): int(entry.version) for entry in model.opset_import}
+    opset = opsets.get("", 0)
+    newest = onnx.defs.onnx_opset_version()
+    if not OLDEST <= opset <= newest:
+        raise GraphError(f"expected an ONNX file of opset {OLDEST} to {newest}, got {opset}; convert its version")
+    if model.graph.sparse_initializer:
+        raise GraphError("expected dense initialisers, got sparse ones; write them densely")
+    return _graph(model.graph, opsets, output)
+
+
+def _graph(graph: GraphProto, opsets: dict[str, int], output: str | None) -> Graph:
+    constants, kinds = {}, {}
+    for name, tensor in _tensors(graph):
+        constants[name], kinds[name] = tensor_of(tensor), tensor.data_type
+    nodes = tuple(_node(proto, opsets) for proto in graph.node if proto.op_type != "Constant" or proto.domain)
+    images = _images(graph, set(constants))
+    _check_order(nodes, {images.name, *constants})
+    return Graph(images, _output(graph, output), opsets[""], nodes, constants, kinds)
+
+
+def _bytes(path: Path) -> bytes:
+    try:
+        size = path.stat().st_size
+        if size <= LARGEST_FILE:
+            return path.read_bytes()
+    except OSError as error:
+        raise GraphError(f"expected an ONNX file at {path}, got: {error.strerror}; check the path") from error
+    raise GraphError(f"expected at most {LARGEST_FILE} bytes in {path}, got {size}; protobuf reads no more")
+
+
+def _tensors(graph: GraphProto) -> Iterator[tuple[str, TensorProto]]:
+    """Initialisers and Constant nodes, by the name of their value."""
+    for tensor in graph.initializer:
+        yield _text(tensor.name), tensor
+    for node in graph.node:
+        if node.op_type == "Constant" and not node.domain:
+            if len(node.attribute) != 1 or len(node.output) != 1:
+                raise GraphError(f"expected one value in Constant (node {shown(node.name)}), got another number")
+            yield _text(node.output[0]), _constant(node, node.attribute[0])
+
+
+def _constant(node: NodeProto, attribute: AttributeProto) -> TensorProto:
+    if attribute.name == "value":
+        return attribute.t
+    if attribute.name not in SCALARS:
+        kind = shown(attribute.name)
+        raise GraphError(f"expected numbers in Constant (node {shown(node.name)}), got {kind}; write a dense tensor")
+    value = onnx.helper.get_attribute_value(attribute)
+    return numpy_helper.from_array(np.asarray(value, dtype=SCALARS[attribute.name]))
+
+
+def tensor_of(tensor: TensorProto) -> Tensor:
+    """A stored tensor; integers under 8 bits are widened. Raises GraphError for data that lie elsewhere."""
+    if external_data_helper.uses_external_data(tensor):
+        raise GraphError(f"expected all data in the file, got {shown(tensor.name)} stored outside it; {ONE_FILE}")
+    try:
+        kind = torch_type(tensor.data_type)
+        array = numpy_helper.to_array(tensor)
+        if tensor.data_type in FLOATS and array.dtype.kind == "V":  # numpy has no bfloat16
+            array = array.astype(np.float32)
+        wide = array.astype(np.int64) if kind is torch.int64 else array
+        if tensor.data_type not in FLOATS and tensor.data_type != TensorProto.BOOL and array.dtype.kind not in "iu":
+            wide = array.astype(np.int8 if kind is torch.int8 else np.uint8)  # ml_dtypes' types of 2 and 4 bits
+        return torch.from_numpy(np.array(wide)).to(kind)
+    except Exception as error:  # damaged tensors raise anything
+        raise GraphError(f"expected numbers in tensor {shown(tensor.name)}, got: {reason(error)}") from error
+
+
+def _node(proto: NodeProto, opsets: dict[str, int]) -> Node:
+    domain, op = _domain(proto.domain), _text(proto.op_type)
+    ends = tuple(map(_text, proto.input)), tuple(map(_text, proto.output))
+    name = _text(proto.name) or next(iter(ends[1]), op)
+    try:
+        attributes = {_text(attribute.name): _value(attribute) for attribute in proto.attribute}
+    except ValueError as error:
+        raise GraphError(f"expected attributes in {shown(op)} (node {shown(name)}), got: {error}") from error
+    return Node(op, name, *ends, opsets.get(domain, 1), domain, attributes)
+
+
+def _value(attribute: AttributeProto) -> Any:
+    value = onnx.helper.get_attribute_value(attribute)
+    return tensor_of(value) if isinstance(value, TensorProto) else value
+
+
+def _images(graph: GraphProto, constants: set[str]) -> Input:
+    inputs = [value for value in graph.input if _text(value.name) not in constants]
+    if len(inputs) != 1:
+        names = ", ".join(shown(value.name) for value in inputs[:5])
+        raise GraphError(f"expected a graph with one input, images, got {len(inputs)}: {names}; pass a classifier")
+    kind = inputs[0].type.tensor_type
+    dims = tuple(int(dim.dim_value) if dim.HasField("dim_value") else None for dim in kind.shape.dim)
+    known = [dim for dim in dims if dim is not None]
+    if kind.elem_type not in FLOATS or len(dims) < 2 or min(known, default=1) < 1 or math.prod(known) > LARGEST:
+        got = f"element type {kind.elem_type}, shape {dims}"
+        raise GraphError(f"expected images as floats (batch, ...) in {shown(inputs[0].name)}, got {got}")
+    return Input(inputs[0].name, dims, FLOATS[kind.elem_type])
+
+
+def _output(graph: GraphProto, wanted: str | None) -> str:
+    names = [_text(value.name) for value in graph.output]
+    if wanted is None and len(names) == 1:
+        return names[0]
+    if wanted is None or wanted not in names:
+        known = ", ".join(map(shown, names[:5]))
+        raise GraphError(f"expected an output of {known or 'the graph'}, got {wanted!r}; pass output=NAME")
+    return str(wanted)
+
+
+def _check_order(nodes: tuple[Node, ...], known: set[str]) -> None:
+    for node in nodes:
+        for name in node.inputs:
+            if name and name not in known:
+                raise GraphError(f"expected nodes in order, but {node} reads {shown(name)}, which none before gives")
+        if not node.outputs or not node.outputs[0]:
+            raise GraphError(f"expected a value from every node, got none from {node}")
+        for name in filter(None, node.outputs):
+            if name in known:
+                raise GraphError(f"expected every value given once, but {node} gives {shown(name)} again")
+            known.add(name)
+
+
+def _domain(domain: str) -> str:
+    return "" if domain == "ai.onnx" else _text(domain)
+
+
+def _text(value: str | bytes) -> str:
+    """A string of the file; protobuf gives bytes for what is no UTF-8."""
+    if isinstance(value, bytes):
+        raise GraphError(f"expected names in UTF-8, got {value[:40]!r}; the file is damaged")
+    return value
