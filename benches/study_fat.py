@@ -30,6 +30,7 @@ from qrobust import devices, recipe
 from qrobust.attacks import named
 from qrobust.evaluation import compare
 from qrobust.quant import quantize
+from qrobust.runs.evaluation import Request
 from qrobust.runs.folder import FLOAT
 from qrobust.runs.run import Run
 from qrobust.storage import read_json, write_json
@@ -133,7 +134,7 @@ def evaluate(run: Row, bits: int, n: int, thorough: bool) -> Path:
     """The result of a row, made if it is not there."""
     path = run.folder / f"{'-'.join(ATTACKS)}.json"
     if not path.exists():
-        run.attack(bits, [named(name, run.threat) for name in ATTACKS], n=n, path=path, thorough=thorough)
+        run.attack(bits, [named(name, run.threat) for name in ATTACKS], Request(n, path=path, thorough=thorough))
     return path
 
 

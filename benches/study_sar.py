@@ -19,6 +19,7 @@ import record
 from qrobust import recipe
 from qrobust.attacks import named
 from qrobust.evaluation import compare
+from qrobust.runs.evaluation import Request
 from qrobust.runs.run import Run
 from qrobust.storage import read_json, write_json
 from qrobust.train.checkpoint import load_state, save_state
@@ -80,7 +81,7 @@ def evaluate(run: Run, attacks: tuple[str, ...], n: int, path: Path) -> dict[str
     """The result at `path`, made if it is not there."""
     if not path.exists():
         chosen = [named(name, run.threat) for name in attacks]
-        run.attack(32, chosen, n=n, path=path, thorough=False)
+        run.attack(32, chosen, Request(n, path=path))
     result: dict[str, Any] = read_json(path)
     return result
 

@@ -126,11 +126,12 @@ def evaluate(
 ) -> int:
     """Attack the networks of a run, or an artifact; with --json it goes on where it was stopped."""
     screen = _screen(json)
+    from .runs.evaluation import Request
+    from .runs.run import evaluate_folder
     from .summary import evaluation_table
-    from .verbs import evaluate_folder
 
     with _joined():
-        results = evaluate_folder(folder, attacks, n, seed, json, thorough=doubt, averaged=average)
+        results = evaluate_folder(folder, attacks, Request(n, seed, json, doubt), averaged=average)
         if not _speaks():
             return 0
     screen.print(evaluation_table(results))
@@ -313,8 +314,8 @@ def attack(
     """Attack the file itself, white-box and black-box, on its runtime; with --json it goes on where it was stopped."""
     # Before torch: a wrong number or place is told at once.
     settings, screen = {"n": n, "seed": seed, "eps": _radius(eps)}, _screen(json)
+    from .deployed.attack import attack_file
     from .summary import gap_table
-    from .verbs import attack_file
 
     result = attack_file(artifact, attacks, settings, transfer=transfer or (), data=data, root=root, json=json)
     screen.print(gap_table(result))

@@ -6,72 +6,16 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
-import torch
-
 from .analyze import save
 from .analyze.cases import Settings
 from .analyze.session import analyze
-from .attacks import Attack, named
-from .data import make_images
-from .deployed.attack import WITHOUT_GRADIENTS, attack
-from .deployed.attack import Settings as AttackSettings
-from .deployed.model import SUITE, Served, find_images, find_sources, open_deployed
-from .distributed import is_first, own
-from .errors import RecipeError
-from .evaluation import evaluate
+from .attacks.registry import listed
 from .progress import note
-from .runs.folder import RunFolder
-from .runs.run import Run
-from .runtime import Artifact
-from .storage import is_stream, read_json, write_json
-from .threat import Threat
+from .storage import read_json
 
-# The columns of the papers' tables. CW-20 is the unbounded L2 attack there; SP's C&W is the margin loss in l-inf.
-PROTOCOLS = {
-    "fd": ("gn", "fgsm", "pgd-20", "bim-20", "tpgd-20", "cw-20"),
-    "sp": ("pgd-20", "pgd-50", "cw-inf-30", "autoattack"),
-}
 CPU = "CPUExecutionProvider"  # where `parity` compares, whatever the target
 Results = dict[str, dict[str, Any]]
 ResultsT = TypeVar("ResultsT")
-
-
-def evaluate_folder(
-    folder: Path,
-    attacks: str,
-    n: int | None,
-    seed: int | None,
-    json: Path | None,
-    *,
-    thorough: bool = False,
-    averaged: bool = False,
-) -> Results:
-    """Results by network of a run folder, of one RUN/qm-N, or of an artifact, with the flags of their doubts.
-
-    attacks: names with commas, a key of PROTOCOLS, or "" for the recipe's. n: None takes all test images.
-    json: for one network its result; for several all of them, and one each in a file with the network's name
-    before the suffix; masks beside them; a stream gets the JSON alone. thorough: all doubts, else the cheap ones.
-    averaged: the weight averages of a run's networks instead of what its recipe deploys; those without one are left
-    out.
-    """
-    kept = _kept(json)
-    if (folder / "manifest.json").exists():
-        result = _evaluate_artifact(folder, attacks, n, seed, kept)
-        return _streamed(json, result, next(iter(result.values())))
-    files, one = RunFolder.find(folder)
-    run = Run.open(files.path, averaged=averaged)
-    widths = list(run.recipe.bits) if one is None else [run.expect_width(one)]
-    widths = [bits for bits in widths if run.has_average(bits)] if averaged else widths
-    if not widths:
-        raise RecipeError(f"expected a run with weight averages, got {folder}; add a table train.average and train")
-    chosen = _named(attacks, run.threat, run.recipe.evaluate.attacks)
-    results = {}
-    for bits in widths:
-        path = kept if kept is None or one is not None else kept.with_name(f"{kept.stem}.qm-{bits}{kept.suffix}")
-        results[f"qm-{bits}"] = run.attack(bits, chosen, n=n, seed=seed, path=path, thorough=thorough)
-    if kept is not None and one is None and is_first():
-        write_json(kept, results)
-    return _streamed(json, results, results if one is None else next(iter(results.values())))
 
 
 def exported(folder: Path) -> str:
@@ -86,30 +30,6 @@ def exported(folder: Path) -> str:
     return f"{line}, {compared}" + ("" if provider == CPU else f"; measured on {CPU}, which stands in for {provider}")
 
 
-def attack_file(
-    path: Path,
-    attacks: str,
-    settings: Mapping[str, Any],
-    *,
-    transfer: Sequence[Path] = (),
-    data: str = "",
-    root: str | None = None,
-    json: Path | None = None,
-) -> dict[str, Any]:
-    """The result of `deployed.attacking.attack` on an artifact or an ONNX file.
-
-    attacks: as in `evaluate_folder`, "" for all that fit. settings: others of `AttackSettings`. transfer: as in
-    `find_sources`; data, root: as in `find_images`; json: as in `evaluate_folder`.
-    """
-    kept = _kept(json)
-    deployed = open_deployed(path)
-    names = PROTOCOLS.get(attacks) or tuple(name.strip() for name in attacks.split(",") if attacks)
-    sources = find_sources(deployed, transfer)
-    images, chosen = find_images(deployed, data, root), AttackSettings(attacks=names, sources=sources, **settings)
-    result = attack(deployed, images, chosen, kept, data=data or SUITE)
-    return _streamed(json, result, result)
-
-
 def analyze_folders(
     folders: Sequence[Path], figures: Sequence[str], attacks: str, settings: Mapping[str, Any], out: Path | None
 ) -> Results:
@@ -117,8 +37,7 @@ def analyze_folders(
 
     out: None for RUN/analysis of one folder, analysis here of several.
     """
-    names = tuple(name.strip() for name in PROTOCOLS.get(attacks) or attacks.split(","))
-    chosen = Settings(attacks=names, **settings)
+    chosen = Settings(attacks=listed(attacks), **settings)
     place = folders[0] if len(folders) == 1 and folders[0].is_dir() else Path()
     return analyze(folders, figures, chosen, out or place / "analysis")
 
@@ -133,53 +52,3 @@ def redrawn(files: Sequence[Path], out: Path | None) -> Results | None:
     for path, data in zip(files, found, strict=True):
         note(f"{save(data, out / path.name if out else path)[0]}: drawn")
     return {data["figure"]: data for data in found}
-
-
-def _evaluate_artifact(folder: Path, attacks: str, n: int | None, seed: int | None, json: Path | None) -> Results:
-    artifact = Artifact.load(folder)
-    threat = Threat(artifact.manifest["threat"]["norm"], artifact.eps)
-    chosen = _named(attacks, threat, ("gn", "square-500"))
-    for one in chosen:
-        if one.family not in WITHOUT_GRADIENTS:
-            raise RecipeError(
-                f"expected attacks without gradients on an artifact (gn, square-500), got {one.name}; "
-                "use qrobust attack ARTIFACT"
-            )
-    pixels, labels = (torch.from_numpy(artifact.suite[name]) for name in ("x.clean", "y"))
-    outcomes = evaluate(
-        Served(artifact.logits, artifact.manifest["files"]["model.onnx"]["sha256"]),
-        make_images(pixels, labels, classes=len(artifact.classes)),
-        attacks=chosen,
-        threat=threat,
-        n=n,
-        seed=seed or 0,
-        state=json.with_suffix(".partial.npz") if json else None,
-        label=f"evaluate {artifact.name}",
-    )
-    if json is not None:
-        if is_first():
-            outcomes.save(json, flags=[])
-        own(json.with_suffix(".partial.npz")).unlink(missing_ok=True)
-    return {artifact.name: outcomes.to_dict() | {"flags": []}}
-
-
-def _kept(json: Path | None) -> Path | None:
-    """The file of a result that masks can lie beside; None for a stream, which gets the result alone."""
-    if json is None or is_stream(json):
-        return None
-    if json.suffix != ".json":  # else the masks of all networks would share one .npz
-        raise RecipeError(f"expected a file that ends in .json for --json, got {json}; masks go to .npz beside it")
-    return json
-
-
-def _streamed(json: Path | None, results: ResultsT, content: object) -> ResultsT:
-    """The results, their JSON written where it is a stream's."""
-    if json is not None and is_stream(json) and is_first():
-        note(f"{json}: no masks, which qrobust compare needs; name a file to keep them")
-        write_json(json, content)
-    return results
-
-
-def _named(attacks: str, threat: Threat, default: tuple[str, ...]) -> tuple[Attack, ...]:
-    names = PROTOCOLS.get(attacks) or (attacks.split(",") if attacks else default)
-    return tuple(named(name.strip(), threat) for name in names)

@@ -23,6 +23,13 @@ from ..threat import Threat
 from .auto import PARTS, autoattack_part, square
 from .gradient import KEEPS, LOSSES, bim, cw, fgsm, gaussian_noise, pgd, tpgd
 
+# The columns of the papers' tables. CW-20 is the unbounded L2 attack there; SP's C&W is the margin loss in l-inf.
+PROTOCOLS = {
+    "fd": ("gn", "fgsm", "pgd-20", "bim-20", "tpgd-20", "cw-20"),
+    "sp": ("pgd-20", "pgd-50", "cw-inf-30", "autoattack"),
+}
+TRANSFER, SQUARE = "transfer", "square"  # families
+WITHOUT_GRADIENTS = ("gn", SQUARE)
 WORDS = {"loss": tuple(LOSSES), "keep": KEEPS}  # settings that are no numbers
 COUNT = "[1-9][0-9]*"  # no steps, or no restarts, would be no attack
 SPELLING = re.compile(
@@ -109,6 +116,11 @@ def named(name: str, threat: Threat) -> Attack:
         settings["restarts"] = int(match["restarts"] or 1)
     settings |= _given(match["more"] or "", settings, name)
     return Attack(name, match["family"], settings, family.bounded, family.parts)
+
+
+def listed(text: str) -> tuple[str, ...]:
+    """The names in a list with commas, or those of a key of `PROTOCOLS`; none in an empty one."""
+    return PROTOCOLS.get(text) or tuple(name.strip() for name in text.split(",") if text)
 
 
 def _given(text: str, known: dict[str, Any], name: str) -> dict[str, Any]:

@@ -17,22 +17,24 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from torch import Generator, Tensor, nn
 
 from .. import devices
 from ..attacks import Attack, Scene, named
-from ..data import Images, to_unit
+from ..attacks.registry import SQUARE, TRANSFER, WITHOUT_GRADIENTS, listed
+from ..data import Images, make_images, to_unit
 from ..distributed import is_first, own
 from ..errors import RecipeError
 from ..evaluation import evaluate
-from ..evaluation.outcomes import CLEAN
+from ..evaluation.outcomes import CLEAN, result_file, stream
 from ..export.artifact import to_pixels
+from ..runtime import Artifact
 from ..threat import Threat
-from .model import Deployed, Served
+from .model import SUITE, Deployed, Served, find_images, find_sources, open_deployed
 from .sanity import Evidence, doubt_file
 
-WITHOUT_GRADIENTS = ("gn", "square")  # families
-TRANSFER, SQUARE, SESSION = "transfer", "square", "session"
+SESSION = "session"
 
 
 @dataclass(frozen=True)
@@ -88,6 +90,7 @@ def routed(
 
 
 ATTACKS = ("pgd-20x5:keep=best", "cw-inf-20x5:keep=best", "autoattack", "square-500", "transfer-20:keep=best")
+WITHOUT_GRADIENTS_ALONE = ("gn", "square-500")
 WORST = "worst_case"
 MAX_VALUES = 2**22  # of one batch: 250 images up to 74x74, fewer of larger ones
 Record = dict[str, Any]
@@ -147,6 +150,65 @@ def attack(deployed: Deployed, images: Images, settings: Settings, path: Path | 
     if state is not None:
         own(state).unlink(missing_ok=True)
     return outcomes.to_dict() | more
+
+
+def attack_file(
+    path: Path,
+    attacks: str,
+    settings: Mapping[str, Any],
+    *,
+    transfer: Sequence[Path] = (),
+    data: str = "",
+    root: str | None = None,
+    json: Path | None = None,
+) -> Record:
+    """The result of `attack` on an artifact or an ONNX file.
+
+    attacks: names with commas, a key of `PROTOCOLS`, or "" for all that fit. settings: others of `Settings`.
+    transfer: as in `find_sources`; data, root: as in `find_images`; json: as in `evaluate_artifact`.
+    """
+    place, deployed = result_file(json), open_deployed(path)
+    sources = find_sources(deployed, transfer)
+    images, chosen = find_images(deployed, data, root), Settings(attacks=listed(attacks), sources=sources, **settings)
+    result = attack(deployed, images, chosen, place, data=data or SUITE)
+    stream(json, result)
+    return result
+
+
+def evaluate_artifact(folder: Path, attacks: str, n: int | None, seed: int, json: Path | None) -> dict[str, Record]:
+    """The result of attacks without gradients on an artifact's session, by its name.
+
+    attacks: as in `attack_file`, "" for noise and Square. json: a file for the result, masks beside it, or a stream.
+    Raises RecipeError for an attack that needs gradients.
+    """
+    place, artifact = result_file(json), Artifact.load(folder)
+    threat = Threat(artifact.manifest["threat"]["norm"], artifact.eps)
+    chosen = [named(name, threat) for name in listed(attacks) or WITHOUT_GRADIENTS_ALONE]
+    for one in chosen:
+        if one.family not in WITHOUT_GRADIENTS:
+            raise RecipeError(
+                f"expected attacks without gradients on an artifact (gn, square-500), got {one.name}; "
+                "use qrobust attack ARTIFACT"
+            )
+    pixels, labels = (torch.from_numpy(artifact.suite[name]) for name in ("x.clean", "y"))
+    state = place.with_suffix(".partial.npz") if place else None
+    outcomes = evaluate(
+        Served(artifact.logits, artifact.manifest["files"]["model.onnx"]["sha256"]),
+        make_images(pixels, labels, classes=len(artifact.classes)),
+        attacks=chosen,
+        threat=threat,
+        n=n,
+        seed=seed,
+        state=state,
+        label=f"evaluate {artifact.name}",
+    )
+    if place is not None and is_first():
+        outcomes.save(place, flags=[])
+    if state is not None:
+        own(state).unlink(missing_ok=True)
+    result = outcomes.to_dict() | {"flags": []}
+    stream(json, result)
+    return {artifact.name: result}
 
 
 def threat_of(deployed: Deployed, eps: float | None = None) -> Threat:

@@ -13,6 +13,7 @@ import onnx
 import torch
 from torch import Tensor, nn
 
+from ..attacks.registry import SQUARE, TRANSFER, WITHOUT_GRADIENTS
 from ..data import Images, to_unit
 from ..evaluation import CHEAP, Flag, Outcomes, Subject, examine
 from ..evaluation import DOUBTS as ALL
@@ -21,7 +22,6 @@ from ..evaluation.sanity import Doubt, Examination
 from ..evaluation.sanity_measures import parts
 from ..onnx_module.building import FAKE
 from ..runtime import LEVELS, ArtifactError, load_session
-from .attack import SQUARE, TRANSFER, WITHOUT_GRADIENTS
 from .model import Array, Deployed, Served, rounding
 
 STEP = 1.01  # a value between two steps may fall to either

@@ -15,9 +15,11 @@ import numpy.typing as npt
 
 from .. import devices
 from ..attacks import Attack
+from ..distributed import is_first
 from ..errors import RunError, shown
+from ..progress import note
 from ..runtime import wilson
-from ..storage import read_json, write_bytes, write_json
+from ..storage import is_stream, read_json, write_bytes, write_json
 from ..threat import Threat
 
 
@@ -117,6 +119,25 @@ class Outcomes:
         packed = {name: np.packbits(mask) for name, mask in self.correct.items()}
         np.savez_compressed(buffer, **packed)  # type: ignore[arg-type]
         write_bytes(path, buffer.getvalue())
+
+
+def result_file(json: Path | None) -> Path | None:
+    """Where a result goes that masks can lie beside; None for a stream, which gets the result alone.
+
+    Raises RunError for a name without .json: the masks of all networks would share one .npz.
+    """
+    if json is None or is_stream(json):
+        return None
+    if json.suffix != ".json":
+        raise RunError(f"expected a file that ends in .json for --json, got {json}; masks go to .npz beside it")
+    return json
+
+
+def stream(json: Path | None, content: object) -> None:
+    """Write a result's JSON where `result_file` has none for it: to a stream."""
+    if json is not None and is_stream(json) and is_first():
+        note(f"{json}: no masks, which qrobust compare needs; name a file to keep them")
+        write_json(json, content)
 
 
 def read_outcomes(path: Path) -> tuple[dict[str, Any], dict[str, Mask]]:

@@ -12,7 +12,7 @@ from dataclasses import asdict, dataclass
 from typing import Any, Generic, TypeVar
 
 from .. import devices
-from . import sanity_measures
+from . import sanity_measures as measures
 from .sanity_measures import Subject
 
 SubjectT = TypeVar("SubjectT", bound=Subject)
@@ -76,46 +76,46 @@ def examine(subject: SubjectT, doubts: Sequence[Doubt[SubjectT]]) -> Examination
 
 MASKED = "gradients do not lead the attack: use other losses, restarts, backward passes, and AutoAttack"
 DOUBTS: tuple[Doubt[Subject], ...] = (
-    Doubt("random-logits", sanity_measures.random_logits, 1e-4, "five runs on the same images give different logits",
+    Doubt("random-logits", measures.random_logits, 1e-4, "five runs on the same images give different logits",
           "fix the randomness, or average the gradient over it (EOT)", cheap=True),
-    Doubt("batch-dependent", sanity_measures.batch_dependent, 1e-3, "an image's logits depend on the others in its batch",
+    Doubt("batch-dependent", measures.batch_dependent, 1e-3, "an image's logits depend on the others in its batch",
           "put batch-norm into eval mode; an attacker's batch would decide the statistics", cheap=True),
-    Doubt("probabilities", sanity_measures.probabilities, 0.0, "the output has one sum: softmax flattens the attack's loss",
+    Doubt("probabilities", measures.probabilities, 0.0, "the output has one sum: softmax flattens the attack's loss",
           "return logits, what comes before softmax", cheap=True),
-    Doubt("near-chance", sanity_measures.near_chance, 0.01, "always naming the commonest label is right as often",
+    Doubt("near-chance", measures.near_chance, 0.01, "always naming the commonest label is right as often",
           "look at labels, preprocessing and weights: the network says nothing of the images", cheap=True),
-    Doubt("zero-gradient", sanity_measures.zero_gradient, 0.01,
+    Doubt("zero-gradient", measures.zero_gradient, 0.01,
           "images whose gradient is zero, or no number, cannot be attacked along it",
           "look for rounding without straight-through, saturated softmax, clamps; attack through a twin", cheap=True),
-    Doubt("uneven-gradient", sanity_measures.uneven_gradient, 2.0, "some images have a hundred times the gradient of others",
+    Doubt("uneven-gradient", measures.uneven_gradient, 2.0, "some images have a hundred times the gradient of others",
           "look for squashed logits, saturated activations and steep front ends; attack through a twin", cheap=True),
-    Doubt("one-place", sanity_measures.one_place, 0.2, "the label follows a few pixels into another image",
+    Doubt("one-place", measures.one_place, 0.2, "the label follows a few pixels into another image",
           "look at the pixels with most of the gradient: they give the label away", cheap=True),
-    Doubt("turned-gradient", sanity_measures.turned_gradient, 0.9, "the gradient points elsewhere than the float twin's",
+    Doubt("turned-gradient", measures.turned_gradient, 0.9, "the gradient points elsewhere than the float twin's",
           "look at the backward pass of the quantisers; attack through the twin", cheap=True),
-    Doubt("earlier-wins", sanity_measures.earlier, 0.02, "the attack steps past images that it had broken on its way",
+    Doubt("earlier-wins", measures.earlier, 0.02, "the attack steps past images that it had broken on its way",
           "keep the best step (pgd-20:keep=best), or use AutoAttack, which does", cheap=True),
-    Doubt("numbers-part", sanity_measures.numbers_part, 0.05, "the worst case is far below what last-step attacks leave",
+    Doubt("numbers-part", measures.numbers_part, 0.05, "the worst case is far below what last-step attacks leave",
           "report the worst case; PGD's last step says little of this network", cheap=True),
-    Doubt("loss-disagreement", sanity_measures.loss_disagreement, 0.01,
+    Doubt("loss-disagreement", measures.loss_disagreement, 0.01,
           "cross-entropy and margin attacks should agree within a point",
           "report the worst case of both; look at the scale of the logits"),
-    Doubt("temperature", sanity_measures.temperature, 0.02, "scaling the logits lets cross-entropy attacks break more",
+    Doubt("temperature", measures.temperature, 0.02, "scaling the logits lets cross-entropy attacks break more",
           MASKED),
-    Doubt("not-converged", sanity_measures.not_converged, 0.01,
+    Doubt("not-converged", measures.not_converged, 0.01,
           "more steps and restarts still break more: no plateau is reached",
           "raise steps and restarts until the accuracy stands still"),
-    Doubt("backward-variants", sanity_measures.backward_variants, 0.01, "another backward pass breaks more",
+    Doubt("backward-variants", measures.backward_variants, 0.01, "another backward pass breaks more",
           "report the worst case over backward passes, the float twin's among them"),
-    Doubt("transfer-wins", sanity_measures.transfer, 0.002, "examples from another width break what white-box ones do not",
+    Doubt("transfer-wins", measures.transfer, 0.002, "examples from another width break what white-box ones do not",
           MASKED),
-    Doubt("square-wins", sanity_measures.square, 0.002, "an attack without gradients breaks what those with them do not",
+    Doubt("square-wins", measures.square, 0.002, "an attack without gradients breaks what those with them do not",
           MASKED),
-    Doubt("noise-wins", sanity_measures.noise, 0.002, "random noise breaks what the attacks do not", MASKED),
-    Doubt("one-step-wins", sanity_measures.one_step, 0.01, "one step is stronger than many", MASKED),
-    Doubt("wide-ball", sanity_measures.wide_ball, 0.05, "at eight times eps hardly any image should survive", MASKED),
-    Doubt("not-monotone", sanity_measures.not_monotone, 0.01, "accuracy rises where the attacker may do more", MASKED),
-    Doubt("no-ball", sanity_measures.no_ball, 0.0, "with eps 0 the accuracy is not the clean one",
+    Doubt("noise-wins", measures.noise, 0.002, "random noise breaks what the attacks do not", MASKED),
+    Doubt("one-step-wins", measures.one_step, 0.01, "one step is stronger than many", MASKED),
+    Doubt("wide-ball", measures.wide_ball, 0.05, "at eight times eps hardly any image should survive", MASKED),
+    Doubt("not-monotone", measures.not_monotone, 0.01, "accuracy rises where the attacker may do more", MASKED),
+    Doubt("no-ball", measures.no_ball, 0.0, "with eps 0 the accuracy is not the clean one",
           "look for randomness or state in the network"),
 )  # fmt: skip
 CHEAP = tuple(one for one in DOUBTS if one.cheap)

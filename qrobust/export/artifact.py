@@ -26,9 +26,9 @@ from ..quant import bits_per_layer
 from ..storage import write_json
 from ..threat import Threat
 from .parity import check_parity
-from .sessions import check_ops, present_provider
+from .sessions import present_provider
 from .target import Target
-from .write import INPUT, INPUTS, OUTPUT, lower
+from .write import INPUT, INPUTS, OUTPUT, check_ops, lower
 
 Arrays = dict[str, npt.NDArray[Any]]
 

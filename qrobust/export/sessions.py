@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import ctypes
-import tempfile
-from collections import Counter
 from contextlib import suppress
 from functools import cache
 from importlib import import_module
@@ -16,31 +14,14 @@ import numpy as np
 import numpy.typing as npt
 import onnx
 import onnxruntime
-import torch
-from torch import nn
 
-from ..errors import ExportError, RecipeError, did_you_mean
-from ..quant import bits_per_layer
+from ..errors import RecipeError, did_you_mean
 from ..runtime import ENTRIES, ON_GPU, Artifact, ArtifactError, preload, sums_saturate
 from .target import Target
 
+Array = npt.NDArray[Any]
 CPU = "CPUExecutionProvider"
-FLOAT_LAYERS = ("Conv", "FusedConv")
 IDENTITY = '<ir_version: 10, opset_import: ["": 20]> identity (float[1] x) => (float[1] y) { y = Identity (x) }'
-
-
-def optimised_ops(model: Path | bytes, target: Target) -> Counter[str]:
-    """How many nodes of each kind the target's provider executes, or the CPU's where that is missing; maybe none."""
-    return Counter(node.op_type for node in _executed(model, target))
-
-
-def _executed(model: Path | bytes, target: Target) -> list[onnx.NodeProto]:
-    if not target.executable:
-        return []
-    with tempfile.TemporaryDirectory() as folder:
-        written = Path(folder) / "optimised.onnx"
-        open_session(model, target.session.graph_optimization_level, present_provider(target), written)
-        return list(onnx.load(str(written)).graph.node)
 
 
 def open_session(
@@ -84,37 +65,18 @@ def present_provider(target: Target) -> str:
 @cache
 def _opens(provider: str) -> bool:
     """onnxruntime lists what it was built with: where a library or the GPU is missing, its session is the CPU's."""
-    listed = provider in onnxruntime.get_available_providers()
-    if not listed or (provider in ON_GPU and not torch.cuda.is_available()):  # it would complain at length
+    if provider not in onnxruntime.get_available_providers():
         return False
     if provider in ON_GPU:
+        import torch
+
+        if not torch.cuda.is_available():  # it would complain at length
+            return False
         preload(onnxruntime)
     model = onnx.parser.parse_model(IDENTITY).SerializeToString()
     return bool(open_session(model, "all", provider).get_providers()[0] == provider)
 
 
-def check_ops(file: Path | bytes, target: Target, model: nn.Module) -> None:
-    """Raises ExportError unless the optimised graph holds what the target requires and nothing it forbids.
-
-    A required operator must be there for every quantised convolution of `model`, from `quantize`.
-    """
-    layers, executed = dict(model.named_modules()), _executed(file, target)
-    ran = Counter(node.op_type for node in executed)
-    least = sum(bits < 32 and isinstance(layers[name], nn.Conv2d) for name, bits in bits_per_layer(model).items())
-    for op in target.required_ops:
-        if ran[op] < least:
-            floats = (node.output[0] for node in executed if node.op_type in FLOAT_LAYERS)
-            named = next((f", and a float one for {path}" for path in floats if path in layers), "")
-            raise ExportError(
-                f"{target.name}: expected {least} {op} once optimised, one for every quantised convolution, got "
-                f"{ran[op]}{named}; choose a target that does not require it, as compact, or replace what it reads"
-            )
-    for op in target.forbidden_ops:
-        if ran[op]:
-            raise ExportError(f"{target.name}: expected no {op} once optimised, got {ran[op]}; choose another target")
-
-
-Array = npt.NDArray[Any]
 OPENVINO = "openvino"  # a runtime of its own: the same file, read by the package openvino
 PROVIDERS = {
     "cpu": "CPUExecutionProvider",

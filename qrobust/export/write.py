@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import tempfile
+from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -14,14 +15,14 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import ExportError
-from ..quant import fold_fat
+from ..quant import bits_per_layer, fold_fat
 from ..quant._brevitas import export_onnx_qcdq
 from ..quant.layers import set_export_form
 from ..storage import write_bytes
 from .naming import name_by_module, shorten_names
 from .parity import check_parity
 from .passes import steps
-from .sessions import check_ops
+from .sessions import open_session, present_provider
 from .target import Target, load_target
 
 OPSET = 20  # the highest that the exporter writes
@@ -61,6 +62,7 @@ def _without_pages() -> Iterator[None]:
         vars(torch._C)["_jit_onnx_log"] = log
 
 
+FLOAT_LAYERS = ("Conv", "FusedConv")
 INPUTS = ("float32-nchw", "uint8-nhwc")
 FEWEST, MOST = 32, 1000  # images that a file is judged on
 
@@ -164,3 +166,38 @@ def _checked(graph: ir.Model, target: Target) -> bytes:
     except (onnx.checker.ValidationError, onnx.shape_inference.InferenceError) as error:
         raise ExportError(f"{target.name}: expected a valid graph, got: {str(error).splitlines()[0]}") from error
     return bytes(proto.SerializeToString(deterministic=True))
+
+
+def optimised_ops(model: Path | bytes, target: Target) -> Counter[str]:
+    """How many nodes of each kind the target's provider executes, or the CPU's where that is missing; maybe none."""
+    return Counter(node.op_type for node in _executed(model, target))
+
+
+def _executed(model: Path | bytes, target: Target) -> list[onnx.NodeProto]:
+    if not target.executable:
+        return []
+    with tempfile.TemporaryDirectory() as folder:
+        written = Path(folder) / "optimised.onnx"
+        open_session(model, target.session.graph_optimization_level, present_provider(target), written)
+        return list(onnx.load(str(written)).graph.node)
+
+
+def check_ops(file: Path | bytes, target: Target, model: nn.Module) -> None:
+    """Raises ExportError unless the optimised graph holds what the target requires and nothing it forbids.
+
+    A required operator must be there for every quantised convolution of `model`, from `quantize`.
+    """
+    layers, executed = dict(model.named_modules()), _executed(file, target)
+    ran = Counter(node.op_type for node in executed)
+    least = sum(bits < 32 and isinstance(layers[name], nn.Conv2d) for name, bits in bits_per_layer(model).items())
+    for op in target.required_ops:
+        if ran[op] < least:
+            floats = (node.output[0] for node in executed if node.op_type in FLOAT_LAYERS)
+            named = next((f", and a float one for {path}" for path in floats if path in layers), "")
+            raise ExportError(
+                f"{target.name}: expected {least} {op} once optimised, one for every quantised convolution, got "
+                f"{ran[op]}{named}; choose a target that does not require it, as compact, or replace what it reads"
+            )
+    for op in target.forbidden_ops:
+        if ran[op]:
+            raise ExportError(f"{target.name}: expected no {op} once optimised, got {ran[op]}; choose another target")

@@ -36,24 +36,24 @@ template <typename T> void train(T g, T x, T clip, T low, T high, T below, T& dx
 """
 
 
-def fits(x: Tensor) -> bool:
+def has_kernel(x: Tensor) -> bool:
     """Whether the kernels are for this tensor."""
     return x.is_cuda and x.dtype == torch.float32
 
 
-def quantize(x: Tensor, clip: Tensor, low: int, high: int) -> Tensor:
+def quantize_by_kernel(x: Tensor, clip: Tensor, low: int, high: int) -> Tensor:
     """x on the grid {low..high}·clip/high; clip broadcasts over x."""
     result: Tensor = _compiled(_QUANTIZE, low=0.0, high=0.0)(x, clip, low=float(low), high=float(high))
     return result
 
 
-def inside(g: Tensor, x: Tensor, clip: Tensor, low: int, high: int) -> Tensor:
+def inside_by_kernel(g: Tensor, x: Tensor, clip: Tensor, low: int, high: int) -> Tensor:
     """g where x is inside the clip, else 0."""
     result: Tensor = _compiled(_PASS, below=0.0)(g, x, clip, below=low / high)
     return result
 
 
-def gradients(g: Tensor, x: Tensor, clip: Tensor, low: int, high: int) -> tuple[Tensor, Tensor]:
+def gradients_by_kernel(g: Tensor, x: Tensor, clip: Tensor, low: int, high: int) -> tuple[Tensor, Tensor]:
     """dx, and dα before it is summed, both of x's shape."""
     work = _compiled(_TRAIN, 2, low=0.0, high=0.0, below=0.0)
     dx, dclip = work(g, x, clip, low=float(low), high=float(high), below=low / high)
@@ -94,7 +94,7 @@ class LearnedClip(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, clip: Tensor, low: int, high: int, backward: str) -> Tensor:
         trained = backward == "clipped" and ctx.needs_input_grad[1]
-        ctx.fused = trained and kernels.fits(x)
+        ctx.fused = trained and has_kernel(x)
         ctx.compact = trained and x.device.type == "cpu" and clip.numel() == 1
         ctx.settings = (low, high, backward)
         value = fake_quantize(x, clip, low, high)
@@ -108,7 +108,7 @@ class LearnedClip(torch.autograd.Function):
         x, clip = ctx.saved_tensors
         low, high, backward = ctx.settings
         if ctx.fused:
-            dx, dclip = kernels.gradients(g, x, clip, low, high)
+            dx, dclip = gradients_by_kernel(g, x, clip, low, high)
             return dx, dclip.sum_to_size(clip.shape), None, None, None
         if ctx.compact:
             codes, shift = x.to(g.dtype, copy=True), _shift(low)
@@ -132,8 +132,8 @@ class LearnedClip(torch.autograd.Function):
 
 def fake_quantize(x: Tensor, clip: Tensor, low: int, high: int) -> Tensor:
     """x on the grid {low..high}·clip/high; clip broadcasts over x."""
-    if kernels.fits(x):
-        return kernels.quantize(x, clip, low, high)
+    if has_kernel(x):
+        return quantize_by_kernel(x, clip, low, high)
     scale = clip / high
     return (x / scale).round_().clamp_(low, high).mul_(scale)  # in place: half the time of four new tensors
 
@@ -164,8 +164,8 @@ def _inside(g: Tensor, x: Tensor, clip: Tensor, low: int, high: int) -> Tensor:
         top = float(clip)
         inner: Tensor = torch.ops.aten.hardtanh_backward(g, x, top * low / high, top)
         return inner
-    if kernels.fits(x):
-        return kernels.inside(g, x, clip, low, high)
+    if has_kernel(x):
+        return inside_by_kernel(g, x, clip, low, high)
     return g * ((x > clip * (low / high)) & (x < clip))
 
 

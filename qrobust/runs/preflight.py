@@ -20,14 +20,15 @@ from torch import Tensor, fx, nn
 
 from .. import data, devices, distributed, quant
 from ..attacks import Attack, named
+from ..attacks.registry import TRANSFER
 from ..data import Dataset, Images
 from ..deployed.model import as_floats
 from ..errors import DataError, ExportError, GraphError, ModelError, QrobustError, RecipeError, RunError
 from ..evaluation.accuracy import check_logits
 from ..export.artifact import check_suite_attacks
-from ..export.sessions import check_ops, open_session, present_provider
+from ..export.sessions import open_session, present_provider
 from ..export.target import Target
-from ..export.write import lower
+from ..export.write import INPUT, check_ops, lower
 from ..onnx_module import twin
 from ..progress import bar
 from ..recipe import Recipe
@@ -82,7 +83,7 @@ def _check_forward(model: nn.Module, x: Tensor) -> None:
 def _check_session(path: Path, some: Tensor, target: Target, *, camera: bool) -> None:
     pixels = some.permute(0, 2, 3, 1) if camera else data.to_unit(some, "cpu")
     session = open_session(path, target.session.graph_optimization_level, present_provider(target))
-    session.run(None, {quant.INPUT: np.ascontiguousarray(pixels.numpy())})
+    session.run(None, {INPUT: np.ascontiguousarray(pixels.numpy())})
 
 
 def _check_gradient(path: Path, *, camera: bool) -> None:
@@ -108,7 +109,6 @@ def _of_width(bits: int) -> Iterator[None]:
 
 
 FLOAT = 32
-TRANSFER = "transfer"
 MOST_VALUES = 2**26  # of the images of one call that is timed: 256 MiB of floats
 # What a width leaves, in units of its weights: state, momentum and best epoch, twice while they are replaced, and the
 # weights themselves; with an average, its state and best epoch too.

@@ -5,28 +5,32 @@ train ─▶ quantize, width by width ─▶ evaluate ─▶ export ─▶ bench
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from torch import nn
 
-from .. import data, devices, distributed, quant, recipe, runtime
+from .. import data, devices, distributed, recipe, runtime
 from ..attacks import Attack, named
+from ..attacks.registry import listed
 from ..bench import bench
 from ..deployed.attack import Settings as AttackSettings
-from ..deployed.attack import attack, default_attacks
-from ..deployed.model import SUITE, Deployed, find_images, find_sources, open_deployed
-from ..errors import RunError
-from ..evaluation import CHEAP, DOUBTS, Outcomes, Subject, evaluate, examine
+from ..deployed.attack import attack, default_attacks, evaluate_artifact
+from ..deployed.model import SUITE, find_images, find_sources, open_deployed
+from ..errors import RecipeError, RunError
+from ..evaluation import Outcomes
+from ..evaluation.outcomes import result_file, stream
 from ..export.artifact import Contents, make_suite, write_artifact
-from ..export.sessions import optimised_ops
 from ..export.target import Target, load_target
+from ..export.write import optimised_ops
 from ..progress import note
 from ..recipe import Recipe
 from ..storage import read_json, write_json, write_text
 from ..threat import Threat
+from .evaluation import Request, evaluate_as_file, evaluate_width
 from .folder import FLOAT, RunFolder, judged, locked
 from .networks import Networks
 from .preflight import check_provider, preflight
@@ -35,7 +39,6 @@ from .stages import Stage, without_key
 from .training import TrainStage
 
 Record = dict[str, Any]
-MOST_DOUBTED = 200  # images; the first of those that were evaluated
 
 
 class Run:
@@ -115,7 +118,7 @@ class Run:
     def evaluate(self, bits: int) -> None:
         """Attack the torch network."""
         settings, files = self.recipe.evaluate, self.files.network(bits)
-        attacks = self._named(settings.attacks)
+        attacks = self.attacks(settings.attacks)
         stage = Stage(
             files.evaluation,
             [settings.model_dump(mode="json"), self._threat(), _described(attacks), self.dataset.fingerprint],
@@ -129,71 +132,15 @@ class Run:
             outcomes.save_masks(files.outcomes)
             self._finish(stage, outcomes.to_dict() | more)
 
-        self._evaluated(bits, attacks, save, n=settings.n, state=files.evaluation.with_suffix(".partial.npz"))
-
-    def attack(
-        self,
-        bits: int,
-        attacks: Sequence[Attack],
-        *,
-        n: int | None = None,
-        seed: int | None = None,
-        path: Path | None = None,
-        thorough: bool = False,
-    ) -> Record:
-        """Evaluate a width and doubt the result; saved to `path` (.json) if given. Goes on where it stopped.
-
-        thorough: all doubts, else the cheap ones.
-        """
-        state = path.with_suffix(".partial.npz") if path else None
-        save = (lambda outcomes, more: outcomes.save(path, **more)) if path else None
-        return self._evaluated(bits, attacks, save, n=n, seed=seed, state=state, thorough=thorough)
-
-    def _evaluated(
-        self,
-        bits: int,
-        attacks: Sequence[Attack],
-        save: Callable[[Outcomes, Record], None] | None,
-        *,
-        n: int | None,
-        state: Path | None,
-        seed: int | None = None,
-        thorough: bool = False,
-    ) -> Record:
-        """`attack`, with the journal in `state`, which goes when the result is saved."""
         self._set_threads()
-        seed = self.recipe.seed if seed is None else seed
-        model, images, twin = self.network(bits), self.dataset.test, self.twin(bits)
-        if twin is None:  # the float network itself: nothing to transfer from
-            attacks = [attack for attack in attacks if attack.family != "transfer"] or attacks
-        outcomes = evaluate(
-            model,
-            images,
-            attacks=attacks,
-            threat=self.threat,
-            n=n,
-            seed=seed,
-            batch_size=self.recipe.evaluate.batch_size,
-            twin=twin,
-            state=state,
-            label=f"evaluate qm-{bits}",
-        )
-        example = data.to_unit(images.take(slice(0, 1)).x, devices.device_of(model), channels_last=True)
-        more: Record = {"cost": quant.cost(model, example).to_dict()}
-        others = [self.network(width) for width in self.recipe.bits if width not in (bits, FLOAT)] if thorough else []
-        if distributed.is_first():
-            most = min(n or len(images), MOST_DOUBTED)
-            subject = Subject(
-                model, images, self.threat, twin=twin, others=others, outcomes=outcomes, n=most, seed=seed
-            )
-            found = examine(subject, DOUBTS if thorough else CHEAP)
-            more |= {"doubts": found.measured, "flags": [flag.to_dict() for flag in found.flags]}
-            if save is not None:
-                save(outcomes, more)
-        if state is not None:
-            distributed.own(state).unlink(missing_ok=True)
-        distributed.wait()
-        return outcomes.to_dict() | more
+        evaluate_width(self.networks, bits, attacks, self.threat, Request(settings.n, path=files.evaluation), save)
+
+    def attack(self, bits: int, attacks: Sequence[Attack], request: Request) -> Record:
+        """Evaluate a width by other attacks; saved to the request's path if it has one. Goes on where it stopped."""
+        path = request.path
+        save = (lambda outcomes, more: outcomes.save(path, **more)) if path else None
+        self._set_threads()
+        return evaluate_width(self.networks, bits, attacks, self.threat, request, save)
 
     def export(
         self, bits: int, target: Target | None = None, folder: Path | None = None, input: str | None = None
@@ -289,35 +236,21 @@ class Run:
         if "key" not in found and judged(found) == deployed.sha256:
             note(f"{self.files.name_of(files.attack)}: made by qrobust attack, stands")
             return
-        sources = find_sources(deployed)
+        sources, images = find_sources(deployed), find_images(deployed)
         names = settings.attacks or default_attacks(deployed, sources)
-        in_torch = self._attacked_in_torch(bits, deployed, names)
+        in_torch = evaluate_as_file(self.networks, bits, self.attacks(names), self.threat, images)
         chosen = AttackSettings(names, settings.n, self.recipe.seed, sources=sources)
         more = {"key": stage.key, "in_torch": in_torch}
-        self._finish(stage, attack(deployed, find_images(deployed), chosen, files.attack, data=SUITE, **more))
+        self._finish(stage, attack(deployed, images, chosen, files.attack, data=SUITE, **more))
 
-    def _attacked_in_torch(self, bits: int, deployed: Deployed, names: Sequence[str]) -> Record:
-        """What is left of the torch network by the attacks that the file is under, on the same images."""
-        assert self.recipe.attack is not None
-        attacks, twin = self._named(tuple(names)), self.twin(bits)
-        outcomes = evaluate(
-            self.network(bits),
-            find_images(deployed),
-            attacks=[one for one in attacks if twin is not None or one.family != "transfer"],
-            threat=self.threat,
-            n=self.recipe.attack.n,
-            seed=self.recipe.seed,
-            batch_size=self.recipe.evaluate.batch_size,
-            twin=twin,
-            label=f"attack qm-{bits} in torch",
-        )
-        found = outcomes.to_dict()
-        return {name: found[name] for name in ("n", "clean", "attacks", "worst_case")}
+    def attacks(self, names: Sequence[str]) -> tuple[Attack, ...]:
+        """Attacks by name within the run's threat."""
+        return tuple(named(name, self.threat) for name in names)
 
     @property
     def suite_attacks(self) -> tuple[Attack, ...]:
         """Those of the suite; not asked before they are needed, since an older run is read whatever it names."""
-        return self._named(self.recipe.export.suite_attacks)
+        return self.attacks(self.recipe.export.suite_attacks)
 
     @property
     def dataset(self) -> data.Dataset:
@@ -388,9 +321,34 @@ class Run:
         stage.finish(result)
         note(f"{self.files.name_of(stage.record)}: written")
 
-    def _named(self, names: tuple[str, ...]) -> tuple[Attack, ...]:
-        return tuple(named(name, self.threat) for name in names)
-
 
 def _described(attacks: Sequence[Attack]) -> list[Any]:
     return [[attack.name, attack.settings] for attack in attacks]
+
+
+def evaluate_folder(folder: Path, attacks: str, request: Request, *, averaged: bool = False) -> dict[str, Record]:
+    """Results by network of a run folder, of one RUN/qm-N, or of an artifact, with the flags of their sanity checks.
+
+    attacks: names with commas, a key of `PROTOCOLS`, or "" for the recipe's. The request's path: for one network its
+    result; for several all of them, and one each in a file with the network's name before the suffix; masks beside
+    them; a stream gets the JSON alone. averaged: the weight averages of a run's networks instead of what its recipe
+    deploys; those without one are left out.
+    """
+    if (folder / "manifest.json").exists():
+        return evaluate_artifact(folder, attacks, request.n, request.seed or 0, request.path)
+    json, place = request.path, result_file(request.path)
+    files, one = RunFolder.find(folder)
+    run = Run.open(files.path, averaged=averaged)
+    widths = list(run.recipe.bits) if one is None else [run.expect_width(one)]
+    widths = [bits for bits in widths if run.has_average(bits)] if averaged else widths
+    if not widths:
+        raise RecipeError(f"expected a run with weight averages, got {folder}; add a table train.average and train")
+    chosen = run.attacks(listed(attacks) or run.recipe.evaluate.attacks)
+    results = {}
+    for bits in widths:
+        path = place if place is None or one is not None else place.with_name(f"{place.stem}.qm-{bits}{place.suffix}")
+        results[f"qm-{bits}"] = run.attack(bits, chosen, replace(request, path=path))
+    if place is not None and one is None and distributed.is_first():
+        write_json(place, results)
+    stream(json, results if one is None else next(iter(results.values())))
+    return results

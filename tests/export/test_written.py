@@ -12,9 +12,8 @@ from torch.nn import functional as F
 from qrobust.errors import ExportError, ParityError
 from qrobust.export import passes
 from qrobust.export.parity import Difference, Parity, judge
-from qrobust.export.sessions import optimised_ops
 from qrobust.export.target import load_target
-from qrobust.export.write import export_model
+from qrobust.export.write import export_model, optimised_ops
 from qrobust.quant import calibrate, quantize, round_biases
 
 from ..quant.helpers import images

@@ -69,7 +69,7 @@ def test_the_source_says_what_the_formulas_say(compiled, bits, signed):
 
 
 def test_they_are_for_float32_on_a_gpu():
-    assert not quantizer.fits(torch.zeros(1))
+    assert not quantizer.has_kernel(torch.zeros(1))
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="kernels for a GPU")
@@ -78,8 +78,8 @@ def test_on_a_gpu_they_give_what_the_cpu_gives(bits, signed):
     (low, high), (x, g) = integer_range(bits, signed=signed, narrow=signed), some("cuda")
     clip = torch.tensor(CLIP, device="cuda")
     value, passed, dclip = expected(x.cpu(), g.cpu(), low, high)
-    assert torch.equal(quantizer.quantize(x, clip, low, high).cpu().nan_to_num(9), value.nan_to_num(9))
-    assert torch.equal(quantizer.inside(g, x, clip, low, high).cpu(), passed)
-    dx, got = quantizer.gradients(g, x, clip, low, high)
+    assert torch.equal(quantizer.quantize_by_kernel(x, clip, low, high).cpu().nan_to_num(9), value.nan_to_num(9))
+    assert torch.equal(quantizer.inside_by_kernel(g, x, clip, low, high).cpu(), passed)
+    dx, got = quantizer.gradients_by_kernel(g, x, clip, low, high)
     assert torch.equal(dx.cpu(), passed)
     torch.testing.assert_close(got.cpu(), dclip, rtol=1e-5, atol=1e-6, equal_nan=True)

@@ -18,7 +18,6 @@ from qrobust.errors import GraphError, QrobustError
 from qrobust.export.target import Target, load_target
 from qrobust.quant import quantize
 from qrobust.recipe import Recipe
-from qrobust.runs import preflight
 from qrobust.runs import preflight as module
 from qrobust.runs.preflight import check_folder, check_provider, check_recipe, check_space, preflight
 from qrobust.runtime import Artifact, check
@@ -262,7 +261,7 @@ def test_a_file_that_cannot_be_attacked_where_the_recipe_attacks_it(
     def none(_: Path) -> None:
         raise GraphError("expected operators that a twin computes, got Det; covered: Abs")
 
-    monkeypatch.setattr(preflight, "twin", none)
+    monkeypatch.setattr(module, "twin", none)
     said = refusal(lambda: attempt(tmp_path, widths=(32,)))
     ending = "got Det; choose another export.target, or remove the table attack"
     assert said == f"QM-32: expected operators that a twin computes, {ending}"

@@ -9,6 +9,7 @@ __all__ = [
     "Source",
     "folder",
     "npz",
+    "published",
     "source",
     "spectral_shapes",
 ]

@@ -9,15 +9,15 @@ import pytest
 
 from qrobust.__main__ import main
 from qrobust.attacks import named
-from qrobust.deployed import attack
+from qrobust.deployed import attack as module
 from qrobust.deployed.attack import Routed, Settings, attack, routed, threat_of
 from qrobust.deployed.model import find_images, find_sources, open_deployed
 from qrobust.errors import RecipeError
 from qrobust.evaluation import accuracy, read_outcomes
 from qrobust.onnx_module import twin
 
+from ..onnx_module.helpers import text_model
 from ..test_runtime import EPS, WEIGHT, floats, linear, model_bytes, suite_arrays, worst_case
-from .helpers import text_model
 from .linear import PLAIN, artifact, camera, masked, takes_bytes
 
 SUITE = suite_arrays()
@@ -124,8 +124,8 @@ def test_autoattack_takes_its_gradients_from_each_form_and_square_from_the_sessi
 def test_the_default_is_the_suites_attacks_and_those_that_fit(tmp_path):
     deployed = open_deployed(artifact(tmp_path / "one"))
     fixed = ["pgd-20x5:keep=best", "cw-inf-20x5:keep=best", "autoattack", "square-500"]
-    assert list(attack.default_attacks(deployed)) == ["pgd-20", *fixed]
-    assert list(attack.default_attacks(deployed, (deployed,))) == ["pgd-20", *fixed, "transfer-20:keep=best"]
+    assert list(module.default_attacks(deployed)) == ["pgd-20", *fixed]
+    assert list(module.default_attacks(deployed, (deployed,))) == ["pgd-20", *fixed, "transfer-20:keep=best"]
 
 
 class Stopped(Exception):
@@ -134,7 +134,7 @@ class Stopped(Exception):
 
 def test_a_stopped_attack_goes_on_where_it_was(tmp_path, monkeypatch):
     folder, names = artifact(tmp_path / "one", masked()), ("pgd-3", "square-20")
-    monkeypatch.setattr(attack, "MAX_VALUES", 16 * 16)
+    monkeypatch.setattr(module, "MAX_VALUES", 16 * 16)
     monkeypatch.setattr(accuracy, "SAVE_EVERY", 0)
     whole, part = tmp_path / "whole.json", tmp_path / "part.json"
     calls = []
@@ -149,16 +149,16 @@ def test_a_stopped_attack_goes_on_where_it_was(tmp_path, monkeypatch):
         return run
 
     real = Routed.run
-    monkeypatch.setattr(attack.Routed, "run", counted(real, 10**6))
+    monkeypatch.setattr(module.Routed, "run", counted(real, 10**6))
     attacked(folder, *names, path=whole)
     total = len(calls)
     calls.clear()
-    monkeypatch.setattr(attack.Routed, "run", counted(real, 7))
+    monkeypatch.setattr(module.Routed, "run", counted(real, 7))
     with pytest.raises(Stopped):
         attacked(folder, *names, path=part)
     assert part.with_suffix(".partial.npz").exists()
     calls.clear()
-    monkeypatch.setattr(attack.Routed, "run", counted(real, 10**6))
+    monkeypatch.setattr(module.Routed, "run", counted(real, 10**6))
     attacked(folder, *names, path=part)
     assert len(calls) == total - 7
     (_, first), (_, second) = read_outcomes(whole), read_outcomes(part)

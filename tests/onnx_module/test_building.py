@@ -9,7 +9,7 @@ from qrobust.onnx_module import twin
 
 from .helpers import runtime, text_model
 from .operators.cases import CONSTANTS
-from .test_network import chain, uniform
+from .test_module import chain, uniform
 
 Q = "q = QuantizeLinear (x, s, z)"
 

@@ -17,7 +17,7 @@ from qrobust.onnx_module import twin
 from qrobust.onnx_module.reading import read
 
 from .helpers import text_model
-from .test_network import chain, uniform
+from .test_module import chain, uniform
 
 
 def refused(model, match):

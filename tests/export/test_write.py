@@ -9,9 +9,8 @@ import torch
 from torch import nn
 
 from qrobust.errors import ExportError, RecipeError
-from qrobust.export.sessions import optimised_ops
 from qrobust.export.target import load_target
-from qrobust.export.write import export_model, lower
+from qrobust.export.write import export_model, lower, optimised_ops
 from qrobust.quant import bits_per_layer, quantize, round_biases
 
 from ..quant.helpers import Plain, images

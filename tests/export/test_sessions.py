@@ -6,8 +6,9 @@ import torch
 
 from qrobust.errors import ExportError
 from qrobust.export import sessions
-from qrobust.export.sessions import check_ops, open_session, optimised_ops, present_provider
+from qrobust.export.sessions import open_session, present_provider
 from qrobust.export.target import load_target
+from qrobust.export.write import check_ops, optimised_ops
 
 from .helpers import lowered, network
 

@@ -7,7 +7,7 @@ from torch.nn.utils import parametrize
 
 from qrobust.models.inference import Holdable, crafting
 
-from .helpers import smooth_net
+from ..attacks.helpers import smooth_net
 
 
 class Holder(nn.Module):

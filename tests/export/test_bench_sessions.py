@@ -23,7 +23,7 @@ from qrobust.export.sessions import (  # fmt: skip
 )
 from qrobust.runtime import ArtifactError, sums_saturate
 
-from ..deployed.helpers import has_vnni
+from ..onnx_module.helpers import has_vnni
 
 CPU = PROVIDERS["cpu"]
 

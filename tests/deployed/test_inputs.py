@@ -6,8 +6,8 @@ import pytest
 from qrobust.deployed.model import find_images, find_sources, open_deployed
 from qrobust.errors import DataError, RecipeError, RunError
 
+from ..onnx_module.helpers import text_model
 from ..test_runtime import WEIGHT, model_bytes, suite_arrays
-from .helpers import text_model
 from .linear import PLAIN, artifact, masked
 
 SUITE = suite_arrays()

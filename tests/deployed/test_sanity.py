@@ -14,11 +14,11 @@ from qrobust.onnx_module import twin
 from qrobust.runtime import ArtifactError
 from qrobust.threat import Threat
 
+from ..onnx_module.helpers import has_vnni, registry_file
+from ..onnx_module.test_module import WEIGHTS, chain
 from ..quant.helpers import images as floats
 from ..test_runtime import EPS, WEIGHT, model_bytes
-from .helpers import has_vnni, registry_file
 from .linear import artifact, masked
-from .test_network import WEIGHTS, chain
 
 THREAT = Threat("linf", EPS)
 N = 64

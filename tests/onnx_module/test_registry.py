@@ -4,9 +4,8 @@ import onnx
 import pytest
 import torch
 
-from qrobust.export.sessions import optimised_ops
 from qrobust.export.target import load_target
-from qrobust.export.write import lower
+from qrobust.export.write import lower, optimised_ops
 from qrobust.models import names
 from qrobust.onnx_module import twin
 from qrobust.quant import quantize

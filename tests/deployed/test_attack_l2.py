@@ -4,11 +4,12 @@ import numpy as np
 import pytest
 import torch
 
-from qrobust import verbs
-from qrobust.deployed import attack
+from qrobust.deployed import attack as module
 from qrobust.deployed.attack import Settings, attack, threat_of
 from qrobust.deployed.model import Served, find_images, open_deployed
 from qrobust.evaluation.sanity import Examination
+from qrobust.runs.evaluation import Request
+from qrobust.runs.run import evaluate_folder
 from qrobust.threat import Threat
 
 from ..test_runtime import LOGITS, WEIGHT, floats, suite_arrays
@@ -51,8 +52,8 @@ def test_a_session_of_bytes_is_judged_inside_the_ball(tmp_path, monkeypatch):
         return forward(self, x)
 
     monkeypatch.setattr(Served, "forward", watched)
-    monkeypatch.setattr(attack, "doubt_file", lambda _: Examination({}, []))
-    monkeypatch.setattr(attack, "gap", lambda _: {})
+    monkeypatch.setattr(module, "doubt_file", lambda _: Examination({}, []))
+    monkeypatch.setattr(module, "gap", lambda _: {})
     attack(opened, images, Settings(attacks=("pgd-1:step_size=0.1",), forms=("identity",)))
     right = LOGITS(floats(SUITE["x.clean"])).argmax(1) == SUITE["y"]
     change = (judged[-1] - images.x[torch.from_numpy(right)]).flatten(1)
@@ -81,7 +82,7 @@ def test_two_classes_are_attacked_by_apgd_too(tmp_path):
 
 def test_eval_of_an_artifact_knows_its_norm(tmp_path, monkeypatch):
     opened = deployed(tmp_path, "floats", 0.25)
-    monkeypatch.setattr(verbs.Artifact, "load", lambda _: opened.artifact)
-    (result,) = verbs.evaluate_folder(tmp_path / "one", "", None, None, None).values()
+    monkeypatch.setattr(module.Artifact, "load", lambda _: opened.artifact)
+    (result,) = evaluate_folder(tmp_path / "one", "", Request()).values()
     assert result["threat"] == {"norm": "l2", "eps": 0.25}
     assert set(result["attacks"]) == {"gn", "square-500"}

@@ -59,9 +59,9 @@ def test_spellings(name, settings):
 def test_every_spelling_in_the_documentation_works():
     from sys import modules
 
-    import qrobust.attacks.named  # noqa: F401
+    import qrobust.attacks.registry  # noqa: F401
 
-    spellings = re.findall(r"`([^`]+)`", modules["qrobust.attacks.named"].__doc__)
+    spellings = re.findall(r"`([^`]+)`", modules["qrobust.attacks.registry"].__doc__)
     assert len(spellings) == 16
     assert [function(spelling, LINF).name for spelling in spellings] == spellings
 
@@ -108,7 +108,7 @@ def test_parts_in_a_row_see_what_is_still_right(monkeypatch):
         seen.append((settings["part"], x[:, 0, 0, 0].tolist()))
         return torch.cat([1 - x[:1], x[1:]])
 
-    table = modules["qrobust.attacks.named"]._FAMILIES
+    table = modules["qrobust.attacks.registry"]._FAMILIES
     monkeypatch.setitem(table, "autoattack", replace(table["autoattack"], run=breaks_the_first))
     x = torch.tensor([0.1, 0.2, 0.3, 0.9]).view(4, 1, 1, 1)
     scene = Scene(Threshold(), LINF)

@@ -8,8 +8,8 @@ from qrobust.deployed.model import Gradient, open_deployed
 from qrobust.errors import GraphError
 from qrobust.runtime import ArtifactError
 
+from ..onnx_module.helpers import text_model
 from ..test_runtime import model_bytes
-from .helpers import text_model
 from .linear import MATRIX, PLAIN, artifact, camera, masked, takes_bytes
 
 X = torch.rand(5, 1, 4, 4, generator=torch.Generator().manual_seed(0))

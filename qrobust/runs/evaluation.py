@@ -1,0 +1,121 @@
+"""A run's torch networks under attack: their accuracy, cost and sanity checks, by one way whoever asks."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from .. import data, devices, distributed, quant
+from ..attacks import Attack
+from ..attacks.registry import TRANSFER
+from ..data import Images
+from ..evaluation import CHEAP, DOUBTS, Outcomes, Subject, evaluate, examine
+from ..threat import Threat
+from .folder import FLOAT
+from .networks import Networks
+
+Record = dict[str, Any]
+Save = Callable[[Outcomes, Record], None]
+MOST_DOUBTED = 200  # images; the first of those that were evaluated
+
+
+@dataclass(frozen=True)
+class Request:
+    """What is asked of an evaluation.
+
+    n: test images, None for all. seed: None for the recipe's. path: of the result (.json); beside it lies the state
+    from which a stopped evaluation goes on. thorough: all sanity checks, else the cheap ones.
+    """
+
+    n: int | None = None
+    seed: int | None = None
+    path: Path | None = None
+    thorough: bool = False
+
+
+def evaluate_width(
+    networks: Networks,
+    bits: int,
+    attacks: Sequence[Attack],
+    threat: Threat,
+    request: Request,
+    save: Save | None = None,
+) -> Record:
+    """Attack a width and check the result; `save` is called with it by the first of several processes."""
+    seed = networks.recipe.seed if request.seed is None else request.seed
+    images, state = networks.dataset.test, request.path.with_suffix(".partial.npz") if request.path else None
+    label = f"evaluate qm-{bits}"
+    outcomes = _outcomes(networks, bits, images, attacks, threat, n=request.n, seed=seed, state=state, label=label)
+    more = _cost(networks, bits)
+    if distributed.is_first():
+        more |= _checked(networks, bits, outcomes, threat, request, seed)
+        if save is not None:
+            save(outcomes, more)
+    if state is not None:
+        distributed.own(state).unlink(missing_ok=True)
+    distributed.wait()
+    return outcomes.to_dict() | more
+
+
+def evaluate_as_file(
+    networks: Networks, bits: int, attacks: Sequence[Attack], threat: Threat, images: Images
+) -> Record:
+    """What is left of the torch network by the attacks that its file is under, on the same images."""
+    recipe = networks.recipe
+    n = recipe.attack.n if recipe.attack else None
+    label = f"attack qm-{bits} in torch"
+    found = _outcomes(networks, bits, images, attacks, threat, n=n, seed=recipe.seed, state=None, label=label).to_dict()
+    return {name: found[name] for name in ("n", "clean", "attacks", "worst_case")}
+
+
+def _outcomes(
+    networks: Networks,
+    bits: int,
+    images: Images,
+    attacks: Sequence[Attack],
+    threat: Threat,
+    *,
+    n: int | None,
+    seed: int,
+    state: Path | None,
+    label: str,
+) -> Outcomes:
+    twin = networks.float_network(bits)
+    if twin is None:  # the float network itself: nothing to transfer from
+        attacks = [attack for attack in attacks if attack.family != TRANSFER] or attacks
+    return evaluate(
+        networks.network(bits),
+        images,
+        attacks=attacks,
+        threat=threat,
+        n=n,
+        seed=seed,
+        batch_size=networks.recipe.evaluate.batch_size,
+        twin=twin,
+        state=state,
+        label=label,
+    )
+
+
+def _cost(networks: Networks, bits: int) -> Record:
+    model, one = networks.network(bits), networks.dataset.test.take(slice(0, 1)).x
+    example = data.to_unit(one, devices.device_of(model), channels_last=True)
+    return {"cost": quant.cost(model, example).to_dict()}
+
+
+def _checked(networks: Networks, bits: int, outcomes: Outcomes, threat: Threat, request: Request, seed: int) -> Record:
+    images, widths = networks.dataset.test, networks.recipe.bits if request.thorough else ()
+    subject = Subject(
+        networks.network(bits),
+        images,
+        threat,
+        twin=networks.float_network(bits),
+        others=[networks.network(width) for width in widths if width not in (bits, FLOAT)],
+        outcomes=outcomes,
+        n=min(request.n or len(images), MOST_DOUBTED),
+        seed=seed,
+    )
+    found = examine(subject, DOUBTS if request.thorough else CHEAP)
+    return {"doubts": found.measured, "flags": [flag.to_dict() for flag in found.flags]}
