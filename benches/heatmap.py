@@ -22,7 +22,7 @@ import torch
 from torch import Tensor, nn
 
 from qrobust import devices, models
-from qrobust.models.inference import crafting
+from qrobust.models.inference import frozen
 from qrobust.spectrum import half_plane, heat_map, low_pass_accuracy
 from qrobust.storage import write_json
 
@@ -73,7 +73,7 @@ def main() -> None:
     y = torch.zeros(len(x), dtype=torch.int64, device=device)
     some, labels = x[: options.n], y[: options.n]
     heat_images, sweep_images = options.n * waves, len(x) * len(bandwidths)
-    with crafting(model):
+    with frozen(model):
         heat = side_by_side(
             lambda: (
                 heat_map(model, some, labels, norm=NORM, generator=devices.generator(1), batch_size=batch).sum().item()

@@ -28,7 +28,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from qrobust import devices, models
-from qrobust.models.inference import crafting
+from qrobust.models.inference import frozen
 from qrobust.recipe import Data, Schedule, Training
 from qrobust.storage import write_json
 from qrobust.threat import Threat
@@ -110,7 +110,7 @@ def bare(name: str, steps: int) -> Step:
     model = network(name, channels_last=True)
 
     def run(x: Tensor, y: Tensor) -> tuple[float, nn.Module]:
-        with crafting(model):
+        with frozen(model):
             for _ in range(steps):
                 image = x.detach().requires_grad_(True)
                 torch.autograd.grad(F.cross_entropy(model(image), y, reduction="sum"), image)

@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from torch import Generator, Tensor, nn
 
-from ..models.inference import crafting, ordinary
+from ..models.inference import frozen, ordinary
 from ..runtime import square_attack
 from ..threat import Threat, check_images, check_output
 
@@ -41,7 +41,7 @@ def square(
         result: np.ndarray = model(batch).float().cpu().numpy()
         return result
 
-    with crafting(model), torch.no_grad():
+    with frozen(model), torch.no_grad():
         arrays = x.clamp(0, 1).contiguous().float().cpu().numpy(), y.cpu().numpy()
         found, _, _ = square_attack(logits, *arrays, threat.eps, queries, seed, norm=threat.norm)
     return torch.from_numpy(found).to(x.device, x.dtype)
@@ -60,7 +60,7 @@ def autoattack_part(model: nn.Module, x: Tensor, y: Tensor, *, part: str, threat
     """
     check_images(x)
     # Not folded: its result shall be the package's own to the last bit.
-    with crafting(model, fold=False), torch.random.fork_rng(devices=[x.device] if x.is_cuda else []):
+    with frozen(model, fold=False), torch.random.fork_rng(devices=[x.device] if x.is_cuda else []):
         x, y = ordinary(x, y)
         with torch.no_grad():
             logits = model(x)

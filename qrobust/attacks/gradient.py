@@ -9,7 +9,7 @@ from torch import Generator, Tensor, nn
 from torch.nn import functional as F
 
 from ..errors import RecipeError, did_you_mean
-from ..models.inference import crafting, input_gradient, ordinary
+from ..models.inference import frozen, input_gradient, ordinary
 from ..objectives import margin
 from ..threat import Threat, check_images, check_output
 
@@ -65,7 +65,7 @@ def pgd(
     check_images(x)
     if keep not in KEEPS:
         raise RecipeError(f"expected a keep, got {keep!r}{did_you_mean(keep, KEEPS)}")
-    with crafting(model, training=training):
+    with frozen(model, training=training):
         x, y = ordinary(x, y)
         x_adv, labels = x.clone(), y if y.dim() == 1 else y.argmax(1)
         start = None if start is None else threat.project(start, x)
@@ -97,7 +97,7 @@ def last_and_best(
 ) -> tuple[Tensor, Tensor]:
     """What one start of `pgd` gives under keep="last" and under "best", from the same points."""
     check_images(x)
-    with crafting(model):
+    with frozen(model):
         x, y = ordinary(x, y)
         start = threat.random_start(x, generator)
         best = _Best(start, y)
@@ -135,7 +135,7 @@ def tpgd(
     """
     check_images(x)
     labels = y if y is not None else torch.zeros(len(x), dtype=torch.long, device=x.device)
-    with crafting(model, training=training):
+    with frozen(model, training=training):
         x, labels = ordinary(x, labels)
         start = nearby(x, threat, generator) if start is None else start
         with torch.no_grad():
@@ -168,7 +168,7 @@ def n_fgsm(
     """
     check_images(x)
     free = threat.scaled(N_FGSM_NOISE + 1)
-    with crafting(model, training=training):
+    with frozen(model, training=training):
         x, y = ordinary(x, y)
         start = far_off(x, threat, generator) if start is None else start
         return _ascend(model, x, y, start, free, 1, threat.eps if step_size is None else step_size, LOSSES["ce"])
@@ -249,7 +249,7 @@ def cw(
     x: images (n, c, h, w) in [0,1]. y: labels (n,). lr: of Adam, in the units of w.
     """
     check_images(x)
-    with crafting(model):
+    with frozen(model):
         x, y = ordinary(x, y)
         best = x.to(torch.promote_types(x.dtype, torch.float32))  # in bf16, INSIDE would be 1
         nearest = torch.full((len(x),), float("inf"), dtype=best.dtype, device=x.device)

@@ -21,7 +21,7 @@ from ..attacks.auto import FEWEST_CLASSES
 from ..data import Given, Images, as_images, choose, to_unit
 from ..data.images import pixel_bytes
 from ..errors import DataError, ModelError, RecipeError
-from ..models.inference import crafting, raw_gradient
+from ..models.inference import frozen, raw_gradient
 from ..objectives import margin
 from ..progress import Bar, bar, note
 from ..storage import digest, write_bytes
@@ -185,7 +185,7 @@ def _agree(stored: npt.NDArray[Any], ours: Floats) -> bool:
 def _witness(model: nn.Module, images: Images) -> Floats:
     """Logits, and the margin's gradient in units of its largest: one network may have several backward passes."""
     x = to_unit(images.x, devices.device_of(model), channels_last=True)
-    with devices.own_randomness(), crafting(model):
+    with devices.own_randomness(), frozen(model):
         asked = x.clone().requires_grad_(True)
         logits = model(asked)
         gradient = raw_gradient(margin(logits, images.y.to(x.device)).sum(), asked).nan_to_num()

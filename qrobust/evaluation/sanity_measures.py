@@ -18,7 +18,7 @@ from ..attacks import Scene, named
 from ..attacks.gradient import LOSSES, last_and_best
 from ..data import Images, choose, to_unit
 from ..data.images import check_batch_size
-from ..models.inference import crafting, ordinary, raw_gradient
+from ..models.inference import frozen, ordinary, raw_gradient
 from ..threat import Threat
 from .accuracy import are_probabilities, judge, predict
 from .outcomes import Outcomes, at_least
@@ -180,7 +180,7 @@ class ThroughTwin(nn.Module):
 
 
 def _gradient(model: nn.Module, x: Tensor, y: Tensor, loss: str) -> Tensor:
-    with crafting(model):
+    with frozen(model):
         x, y = ordinary(x, y)
         x = x.clone().requires_grad_(True)
         return raw_gradient(LOSSES[loss](model(x), y), x)

@@ -10,12 +10,10 @@ import warnings
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from contextlib import ExitStack, contextmanager
-from functools import partial
-from typing import Protocol, runtime_checkable
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor, fx, nn
-from torch.nn import functional as F
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.utils import parametrize
 
@@ -26,12 +24,60 @@ Pair = tuple[str, str]  # names of a convolution and of the batch-norm that alon
 
 
 @runtime_checkable
-class Effective(Protocol):
-    """A convolution that computes its weight (a quantised one): it convolves with this, plainly."""
+class Computing(Protocol):
+    """A layer that computes something from parameters alone, such as a quantised weight, and uses `computed` for it
+    wherever that is not None.
+    """
 
-    def effective_weight(self) -> Tensor:
-        """(C_out, C_in/groups, kh, kw)."""
+    computed: Any
+
+    def compute(self) -> Any:
+        """A fresh one; of a convolution or a linear layer its weight and bias."""
         ...
+
+
+@contextmanager
+def computed_once(model: nn.Module, kind: type = nn.Module) -> Iterator[None]:
+    """Inside, every `Computing` layer of a kind computes once, now. Where gradients are asked for, that of a weight
+    passes last, when activations that were kept for theirs are gone.
+    """
+    layers = [module for module in model.modules() if isinstance(module, kind) and isinstance(module, Computing)]
+    with ExitStack() as stack:
+        for layer in layers:
+            stack.callback(setattr, layer, "computed", layer.computed)
+            layer.computed = None
+            layer.computed = layer.compute()
+        yield
+
+
+@contextmanager
+def frozen(model: nn.Module, *, training: bool = False, fold: bool = True) -> Iterator[None]:
+    """Inside: eval mode (or train mode), no gradients for parameters, each weight computed once.
+
+    Gradients pass to images even where the caller switched them off (`no_grad`, `inference_mode`): an attack without
+    them would find nothing, and look like robustness. Images from inference mode must be copied: see `ordinary`.
+    fold: in eval mode, batch-norms are folded into the convolutions before them, which moves logits by rounding.
+    Leaves every module's mode and every parameter's `requires_grad` as found, also after an error.
+    """
+    modes = [(module, module.training) for module in model.modules()]
+    with ExitStack() as stack:
+        stack.enter_context(torch.inference_mode(False))
+        stack.enter_context(torch.enable_grad())
+        _replace_inference(stack, model)
+        stack.callback(_restore, modes)
+        for parameter in [parameter for parameter in model.parameters() if parameter.requires_grad]:
+            parameter.requires_grad_(False)
+            stack.callback(parameter.requires_grad_, True)
+        model.train(training)
+        stack.enter_context(computed_once(model))
+        if fold and not training:
+            stack.enter_context(folded(model))
+        stack.enter_context(parametrize.cached())  # of others than `Computing` ones
+        yield
+
+
+class PassOn(nn.Identity):
+    """Stands for a batch-norm that is folded."""
 
 
 @contextmanager
@@ -43,11 +89,68 @@ def folded(model: nn.Module) -> Iterator[None]:
     (3 ms for a resnet8): which pairs it has may hang on attributes and buffers that change.
     """
     with ExitStack() as stack:
-        for conv, norm in _found(model):
-            weight, bias = _fold(conv, norm)
-            _replace(stack, conv, partial(_convolve, conv, weight, bias))
-            _replace(stack, norm, _pass_on)
+        pairs = list(_found(model))
+        for conv, norm in pairs:
+            _set_weight(stack, conv, *_fold(conv, norm))
+            _neutralise(stack, norm)
+        _pass_by(stack, model, [norm for _, norm in pairs])
         yield
+
+
+@torch.no_grad()
+def _fold(conv: nn.Conv2d, norm: _BatchNorm) -> tuple[Tensor, Tensor]:
+    weight, bias = conv.compute() if isinstance(conv, Computing) else (conv.weight, conv.bias)
+    factor, offset = norm_factor(norm, bias)
+    return weight * factor[:, None, None, None], -offset if norm.bias is None else norm.bias - offset
+
+
+def norm_factor(norm: _BatchNorm, bias: Tensor | None, dtype: torch.dtype | None = None) -> tuple[Tensor, Tensor]:
+    """γ/σ, which a batch-norm multiplies the weight before it by, and (μ - b)·γ/σ, which it subtracts then, besides
+    adding its β; each (channels,), computed in `dtype` if given.
+    """
+    assert norm.running_mean is not None
+    assert norm.running_var is not None
+    deviation = (norm.running_var.to(dtype) + norm.eps).sqrt()
+    factor = 1 / deviation if norm.weight is None else norm.weight.to(dtype) / deviation
+    mean = norm.running_mean.to(dtype)
+    return factor, (mean if bias is None else mean - bias.to(dtype)) * factor
+
+
+def _set_weight(stack: ExitStack, conv: nn.Conv2d, weight: Tensor, bias: Tensor) -> None:
+    """Weight and bias of a convolution, until the stack is left."""
+    if isinstance(conv, Computing):
+        stack.callback(setattr, conv, "computed", conv.computed)
+        conv.computed = weight, bias
+        return
+    for name, value in (("weight", weight), ("bias", bias)):
+        _replace(stack, conv._parameters, name, value)
+
+
+def _neutralise(stack: ExitStack, norm: _BatchNorm) -> None:
+    """The identity, for whoever calls a norm by another way than its parents."""
+    assert norm.running_mean is not None
+    mean = torch.zeros_like(norm.running_mean)
+    for table, name, value in (
+        (norm._parameters, "weight", None),
+        (norm._parameters, "bias", None),
+        (norm._buffers, "running_mean", mean),
+        (norm._buffers, "running_var", mean + 1),
+        (vars(norm), "eps", 0.0),
+    ):
+        _replace(stack, table, name, value)
+
+
+def _pass_by(stack: ExitStack, model: nn.Module, norms: Iterable[_BatchNorm]) -> None:
+    """What passes its input on stands for each of these modules wherever a parent holds it."""
+    stand_ins: dict[nn.Module | None, nn.Module] = {norm: PassOn().eval() for norm in norms}
+    for parent in list(model.modules()):
+        for name in [name for name, child in parent._modules.items() if child in stand_ins]:
+            _replace(stack, parent._modules, name, stand_ins[parent._modules[name]])
+
+
+def _replace(stack: ExitStack, table: dict[str, Any], name: str, value: object) -> None:
+    stack.callback(table.__setitem__, name, table[name])
+    table[name] = value
 
 
 def _found(model: nn.Module) -> Iterator[tuple[nn.Conv2d, _BatchNorm]]:
@@ -97,7 +200,7 @@ def _nodes(model: nn.Module) -> list[fx.Node]:
 
 def _can_fold(conv: nn.Conv2d, norm: _BatchNorm) -> bool:
     constant = not norm.training and norm.running_mean is not None and norm.running_var is not None
-    known = conv.padding_mode == "zeros" and (type(conv) is nn.Conv2d or isinstance(conv, Effective))
+    known = conv.padding_mode == "zeros" and (type(conv) is nn.Conv2d or isinstance(conv, Computing))
     return constant and known and type(norm) in NORMS and not (_is_changed(conv) or _is_changed(norm))
 
 
@@ -110,72 +213,8 @@ def _has_hooks(module: nn.Module) -> bool:
     return bool(module._forward_pre_hooks or module._forward_hooks)
 
 
-@torch.no_grad()
-def _fold(conv: nn.Conv2d, norm: _BatchNorm) -> tuple[Tensor, Tensor]:
-    """w·γ/σ and β + (b - μ)·γ/σ."""
-    assert norm.running_mean is not None
-    assert norm.running_var is not None
-    deviation = (norm.running_var + norm.eps).sqrt()
-    factor = 1 / deviation if norm.weight is None else norm.weight / deviation
-    shift = -norm.running_mean if conv.bias is None else conv.bias - norm.running_mean
-    bias = shift * factor if norm.bias is None else norm.bias + shift * factor
-    weight = conv.effective_weight() if isinstance(conv, Effective) else conv.weight
-    return weight * factor[:, None, None, None], bias
-
-
-# `input` is torch's own name for it, by which a network may call.
-def _convolve(conv: nn.Conv2d, weight: Tensor, bias: Tensor, input: Tensor) -> Tensor:
-    return F.conv2d(input, weight, bias, conv.stride, conv.padding, conv.dilation, conv.groups)
-
-
-def _pass_on(input: Tensor) -> Tensor:
-    return input
-
-
-def _replace(stack: ExitStack, module: nn.Module, forward: object) -> None:
-    vars(module)["forward"] = forward
-    stack.callback(vars(module).pop, "forward")
-
-
-@runtime_checkable
-class Holdable(Protocol):
-    """A module whose result depends on weights alone and can be kept while they do not change."""
-
-    def hold(self, on: bool) -> None:
-        """Keep the next result until switched off."""
-
-
-@contextmanager
-def crafting(model: nn.Module, *, training: bool = False, fold: bool = True) -> Iterator[None]:
-    """Inside: eval mode (or train mode), no gradients for parameters, each weight computed once.
-
-    Gradients pass to images even where the caller switched them off (`no_grad`, `inference_mode`): an attack without
-    them would find nothing, and look like robustness. Images from inference mode must be copied: see `ordinary`.
-    fold: in eval mode, batch-norms are folded into the convolutions before them, which moves logits by rounding.
-    Leaves every module's mode and every parameter's `requires_grad` as found, also after an error.
-    """
-    modes = [(module, module.training) for module in model.modules()]
-    holders = [module for module in model.modules() if isinstance(module, Holdable)]
-    with ExitStack() as stack:
-        stack.enter_context(torch.inference_mode(False))
-        stack.enter_context(torch.enable_grad())
-        _replace_inference(stack, model)
-        stack.callback(_restore, modes)
-        for parameter in [parameter for parameter in model.parameters() if parameter.requires_grad]:
-            parameter.requires_grad_(False)
-            stack.callback(parameter.requires_grad_, True)
-        model.train(training)
-        if fold and not training:
-            stack.enter_context(folded(model))
-        for holder in holders:
-            holder.hold(True)
-            stack.callback(holder.hold, False)
-        stack.enter_context(parametrize.cached())
-        yield
-
-
 def ordinary(*tensors: Tensor) -> tuple[Tensor, ...]:
-    """These tensors, copied where they come from inference mode: no gradient may pass those. Call inside `crafting`."""
+    """These tensors, copied where they come from inference mode: no gradient may pass those. Call inside `frozen`."""
     return tuple(tensor.clone() if tensor.is_inference() else tensor for tensor in tensors)
 
 
@@ -198,9 +237,10 @@ def _replace_inference(stack: ExitStack, model: nn.Module) -> None:
         for table in (module._parameters, module._buffers):
             for name, value in table.items():
                 if value is not None and value.is_inference():
-                    stack.callback(table.__setitem__, name, value)  # type: ignore[arg-type]
                     copied = value.detach().clone()
-                    table[name] = nn.Parameter(copied, False) if isinstance(value, nn.Parameter) else copied  # type: ignore[assignment]
+                    _replace(
+                        stack, table, name, nn.Parameter(copied, False) if isinstance(value, nn.Parameter) else copied
+                    )
 
 
 def _restore(modes: list[tuple[nn.Module, bool]]) -> None:

@@ -2,7 +2,7 @@
 
 from .convert import EDGE_LAYERS, calibrate, quantize, requantize
 from .cost import Cost, cost
-from .layers import FAT, first_unrounded, fold_fat, round_biases, set_export_form, weights_first
+from .layers import FAT, first_unrounded, fold_fat, round_biases, set_export_form
 from .placement import BITS, EVERY
 from .quantizer import (
     STRAIGHT_THROUGH,
@@ -42,5 +42,4 @@ __all__ = [
     "set_export_form",
     "set_straight_through",
     "straight_through",
-    "weights_first",
 ]

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, fx, nn
 
 from ..errors import ModelError
-from ..models.inference import crafting
+from ..models.inference import frozen
 from ._brevitas import QuantConv2d, QuantIdentity, QuantLinear
 from .layers import source_quantizer
 from .placement import FLOAT_BITS
@@ -116,7 +116,7 @@ def cost(model: nn.Module, example: Tensor) -> Cost:
     Raises ModelError for a quantised network inside another module, where widths cannot be followed.
     """
     weight_bits, input_bits = bits_per_layer(model), _input_bits(model)
-    with crafting(model, fold=False), torch.no_grad():
+    with frozen(model, fold=False), torch.no_grad():
         seen = _listen(model, example)
         layers = {
             name: LayerCost(

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import Any, cast
 
 import torch
@@ -17,6 +16,7 @@ from torch import Tensor, fx, nn
 from torch.nn.utils import parametrize
 from torch.utils.checkpoint import checkpoint
 
+from ..models.inference import norm_factor
 from ..spectrum import fat_mask, fat_transform, filter_spectrum
 from ._brevitas import (
     ActQuantProxyFromInjector,
@@ -29,6 +29,8 @@ from ._brevitas import (
 )
 from .quantizer import Quantizer, quantizers
 from .reading import keeps_grid
+
+Parameters = tuple[Tensor, Tensor | None]  # weight and bias
 
 
 class FAT(nn.Module):
@@ -58,11 +60,11 @@ class FAT(nn.Module):
 class QuantizedConv2d(QuantConv2d):  # type: ignore[misc]  # Brevitas is not typed
     """Brevitas' convolution, which tells the weight that it convolves with: quantised, behind FAT."""
 
-    computed: Tensor | None = None  # inside `weights_first`
+    computed: Parameters | None = None
 
-    def effective_weight(self) -> Tensor:
-        """(C_out, C_in/groups, kh, kw), on the quantiser's grid."""
-        return _effective_weight(self)
+    def compute(self) -> Parameters:
+        """Weight (C_out, C_in/groups, kh, kw) on the quantiser's grid, and bias."""
+        return _effective_weight(self), self.bias
 
     def _weight(self) -> Tensor:
         return cast(Tensor, _quantizer(self.weight_quant)(self.weight)[0])
@@ -72,18 +74,42 @@ class QuantizedConv2d(QuantConv2d):  # type: ignore[misc]  # Brevitas is not typ
         if _is_exported(self.weight_quant):
             result: Tensor = super().forward(x)
             return result
-        return cast(Tensor, self.inner_forward_impl(x, self.effective_weight(), self.bias))
+        return cast(Tensor, self.inner_forward_impl(x, *(self.computed or self.compute())))
+
+
+class QuantizedLinear(QuantLinear):  # type: ignore[misc]
+    """Brevitas' linear layer, likewise."""
+
+    computed: Parameters | None = None
+
+    def compute(self) -> Parameters:
+        """Weight (outputs, inputs) on the quantiser's grid, and bias."""
+        return cast(Tensor, _quantizer(self.weight_quant)(self.weight)[0]), self.bias
+
+    def forward(self, x: Tensor) -> Tensor:
+        """As Brevitas' own, past its proxies while none of them is to be exported."""
+        if _is_exported(self.weight_quant):
+            result: Tensor = super().forward(x)
+            return result
+        return cast(Tensor, self.inner_forward_impl(x, *(self.computed or self.compute())))
 
 
 class QuantizedActivation(QuantIdentity):  # type: ignore[misc]
     """Brevitas' identity that quantises."""
+
+    computed: Tensor | None = None
+
+    def compute(self) -> Tensor:
+        """The clip."""
+        return _quantizer(self.act_quant).effective_clip()
 
     def forward(self, x: Tensor) -> Tensor:
         """As Brevitas' own, past its proxies while none of them is to be exported."""
         if _is_exported(self.act_quant):
             result: Tensor = super().forward(x)
             return result
-        return cast(Tensor, _quantizer(self.act_quant)(x)[0])
+        quantizer = _quantizer(self.act_quant)
+        return cast(Tensor, quantizer(x)[0]) if self.computed is None else quantizer.quantize(x, self.computed)
 
 
 def _is_exported(proxy: Any) -> bool:
@@ -100,24 +126,22 @@ def _quantizer(proxy: Any) -> Quantizer:
 class TransformedConv2d(nn.Conv2d):
     """A float convolution behind FAT, which tells the weight that it convolves with."""
 
-    computed: Tensor | None = None  # inside `weights_first`
+    computed: Parameters | None = None
 
-    def effective_weight(self) -> Tensor:
-        """(C_out, C_in/groups, kh, kw), as FAT gives it."""
-        return _effective_weight(self)
+    def compute(self) -> Parameters:
+        """Weight (C_out, C_in/groups, kh, kw) as FAT gives it, and bias."""
+        return _effective_weight(self), self.bias
 
     def _weight(self) -> Tensor:
         return self.weight
 
     def forward(self, x: Tensor) -> Tensor:
         """As torch's own."""
-        return cast(Tensor, self._conv_forward(x, self.effective_weight(), self.bias))
+        return cast(Tensor, self._conv_forward(x, *(self.computed or self.compute())))
 
 
 def _effective_weight(layer: QuantizedConv2d | TransformedConv2d) -> Tensor:
     """What FAT computes on the way is several times as large as a weight: it is computed again when gradients pass."""
-    if layer.computed is not None:
-        return layer.computed
     if _is_trained_behind_fat(layer):
         return cast(Tensor, checkpoint(layer._weight, use_reentrant=False, preserve_rng_state=False))
     return layer._weight()
@@ -128,21 +152,6 @@ def _is_trained_behind_fat(layer: nn.Module) -> bool:
     if not (torch.is_grad_enabled() and parametrize.is_parametrized(layer, "weight")):
         return False
     return bool(layer.parametrizations.weight.original.requires_grad)  # type: ignore[union-attr]
-
-
-@contextmanager
-def weights_first(model: nn.Module) -> Iterator[None]:
-    """Inside, the weight of every convolution that is quantised or behind FAT is computed once, now: so its gradient
-    passes last, when activations that were kept for theirs are gone.
-    """
-    layers = [module for module in model.modules() if isinstance(module, (QuantizedConv2d, TransformedConv2d))]
-    try:
-        for layer in layers:
-            layer.computed = layer.effective_weight()
-        yield
-    finally:
-        for layer in layers:
-            layer.computed = None
 
 
 def transform(conv: nn.Conv2d, fat: FAT) -> None:
@@ -166,7 +175,7 @@ def quantized_conv(conv: nn.Conv2d, bits: int, *, per_channel: bool, inner: bool
 
 def quantized_linear(linear: nn.Linear, bits: int, *, per_channel: bool, inner: bool) -> nn.Module:
     """A Brevitas linear layer with this one's weights."""
-    layer: nn.Module = QuantLinear(
+    layer: nn.Module = QuantizedLinear(
         linear.in_features, linear.out_features, bias=linear.bias is not None,
         weight_quant=_weight_quantizer(linear, bits, per_channel, inner),
     )  # fmt: skip
@@ -308,11 +317,8 @@ def _grid(layer: Any, norm: nn.BatchNorm2d | None, x_scale: Tensor) -> tuple[Ten
     step = (x_scale.double() * _weight_scale(layer).double().flatten()).expand(layer.weight.shape[0])
     if norm is None:
         return None if layer.bias is None else (layer.bias, torch.zeros_like(step), step)
-    assert norm.running_mean is not None
-    assert norm.running_var is not None
-    factor = norm.weight.double() / (norm.running_var.double() + norm.eps).sqrt()
-    inner = norm.running_mean.double() - (0 if layer.bias is None else layer.bias.double())
-    return norm.bias, factor * inner, step * factor.abs()
+    factor, offset = norm_factor(norm, layer.bias, torch.float64)
+    return norm.bias, offset, step * factor.abs()
 
 
 def _weight_scale(layer: Any) -> Tensor:

@@ -222,45 +222,25 @@ class Quantizer(nn.Module):
         self.register_buffer("bit_width", torch.tensor(float(bits)), persistent=False)
         self.set_bits(bits)
         self.observed: int | None = None
-        self.held: tuple[Tensor, ...] | None = None
-        self.holding = False
         self.backward = "clipped" if masked else "identity"
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """(dequantised x, scale, zero point, bit width); calibrates first inside `calibrating`."""
-        if self.held is not None and self.of_weight:
-            return self.held  # type: ignore[return-value]
         if self.observed is not None and not self.fixed:
             self._observe(x.detach())
-        clip, scale = self._grid()
-        settings = (self.low, self.high, self.backward)
-        value: Tensor = LearnedClip.apply(x, clip, *settings)  # type: ignore[no-untyped-call]
-        result = (value, scale, self.zero_point, self.bit_width)
-        if self.holding:
-            self.held = result if self.of_weight else (clip, scale)
-        return result
-
-    def _grid(self) -> tuple[Tensor, ...]:
-        """Clip and scale."""
-        if self.held is not None:
-            return self.held
         clip = self.effective_clip()
-        return clip, clip / self.high
+        return self.quantize(x, clip), clip / self.high, self.zero_point, self.bit_width
 
-    @property
-    def of_weight(self) -> bool:
-        """Whether it quantises a weight."""
-        return not (self.masked or self.fixed)
+    def quantize(self, x: Tensor, clip: Tensor) -> Tensor:
+        """x on the grid of a clip, which broadcasts over it."""
+        value: Tensor = LearnedClip.apply(x, clip, self.low, self.high, self.backward)  # type: ignore[no-untyped-call]
+        return value
 
     def set_bits(self, bits: int) -> None:
         """Change the width; the clip should then be placed anew."""
         self.bits = bits
         self.low, self.high = integer_range(bits, signed=self.signed, narrow=self.narrow)
         self.bit_width.fill_(float(bits))
-
-    def hold(self, on: bool) -> None:
-        """Keep a weight's next result, of an activation clip and scale, until switched off."""
-        self.holding, self.held = on, None
 
     def effective_clip(self) -> Tensor:
         """α = unit · |clip|, of the clip's shape."""

@@ -1,7 +1,7 @@
 """What a network answers to frequencies: accuracy over bandwidths, its first layer, the Fourier heat map.
 
 `model` maps images (n, c, h, w) to logits (n, classes): a network in eval mode, or any function. Weights that cost
-something to compute are best held while it is asked (`attacks.crafting`).
+something to compute are best held while it is asked (`models.inference.frozen`).
 """
 
 from __future__ import annotations

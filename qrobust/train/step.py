@@ -14,8 +14,8 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from .. import devices, distributed, recipe
 from ..data import MIXES
-from ..models.inference import estimate_statistics, freeze_statistics
-from ..quant import kurtosis, latent_weights, lipschitz, weights_first
+from ..models.inference import computed_once, estimate_statistics, freeze_statistics
+from ..quant import kurtosis, latent_weights, lipschitz
 from ..spectrum import low_pass
 from .cuda_graphs import Replayed, Tensors
 from .job import Job
@@ -175,7 +175,7 @@ class Stepper:
             freeze_statistics(self.model)
 
         def objective(network: nn.Module) -> tuple[Tensor, Tensor]:
-            with weights_first(self.model):
+            with computed_once(self.model, nn.Conv2d):
                 loss, logits = self.loss(Views(network, x, y, x_adv, taught), sar="sar" in due)
             return loss * share, logits
 

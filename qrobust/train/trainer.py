@@ -18,7 +18,7 @@ from .. import devices, distributed
 from ..attacks import pgd
 from ..data import Dataset, Images, epoch_batches, learning_batches, to_unit
 from ..errors import RunError
-from ..models.inference import crafting
+from ..models.inference import frozen
 from ..progress import Bar, bar, note
 from ..quant import mask_statistics, parameter_groups
 from ..recipe import difference
@@ -228,7 +228,7 @@ class _Work:
 
     def _frequency_ratio(self) -> float:
         """Mean R of the first activation over the first batch of training images, clean and in their order."""
-        with crafting(self.model):
+        with frozen(self.model):
             first = self.images.take(slice(0, self.job.schedule.batch_size))
             x = _filtered(to_unit(first.x, devices.device()), self.job)
             return float(low_to_high(first_activation(self.model, x)).mean())

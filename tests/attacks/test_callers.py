@@ -9,7 +9,7 @@ from torch import nn
 from qrobust.attacks import Scene, named, pgd
 from qrobust.attacks.gradient import last_and_best
 from qrobust.errors import ModelError
-from qrobust.models.inference import crafting, input_gradient
+from qrobust.models.inference import frozen, input_gradient
 from qrobust.objectives import margin
 from qrobust.threat import Threat
 
@@ -172,7 +172,7 @@ def test_the_network_is_attacked_as_it_is_now(switch):
         setattr(model, switch, on if switch == "attribute" else torch.tensor(on))
         with torch.no_grad():
             expected = model(x)
-        with crafting(model):
+        with frozen(model):
             torch.testing.assert_close(model(x), expected)
 
 
@@ -195,5 +195,5 @@ def test_a_shared_convolution_is_not_folded(caller):
     model, (x, _) = Shared().eval(), batch()
     with caller():
         expected = model(x)
-        with crafting(model):
+        with frozen(model):
             assert torch.equal(model(x), expected)

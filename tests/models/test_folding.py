@@ -1,5 +1,7 @@
 """Folding changes speed, not results; what it does not understand it leaves alone."""
 
+import copy
+
 import pytest
 import torch
 from torch import fx, nn
@@ -8,7 +10,7 @@ from torch.nn.utils import parametrize
 from qrobust.attacks import pgd
 from qrobust.distributed import SharedBatchNorm
 from qrobust.models import build
-from qrobust.models.inference import crafting, folded
+from qrobust.models.inference import PassOn, folded, frozen
 from qrobust.quant import quantize
 from qrobust.quant.layers import FAT
 from qrobust.quant.quantizer import Quantizer
@@ -142,8 +144,9 @@ LEFT = {
 }
 
 
-def stand_ins(model):
-    return [module for module in model.modules() if "forward" in vars(module)]
+def passed_by(model):
+    """How many norms an identity stands for."""
+    return sum(isinstance(module, PassOn) for module in model.modules())
 
 
 def logits_and_gradient(model, x):
@@ -158,22 +161,22 @@ def test_folded_networks_give_the_same_but_for_rounding(make, pairs):
     model, x = lived_in(make()), images()
     before = logits_and_gradient(model, x)
     with folded(model):
-        assert len(stand_ins(model)) == 2 * pairs
+        assert passed_by(model) == pairs
         inside = logits_and_gradient(model, x)
     for got, expected in zip(inside, before, strict=True):
         torch.testing.assert_close(got, expected, atol=1e-5, rtol=1e-4)
-    assert not stand_ins(model)
+    assert not passed_by(model)
     assert all(map(torch.equal, logits_and_gradient(model, x), before))
 
 
 @pytest.mark.parametrize("make", LEFT.values(), ids=LEFT)
 def test_what_cannot_be_folded_is_left_alone(make):
     model, x = lived_in(make()), images()
-    before, standing = logits_and_gradient(model, x), stand_ins(model)
+    before, standing = logits_and_gradient(model, x), passed_by(model)
     with folded(model):
-        assert stand_ins(model) == standing
+        assert passed_by(model) == standing
         assert all(map(torch.equal, logits_and_gradient(model, x), before))
-    assert stand_ins(model) == standing
+    assert passed_by(model) == standing
 
 
 def test_the_other_branch_of_a_network_that_looks_at_its_images():
@@ -186,10 +189,10 @@ def test_a_network_in_train_mode_is_left_alone():
     model, x = lived_in(pair(3, 6, 3)).train(), images()
     before = model(x)
     with folded(model):
-        assert not stand_ins(model)
+        assert not passed_by(model)
         assert torch.equal(model(x), before)
     with folded(model.eval()):
-        assert len(stand_ins(model)) == 2  # looked at again, in eval mode
+        assert passed_by(model) == 1  # looked at again, in eval mode
 
 
 def test_what_a_network_does_in_train_mode_says_nothing_of_eval_mode():
@@ -204,7 +207,7 @@ def test_a_norm_in_train_mode_is_left_alone():
     model = lived_in(pair(3, 6, 3))
     model[1].train()
     with folded(model):
-        assert not stand_ins(model)
+        assert not passed_by(model)
 
 
 @pytest.mark.parametrize("error", [RuntimeError, KeyboardInterrupt])
@@ -213,7 +216,7 @@ def test_an_error_leaves_nothing_behind(error):
     before = model(x)
     with pytest.raises(error), folded(model):
         raise error
-    assert not stand_ins(model)
+    assert not passed_by(model)
     assert torch.equal(model(x), before)
 
 
@@ -236,7 +239,7 @@ def test_hooks_see_images_only():
     with folded(model):
         assert not seen
         model(images())
-        assert len(stand_ins(model)) == 2 * (9 - 3 - 1)  # without those of layer2, and the one that is listened to
+        assert passed_by(model) == 9 - 3 - 1  # without those of layer2, and the one that is listened to
     assert seen == [torch.Tensor] * 3
 
 
@@ -267,17 +270,29 @@ def test_random_numbers_are_not_used_up():
     torch.manual_seed(0)
     state = torch.get_rng_state()
     with folded(model):
-        assert len(stand_ins(model)) == 2
+        assert passed_by(model) == 1
         assert torch.equal(torch.get_rng_state(), state)
 
 
-def test_weights_are_not_touched():
+def test_weights_are_as_before_and_the_same_objects():
     model = lived_in(pair(3, 6, 3))
-    before = {name: value.clone() for name, value in model.state_dict().items()}
+    objects, before = dict(model.named_parameters()), copy.deepcopy(model.state_dict())
     with folded(model):
         model(images())
-        assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+    assert all(value is objects[name] for name, value in model.named_parameters())
     assert list(model.state_dict()) == list(before)
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+
+
+def test_a_norm_that_is_called_past_its_parent_is_the_identity_too():
+    model, x = lived_in(Wired(lambda m, x: m.listed[0](m.conv(x)))), images()
+    model.listed = [model.bn]  # no ModuleList
+    before = logits_and_gradient(model, x)
+    with folded(model):
+        assert passed_by(model) == 1
+        inside = logits_and_gradient(model, x)
+    for got, expected in zip(inside, before, strict=True):
+        torch.testing.assert_close(got, expected, atol=1e-5, rtol=1e-4)
 
 
 # Inside attacks
@@ -287,19 +302,19 @@ def test_an_attack_is_the_same_but_for_rounding():
     model, x, y = lived_in(build("resnet8", in_channels=3, classes=4)), images(), torch.arange(3)
     outcomes = []
     for fold in (True, False):
-        with crafting(model, fold=fold):
-            assert bool(stand_ins(model)) == fold
+        with frozen(model, fold=fold):
+            assert bool(passed_by(model)) == fold
             outcomes.append(logits_and_gradient(model, x)[1])
     torch.testing.assert_close(*outcomes, atol=1e-5, rtol=1e-4)
     x_adv = pgd(model, x, y, threat=Threat("linf", 0.1), steps=2)
-    assert not stand_ins(model)
+    assert not passed_by(model)
     assert not torch.equal(x_adv, x)
 
 
-def test_crafting_in_train_mode_does_not_fold():
+def test_train_mode_does_not_fold():
     model = lived_in(pair(3, 6, 3))
-    with crafting(model, training=True):
-        assert not stand_ins(model)
+    with frozen(model, training=True):
+        assert not passed_by(model)
 
 
 @pytest.mark.parametrize("edges", ["int8", "float"])
@@ -313,13 +328,13 @@ def test_a_quantised_network_is_folded_without_proxies(monkeypatch, edges):
         original = kind.forward
         monkeypatch.setattr(kind, "forward", lambda self, x, run=original: seen.append(type(x)) or run(self, x))
     x, expected = images(), model(images())
+    norms = sum(isinstance(module, nn.BatchNorm2d) for module in model.modules())
     seen.clear()
-    with crafting(model):
-        norms = [module for module in model.modules() if isinstance(module, nn.BatchNorm2d)]
-        assert len(stand_ins(model)) == 2 * len(norms) > 0
+    with frozen(model):
+        assert passed_by(model) == norms > 0
         for _ in range(2):
             torch.testing.assert_close(model(x), expected, atol=1e-5, rtol=1e-4)
     assert seen
     assert fx.Proxy not in seen
-    assert not any(quantizer.held for quantizer in model.modules() if isinstance(quantizer, Quantizer))
+    assert all(getattr(module, "computed", None) is None for module in model.modules())
     assert torch.equal(model(x), expected)

@@ -113,7 +113,6 @@ def test_outputs_hardly_change():
     round_biases(model)
     spread = (before - before.mean(0)).norm()
     assert 0 < (model(images()) - before).norm() < 0.05 * spread
-    assert all(q.held is None for q in quantizers(model))
 
 
 @pytest.mark.parametrize("bits", [2, 4, 8])

@@ -11,7 +11,7 @@ from torch.nn.utils import parametrizations
 
 from qrobust.attacks import pgd
 from qrobust.errors import ModelError
-from qrobust.models.inference import crafting
+from qrobust.models.inference import frozen
 from qrobust.quant import BITS, FAT, bits_per_layer, calibrate, quantize, quantizers
 from qrobust.quant.convert import requantize
 from qrobust.threat import Threat
@@ -207,7 +207,7 @@ def test_requantize_changes_inner_widths_and_keeps_weights():
         requantize(model, 1, calibration=[images()])
 
 
-def test_crafting_leaves_mode_and_parameters_as_found():
+def test_an_attack_leaves_mode_and_parameters_as_found():
     model = quantize(resnet(), 3, calibration=[images()]).train()
     model.bn.eval()
     model.fc.bias.requires_grad_(False)
@@ -218,17 +218,17 @@ def test_crafting_leaves_mode_and_parameters_as_found():
     assert [m.training for m in model.modules()] == modes
     assert [p.requires_grad for p in model.parameters()] == asked
     assert all(p.grad is None for p in model.parameters())
-    assert all(quantizer.held is None for quantizer in quantizers(model))
+    assert all(getattr(module, "computed", None) is None for module in model.modules())
     model(x).sum().backward()
     assert model.get_submodule("layer1.0.conv1").parametrizations.weight.original.grad is not None
 
 
-def test_crafting_sees_the_same_network():
+def test_a_frozen_network_is_the_same_network():
     model = quantize(resnet(), 3, calibration=[images()]).eval()
     expected = model(images())
-    with crafting(model):
+    with frozen(model):
         assert torch.equal(model(images()), expected)
-        assert torch.equal(model(images()), expected)  # held weights
+        assert torch.equal(model(images()), expected)  # weights computed before
 
 
 def small(*layers):

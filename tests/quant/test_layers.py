@@ -8,8 +8,8 @@ import torch
 from torch import nn
 from torch.nn.utils import parametrize
 
-from qrobust.models.inference import crafting
-from qrobust.quant import BITS, FAT, Quantizer, fold_fat, layers, quantize, quantizers, set_export_form, weights_first
+from qrobust.models.inference import computed_once, frozen
+from qrobust.quant import BITS, FAT, Quantizer, fold_fat, layers, quantize, quantizers, set_export_form
 from qrobust.quant.layers import (
     QuantizedConv2d,
     TransformedConv2d,
@@ -125,7 +125,7 @@ def test_folding_is_bit_equal_and_leaves_the_original_working(form, bits):
 
 
 @pytest.mark.parametrize(("bits", "form"), [*itertools.product((3, 32), FAT_FORMS), (3, "none")])
-def test_weights_first_changes_no_gradient_and_computes_once(bits, form, monkeypatch):
+def test_weights_computed_first_change_no_gradient_and_computes_once(bits, form, monkeypatch):
     model, kind = quantize(resnet(), bits, fat=form, calibration=[images(16)]).eval(), KINDS[bits == 32]
 
     def gradients():
@@ -135,7 +135,7 @@ def test_weights_first_changes_no_gradient_and_computes_once(bits, form, monkeyp
     expected, calls = gradients(), []
     compute = kind._weight
     monkeypatch.setattr(kind, "_weight", lambda layer: (calls.append(layer), compute(layer))[1])
-    with weights_first(model):
+    with computed_once(model, nn.Conv2d):
         found = gradients()
     convs = [module for module in model.modules() if isinstance(module, kind)]
     again = [conv for conv in convs if parametrize.is_parametrized(conv)]  # when gradients pass
@@ -167,15 +167,16 @@ def test_an_attack_computes_no_weight_again(bits, monkeypatch):
     model = quantize(resnet(), bits, calibration=[images(16)])
     monkeypatch.setattr(layers, "checkpoint", None)
     for training in (True, False):
-        with crafting(model, training=training):
+        with frozen(model, training=training):
             model(images().requires_grad_()).sum().backward()
 
 
 def test_attack_steps_fold_batch_norm_into_float_convolutions_behind_fat():
     model = quantize(resnet(), 32, calibration=[images(16)]).eval()
     expected, weights = model(images()), {name: conv.weight for name, conv in model.named_modules() if is_conv(conv)}
-    with crafting(model):
-        assert all("forward" in vars(conv) for conv in map(model.get_submodule, weights))
+    with frozen(model):
+        layers = map(model.get_submodule, weights)
+        assert all(getattr(conv, "computed", None) or type(conv.weight) is torch.Tensor for conv in layers)
         torch.testing.assert_close(model(images()), expected, rtol=1e-4, atol=1e-4)
     assert torch.equal(model(images()), expected)
     model(images()).sum().backward()

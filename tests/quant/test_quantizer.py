@@ -199,23 +199,6 @@ def test_best_clip_of_many_numbers_and_of_none_but_zeros():
     assert 0 < float(best_clip(torch.zeros(10), 0, 15)) <= SMALLEST_CLIP
 
 
-def test_hold_keeps_a_weight_until_it_is_dropped():
-    quantizer, x = weight_quantizer(), normal(50)
-    quantizer.hold(True)
-    kept = quantizer(x)
-    assert quantizer(2 * x) is kept
-    quantizer.hold(False)
-    assert not torch.equal(quantizer(2 * x)[0], kept[0])
-
-
-def test_hold_never_keeps_an_activation_or_pixels():
-    pixels = Quantizer(8, signed=False, narrow=False, masked=False, fixed=True)
-    for quantizer in (activation_quantizer(), pixels):
-        quantizer.hold(True)
-        first = quantizer(normal(50))
-        assert not torch.equal(quantizer(2 * normal(50))[0], first[0])
-
-
 def test_calibrating_places_the_clip_at_the_mean_of_the_best():
     quantizer, batches = activation_quantizer(), [normal(500, seed=s, scale=1 + s).relu() for s in range(3)]
     with calibrating(quantizer):

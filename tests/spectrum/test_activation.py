@@ -7,7 +7,7 @@ from torch.nn import functional as F
 
 from qrobust import models
 from qrobust.errors import ModelError
-from qrobust.models.inference import crafting
+from qrobust.models.inference import frozen
 from qrobust.quant import quantize
 from qrobust.spectrum import first_activation
 
@@ -41,7 +41,7 @@ def test_it_is_act_of_bn_of_conv(activation):
     with torch.no_grad():
         expected = model.act(model.bn(model.conv(x)))
     assert torch.equal(first_activation(model, x), expected)
-    with crafting(model):
+    with frozen(model):
         assert torch.allclose(first_activation(model, x), expected, atol=1e-5)
     assert not any(module._forward_hooks or module._forward_pre_hooks for module in model.modules())
 

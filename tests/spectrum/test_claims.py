@@ -12,7 +12,7 @@ from qrobust import recipe
 from qrobust.attacks import pgd
 from qrobust.data import DataSettings, load, to_unit
 from qrobust.data.sources.spectral_shapes import SIDE, WAVES
-from qrobust.models.inference import crafting
+from qrobust.models.inference import frozen
 from qrobust.runs.run import Run
 from qrobust.spectrum import heat_map, low_pass, low_pass_accuracy, mean_spectrum, perturbed_accuracy
 
@@ -43,7 +43,7 @@ class Network:
         self.model, (x, y), seeded = run.network(32), some_images(), torch.Generator().manual_seed(0)
         x_adv = pgd(self.model, x, y, threat=run.threat, generator=seeded)
         self.delta = x_adv - x
-        with crafting(self.model):
+        with frozen(self.model):
             self.sweep = dict(zip(SWEEP, low_pass_accuracy(self.model, [(x, y)], SWEEP), strict=True))
             self.clean = self.sweep[SIDE]
             (self.shape,) = low_pass_accuracy(self.model, [some_images(texture=0.0)], [SIDE])

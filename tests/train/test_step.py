@@ -137,11 +137,11 @@ def test_adversarial_images_are_mixed_after_it(tmp_path, monkeypatch, kind):
     """The clean ones stay; cut or mixed, images are further from them than the threat allows."""
     seen, original = [], step_module.craft
 
-    def crafting(model, x, y, *rest):
+    def attack(model, x, y, *rest):
         seen.append((y, original(model, x, y, *rest)))
         return seen[-1][1]
 
-    monkeypatch.setattr(step_module, "craft", crafting)
+    monkeypatch.setattr(step_module, "craft", attack)
     batch, (x, y) = prepared(tmp_path, mix={"kind": kind, "on": "adversarial"}), some_batch()
     assert torch.equal(batch.x, x)
     assert torch.equal(seen[0][0], y)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any, Literal
 
 from ...attacks import named
-from ...models.inference import crafting
+from ...models.inference import frozen
 from ...progress import bar
 from ...runtime import wilson
 from ...spectrum import low_pass_accuracy, perturbed_accuracy
@@ -19,7 +19,7 @@ def low_pass(case: Case) -> dict[str, Any]:
     curves = {}
     for name in ("clean", *case.settings.attacks):
         batches = case.batches() if name == "clean" else ((x, y) for _, x, y in case.adversarial(name))
-        with crafting(case.model), _moving(case, f"LPF, {name}", len(case.bandwidths)) as moving:
+        with frozen(case.model), _moving(case, f"LPF, {name}", len(case.bandwidths)) as moving:
             shares = low_pass_accuracy(case.model, batches, case.bandwidths, on_step=moving.advance)
         bounded = name == "clean" or named(name, case.run.threat).bounded
         curves[name] = {**_curve(shares, len(case.images)), "bounded": bounded}
@@ -31,12 +31,12 @@ def aggressiveness(case: Case) -> dict[str, Any]:
     curves, side = {}, case.images.shape[-1]
     for band in BANDS:
         batches = case.adversarial()
-        with crafting(case.model), _moving(case, f"δ, {band}", len(case.bandwidths)) as moving:
+        with frozen(case.model), _moving(case, f"δ, {band}", len(case.bandwidths)) as moving:
             shares = perturbed_accuracy(
                 case.model, batches, case.bandwidths, band=band, on_step=moving.advance
             )  # fmt: skip
         curves[band] = _curve(shares, len(case.images))
-    with crafting(case.model):
+    with frozen(case.model):
         (clean,) = low_pass_accuracy(case.model, case.batches(), [side])
     return {"bandwidths": list(case.bandwidths), "curves": curves, "clean": clean}
 

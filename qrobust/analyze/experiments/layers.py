@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from ... import devices
-from ...models.inference import crafting
+from ...models.inference import frozen
 from ...progress import bar
 from ...runs.folder import FLOAT
 from ...spectrum import Alignment, first_activation, layer_names, low_to_high, network_cka
@@ -27,7 +27,7 @@ def frequency_ratio(case: Case) -> dict[str, Any]:
 
     The latter only where `train.log_frequency_ratio` was set.
     """
-    with crafting(case.model):
+    with frozen(case.model):
         ratios = torch.cat([low_to_high(first_activation(case.model, x)).cpu() for x, _ in case.batches()])
     quantiles = torch.quantile(ratios.double(), torch.tensor(LEVELS, dtype=torch.float64))
     return {
@@ -63,7 +63,7 @@ def similarity_to_artifact(case: Case) -> dict[str, Any] | None:
     names = layer_names(case.model)
     products = [step.node.outputs[0] for step in deployed.plan.steps if step.node.op in PRODUCTS]
     batches = case.adversarial()
-    with crafting(case.model), _moving(case) as moving:
+    with frozen(case.model), _moving(case) as moving:
         for _, x_adv, _ in batches:
             x = (x_adv * 255).round() / 255
             if len(x) >= LEAST:
@@ -75,7 +75,7 @@ def similarity_to_artifact(case: Case) -> dict[str, Any] | None:
 def _between(case: Case, first: nn.Module, second: nn.Module) -> dict[str, Any]:
     batches: Iterator[Tensor] = (x_adv for _, x_adv, _ in case.adversarial())
     # A batch-norm that is folded would count with the convolution before it.
-    with crafting(first, fold=False), crafting(second, fold=False), _moving(case) as moving:
+    with frozen(first, fold=False), frozen(second, fold=False), _moving(case) as moving:
         cka = network_cka(first, second, batches, on_step=moving.advance)
     return {"layers": layer_names(first), "other_layers": layer_names(second), "cka": numbers(cka)}
 

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 
 from ... import devices
-from ...models.inference import crafting
+from ...models.inference import frozen
 from ...progress import bar
 from ...spectrum import half_plane
 from ...spectrum import heat_map as measure
@@ -35,7 +35,7 @@ def heat_map(case: Case) -> dict[str, Any]:
     norm = case.settings.norm or _norm(case)
     x, y = (torch.cat(parts) for parts in zip(*case.batches(), strict=True))
     total = len(x) * len(half_plane(height, width))
-    with crafting(case.model), bar(f"{case.label}: heat map", total, "images") as moving:
+    with frozen(case.model), bar(f"{case.label}: heat map", total, "images") as moving:
         error = measure(
             case.model, x, y, norm=norm, batch_size=BATCH, on_step=moving.advance,
             generator=devices.generator(case.settings.seed, "analyze", "heat-map"),

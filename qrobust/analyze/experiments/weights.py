@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ...models.inference import Effective
+from ...models.inference import Computing
 from ...quant import FAT
 from ...spectrum import kernel_spectrum
 from ..cases import Case
@@ -55,7 +55,7 @@ def convolutions(model: nn.Module) -> list[tuple[str, Tensor]]:
     """Names and effective weights of all convolutions that see neighbours, in the order of their definition."""
     layers = [(name, module) for name, module in model.named_modules() if isinstance(module, nn.Conv2d)]
     wide = [(name, layer) for name, layer in layers if layer.kernel_size != (1, 1)] or layers
-    return [(name, layer.effective_weight() if isinstance(layer, Effective) else layer.weight) for name, layer in wide]
+    return [(name, layer.compute()[0] if isinstance(layer, Computing) else layer.weight) for name, layer in wide]
 
 
 @torch.no_grad()

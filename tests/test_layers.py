@@ -1,0 +1,66 @@
+"""Imports point down: which packages may import which, and no circle among modules, lazy imports included."""
+
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+sys.path[:0] = [str(ROOT / "benches")]
+
+import house  # noqa: E402
+
+# From the bottom up; what stands in one layer does not import each other.
+LAYERS = (
+    {"errors", "runtime", "torchvision_cpu"},
+    {"devices", "distributed", "objectives", "onnx_module", "progress", "resources", "spectrum", "storage", "threat"},
+    {"models", "recipe", "data", "tables"},
+    {"attacks", "quant"},
+    {"evaluation", "train"},
+    {"export"},
+    {"bench", "deployed"},
+    {"runs"},
+    {"analysis"},
+    {"report"},
+    {"cli"},
+    {"__main__"},
+)
+LEVEL = {name: level for level, names in enumerate(LAYERS) for name in names}
+GRAPH = house.imports(ROOT)
+# The root names what users call and loads it when asked; others read only its version.
+BELOW_ROOT = {name: read - {""} for name, read in GRAPH.items() if name}
+
+
+def upward(graph):
+    """Imports that do not point down, as text."""
+    return sorted(
+        f"{name} imports {other}"
+        for name, read in house.packages(graph).items()
+        for other in read
+        if not LEVEL[other] < LEVEL[name]
+    )
+
+
+def test_every_package_has_a_layer():
+    assert set(house.packages(BELOW_ROOT)) == set(LEVEL)
+
+
+def test_imports_point_down():
+    assert upward(BELOW_ROOT) == []
+
+
+def test_no_modules_import_each_other():
+    assert house.circles(BELOW_ROOT) == []
+
+
+@pytest.mark.parametrize("source", ["from .runs.run import Run", "def lazy():\n    from .runs.run import Run"])
+def test_an_import_that_points_up_is_seen(tmp_path, source):
+    package = tmp_path / "qrobust"
+    (package / "runs").mkdir(parents=True)
+    for name in ("__init__", "runs/__init__"):
+        (package / f"{name}.py").touch()
+    (package / "storage.py").write_text(source)
+    (package / "runs" / "run.py").write_text("from ..storage import write_json")
+    graph = house.imports(tmp_path)
+    assert upward({name: read for name, read in graph.items() if name}) == ["storage imports runs"]
+    assert house.circles(graph) == [["runs.run", "storage"]]
