@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -11,12 +10,11 @@ import torch
 from torch import Tensor
 
 from ..errors import ModelError, did_you_mean
+from ..straight_through import Bound, inside, soft
 
 FORMS = ("identity", "clipped", "soft")
-SOFTNESS = 0.9
 # Of a step: pixels of exactly 0 and 1 are inside a range that float32 makes 0 to 0.99999994.
 MARGIN = 1e-3
-Bound = float | Tensor
 
 
 @dataclass
@@ -50,9 +48,8 @@ class Round(torch.autograd.Function):
         clipped    g·1[low·s <= x <= high·s]
         soft       g·1[low·s <= x <= high·s]·(1 - 0.9·cos(2πx/s))
 
-    The last is the slope of x/s - 0.9·sin(2πx/s)/(2π), a smooth staircase. Bounds are inside, unlike in
-    training, where the clip does relu's work: here a black pixel must be free to turn brighter.
-    Source: backward pass differentiable approximation (Athalye et al. 2018, arXiv 1802.00420).
+    Bounds are inside, unlike in training, where the clip does relu's work: here a black pixel must be free to turn
+    brighter. Source: see `straight_through`.
     """
 
     @staticmethod
@@ -73,7 +70,7 @@ class Round(torch.autograd.Function):
             (x,) = ctx.saved_tensors
             g = _inside(g, x, grid)
         if form == "soft":
-            g = g * (1 - SOFTNESS * torch.cos(2 * math.pi * x / grid.scale))
+            g = soft(g, x, grid.scale)
         return g, None, None, None
 
 
@@ -85,11 +82,8 @@ def on_grid(x: Tensor, grid: Grid, backward: Backward, *, values: bool) -> Tenso
 
 def _inside(g: Tensor, x: Tensor, grid: Grid) -> Tensor:
     low, high = grid.low - MARGIN, grid.high + MARGIN
-    if x.device.type == "cpu" and grid.scale.numel() == 1 and isinstance(low, float) and isinstance(high, float):
-        step = float(grid.scale)  # one kernel, ten times faster there than three
-        inner: Tensor = torch.ops.aten.hardtanh_backward(g, x, low * step, high * step)
-        return inner
-    return g * ((x > low * grid.scale) & (x < high * grid.scale))
+    step = float(grid.scale) if x.device.type == "cpu" and grid.scale.numel() == 1 else grid.scale
+    return inside(g, x, low * step, high * step)
 
 
 LONGEST_NAME, LONGEST_REASON = 60, 160  # in an error

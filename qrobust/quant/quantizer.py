@@ -17,6 +17,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ..straight_through import inside, soft
+
 # Division is IEEE's and rint goes half to even, so values equal those of `fake_quantize` to the bit. NaN passes.
 _GRID = """
     const T scale = clip / high;
@@ -73,7 +75,6 @@ CLIP_CANDIDATES = 80
 STRAIGHT_THROUGH = ("identity", "leaky", "soft")  # backward passes that only a doubt uses
 TRAINED_THROUGH = {"clipped": "clipped", "unclipped": "identity"}  # settings of training, and the backward pass
 LEAK = 0.1
-SOFTNESS = 0.9
 
 
 class LearnedClip(torch.autograd.Function):
@@ -119,14 +120,13 @@ class LearnedClip(torch.autograd.Function):
         if backward == "leaky":
             dx = dx + LEAK * (g - dx)
         elif backward == "soft":
-            dx = dx * (1 - SOFTNESS * torch.cos(2 * math.pi * x * (high / clip)))
+            dx = soft(dx, x, clip / high)
         if not ctx.needs_input_grad[1]:
             return dx, None, None, None, None
         u = x / clip
-        inside = (u > low / high) & (u < 1)
         error = fake_quantize(x, clip, low, high) / clip - u
         beyond = u.clamp(low / high, 1)
-        dclip = (g * torch.where(inside, error, beyond)).sum_to_size(clip.shape)
+        dclip = (g * torch.where((u > low / high) & (u < 1), error, beyond)).sum_to_size(clip.shape)
         return dx, dclip, None, None, None
 
 
@@ -160,13 +160,12 @@ def _shift(low: int) -> float:
 
 def _inside(g: Tensor, x: Tensor, clip: Tensor, low: int, high: int) -> Tensor:
     """g where x is inside the clip, else 0."""
-    if x.device.type == "cpu" and clip.numel() == 1:  # one kernel, ten times faster there than three
-        top = float(clip)
-        inner: Tensor = torch.ops.aten.hardtanh_backward(g, x, top * low / high, top)
-        return inner
     if has_kernel(x):
         return inside_by_kernel(g, x, clip, low, high)
-    return g * ((x > clip * (low / high)) & (x < clip))
+    if x.device.type == "cpu" and clip.numel() == 1:
+        top = float(clip)
+        return inside(g, x, top * low / high, top)
+    return inside(g, x, clip * (low / high), clip)
 
 
 def integer_range(bits: int, *, signed: bool, narrow: bool) -> tuple[int, int]:

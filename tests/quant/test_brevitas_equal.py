@@ -118,7 +118,7 @@ def test_a_convolution_is_brevitas_own(bits, per_channel):
     x = normal(3, 4, 8, 8, seed=2)
     for layer in (ours, stock):
         layer.weight.data = with_ties(layer.weight.data, quantizer)
-    assert torch.equal(ours.effective_weight(), stock.quant_weight().value)
+    assert torch.equal(ours.compute()[0], stock.quant_weight().value)
     assert torch.equal(ours(x), stock(x))
 
 
@@ -151,7 +151,7 @@ def test_gradients_of_a_convolution_are_those_of_the_formulas(bits, per_channel)
     """dw = g; dα = Σ g·(sign(u)·1[|u|>1] + (q - u)·1[|u|≤1]), u = w/α, with g of the quantised weight."""
     ours, quantizer, *_ = convolutions(bits, per_channel)
     _, dweight, dclip = gradients(ours, quantizer.clip)
-    weight = ours.effective_weight().detach().requires_grad_()
+    weight = ours.compute()[0].detach().requires_grad_()
     x, g = normal(3, 4, 8, 8, seed=2), normal(3, 6, 4, 4, seed=3)
     F.conv2d(x, weight, ours.bias, stride=2, padding=1).backward(g)
     clip, levels = quantizer.effective_clip().detach(), 2 ** (bits - 1) - 1

@@ -6,7 +6,8 @@ import torch
 from onnx import TensorProto
 from torch import Tensor
 
-from ..node import Bound, Grid, Node, on_grid
+from ...straight_through import Bound
+from ..node import Grid, Node, on_grid
 from .table import CONTRIB, bounded, integer_range, operator
 
 FLOATS = (torch.float32, torch.float64, torch.float16, torch.bfloat16)
