@@ -64,3 +64,12 @@ def test_an_import_that_points_up_is_seen(tmp_path, source):
     graph = house.imports(tmp_path)
     assert upward({name: read for name, read in graph.items() if name}) == ["storage imports runs"]
     assert house.circles(graph) == [["runs.run", "storage"]]
+
+
+def test_sessions_are_opened_in_one_place():
+    """Besides the artifact's own contract, which needs nothing of the package."""
+    opening = [path for path in (ROOT / "qrobust").rglob("*.py") if "InferenceSession(" in path.read_text()]
+    assert sorted(path.relative_to(ROOT / "qrobust").as_posix() for path in opening) == [
+        "export/sessions.py",
+        "runtime.py",
+    ]

@@ -2,18 +2,13 @@
 
 from __future__ import annotations
 
-import json
 import math
-import tempfile
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
-import numpy.typing as npt
-
-from ..export.sessions import OPENVINO, PROVIDERS, artifact_session, images_for
+from ..export.sessions import OPENVINO, PROVIDERS, artifact_session, images_for, profiled
 from ..runtime import Artifact, ArtifactError
 
 CONVOLUTIONS = ("Conv", "FusedConv", "NhwcFusedConv", "NhwcConv", "QLinearConv", "Convolution")
@@ -91,16 +86,7 @@ def _macs(node: Node) -> int:
 
 def _profile(session: Any, artifact: Artifact) -> list[Node]:
     """The nodes of one call; `session` is used up."""
-    import onnxruntime
-
-    x: npt.NDArray[Any] = images_for(artifact, 1)
-    options = session.get_session_options()
-    with tempfile.TemporaryDirectory() as folder:
-        options.enable_profiling, options.profile_file_prefix = True, str(Path(folder) / "profile")
-        path, providers = str(artifact.path / "model.onnx"), session.get_providers()
-        profiled = onnxruntime.InferenceSession(path, options, providers=providers)
-        profiled.run(None, {profiled.get_inputs()[0].name: x})
-        events = json.loads(Path(profiled.end_profiling()).read_text())
+    events = profiled(session, artifact, images_for(artifact, 1))
     ran = [e["args"] for e in events if e.get("cat") == "Node" and e["name"].endswith("_kernel_time")]
     return [
         Node(args["op_name"], args["provider"], _shapes(args["input_type_shape"]), _shapes(args["output_type_shape"]))

@@ -17,8 +17,8 @@ from torch import Tensor, fx, nn
 from .. import devices
 from ..errors import ExportError, ParityError
 from ..quant import Quantizer, first_unrounded, quantizers
-from ..runtime import Verdict
-from .sessions import open_session
+from ..runtime import ArtifactError, Verdict
+from .sessions import OPENVINO, OpenVinoSession, open_session
 from .target import Target
 
 Array = npt.NDArray[Any]
@@ -244,23 +244,13 @@ def _runner(data: bytes, runtime: str) -> Run:
 
         evaluator = ReferenceEvaluator(onnx.load_from_string(data))
         return lambda feeds: list(evaluator.run(None, feeds))
-    if runtime == "openvino":
-        return _openvino(data)
+    if runtime == OPENVINO:
+        try:
+            compiled = OpenVinoSession(data, threads=1)
+        except ArtifactError as error:
+            raise ExportError(str(error)) from error
+        return lambda feeds: [np.array(value) for value in compiled.run(None, feeds)]
     raise ExportError(f"expected a runtime out of {', '.join((*LEVELS, 'reference', 'openvino'))}, got {runtime!r}")
-
-
-def _openvino(data: bytes) -> Run:
-    try:
-        import openvino
-    except ImportError as error:
-        raise ExportError("expected the package openvino, got none; pip install openvino") from error
-    core = openvino.Core()
-    try:
-        compiled = core.compile_model(core.read_model(data), "CPU")
-    except RuntimeError as error:
-        reason = str(error).strip().splitlines()[-1]
-        raise ExportError(f"expected a file that OpenVINO reads, got: {reason}; export for openvino") from error
-    return lambda feeds: [np.asarray(value) for value in compiled(feeds).values()]
 
 
 def _executed(model: nn.Module) -> Iterator[tuple[str, Quantizer]]:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import ctypes
+import json
+import tempfile
 from contextlib import suppress
 from functools import cache
 from importlib import import_module
@@ -104,13 +106,26 @@ def artifact_session(artifact: Artifact, provider: str, threads: int) -> Any:
 
 
 def beside_others(session: Any, artifact: Artifact) -> Any:
-    """The same session again, whose threads rest when it returns: spinning ones would slow the next in a race."""
-    import onnxruntime
-
+    """The same session again, whose threads rest when it returns: spinning ones would slow the next of a bench."""
     if not isinstance(session, onnxruntime.InferenceSession):
         return session
     options = session.get_session_options()
     options.add_session_config_entry("session.force_spinning_stop", "1")
+    return _again(session, artifact, options)
+
+
+def profiled(session: onnxruntime.InferenceSession, artifact: Artifact, x: Array) -> list[dict[str, Any]]:
+    """The events that onnxruntime's own profile has of one call on x; `session` is used up."""
+    options = session.get_session_options()
+    with tempfile.TemporaryDirectory() as folder:
+        options.enable_profiling, options.profile_file_prefix = True, str(Path(folder) / "profile")
+        again = _again(session, artifact, options)
+        again.run(None, {again.get_inputs()[0].name: x})
+        events: list[dict[str, Any]] = json.loads(Path(again.end_profiling()).read_text())
+    return events
+
+
+def _again(session: Any, artifact: Artifact, options: Any) -> onnxruntime.InferenceSession:
     path = str(artifact.path / "model.onnx")
     return onnxruntime.InferenceSession(path, options, providers=session.get_providers())
 
@@ -120,8 +135,6 @@ def require(provider: str) -> None:
 
     onnxruntime would print pages about it and go on with the CPU. Libraries that pip installed are loaded first.
     """
-    import onnxruntime
-
     if provider in ON_GPU:
         preload(onnxruntime)
         with suppress(ImportError):
@@ -140,17 +153,20 @@ def require(provider: str) -> None:
 class OpenVinoSession:
     """A file on OpenVINO's CPU plugin, with what a benchmark needs of an onnxruntime session."""
 
-    def __init__(self, path: Path, threads: int) -> None:
+    def __init__(self, model: Path | bytes, threads: int) -> None:
         try:
             import openvino
         except ImportError as error:
             raise ArtifactError("expected the package openvino, got none; pip install openvino") from error
         options = {"PERFORMANCE_HINT": "LATENCY", "INFERENCE_NUM_THREADS": threads, "NUM_STREAMS": 1}
         try:
-            self._compiled = openvino.Core().compile_model(str(path), "CPU", options)
+            core = openvino.Core()
+            source = core.read_model(model) if isinstance(model, bytes) else str(model)
+            self._compiled = core.compile_model(source, "CPU", options)
         except RuntimeError as error:
             reason = str(error).strip().splitlines()[-1]
-            text = f"expected a file that OpenVINO reads, got {path}: {reason}; export for the target openvino"
+            name = "model" if isinstance(model, bytes) else model
+            text = f"expected a file that OpenVINO reads, got {name}: {reason}; export for the target openvino"
             raise ArtifactError(text) from error
         self._request = self._compiled.create_infer_request()
 
@@ -161,7 +177,7 @@ class OpenVinoSession:
     def run(self, _names: None, feed: dict[str, Array]) -> list[Array]:
         """The outputs; they are valid until the next call."""
         results = self._request.infer(feed, share_inputs=True, share_outputs=True)
-        return [results[0]]
+        return [results[port] for port in self._compiled.outputs]
 
     def ops(self) -> list[tuple[str, str]]:
         """Kind and precision of every node that runs, such as ("Convolution", "u8")."""
