@@ -329,8 +329,8 @@ def recipes() -> int:
     from . import resources
 
     screen = _screen()
-    for name, path in resources.listing("recipes"):
-        _say(screen, f"{name:<44} {_first_comment(path)}")
+    for name, found in resources.listing("recipes"):
+        _say(screen, f"{name:<44} {found.table.get('description', '')}")
     return 0
 
 
@@ -340,8 +340,8 @@ def targets() -> int:
     from . import resources
 
     screen = _screen()
-    for name, path in resources.listing("export"):
-        _say(screen, f"{name:<28} {resources.read_toml(path).get('description', '')}")
+    for name, found in resources.listing("export"):
+        _say(screen, f"{name:<28} {found.table.get('description', '')}")
     return 0
 
 
@@ -441,8 +441,3 @@ def _write(path: Path | None, result: object) -> None:
         from .storage import write_json
 
         write_json(path, result)
-
-
-def _first_comment(path: Path) -> str:
-    line = path.read_text(encoding="utf-8").partition("\n")[0]
-    return line.removeprefix("# ") if line.startswith("#") else ""

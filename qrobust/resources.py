@@ -1,6 +1,8 @@
 """Finding recipes, targets and scenarios: a path wins, then the checkout's folder, then the installed share/qrobust.
 
-A name is the path below the folder of its kind, without suffix: `digits`, `spectral/cifar10-resnet18-at`.
+A name is the path below the folder of its kind, without suffix: `digits`. A file with tables [variants.NAME] holds them
+as a folder holds files: `spectral/cifar10-resnet18-at` stands in `spectral.toml`; of a file elsewhere, `FILE.toml#NAME`
+is one. A file whose name begins with "_" has no name of its own: others build on it.
 """
 
 from __future__ import annotations
@@ -8,48 +10,105 @@ from __future__ import annotations
 import os
 import sysconfig
 import tomllib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from .errors import RecipeError, did_you_mean
+from .errors import RecipeError, did_you_mean, shown
 
 KINDS = ("recipes", "export", "benches/scenarios")
+DEFAULTS = "_defaults.toml"
+MARK = ".toml#"  # FILE.toml#VARIANT
 
 
-def find(kind: str, name: str) -> Path:
-    """The TOML file for a name (`digits`, `fourier/cifar10`) or path (`my/recipe.toml`).
+@dataclass(frozen=True)
+class Found:
+    """A TOML file that was read, or one of its variants (else "")."""
 
-    Raises RecipeError if there is none.
+    path: Path
+    variant: str
+    file: Mapping[str, Any] = field(compare=False, repr=False)
+
+    def __str__(self) -> str:
+        return f"{self.path}#{self.variant}" if self.variant else str(self.path)
+
+    @property
+    def variants(self) -> dict[str, dict[str, Any]]:
+        """The tables [variants.NAME] of the file. Raises RecipeError where something else stands."""
+        tables = self.file.get("variants", {})
+        for table in tables.values() if isinstance(tables, dict) else [tables]:
+            if not isinstance(table, dict):
+                raise RecipeError(f"{self.path}: expected tables [variants.NAME], got {shown(table)}")
+        return dict(tables)
+
+    @property
+    def table(self) -> dict[str, Any]:
+        """What it says itself, without what it builds on."""
+        stated = self.variants[self.variant] if self.variant else self.file
+        return {key: value for key, value in stated.items() if self.variant or key != "variants"}
+
+    @property
+    def base(self) -> Found | None:
+        """What a variant builds on if it does not say: the keys of its file that belong to no variant."""
+        return Found(self.path, "", self.file) if self.variant else None
+
+    def near(self, name: str) -> Found | None:
+        """Another one of a name: among the variants of the same file, else beside it. Raises RecipeError as `find`."""
+        if self.variant != name and self.variant and name in self.variants:
+            return Found(self.path, name, self.file)
+        found = _within(lambda stem: self.path.parent / f"{stem}.toml", name)
+        return None if found is None or found.place == self.place else _chosen(found)
+
+    @property
+    def place(self) -> tuple[Path, str]:
+        """The same for every way to write a path."""
+        return self.path.resolve(), self.variant
+
+
+def find(kind: str, name: str) -> Found:
+    """What a name (`digits`, `fourier/cifar10`) or path (`my/recipe.toml`, `my/recipes.toml#NAME`) stands for.
+
+    Raises RecipeError if there is none, or for a file of variants without the name of one.
 
     kind: one of KINDS, the folder below the checkout.
     """
-    if name.endswith(".toml") or os.sep in name:
-        path = Path(name)
-        if path.is_file():
-            return path
-        name = _below(kind, path) or name
-    known = dict(listing(kind))
-    stem = name.removesuffix(".toml")
-    if stem in known:
-        return known[stem]
-    alike = [full for full in known if full.endswith(f"/{stem}")]  # the folder was left out
-    raise RecipeError(f"expected a file or one of qrobust's {kind}, got {name!r}{did_you_mean(stem, alike or known)}")
+    path, variant = _parted(name)
+    if variant or name.endswith(".toml") or os.sep in name:
+        if _is_file(path):
+            return _chosen(Found(path, variant, read_toml(path)))
+        name = _below(kind, Path(name)) or name
+    found = _within(dict(_files(kind)).get, name)
+    if found is None:
+        stem, known = _stem(name), [full for full, _ in listing(kind)]
+        alike = [full for full in known if full.endswith(f"/{stem}")]  # the folder was left out
+        hint = did_you_mean(stem, alike or known)
+        raise RecipeError(f"expected a file or one of qrobust's {kind}, got {name!r}{hint}")
+    return _chosen(found)
 
 
-def listing(kind: str) -> Iterator[tuple[str, Path]]:
-    """Name and path of every TOML of a kind; a checkout hides what is installed."""
-    for folder in folders(kind):
-        if folder.is_dir():
-            yield from sorted((_name(path, folder), path) for path in folder.rglob("*.toml"))
-            return
+def listing(kind: str) -> Iterator[tuple[str, Found]]:
+    """Every name of a kind in order, with what it stands for; a checkout hides what is installed."""
+    known: list[tuple[str, Found]] = []
+    for name, path in _files(kind):
+        file = read_toml(path)
+        variants = Found(path, "", file).variants
+        known += [(f"{name}/{one}", Found(path, one, file)) for one in variants] or [(name, Found(path, "", file))]
+    yield from sorted(known, key=lambda pair: pair[0])
 
 
-def name_of(kind: str, path: Path) -> str:
-    """What `find` calls a shipped file; of any other, the file's name without suffix."""
-    whole = path.resolve()
+def defaults(kind: str) -> dict[str, Any]:
+    """What holds for each file of a kind, one's own too, that does not say otherwise."""
+    shelf = _shelf(kind)
+    return read_toml(shelf / DEFAULTS) if shelf and (shelf / DEFAULTS).is_file() else {}
+
+
+def name_of(kind: str, found: Found) -> str:
+    """What `find` calls what is shipped; of any other, the file's name without suffix. A variant's stands behind."""
+    whole = found.path.resolve()
     shelves = [folder.resolve() for folder in folders(kind)]
-    return next((_name(whole, folder) for folder in shelves if whole.is_relative_to(folder)), path.stem)
+    name = next((_name(whole, folder) for folder in shelves if whole.is_relative_to(folder)), found.path.stem)
+    return f"{name}/{found.variant}" if found.variant else name
 
 
 def folders(kind: str) -> list[Path]:
@@ -58,6 +117,59 @@ def folders(kind: str) -> list[Path]:
     installed = [sysconfig.get_path("data"), sysconfig.get_path("data", user)]
     checkout = Path(__file__).resolve().parent.parent / kind
     return [checkout, *(Path(base) / "share" / "qrobust" / kind for base in installed)]
+
+
+def _shelf(kind: str) -> Path | None:
+    return next((folder for folder in folders(kind) if folder.is_dir()), None)
+
+
+def _files(kind: str) -> Iterator[tuple[str, Path]]:
+    shelf = _shelf(kind)
+    if shelf is not None:
+        yield from ((_name(path, shelf), path) for path in shelf.rglob("*.toml") if not path.name.startswith("_"))
+
+
+def _within(file: Callable[[str], Path | None], name: str) -> Found | None:
+    """The file of a name, or of FILE/VARIANT the variant; `file` is the path for a stem."""
+    stem = _stem(name)
+    folder, _, variant = stem.rpartition("/")
+    for one, wanted in ((stem, ""), (folder, variant)):
+        path = file(one) if one else None
+        if path is not None and _is_file(path):
+            found = Found(path, wanted, read_toml(path))
+            return found if not wanted or wanted in found.variants else None
+    return None
+
+
+def _chosen(found: Found) -> Found:
+    """Raises RecipeError for a variant that a file does not have, or for none of those it has."""
+    known = found.variants
+    if found.variant in known or not (known or found.variant):
+        return found
+    if not known:
+        raise RecipeError(f"expected {found.path} with tables [variants.NAME], got none; leave #{found.variant} out")
+    if found.variant:
+        hint = did_you_mean(found.variant, known)
+        raise RecipeError(f"expected one of the variants in {found.path}, got {found.variant!r}{hint}")
+    hint = f"; name one, as {found.path}#{next(iter(known))}{did_you_mean('', known)}"
+    raise RecipeError(f"expected one of the variants in {found.path}, got the whole file{hint}")
+
+
+def _is_file(path: Path) -> bool:
+    try:
+        return path.is_file()
+    except OSError:  # a name that is too long for one
+        return False
+
+
+def _parted(name: str) -> tuple[Path, str]:
+    """FILE.toml#VARIANT in two; any other name whole."""
+    stem, mark, variant = name.rpartition(MARK)
+    return (Path(f"{stem}.toml"), variant) if mark else (Path(name), "")
+
+
+def _stem(name: str) -> str:
+    return name.replace(MARK, "/").removesuffix(".toml")
 
 
 def _name(path: Path, folder: Path) -> str:

@@ -46,13 +46,15 @@ def test_an_installed_wheel_finds_recipes_by_name(wheel: Path, tmp_path: Path) -
     apart = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}  # a checkout there is no wheel
     subprocess.run(pip, check=True, capture_output=True, env=apart)
     program = (
-        "from qrobust import resources as r; print(r.find('recipes', 'digits')); print(r.find('export', 'ort-cpu'))\n"
-        "print(r.find('recipes', 'spectral/cifar10-resnet18-at')); print(*dict(r.listing('recipes')).values())"
+        "from qrobust import resources as r; print(r.find('export', 'ort-cpu')); print(r.find('recipes', 'digits'))\n"
+        "print(r.find('recipes', 'spectral/cifar10-resnet18-at')); print(*dict(r.listing('recipes')).values())\n"
+        "assert r.defaults('export')"
     )
     done = subprocess.run([str(python), "-I", "-c", program], capture_output=True, text=True, cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     lines = done.stdout.split()
-    assert len(lines) == 3 + sum(1 for _ in (ROOT / "recipes").rglob("*.toml"))
+    assert lines[2].endswith("/recipes/spectral.toml#cifar10-resnet18-at")
+    assert len(lines) == 3 + len(dict(resources.listing("recipes")))
     for line in lines:
         assert Path(line).is_relative_to(tmp_path / "env" / "share" / "qrobust")
 

@@ -1,6 +1,7 @@
 """A recipe is checked before anything runs, and every mistake gets one helpful line."""
 
 import tomllib
+from pathlib import Path
 
 import pytest
 
@@ -103,8 +104,67 @@ def test_a_circle_is_named(folder):
 
 def test_a_recipe_that_extends_nothing_there(folder):
     assert "got 'bse'; did you mean 'base'?" in refusal(recipe.load, write(folder, "a", "extends = 'bse'"))
+    assert "expected a file or one of" in refusal(recipe.load, write(folder, "a", f"extends = '{'b' * 5000}'"))
     text = refusal(recipe.load, write(folder, "a", "extends = 3"))
     assert text.endswith("a.toml: expected extends = 'NAME', got 3")
+
+
+# variants
+
+STUDY = """
+description = "all of a table"
+extends = "base"
+seed = 1
+claim.clean = 0.5
+
+[variants.at]
+description = "a row"
+train.lr = 0.2
+
+[variants.at-long]
+extends = "at"
+train = {epochs = 9, lr = 0.3}
+claim.clean = 0.7
+
+[variants.base]
+extends = "base"
+"""
+
+
+def test_variants_build_on_their_file_and_on_one_another(folder):
+    path = write(folder, "study", STUDY)
+    first, last, third = (recipe.load(f"{path}#{name}") for name in ("at", "at-long", "base"))
+    assert (first.name, first.seed, first.train.lr, first.train.epochs) == ("study/at", 1, 0.2, 3)
+    assert (last.name, last.seed, last.train.lr, last.train.epochs) == ("study/at-long", 1, 0.3, 9)
+    assert (first.claim, last.claim) == ({}, {"clean": 0.7})
+    assert (third.name, third.seed) == ("study/base", 0)  # the shipped one, whose name it has
+    assert recipe.load(f"{path}#at", ["train.lr=0.5"]).train.lr == 0.5
+
+
+@pytest.mark.parametrize("spelling", ["study/at", "study.toml#at"])
+def test_a_variant_of_another_file_is_extended(folder, spelling):
+    write(folder, "study", STUDY)
+    assert recipe.load(write(folder, "mine", f"extends = '{spelling}'")).train.lr == 0.2
+    (folder / "study.toml").rename(folder / "shipped" / "study.toml")
+    mine = write(folder, "study", f"[variants.mine]\nextends = '{spelling}'")  # without the one that is extended
+    assert recipe.load(f"{mine}#mine").train.lr == 0.2
+
+
+def test_a_wrong_key_of_a_variant_is_found(folder):
+    path = write(folder, "study", STUDY + "train.epoch = 3\n[variants.a]\nextends = 'b'\n[variants.b]\nextends = 'a'")
+    told = refusal(recipe.load, f"{path}#base")
+    assert told == f"{path}#base: unknown key 'train.epoch'; did you mean 'epochs'?"
+    assert refusal(recipe.load, f"{path}#a").endswith("got a circle: a → b → a; remove one `extends`")
+    told = refusal(recipe.load, write(folder, "mine", "extends = 'study'"))
+    assert told.startswith(f"expected one of the variants in {path}, got the whole file; name one, as {path}#at; ")
+
+
+def test_the_example_of_the_documentation(folder):
+    text = (Path(__file__).resolve().parent.parent / "docs" / "recipe.md").read_text()
+    path = write(folder, "mine", text.partition("```toml\n")[2].partition("```")[0].replace("digits", "base"))
+    short, shorter = (recipe.load(f"{path}#{name}") for name in ("short", "shorter"))
+    assert (short.train.milestones, short.train.attack.steps) == ((6, 9), 7)
+    assert (shorter.train.milestones, shorter.train.attack.steps) == ((6, 9), 3)
 
 
 # overrides

@@ -2,20 +2,24 @@
 
 from __future__ import annotations
 
+import functools
+import hashlib
 import json
 import math
 import re
 from collections import Counter
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+import tomli_w
 import torch
 
 from qrobust import data, models, recipe, resources
 from qrobust.attacks import named
-from qrobust.recipe import Recipe
+from qrobust.recipe import Recipe, reading
 from qrobust.runs.run import Run
 from qrobust.threat import Threat
 
@@ -38,11 +42,13 @@ PRINTED = {
     "fourier": {"1": 1, "2": 5, "3": 7, "4": 4, "5": 6},
 }
 LARGE = ("resnet152", "wrn34_10", "wrn34_15")
+DIGESTS = json.loads((ROOT / "tests" / "fixtures" / "recipe_digests.json").read_text())
+load = functools.cache(recipe.load)
 
 
 def own(name: str) -> dict[str, Any]:
-    """What the recipe's file itself says."""
-    return resources.read_toml(SHIPPED[name])
+    """What the recipe itself says."""
+    return SHIPPED[name].table
 
 
 def tables(name: str) -> list[str]:
@@ -59,36 +65,56 @@ def leaves(table: Any, path: tuple[str, ...] = ()) -> dict[tuple[str, ...], Any]
     return {k: v for key, value in table.items() for k, v in leaves(value, (*path, key)).items()}
 
 
+def settings(loaded: Recipe) -> str:
+    """A digest of every key that is no default."""
+    table = loaded.model_dump(mode="json", exclude_none=True, exclude_defaults=True)
+    return hashlib.sha256(tomli_w.dumps(table).encode()).hexdigest()[:16]
+
+
+def test_recipes_are_what_they_were_as_files_of_their_own() -> None:
+    """Of each name when each had a file; a key or a value that is changed on purpose changes its digest here."""
+    assert {name: settings(load(name)) for name in SHIPPED} == DIGESTS
+
+
 @pytest.mark.parametrize("name", SHIPPED)
 def test_it_loads_and_says_what_it_is(name: str) -> None:
-    loaded = recipe.load(name)
-    assert SHIPPED[name].read_text().startswith("# ")
-    assert SHIPPED[name].read_text().count("\n") <= (25 if name in ROWS else 45)
+    loaded = load(name)
+    assert loaded.name == name
+    assert own(name)["description"].endswith(".")
+    assert len([path for path in leaves(own(name)) if path[0] != "claim"]) <= (12 if name in ROWS else 40)
     assert loaded.data.name in data.SOURCES
     threat = Threat(loaded.threat.norm, loaded.threat.eps)
     for attack in (*loaded.evaluate.attacks, *loaded.export.suite_attacks):
         assert named(attack, threat).name == attack
 
 
-@pytest.mark.parametrize("name", SHIPPED)
-def test_its_network_can_be_built(name: str) -> None:
-    settings = recipe.load(name).model
-    with torch.device("meta"):
-        model = models.build(settings.name, in_channels=3, classes=10, **settings.options)
-    assert sum(p.numel() for p in model.parameters()) > 0
+@pytest.mark.parametrize("name", ["digits", "spectral/cifar10-resnet18-at-sar", "fourier/cifar10-resnet20-qm"])
+def test_a_path_in_the_checkout_is_a_name(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As documents print it: with a file of its own, or as a variant of one."""
+    monkeypatch.chdir(ROOT)
+    file, _, variant = f"recipes/{name}".rpartition("/")
+    paths = [f"recipes/{name}.toml", str(SHIPPED[name])]
+    assert [load(path) for path in paths] == [load(name)] * 2
+    assert name == "digits" or load(f"{file}.toml#{variant}") == load(name)
+
+
+def test_networks_can_be_built() -> None:
+    found = {json.dumps(model.model_dump(), sort_keys=True): model for model in (load(name).model for name in SHIPPED)}
+    for model in found.values():
+        with torch.device("meta"):
+            built = models.build(model.name, in_channels=3, classes=10, **model.options)
+        assert sum(p.numel() for p in built.parameters()) > 0
 
 
 @pytest.mark.parametrize("name", SHIPPED)
 def test_it_repeats_nothing_that_it_inherits(name: str) -> None:
-    mine = own(name)
-    base = mine.pop("extends", None)
-    mine.pop("claim", None)
-    if base is None:
+    parent = reading._parent("recipes", SHIPPED[name], own(name).get("extends"))
+    if parent is None:
         return
-    beside = f"{Path(name).parent.as_posix()}/{base}".removeprefix("./")
-    inherited = leaves(recipe.load(beside if beside in SHIPPED else base).model_dump(mode="json"))
-    same = [path for path, value in leaves(mine).items() if inherited.get(path) == value]
-    assert same == []
+    table = reading._extended("recipes", parent, ()) | {"name": name, "claim": {}}
+    table.pop("description", None)
+    inherited = leaves(recipe.parse(table, source=name).model_dump(mode="json"))
+    assert [path for path, value in leaves(own(name)).items() if inherited.get(path) == value] == []
 
 
 # claims
@@ -97,7 +123,7 @@ def test_it_repeats_nothing_that_it_inherits(name: str) -> None:
 @pytest.mark.parametrize("name", SHIPPED)
 def test_a_claim_is_its_own_and_of_shares(name: str) -> None:
     claim = own(name).get("claim", {})
-    assert recipe.load(name).claim == claim
+    assert load(name).claim == claim
     assert (claim == {}) == (name in BASES or (name not in ROWS and "fat" not in name))
     numbers = {path: value for path, value in leaves(claim).items() if path != ("source",)}
     assert all(isinstance(value, float) and 0 <= value < 1 for value in numbers.values())
@@ -105,7 +131,7 @@ def test_a_claim_is_its_own_and_of_shares(name: str) -> None:
 
 @pytest.mark.parametrize("name", ROWS)
 def test_what_is_claimed_is_measured(name: str) -> None:
-    attacks = {"clean", *recipe.load(name).evaluate.attacks}
+    attacks = {"clean", *load(name).evaluate.attacks}
     claimed = {path[-1] for path in leaves(own(name)["claim"]) if not path[-1].startswith("lpf-")}
     assert claimed - {"source"} == attacks
 
@@ -131,7 +157,7 @@ def test_every_row_of_the_papers_has_a_recipe(folder: str) -> None:
     ],
 )
 def test_some_numbers_of_the_papers(name: str, key: str, share: float) -> None:
-    assert recipe.load(name).claim[key] == share
+    assert load(name).claim[key] == share
 
 
 # settings of the spectral perspective, as a recipe's name spells them
@@ -146,7 +172,7 @@ def parts(name: str) -> set[str]:
 
 @pytest.mark.parametrize("name", SPECTRAL)
 def test_its_schedule(name: str) -> None:
-    loaded, spelt = recipe.load(name), parts(name)
+    loaded, spelt = load(name), parts(name)
     schedule = loaded.train
     assert (schedule.epochs, schedule.milestones) == ((200, (100, 150)) if "awp" in spelt else (100, (75, 90)))
     assert schedule.weight_decay == (2e-4 if spelt & {"trades", "mart"} else 5e-4)
@@ -158,7 +184,7 @@ def test_its_schedule(name: str) -> None:
 
 @pytest.mark.parametrize("name", SPECTRAL)
 def test_its_method(name: str) -> None:
-    loaded, spelt = recipe.load(name), parts(name)
+    loaded, spelt = load(name), parts(name)
     schedule = loaded.train
     (method,) = spelt & METHODS.keys()
     assert schedule.method == METHODS[method]
@@ -190,39 +216,61 @@ def images(folder: Path, side: int) -> Path:
 
 def small(name: str, file: Path, *more: str) -> Recipe:
     """The recipe on 8 images in batches of 4, every part of its schedule from the first epoch."""
-    whole = recipe.load(name)
-    settings = [
+    whole = load(name)
+    overrides = [
         "data.name=npz", f"data.root={file}", "data.train_size=16", "data.test_size=160", "data.validation=0.5",
         "evaluate.n=160", "export.suite_n=160", "train.attack.steps=2", "train.validation.steps=1",
     ]  # fmt: skip
     for table in ("train", "quant"):
         schedule = getattr(whole, table)
         if schedule is not None:
-            settings += [f"{table}.{key}" for key in ("epochs=1", "batch_size=4", "milestones=[]", "factors=[]")]
-            settings += [f"{table}.{part}.start=0" for part in ("sar", "awp", "average") if getattr(schedule, part)]
-    return recipe.load(name, [*settings, *more])
+            overrides += [f"{table}.{key}" for key in ("epochs=1", "batch_size=4", "milestones=[]", "factors=[]")]
+            overrides += [f"{table}.{part}.start=0" for part in ("sar", "awp", "average") if getattr(schedule, part)]
+    return recipe.load(name, [*overrides, *more])
 
 
-def train(settings: Recipe, folder: Path) -> None:
+def train(chosen: Recipe, folder: Path) -> None:
     """Trains every width for its two steps; weights and loss stay finite."""
-    run = Run(settings, folder)
+    run = Run(chosen, folder)
     run.train()
-    for bits in settings.bits:
+    for bits in chosen.bits:
         (line,) = (folder / f"qm-{bits}" / "metrics.jsonl").read_text().splitlines()
         assert math.isfinite(json.loads(line)["loss"])
         assert (folder / f"qm-{bits}" / "average.safetensors").exists() == (run.has_average(bits))
 
 
-@pytest.mark.parametrize("name", SHIPPED)
+def distinct(names: Iterable[str]) -> list[str]:
+    """The first recipe of each way to train: same methods and parts, whatever the numbers, images and networks."""
+    found: dict[str, str] = {}
+    for name in names:
+        table = load(name).model_dump(mode="json", include={"train", "quant"})
+        way = {path: value for path, value in leaves(table).items() if value is None or isinstance(value, (str, bool))}
+        found.setdefault(repr((load(name).bits, load(name).model.options, way)), name)
+    return list(found.values())
+
+
+EACH_PART = [
+    "spectral/cifar10-resnet18-l-model", "spectral/cifar10-resnet18-awp-sar", "spectral/cifar10-resnet18-mart-sarwa",
+    "spectral/cifar10-resnet18-trades", "fourier/cifar10-resnet20-a-cutout", "fourier/cifar10-resnet20-c-mixup",
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("name", EACH_PART)
+def test_each_part_of_a_schedule_trains(name: str, tmp_path: Path) -> None:
+    train(small(name, images(tmp_path, 32), "model.name=resnet8"), tmp_path / "run")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", [name for name in distinct(SHIPPED) if name not in EACH_PART])
 def test_it_trains_a_small_network(name: str, tmp_path: Path) -> None:
     train(small(name, images(tmp_path, 32), "model.name=resnet8"), tmp_path / "run")
 
 
 def _moderate(name: str) -> bool:
     """Neither a large network nor large images, and not the same network again with a hundred classes."""
-    settings = recipe.load(name)
-    small_data = settings.data.name == "cifar10" or name.endswith("imagenet-resnet18-at-sarwa")
-    return small_data and settings.model.name not in LARGE
+    loaded = load(name)
+    small_data = loaded.data.name == "cifar10" or name.endswith("imagenet-resnet18-at-sarwa")
+    return small_data and loaded.model.name not in LARGE
 
 
 @pytest.mark.slow

@@ -26,21 +26,21 @@ def shelves(tmp_path, monkeypatch):
 
 
 def test_a_name_is_found(shelves):
-    assert resources.find("recipes", "digits") == shelves[0] / "digits.toml"
-    assert resources.find("recipes", "digits.toml") == shelves[0] / "digits.toml"
+    assert resources.find("recipes", "digits").path == shelves[0] / "digits.toml"
+    assert resources.find("recipes", "digits.toml").path == shelves[0] / "digits.toml"
 
 
 def test_a_path_wins(shelves, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "digits.toml").write_text("from = 'here'")
-    assert resources.read_toml(resources.find("recipes", "digits.toml")) == {"from": "here"}
-    assert resources.read_toml(resources.find("recipes", "./digits.toml")) == {"from": "here"}
-    assert resources.read_toml(resources.find("recipes", "digits")) == {"from": "checkout"}
+    assert resources.find("recipes", "digits.toml").table == {"from": "here"}
+    assert resources.find("recipes", "./digits.toml").table == {"from": "here"}
+    assert resources.find("recipes", "digits").table == {"from": "checkout"}
 
 
 def test_the_path_printed_in_the_documentation_works_anywhere(shelves, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    assert resources.find("recipes", "recipes/digits.toml") == shelves[0] / "digits.toml"
+    assert resources.find("recipes", "recipes/digits.toml").path == shelves[0] / "digits.toml"
     with pytest.raises(RecipeError):
         resources.find("recipes", "elsewhere/digits.toml")
 
@@ -62,17 +62,17 @@ def test_names_are_paths_below_the_folder(shelves, deep):
     found = dict(resources.listing("recipes"))
     assert list(found) == ["cifar10", "digits", "paper/digits", "paper/resnet", "paper/resnet-sar"]
     assert [resources.find("recipes", name) for name in found] == list(found.values())
-    assert resources.find("recipes", "paper/resnet.toml") == deep / "resnet.toml"
-    assert resources.find("recipes", "digits") == shelves[0] / "digits.toml"
+    assert resources.find("recipes", "paper/resnet.toml").path == deep / "resnet.toml"
+    assert resources.find("recipes", "digits").path == shelves[0] / "digits.toml"
 
 
 def test_a_path_wins_over_a_name_with_a_folder(shelves, deep, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    assert resources.find("recipes", "recipes/paper/resnet.toml") == deep / "resnet.toml"
+    assert resources.find("recipes", "recipes/paper/resnet.toml").path == deep / "resnet.toml"
     (tmp_path / "paper").mkdir()
     (tmp_path / "paper" / "resnet.toml").write_text("from = 'here'")
-    assert resources.read_toml(resources.find("recipes", "paper/resnet.toml")) == {"from": "here"}
-    assert resources.find("recipes", "paper/resnet") == deep / "resnet.toml"
+    assert resources.find("recipes", "paper/resnet.toml").table == {"from": "here"}
+    assert resources.find("recipes", "paper/resnet").path == deep / "resnet.toml"
 
 
 @pytest.mark.parametrize(("name", "meant"), [("paper/resnte", "paper/resnet"), ("resnet-sar", "paper/resnet-sar")])
@@ -83,11 +83,76 @@ def test_a_missing_name_with_a_folder_gets_a_hint(deep, name, meant):
 
 
 def test_a_file_has_the_name_it_is_found_by(shelves, deep, tmp_path):
-    for name, path in resources.listing("recipes"):
-        assert resources.name_of("recipes", path) == name
-    assert resources.name_of("recipes", shelves[1] / "only-installed.toml") == "only-installed"
-    assert resources.name_of("recipes", tmp_path / "my.recipe.toml") == "my.recipe"
-    assert resources.name_of("recipes", deep / ".." / "digits.toml") == "digits"
+    for name, found in resources.listing("recipes"):
+        assert resources.name_of("recipes", found) == name
+
+    def called(path, variant=""):
+        return resources.name_of("recipes", resources.Found(path, variant, {}))
+
+    assert called(shelves[1] / "only-installed.toml") == "only-installed"
+    assert called(tmp_path / "my.recipe.toml") == "my.recipe"
+    assert called(tmp_path / "my.recipe.toml", "a") == "my.recipe/a"
+    assert called(deep / ".." / "digits.toml") == "digits"
+
+
+# variants
+
+
+@pytest.fixture
+def study(shelves):
+    """A file of variants in the checkout, one called like a file beside it."""
+    file = shelves[0] / "study.toml"
+    file.write_text("seed = 1\n[variants.at]\nseed = 2\n[variants.digits]\n")
+    return file
+
+
+def test_variants_are_named_as_files_in_a_folder(shelves, study, tmp_path, monkeypatch):
+    found = dict(resources.listing("recipes"))
+    assert list(found) == ["cifar10", "digits", "study/at", "study/digits"]
+    assert [resources.find("recipes", name) for name in found] == list(found.values())
+    assert [resources.name_of("recipes", one) for one in found.values()] == list(found)
+    monkeypatch.chdir(tmp_path)
+    for name in ("study/at.toml", "study.toml#at", "recipes/study/at.toml", "recipes/study.toml#at", f"{study}#at"):
+        assert resources.find("recipes", name) == found["study/at"]
+    assert str(found["study/at"]) == f"{study}#at"
+    assert found["study/at"].table == {"seed": 2}
+    assert found["study/at"].base.table == {"seed": 1}
+
+
+WHOLE = "expected one of the variants in {study}, got the whole file; name one, as {study}#at; known: at, digits"
+VARIANTS = {
+    "study": WHOLE,
+    "{study}": WHOLE,
+    "{study}#ta": "expected one of the variants in {study}, got 'ta'; did you mean 'at'?",
+    "{study}#mart": "expected one of the variants in {study}, got 'mart'; did you mean 'at'?",
+    "{study}#x": "expected one of the variants in {study}, got 'x'; known: at, digits",
+    "study/digts": "expected a file or one of qrobust's recipes, got 'study/digts'; did you mean 'study/digits'?",
+    "at": "expected a file or one of qrobust's recipes, got 'at'; known: study/at",
+    "{digits}#at": "expected {digits} with tables [variants.NAME], got none; leave #at out",
+}
+
+
+@pytest.mark.parametrize(("name", "text"), VARIANTS.items())
+def test_a_variant_must_be_there_and_be_named(shelves, study, name, text):
+    paths = {"study": study, "digits": shelves[0] / "digits.toml"}
+    with pytest.raises(RecipeError) as caught:
+        resources.find("recipes", name.format(**paths))
+    assert str(caught.value) == text.format(**paths)
+
+
+@pytest.mark.parametrize(("text", "got"), [("variants = 3", "3"), ("variants.at = 'x'", "'x'")])
+def test_variants_are_tables(tmp_path, text, got):
+    (tmp_path / "a.toml").write_text(text)
+    with pytest.raises(RecipeError, match=rf"a\.toml: expected tables \[variants\.NAME\], got {got}$"):
+        resources.find("recipes", f"{tmp_path}/a.toml#at")
+
+
+def test_a_file_for_others_to_build_on_has_no_name(shelves):
+    (shelves[0] / "_defaults.toml").write_text("seed = 7")
+    assert resources.defaults("recipes") == {"seed": 7}
+    assert list(dict(resources.listing("recipes"))) == ["cifar10", "digits"]
+    with pytest.raises(RecipeError, match="got '_defaults'; "):
+        resources.find("recipes", "_defaults")
 
 
 def test_the_checkout_hides_what_is_installed(shelves):
@@ -101,6 +166,12 @@ def test_the_checkout_hides_what_is_installed(shelves):
 def test_nothing_is_listed_where_nothing_is(monkeypatch, tmp_path):
     monkeypatch.setattr(resources, "folders", lambda kind: [tmp_path / "absent"])
     assert list(resources.listing("export")) == []
+
+
+@pytest.mark.parametrize("name", ["x" * 5000, f"{'x' * 5000}.toml", f"x/{'x' * 5000}", "x\0.toml", ".toml#x", "", "/"])
+def test_what_can_be_no_file_is_no_recipe(shelves, name):
+    with pytest.raises(RecipeError, match=r"^expected a file or one of qrobust's recipes, got "):
+        resources.find("recipes", name)
 
 
 @pytest.mark.parametrize("name", ["digts", "digts.toml"])

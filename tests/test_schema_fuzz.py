@@ -18,10 +18,10 @@ from pydantic import BaseModel
 from qrobust import recipe
 from qrobust.bench.measure import _File
 from qrobust.evaluation import compare
-from qrobust.export.target import Target
+from qrobust.export.target import Target, load_target
 from qrobust.recipe.reading import checked
 from qrobust.report import results, write
-from qrobust.resources import find, read_toml
+from qrobust.resources import find
 from qrobust.runtime import BASELINE, SAME, Artifact, policy_of, read_baseline
 from qrobust.storage import read_json
 from qrobust.train.checkpoint import FORMAT, State, load_state, load_weights, save_state, save_weights
@@ -259,8 +259,8 @@ def fuzz_toml(tmp_path, step=1):
 
 def tables():
     full = recipe.load("digits", FULL).model_dump(mode="json")
-    target = checked(Target, {"name": "x", **read_toml(find("export", "ort-cpu"))}, source="x").model_dump(mode="json")
-    return {recipe.Recipe: full, Target: target, _File: read_toml(find("benches/scenarios", "offline"))}
+    target = load_target("ort-cpu").model_dump(mode="json")
+    return {recipe.Recipe: full, Target: target, _File: find("benches/scenarios", "offline").table}
 
 
 # Checkpoints

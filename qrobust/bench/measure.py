@@ -10,11 +10,11 @@ from typing import Annotated, Any, Literal
 import numpy as np
 from pydantic import Field
 
-from .. import devices, resources
+from .. import devices
 from ..errors import RecipeError
 from ..export.sessions import Bound, NullSession, artifact_session, beside_others, images_for, provider_of
 from ..progress import bar
-from ..recipe import CallSize, Count, Int, Seconds, Table, Threads, checked
+from ..recipe import CallSize, Count, Int, Seconds, Table, Threads, checked, read
 from ..runtime import ON_GPU, Artifact, sums_saturate, time_sessions, wilson
 from .executed import compute_type, executed, multiply_adds, placement
 from .memory import footprint
@@ -55,8 +55,8 @@ class _File(Table):
 
 def load_scenario(name: str) -> Scenario:
     """The scenario of a name or path. Raises RecipeError for one that is missing or wrong."""
-    path = resources.find(SHELF, name)
-    return checked(_File, resources.read_toml(path), source=str(path)).scenario
+    table, found = read(SHELF, name)
+    return checked(_File, table, source=str(found)).scenario
 
 
 HARNESS = "(harness)"

@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 from pydantic import Field, model_validator
 
 from .. import resources, runtime
-from ..recipe import Name, Table, Threads, checked
+from ..recipe import Name, Table, Threads, checked, read
 
 Share = Annotated[float, Field(ge=0, le=runtime.MOST_TOLERATED)]
 
@@ -19,9 +19,9 @@ class Session(Table):
     when a session opens; 0 never: onnxruntime breaks files with INT8 activations by it.
     """
 
-    graph_optimization_level: Literal["disable", "basic", "extended", "all"] = "all"
-    intra_op_num_threads: Threads = 0
-    x64quantprecision: Annotated[int, Field(ge=0, le=1)] = 1
+    graph_optimization_level: Literal["disable", "basic", "extended", "all"]
+    intra_op_num_threads: Threads
+    x64quantprecision: Annotated[int, Field(ge=0, le=1)]
 
 
 class Limits(Table):
@@ -43,9 +43,9 @@ class Statistics(Table):
     whose accuracy dropped by `detected_drop` fails; a suite that is too small for it is refused.
     """
 
-    alpha: Annotated[float, Field(ge=runtime.LEAST_ALPHA, lt=0.5)] = 0.05
-    power: Annotated[float, Field(ge=0.5, le=1 - 1e-6)] = 0.8
-    detected_drop: Annotated[float, Field(gt=0, le=runtime.MOST_DETECTED)] = 0.1
+    alpha: Annotated[float, Field(ge=runtime.LEAST_ALPHA, lt=0.5)]
+    power: Annotated[float, Field(ge=0.5, le=1 - 1e-6)]
+    detected_drop: Annotated[float, Field(gt=0, le=runtime.MOST_DETECTED)]
 
 
 class Square(Table):
@@ -56,20 +56,20 @@ class Square(Table):
 
 
 class Target(Table):
-    """One deployment target, as a TOML file in `export/` states it."""
+    """One deployment target, as a TOML file states it over the defaults of all, `export/_defaults.toml`."""
 
     name: Name
     description: str
     provider: str
-    format: Literal["integer", "compact", "float", "float16", "symmetric", "qonnx"] = "integer"
-    opset: Annotated[int, Field(ge=20, le=25)] = 25
-    storage: Literal["cast", "direct", "bytes"] = "cast"
-    names: Literal["paths", "short"] = "paths"
-    required_ops: tuple[str, ...] = ()
-    forbidden_ops: tuple[str, ...] = ()
-    session: Session = Session()
+    format: Literal["integer", "compact", "float", "float16", "symmetric", "qonnx"]
+    opset: Annotated[int, Field(ge=20, le=25)]
+    storage: Literal["cast", "direct", "bytes"]
+    names: Literal["paths", "short"]
+    required_ops: tuple[str, ...]
+    forbidden_ops: tuple[str, ...]
+    session: Session
     limits: Limits
-    statistics: Statistics = Statistics()
+    statistics: Statistics
     square: Square
 
     @property
@@ -99,5 +99,5 @@ class Target(Table):
 
 def load_target(name: str) -> Target:
     """The target of a name or path. Raises RecipeError for one that is missing or wrong."""
-    path = resources.find("export", name)
-    return checked(Target, {"name": path.stem, **resources.read_toml(path)}, source=str(path))
+    table, found = read("export", name)
+    return checked(Target, {"name": resources.name_of("export", found), **table}, source=str(found))

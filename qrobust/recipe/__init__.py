@@ -1,6 +1,6 @@
 """Recipes: how a network is trained, quantised, evaluated and exported; checked before anything runs."""
 
-from .reading import checked, difference, dump, load, parse
+from .reading import checked, difference, dump, load, parse, read
 from .schema import (
     Average,
     Awp,
@@ -46,4 +46,5 @@ __all__ = [
     "dump",
     "load",
     "parse",
+    "read",
 ]

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import tomllib
 from collections.abc import Iterable, Iterator, Mapping
-from pathlib import Path
 from typing import Any, TypeVar, get_args
 
 import tomli_w
@@ -20,12 +19,21 @@ DEEPEST, LARGEST = 20, 2.0**63
 
 def load(name: str, overrides: Iterable[str] = ()) -> Recipe:
     """The recipe of a name or path, with what it extends and `key=value` overrides. Raises RecipeError."""
-    path = resources.find("recipes", name)
-    table = _extended(path, ())
-    table.setdefault("name", resources.name_of("recipes", path))
+    table, found = read("recipes", name)
+    table.pop("description", None)  # for `qrobust recipes`
+    table.setdefault("name", resources.name_of("recipes", found))
     for override in overrides:
         table = _merge(table, _override(override))
-    return parse(table, source=str(path))
+    return parse(table, source=str(found))
+
+
+def read(kind: str, name: str) -> tuple[dict[str, Any], resources.Found]:
+    """The table of a name or path, merged over what it extends, and that over the defaults of its kind.
+
+    kind: one of resources.KINDS. Raises RecipeError: nothing of that name, no TOML, or a circle.
+    """
+    found = resources.find(kind, name)
+    return _merge(resources.defaults(kind), _extended(kind, found, ())), found
 
 
 def parse(table: Mapping[str, Any], *, source: str) -> Recipe:
@@ -48,29 +56,27 @@ def dump(recipe: Recipe) -> str:
     return tomli_w.dumps(recipe.model_dump(mode="json", exclude_none=True))
 
 
-def _extended(path: Path, seen: tuple[Path, ...]) -> dict[str, Any]:
-    if path.resolve() in seen:
-        chain = " → ".join(p.stem for p in (*seen, path))
-        raise RecipeError(f"expected recipes that extend others, got a circle: {chain}; remove one `extends`")
-    table = resources.read_toml(path)
-    base = table.pop("extends", None)
-    if base is None:
+def _extended(kind: str, found: resources.Found, seen: tuple[resources.Found, ...]) -> dict[str, Any]:
+    if found.place in (one.place for one in seen):
+        chain = " → ".join(one.variant or one.path.stem for one in (*seen, found))
+        raise RecipeError(f"expected {kind} that extend others, got a circle: {chain}; remove one `extends`")
+    table = found.table
+    parent = _parent(kind, found, table.pop("extends", None))
+    if parent is None:
         return table
-    if not isinstance(base, str):
-        raise RecipeError(f"{path}: expected extends = 'NAME', got {shown(base)}")
-    beside = path.parent / f"{base.removesuffix('.toml')}.toml"
-    own = beside.resolve() == path.resolve() and path.resolve() != _shipped(base)
-    parent = beside if beside.is_file() and not own else resources.find("recipes", base)
-    inherited = _extended(parent, (*seen, path.resolve()))
-    for key in ("name", "claim"):  # a variant carries no paper's numbers but its own
+    inherited = _extended(kind, parent, (*seen, found))
+    for key in ("name", "description", "claim"):  # a variant carries no paper's numbers but its own
         inherited.pop(key, None)
     return _merge(inherited, table)
 
 
-def _shipped(name: str) -> Path | None:
-    """Where a recipe of this name is shipped: a recipe of one's own may extend the one it is named after."""
-    found = dict(resources.listing("recipes")).get(name)
-    return found.resolve() if found else None
+def _parent(kind: str, found: resources.Found, name: Any) -> resources.Found | None:
+    """What is extended: one nearby, or one shipped, which may have the name of the one that extends it."""
+    if name is None:
+        return found.base
+    if not isinstance(name, str):
+        raise RecipeError(f"{found}: expected extends = 'NAME', got {shown(name)}")
+    return found.near(name) or resources.find(kind, name)
 
 
 def _merge(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:

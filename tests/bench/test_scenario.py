@@ -20,7 +20,7 @@ def test_what_is_shipped():
 
 @pytest.mark.parametrize("name", SHIPPED)
 def test_shipped_ones_say_what_they_are(name):
-    assert resources.read_toml(resources.find(SHELF, name))["description"]
+    assert resources.find(SHELF, name).table["description"]
 
 
 def test_a_path_wins(tmp_path):

@@ -1,32 +1,72 @@
 """Deployment targets in TOML."""
 
+import json
+import tomllib
 from pathlib import Path
 
 import pytest
 
+from qrobust import resources
 from qrobust.errors import RecipeError
 from qrobust.export.passes import FORMATS, STORAGE
 from qrobust.export.target import load_target
 
-FOLDER = Path(__file__).resolve().parents[2] / "export"
-NAMES = sorted(path.stem for path in FOLDER.glob("*.toml"))
+ROOT = Path(__file__).resolve().parents[2]
+RECORDED = json.loads((ROOT / "tests" / "fixtures" / "targets.json").read_text())
+NAMES = list(dict(resources.listing("export")))
+BARE = 'description = "mine"\nprovider = "CPUExecutionProvider"\n'
+
+
+def own(tmp_path, text):
+    path = tmp_path / "mine.toml"
+    path.write_text(text)
+    return str(path)
 
 
 def written(tmp_path, old, new):
-    text = (FOLDER / "ort-cpu.toml").read_text()
+    """A target that states every default, with one change."""
+    text = BARE + (ROOT / "export" / "_defaults.toml").read_text()
     assert old in text
-    path = tmp_path / "mine.toml"
-    path.write_text(text.replace(old, new, 1))
-    return str(path)
+    return own(tmp_path, text.replace(old, new, 1))
 
 
 @pytest.mark.parametrize("name", NAMES)
 def test_every_target_loads_by_name_and_by_path(name):
     target = load_target(name)
     assert target.name == name
-    assert target == load_target(str(FOLDER / f"{name}.toml"))
+    assert target == load_target(str(ROOT / "export" / f"{name}.toml"))
     assert target.description
     assert target.executable == target.provider.endswith("ExecutionProvider")
+
+
+def test_targets_are_what_they_were_when_each_stated_all():
+    assert {name: load_target(name).model_dump(mode="json") for name in NAMES} == RECORDED
+
+
+def test_defaults_are_said_once(tmp_path):
+    """In the one file, and neither in the schema nor again in a target; they are no target themselves."""
+    defaults = resources.defaults("export")
+    bare = load_target(own(tmp_path, BARE)).model_dump(mode="json", exclude_none=True)
+    assert bare == {"name": "mine", **tomllib.loads(BARE), **defaults}
+    with pytest.raises(RecipeError, match="got '_defaults'; "):
+        load_target("_defaults")
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_target_repeats_no_default(name):
+    table, defaults = dict(resources.listing("export"))[name].table, resources.defaults("export")
+    for key in table.keys() & defaults.keys():
+        if isinstance(table[key], dict):
+            assert all(table[key][inner] != defaults[key].get(inner) for inner in table[key])
+        else:
+            assert table[key] != defaults[key]
+
+
+def test_a_target_of_ones_own_extends_one_that_is_shipped(tmp_path):
+    mine = load_target(own(tmp_path, 'extends = "tensorrt"\ndescription = "mine"\nlimits.robust_drop = 0.01'))
+    shipped = load_target("tensorrt")
+    limits = shipped.limits.model_copy(update={"robust_drop": 0.01})
+    assert mine == shipped.model_copy(update={"name": "mine", "description": "mine", "limits": limits})
 
 
 def test_formats_and_storage_tell_the_targets_apart():
@@ -80,7 +120,7 @@ def test_refuses_an_unknown_name():
             "name: expected a printable name that can name a folder, got '\\x07'",
         ),
         ("opset = 25", "opset = 26", "opset: expected less than or equal to 25, got 26"),
-        ("queries = 300\n", "", "expected a value for 'square.queries', got none"),
+        ('description = "mine"', "", "expected a value for 'description', got none"),
         ("queries = 300", "queries = 49", "square.queries: expected greater than or equal to 50, got 49"),
         ("\nn = 300", "\nn = 1", "square.n: expected greater than or equal to 32, got 1"),
         ("alpha = 0.05", "alpha = 1e-4", "statistics.alpha: expected greater than or equal to 0.001, got 0.0001"),
@@ -92,13 +132,10 @@ def test_refuses_what_is_no_target(tmp_path, old, new, message):
     assert message in str(caught.value)
 
 
-def test_statistics_and_optional_limits_have_defaults(tmp_path):
-    target = load_target(written(tmp_path, "[limits]", "[limits]\nlatency_ms = 2.5\nsize_bytes = 100_000"))
-    assert (target.limits.latency_ms, target.limits.size_bytes) == (2.5, 100_000)
-    text = (FOLDER / "ort-cpu.toml").read_text()
-    bare = load_target(written(tmp_path, text[text.index("[statistics]") : text.index("[square]")], ""))
-    assert (bare.statistics.alpha, bare.statistics.power, bare.statistics.detected_drop) == (0.05, 0.8, 0.1)
-    assert (bare.limits.latency_ms, bare.limits.size_bytes) == (None, None)
+def test_limits_that_no_default_sets(tmp_path):
+    target = load_target(own(tmp_path, BARE + "limits = {latency_ms = 2.5, size_bytes = 100_000}"))
+    assert (target.limits.latency_ms, target.limits.size_bytes, target.limits.logit_change) == (2.5, 100_000, None)
+    assert load_target("ort-cpu").limits.latency_ms is None
 
 
 def test_int8_activations_are_not_opened_with_an_option_that_breaks_them(tmp_path):

@@ -217,8 +217,9 @@ def test_what_it_asks_is_what_a_check_asks(tmp_path: Path) -> None:
 
 
 def test_the_other_remedy_for_a_small_suite_works(tmp_path: Path) -> None:
-    wider = load_target("ort-cpu").model_dump() | {"statistics": {"detected_drop": 0.2}}
-    attempt(tmp_path, "evaluate.n=60", target=Target.model_validate(wider))
+    target = load_target("ort-cpu")
+    wider = target.model_copy(update={"statistics": target.statistics.model_copy(update={"detected_drop": 0.2})})
+    attempt(tmp_path, "evaluate.n=60", target=wider)
 
 
 # networks
