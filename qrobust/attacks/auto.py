@@ -17,7 +17,8 @@ from torch import Generator, Tensor, nn
 
 from ..models.inference import frozen, ordinary
 from ..runtime import square_attack
-from ..threat import Threat, check_images, check_output
+from ..threat import Threat
+from .gradient import check_images, check_output
 
 
 def square(

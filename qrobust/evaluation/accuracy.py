@@ -18,6 +18,7 @@ from torch import Tensor, fx, nn
 from .. import devices, distributed
 from ..attacks import Attack, Scene, named
 from ..attacks.auto import FEWEST_CLASSES
+from ..attacks.gradient import check_output
 from ..data import Given, Images, as_images, choose, to_unit
 from ..data.images import pixel_bytes
 from ..errors import DataError, ModelError, RecipeError
@@ -25,7 +26,7 @@ from ..models.inference import frozen, raw_gradient
 from ..objectives import margin
 from ..progress import Bar, bar, note
 from ..storage import digest, write_bytes
-from ..threat import Threat, check_output
+from ..threat import Threat
 from .outcomes import CLEAN, UNREADABLE, Outcomes
 
 ROUNDING = 1e-6  # float32 noise of a projection
