@@ -22,17 +22,14 @@ if TYPE_CHECKING:
 _HOMES = {
     "Artifact": ".runtime",
     "Threat": ".threat",
-    "evaluate": ".evaluate",
-    "export_model": ".export",
+    "evaluate": ".evaluation",
+    "export_model": ".export.write",
     "quantize": ".quant",
 }
-_ROOMS = ("deployed",)
 __all__ = ["Artifact", "Threat", "__version__", "evaluate", "export_model", "quantize"]
 
 
 def __getattr__(name: str) -> Any:
-    if name in _ROOMS:
-        return import_module(f".{name}", __name__)
     if name not in _HOMES:
         raise AttributeError(f"module 'qrobust' has no attribute {name!r}")
     return getattr(import_module(_HOMES[name], __name__), name)

@@ -1,4 +1,4 @@
-"""The deployed file as a torch network: white-box attacks on what was shipped, not on what was trained."""
+"""An ONNX graph as a torch module that computes what its runtime computes, with gradients whose form can be chosen."""
 
 from .building import covered
 from .module import Twin, twin

@@ -17,7 +17,7 @@ from ..models.inference import in_eval_mode, statistics_anew
 from ..spectrum import FAT_FORMS
 from .capture import check_capture, check_pools
 from .graph import trace
-from .layers import FAT, round_biases, transform
+from .layers import FAT, round_biases, transformed_conv
 from .placement import BITS, FLOAT_BITS, SUM_BITS, Bits, Placement, Width, check_bits, fat_for, layer_widths
 from .quantizer import calibrating, quantizers
 from .reading import Reading
@@ -162,7 +162,8 @@ def _transformed(model: nn.Module, reading: Reading, form: str) -> nn.Module:
     for node in reading.layers:
         fat = fat_for(reading, node, form)
         if fat is not None:
-            transform(cast(nn.Conv2d, copied.get_submodule(str(node.target))), fat)
+            path = str(node.target)
+            copied.set_submodule(path, transformed_conv(cast(nn.Conv2d, copied.get_submodule(path)), fat))
     return copied
 
 

@@ -154,10 +154,17 @@ def _is_trained_behind_fat(layer: nn.Module) -> bool:
     return bool(layer.parametrizations.weight.original.requires_grad)  # type: ignore[union-attr]
 
 
-def transform(conv: nn.Conv2d, fat: FAT) -> None:
-    """Put a float convolution's weight behind FAT, in place; `fold_fat` makes a plain convolution of it again."""
-    conv.__class__ = TransformedConv2d
-    parametrize.register_parametrization(conv, "weight", fat)
+def transformed_conv(conv: nn.Conv2d, fat: FAT) -> nn.Module:
+    """A float convolution with this one's weight and bias, the weight behind FAT."""
+    layer = TransformedConv2d(
+        conv.in_channels, conv.out_channels, cast(Any, conv.kernel_size), cast(Any, conv.stride),
+        cast(Any, conv.padding), cast(Any, conv.dilation), conv.groups, conv.bias is not None, conv.padding_mode,
+        device="meta",
+    )  # fmt: skip
+    layer.weight, layer.bias = conv.weight, conv.bias
+    layer.train(conv.training)
+    parametrize.register_parametrization(layer, "weight", fat)
+    return layer
 
 
 def quantized_conv(conv: nn.Conv2d, bits: int, *, per_channel: bool, inner: bool, fat: FAT | None) -> nn.Module:
@@ -210,16 +217,31 @@ def set_export_form(model: nn.Module, enabled: bool) -> None:
 
 
 def fold_fat(model: nn.Module) -> nn.Module:
-    """Replace every FAT parametrisation by the weight that it gives, in place; outputs stay bit-equal."""
-    for module in model.modules():
-        if parametrize.is_parametrized(module, "weight"):
-            weight = cast(Tensor, module.weight).detach().clone()
-            # Not remove_parametrizations: it changes the class, which a deep copy shares with its original.
-            before = parametrize.type_before_parametrizations(module)
-            module.__class__ = nn.Conv2d if before is TransformedConv2d else before
-            del module.parametrizations
-            module.weight = nn.Parameter(weight)
-    return model
+    """Every layer behind FAT replaced by one with the weight that it gives, in place; outputs stay bit-equal.
+
+    Returns the model, or what stands for it if it is such a layer itself.
+    """
+    for parent in list(model.modules()):
+        for name, layer in parent._modules.items():
+            if layer is not None and parametrize.is_parametrized(layer, "weight"):
+                parent._modules[name] = _without_fat(layer)
+    return _without_fat(model) if parametrize.is_parametrized(model, "weight") else model
+
+
+def _without_fat(layer: nn.Module) -> nn.Module:
+    """A layer that shares all but the weight. torch's own remove_parametrizations changes the class in place, which a
+    deep copy shares with its original.
+    """
+    kind: Any = parametrize.type_before_parametrizations(layer)
+    kind = nn.Conv2d if kind is TransformedConv2d else kind
+    made: nn.Module = kind.__new__(kind)
+    parameters = {**layer._parameters, "weight": nn.Parameter(cast(Tensor, layer.weight).detach().clone())}
+    modules = {name: child for name, child in layer._modules.items() if name != "parametrizations"}
+    vars(made).update({**vars(layer), "_parameters": parameters, "_modules": modules})
+    for proxy in modules.values():  # Brevitas' exporter goes from them to the layer
+        tracked = getattr(proxy, "tracked_module_list", [])
+        tracked[:] = [made if module is layer else module for module in tracked]
+    return made
 
 
 def _weight_quantizer(layer: nn.Conv2d | nn.Linear, bits: int, per_channel: bool, inner: bool) -> Any:

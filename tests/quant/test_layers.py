@@ -16,7 +16,7 @@ from qrobust.quant.layers import (
     quantized_activation,
     quantized_conv,
     quantized_linear,
-    transform,
+    transformed_conv,
 )
 from qrobust.quant.quantizer import calibrating, fake_quantize
 from qrobust.spectrum import FAT_FORMS, fat_transform
@@ -149,7 +149,7 @@ def test_what_fat_computes_on_its_way_is_not_kept(bits):
     """Between the passes a layer holds the weight that it convolves with, and no more."""
     layer, fat, kept = some_conv(), FAT(6, "normalised"), []
     if bits == 32:
-        transform(layer, fat)
+        layer = transformed_conv(layer, fat)
     else:
         layer = quantized_conv(layer, bits, per_channel=True, inner=True, fat=fat)
         with calibrating(layer):

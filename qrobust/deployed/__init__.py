@@ -1,0 +1,1 @@
+"""A deployed file under attack: white-box on what was shipped, not on what was trained."""
