@@ -8,10 +8,7 @@ from typing import Any, TypeVar
 
 import torch
 
-from .analyze import save
-from .analyze.cases import Settings
-from .analyze.session import analyze
-from .attacks import Attack, named
+from .attacks import Attack, attack_names, named
 from .data import make_images
 from .deployed.attack import WITHOUT_GRADIENTS, attack
 from .deployed.attack import Settings as AttackSettings
@@ -26,11 +23,6 @@ from .runtime import Artifact
 from .storage import is_stream, read_json, write_json
 from .threat import Threat
 
-# The columns of the papers' tables. CW-20 is the unbounded L2 attack there; SP's C&W is the margin loss in l-inf.
-PROTOCOLS = {
-    "fd": ("gn", "fgsm", "pgd-20", "bim-20", "tpgd-20", "cw-20"),
-    "sp": ("pgd-20", "pgd-50", "cw-inf-30", "autoattack"),
-}
 CPU = "CPUExecutionProvider"  # where `parity` compares, whatever the target
 Results = dict[str, dict[str, Any]]
 ResultsT = TypeVar("ResultsT")
@@ -48,7 +40,7 @@ def evaluate_folder(
 ) -> Results:
     """Results by network of a run folder, of one RUN/qm-N, or of an artifact, with the flags of their doubts.
 
-    attacks: names with commas, a key of PROTOCOLS, or "" for the recipe's. n: None takes all test images.
+    attacks: as in `attack_names`, "" for the recipe's. n: None takes all test images.
     json: for one network its result; for several all of them, and one each in a file with the network's name
     before the suffix; masks beside them; a stream gets the JSON alone. thorough: all doubts, else the cheap ones.
     averaged: the weight averages of a run's networks instead of what its recipe deploys; those without one are left
@@ -98,41 +90,16 @@ def attack_file(
 ) -> dict[str, Any]:
     """The result of `deployed.attacking.attack` on an artifact or an ONNX file.
 
-    attacks: as in `evaluate_folder`, "" for all that fit. settings: others of `AttackSettings`. transfer: as in
+    attacks: as in `attack_names`, "" for all that fit. settings: others of `AttackSettings`. transfer: as in
     `find_sources`; data, root: as in `find_images`; json: as in `evaluate_folder`.
     """
     kept = _kept(json)
     deployed = open_deployed(path)
-    names = PROTOCOLS.get(attacks) or tuple(name.strip() for name in attacks.split(",") if attacks)
     sources = find_sources(deployed, transfer)
-    images, chosen = find_images(deployed, data, root), AttackSettings(attacks=names, sources=sources, **settings)
+    images = find_images(deployed, data, root)
+    chosen = AttackSettings(attacks=attack_names(attacks), sources=sources, **settings)
     result = attack(deployed, images, chosen, kept, data=data or SUITE)
     return _streamed(json, result, result)
-
-
-def analyze_folders(
-    folders: Sequence[Path], figures: Sequence[str], attacks: str, settings: Mapping[str, Any], out: Path | None
-) -> Results:
-    """Data of figures by name; see `analyze.session`. attacks: as in `evaluate_folder`; settings: of `Settings`.
-
-    out: None for RUN/analysis of one folder, analysis here of several.
-    """
-    names = tuple(name.strip() for name in PROTOCOLS.get(attacks) or attacks.split(","))
-    chosen = Settings(attacks=names, **settings)
-    place = folders[0] if len(folders) == 1 and folders[0].is_dir() else Path()
-    return analyze(folders, figures, chosen, out or place / "analysis")
-
-
-def redrawn(files: Sequence[Path], out: Path | None) -> Results | None:
-    """Saved data of figures, drawn once more beside it or in `out`; None if the first is no such data."""
-    if any(path.suffix != ".json" for path in files):
-        return None
-    found = [read_json(path) for path in files]
-    if not isinstance(found[0], dict) or "figure" not in found[0]:
-        return None
-    for path, data in zip(files, found, strict=True):
-        note(f"{save(data, out / path.name if out else path)[0]}: drawn")
-    return {data["figure"]: data for data in found}
 
 
 def _evaluate_artifact(folder: Path, attacks: str, n: int | None, seed: int | None, json: Path | None) -> Results:
@@ -181,5 +148,4 @@ def _streamed(json: Path | None, results: ResultsT, content: object) -> ResultsT
 
 
 def _named(attacks: str, threat: Threat, default: tuple[str, ...]) -> tuple[Attack, ...]:
-    names = PROTOCOLS.get(attacks) or (attacks.split(",") if attacks else default)
-    return tuple(named(name.strip(), threat) for name in names)
+    return tuple(named(name, threat) for name in attack_names(attacks, default))

@@ -9,7 +9,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from fractions import Fraction
 from typing import Any
@@ -78,6 +78,22 @@ class Scene:
     threat: Threat
     twin: nn.Module | None = None
     seed: int = 0
+
+
+# The columns of the papers' tables. CW-20 is the unbounded L2 attack there; SP's C&W is the margin loss in l-inf.
+PROTOCOLS = {
+    "fd": ("gn", "fgsm", "pgd-20", "bim-20", "tpgd-20", "cw-20"),
+    "sp": ("pgd-20", "pgd-50", "cw-inf-30", "autoattack"),
+}
+
+
+def attack_names(text: str, default: Sequence[str] = ()) -> tuple[str, ...]:
+    """Names with commas, or those of a key of PROTOCOLS; `default` for "".
+
+    >>> attack_names("fgsm, pgd-20")
+    ('fgsm', 'pgd-20')
+    """
+    return tuple(name.strip() for name in PROTOCOLS.get(text) or (text.split(",") if text else default))
 
 
 Runner = Callable[[Scene, Tensor, Tensor, Generator, dict[str, Any]], Tensor]
