@@ -14,7 +14,7 @@ from rich.console import Console
 from rich.table import Table
 
 from qrobust.cli import TABLE_WIDTH
-from qrobust.summary import headline_table
+from qrobust.tables import accuracy_text, percent, places_table
 
 RESULTS = Path(__file__).resolve().parent / "results"
 Result = dict[str, Any]
@@ -61,16 +61,6 @@ def _dirt(commit: str) -> str:
 
 def _of(seeds: Iterable[str]) -> str:
     return "seed " + ", ".join(seeds)
-
-
-def percent(share: float) -> str:
-    return f"{100 * share:.1f}"
-
-
-def interval(cell: Result) -> str:
-    """An accuracy in percent with its 95 % interval."""
-    low, high = cell["ci95"]
-    return f"{percent(cell['accuracy'])} ({percent(low)}–{percent(high)})"
 
 
 def probability(p: float) -> str:
@@ -156,7 +146,7 @@ def sar(result: Result) -> Iterator[str]:
         found = [one["results"][name] for one in seeds.values()]
         cells = [[percent(one["clean"]["accuracy"]) for one in found]]
         cells += [[percent(one["attacks"][attack]["accuracy"]) for one in found] for attack in sets]
-        cells += [[interval(one["worst_case"]) for one in found]]
+        cells += [[accuracy_text(one["worst_case"]) for one in found]]
         rows.append((label, *(", ".join(cell) for cell in cells)))
     yield table((_of(seeds), "clean", *sets, "worst case (95 % interval)"), rows)
     gains = []
@@ -182,7 +172,7 @@ def fat(result: Result) -> Iterator[str]:
         results = [one["result"] for one in found.values()]
         cells = [[percent(one["clean"]["accuracy"]) for one in results]]
         cells += [[percent(one["attacks"][attack]["accuracy"]) for one in results] for attack in sets]
-        cells += [[interval(one["worst_case"]) for one in results]]
+        cells += [[accuracy_text(one["worst_case"]) for one in results]]
         lines.append((row_label(name), *(", ".join(cell) for cell in cells)))
         for seed, one in found.items():
             for base, against in one["against"].items():
@@ -225,7 +215,7 @@ def cuda(result: Result) -> Iterator[str]:
     rows = [
         (
             f"QM-{width['bits']}",
-            *(interval(width["before"]["attacks"][name]) for name in ("pgd-20", "apgd-ce")),
+            *(accuracy_text(width["before"]["attacks"][name]) for name in ("pgd-20", "apgd-ce")),
             percent(width["after"]["accuracy"]["pgd-20"]),
             width["verdict"],
         )
@@ -238,7 +228,7 @@ def cuda(result: Result) -> Iterator[str]:
 
 def places(result: Result) -> Iterator[str]:
     """Worst cases of the same images in torch, replayed, and attacked on the file, as the run printed them."""
-    by_place = headline_table(result)
+    by_place = places_table(result)
     yield NOT_YET if by_place is None else f"```text\n{printed(by_place)}\n```"
 
 

@@ -18,7 +18,7 @@ from typing import Any
 from qrobust import resources
 from qrobust.recipe import Recipe
 from qrobust.runtime import wilson
-from qrobust.summary import headline_table, table
+from qrobust.tables import places_table, run_table
 
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "benches" / "results"
@@ -107,7 +107,7 @@ def cli_reference() -> str:
 
 def readme() -> str:
     """README.md with the demo's table between its markers."""
-    drawn = [one for one in (table(_demo()), headline_table(_demo())) if one is not None]
+    drawn = [one for one in (run_table(_demo()), places_table(_demo())) if one is not None]
     block = bench_tables.printed(*drawn)
     told = f"First table: {_demo()['widths'][0]['before']['n']} test images; one training of each network."
     said = bench_tables.source("digits", _demo(), folder="benches/results")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Optional
@@ -83,7 +84,7 @@ def _common(
 def run(recipe: RecipeName, override: Overrides = None, out: Out = None, json: Json = None) -> int:
     """Train, quantize, evaluate, export, bench, check and attack the file; continues where it stopped."""
     from .report import write
-    from .summary import headline_table, table
+    from .tables import places_table, run_table
 
     screen, started = _screen(json), _open(recipe, override, out)
     with _joined():
@@ -91,9 +92,9 @@ def run(recipe: RecipeName, override: Overrides = None, out: Out = None, json: J
     if result is None:  # another process has it
         return 0
     _write(json, result)
-    screen.print(table(result))
-    if (gap := headline_table(result)) is not None:
-        screen.print(gap)
+    screen.print(run_table(result))
+    if (by_place := places_table(result)) is not None:
+        screen.print(by_place)
     for width in result["widths"]:
         for verdict in width["broken"]:
             _say(screen, f"QM-{width['bits']} broke {verdict['name']}: {verdict['reason']}; {verdict['hint']}")
@@ -128,7 +129,7 @@ def evaluate(
     screen = _screen(json)
     from .runs.evaluation import Request
     from .runs.run import evaluate_folder
-    from .summary import evaluation_table
+    from .tables import evaluation_table
 
     with _joined():
         results = evaluate_folder(folder, attacks, Request(n, seed, json, doubt), averaged=average)
@@ -175,16 +176,18 @@ def analyze(
     json: Json = None,
 ) -> int:
     """Look at networks in frequencies: data and figures, side by side; what is measured is not measured again."""
-    from .analyze import chosen
+    from .analysis import chosen, redraw
 
-    names, _ = chosen(figures), _screen(json)  # before torch: a wrong name is told at once
-    from .verbs import analyze_folders, redrawn
+    # Before torch: a wrong name is refused at once.
+    names, ks, _ = chosen(figures), tuple(_counts("k", bandwidths) or ()), _screen(json)
+    found: Mapping[str, Any] | None = redraw(folders, out)
+    if found is None:
+        from .analysis.cases import Settings
+        from .analysis.session import analyze as measure
+        from .attacks import attack_names
 
-    drawn = redrawn(folders, out)
-    if drawn is None:
-        settings = {"n": n, "seed": seed, "bandwidths": tuple(_counts("k", bandwidths) or ()), "norm": norm}
-        drawn = analyze_folders(folders, names, attacks, settings, out)
-    _write(json, drawn)
+        found = measure(folders, names, Settings(n, seed, ks, attack_names(attacks, ("pgd-20",)), norm), out)
+    _write(json, found)
     return 0
 
 
@@ -202,13 +205,13 @@ def export(
     from .export.target import load_target
     from .export.write import INPUTS
     from .runs.run import Run
-    from .verbs import exported
+    from .tables import artifact_text
 
     if input and input not in INPUTS:
         raise ExportError(f"expected --input {' or '.join(INPUTS)}, got {input!r}{did_you_mean(input, INPUTS)}")
     chosen, source = load_target(target), Run.open(folder)
     for bits in source.recipe.bits:
-        _say(_screen(), exported(source.export(bits, chosen, out / f"qm-{bits}", input or None)))
+        _say(_screen(), artifact_text(source.export(bits, chosen, out / f"qm-{bits}", input or None)))
     return 0
 
 
@@ -228,9 +231,9 @@ def bench(
     from .bench import bench as measure
     from .bench.plot import expect_image
     from .bench.plot import plot as draw
-    from .bench.tables import facts, timings
     from .runtime import Artifact
     from .storage import expect_place
+    from .tables import artifact_table, timing_table
 
     screen = _screen(json)
     if plot:
@@ -242,7 +245,7 @@ def bench(
     providers = [name.strip() for name in provider.split(",") if name]
     result = measure([Artifact.load(a) for a in artifacts], settings, providers=providers)
     _write(json, result)
-    screen.print(timings(result), facts(result))
+    screen.print(timing_table(result), artifact_table(result))
     if plot:
         draw(result, plot)
     return 0
@@ -315,10 +318,10 @@ def attack(
     # Before torch: a wrong number or place is told at once.
     settings, screen = {"n": n, "seed": seed, "eps": _radius(eps)}, _screen(json)
     from .deployed.attack import attack_file
-    from .summary import gap_table
+    from .tables import attack_table
 
     result = attack_file(artifact, attacks, settings, transfer=transfer or (), data=data, root=root, json=json)
-    screen.print(gap_table(result))
+    screen.print(attack_table(result))
     _print_flags(screen, result["artifact"]["name"], result)
     return 0
 

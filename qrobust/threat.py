@@ -90,14 +90,5 @@ class Threat:
         return delta.abs().amax(dim=1) if self.norm == "linf" else delta.norm(dim=1)
 
 
-def describe(norm: str, eps: float) -> str:
-    """A threat as tables print it: steps of a byte say something of a pixel, not of a length.
-
-    >>> describe("linf", 8 / 255), describe("l2", 0.5)
-    ('linf, eps 8/255', 'l2, eps 0.5')
-    """
-    return f"{norm}, eps {eps * 255:.4g}/255" if norm == "linf" else f"{norm}, eps {eps:.4g}"
-
-
 def _per_sample(values: Tensor, like: Tensor) -> Tensor:
     return values.view(-1, *[1] * (like.dim() - 1))

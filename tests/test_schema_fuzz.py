@@ -20,7 +20,7 @@ from qrobust.bench.measure import _File
 from qrobust.evaluation import compare
 from qrobust.export.target import Target, load_target
 from qrobust.recipe.reading import checked
-from qrobust.report import results, write
+from qrobust.report import collect, write
 from qrobust.resources import find
 from qrobust.runtime import BASELINE, SAME, Artifact, policy_of, read_baseline
 from qrobust.storage import read_json
@@ -46,8 +46,8 @@ READ = {
     r"(clean|worst_case|cost|attacks/[^/]+|layers/[^/]+|best/model|(verdicts|flags|results)/0)$": {"missing"},
     r"(attacks|settings|versions|hardware|doubts|flags|layers|best|masks(/[^/]+)?)$": {"missing", "table", "list"},
 }
-SCHEMAS = {"run/qm-4/eval": results.Evaluation, "run/qm-4/check": results.Checked, "run/qm-4/train": results.Trained,
-           "run/qm-4/attack": results.Attacked, "run/bench": results.Timed}  # fmt: skip
+SCHEMAS = {"run/qm-4/eval": collect.Evaluation, "run/qm-4/check": collect.Checked, "run/qm-4/train": collect.Trained,
+           "run/qm-4/attack": collect.Attacked, "run/bench": collect.Timed}  # fmt: skip
 
 
 def is_read(annotation, path):

@@ -2,11 +2,12 @@
 
 from .auto import autoattack_part, square
 from .gradient import bim, cw, far_off, fgsm, gaussian_noise, n_fgsm, nearby, pgd, tpgd
-from .registry import Attack, Scene, named
+from .registry import Attack, Scene, attack_names, named
 
 __all__ = [
     "Attack",
     "Scene",
+    "attack_names",
     "autoattack_part",
     "bim",
     "cw",

@@ -9,7 +9,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from fractions import Fraction
 from typing import Any
@@ -23,11 +23,6 @@ from ..threat import Threat
 from .auto import PARTS, autoattack_part, square
 from .gradient import KEEPS, LOSSES, bim, cw, fgsm, gaussian_noise, pgd, tpgd
 
-# The columns of the papers' tables. CW-20 is the unbounded L2 attack there; SP's C&W is the margin loss in l-inf.
-PROTOCOLS = {
-    "fd": ("gn", "fgsm", "pgd-20", "bim-20", "tpgd-20", "cw-20"),
-    "sp": ("pgd-20", "pgd-50", "cw-inf-30", "autoattack"),
-}
 TRANSFER, SQUARE = "transfer", "square"  # families
 WITHOUT_GRADIENTS = ("gn", SQUARE)
 WORDS = {"loss": tuple(LOSSES), "keep": KEEPS}  # settings that are no numbers
@@ -87,6 +82,22 @@ class Scene:
     seed: int = 0
 
 
+# The columns of the papers' tables. CW-20 is the unbounded L2 attack there; SP's C&W is the margin loss in l-inf.
+PROTOCOLS = {
+    "fd": ("gn", "fgsm", "pgd-20", "bim-20", "tpgd-20", "cw-20"),
+    "sp": ("pgd-20", "pgd-50", "cw-inf-30", "autoattack"),
+}
+
+
+def attack_names(text: str, default: Sequence[str] = ()) -> tuple[str, ...]:
+    """Names with commas, or those of a key of PROTOCOLS; `default` for "".
+
+    >>> attack_names("fgsm, pgd-20")
+    ('fgsm', 'pgd-20')
+    """
+    return tuple(name.strip() for name in PROTOCOLS.get(text) or (text.split(",") if text else default))
+
+
 Runner = Callable[[Scene, Tensor, Tensor, Generator, dict[str, Any]], Tensor]
 
 
@@ -116,11 +127,6 @@ def named(name: str, threat: Threat) -> Attack:
         settings["restarts"] = int(match["restarts"] or 1)
     settings |= _given(match["more"] or "", settings, name)
     return Attack(name, match["family"], settings, family.bounded, family.parts)
-
-
-def listed(text: str) -> tuple[str, ...]:
-    """The names in a list with commas, or those of a key of `PROTOCOLS`; none in an empty one."""
-    return PROTOCOLS.get(text) or tuple(name.strip() for name in text.split(",") if text)
 
 
 def _given(text: str, known: dict[str, Any], name: str) -> dict[str, Any]:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from ..errors import RunError, one_line
 from ..storage import write_bytes
-from ..threat import describe
+from ..tables import threat_text
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -70,7 +70,7 @@ def _load(row: dict[str, Any]) -> str:
 
 
 def _title(rows: list[dict[str, Any]]) -> str:
-    threats = {describe(row["threat"]["norm"], row["threat"]["eps"]) for row in rows}
+    threats = {threat_text(row["threat"]) for row in rows}
     return "Accuracy under attack against latency and size" + (f" ({threats.pop()})" if len(threats) == 1 else "")
 
 

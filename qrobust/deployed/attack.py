@@ -22,7 +22,7 @@ from torch import Generator, Tensor, nn
 
 from .. import devices
 from ..attacks import Attack, Scene, named
-from ..attacks.registry import SQUARE, TRANSFER, WITHOUT_GRADIENTS, listed
+from ..attacks.registry import SQUARE, TRANSFER, WITHOUT_GRADIENTS, attack_names
 from ..data import Images, make_images, to_unit
 from ..distributed import is_first, own
 from ..errors import RecipeError
@@ -164,12 +164,15 @@ def attack_file(
 ) -> Record:
     """The result of `attack` on an artifact or an ONNX file.
 
-    attacks: names with commas, a key of `PROTOCOLS`, or "" for all that fit. settings: others of `Settings`.
+    attacks: as in `attack_names`, "" for all that fit. settings: others of `Settings`.
     transfer: as in `find_sources`; data, root: as in `find_images`; json: as in `evaluate_artifact`.
     """
     place, deployed = result_file(json), open_deployed(path)
     sources = find_sources(deployed, transfer)
-    images, chosen = find_images(deployed, data, root), Settings(attacks=listed(attacks), sources=sources, **settings)
+    images, chosen = (
+        find_images(deployed, data, root),
+        Settings(attacks=attack_names(attacks), sources=sources, **settings),
+    )
     result = attack(deployed, images, chosen, place, data=data or SUITE)
     stream(json, result)
     return result
@@ -183,7 +186,7 @@ def evaluate_artifact(folder: Path, attacks: str, n: int | None, seed: int, json
     """
     place, artifact = result_file(json), Artifact.load(folder)
     threat = Threat(artifact.manifest["threat"]["norm"], artifact.eps)
-    chosen = [named(name, threat) for name in listed(attacks) or WITHOUT_GRADIENTS_ALONE]
+    chosen = [named(name, threat) for name in attack_names(attacks, WITHOUT_GRADIENTS_ALONE)]
     for one in chosen:
         if one.family not in WITHOUT_GRADIENTS:
             raise RecipeError(

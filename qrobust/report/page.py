@@ -1,59 +1,101 @@
-"""The page: what was collected, put into words, tables and charts, and these into the template."""
+"""Both files of a report, each written whole: the page, and a model card in the form that model hubs read."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import json
+from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from .. import __version__
-from ..analyze.figures.style import threat
-from .charts import Chart, Data, chart
-from .collect import Collected, Record, Width
-from .frequencies import figures
-from .tables import columns, layers, parity, rows
-from .words import cards, flags, headline
+from ..errors import RunError, printable
+from ..storage import is_stream, write_text
+from ..tables import threat_text
+from .collect import Collected, Record, Width, collect
+from .pictures import Chart, Line, chart, figures
+from .words import cards, columns, flags, headline, layers, parity, rows, settings
 
 if TYPE_CHECKING:
     from jinja2 import Environment
 
+PAGE, CARD = "report.html", "model-card.md"
+BROKEN = (ArithmeticError, AttributeError, LookupError, RecursionError, TypeError, ValueError)
 FOLDER = Path(__file__).parent
 CURVES = {"loss": ("Loss", "training loss", 1), "validation_clean": ("Clean", "validation accuracy, %", 100),
           "validation_robust": ("Under attack", "validation accuracy under PGD, %", 100)}  # fmt: skip
 
 
+def write(folder: Path, out: Path | None = None) -> Path:
+    """Write the page of a run, and a model card beside it; returns the page's path.
+
+    folder: of the run. out: the page; None for RUN/report.html; a stream gets the page alone. Raises RunError for a
+    folder that is no run, one without an evaluation, results that cannot be read, or a path that cannot be written.
+    """
+    path = out or folder / PAGE
+    if path.suffix != ".html" and not is_stream(path):
+        raise RunError(f"expected a file that ends in .html for --out, got {path}")
+    try:
+        run = collect(folder)
+        texts = {path: page(run)} | ({} if is_stream(path) else {path.with_name(CARD): card(run)})
+    except BROKEN as error:  # by whoever cut or edited a file
+        raise RunError(f"expected whole results in {folder}, got some that lack or break {error}; "
+                       "remove those, and qrobust run makes them anew") from error  # fmt: skip
+    for file, text in texts.items():
+        write_text(file, text.encode(errors="replace").decode())  # half a surrogate pair
+    return path
+
+
 def page(run: Collected) -> str:
     """The whole page as HTML. Raises KeyError, TypeError and their like for results that are not whole."""
-    accuracies = [(width, rows(width)) for width in run.widths]  # a width cannot be hashed
-    return render(
+    return _rendered(
         "page.html.j2",
+        run,
         escaped=True,
-        run=run,
-        version=__version__,
-        threat=told_threat(run),
         headline=headline(run),
-        cards=cards(run),
-        columns=columns([row for _, part in accuracies for row in part]),
-        accuracies=accuracies,
-        flags=flags(run),
         costs=_costs(run),
         curves=_curves(run.widths),
         figures=figures(run.analysis),
         layers=[(width, layers(width)) for width in run.evaluated],
         parity=parity,
-        settings=settings,
     )
 
 
-def render(name: str, *, escaped: bool, **values: Any) -> str:
+def card(run: Collected) -> str:
+    """The card of a run as Markdown with YAML in front; the license is left to the user."""
+    return _rendered("card.md.j2", run, escaped=False, quoted=quoted, number=float, plain=plain)
+
+
+def plain(text: object) -> str:
+    """Text that is no Markdown and stays in its cell of a table: on one line, marks of Markdown and HTML escaped."""
+    line = printable(" ".join(str(text).split()))
+    return "".join(f"\\{letter}" if letter in "\\`*_[]<>|#&~" else letter for letter in line)
+
+
+def quoted(text: object) -> str:
+    """A YAML string, which a JSON string is where no letter needs two escapes."""
+    return printable(json.dumps(str(text), ensure_ascii=False))
+
+
+def _rendered(name: str, run: Collected, *, escaped: bool, **more: Any) -> str:
     """A template of this folder, filled. escaped: whether values are made safe for HTML. Raises KeyError for a value
     that is missing.
     """
     from jinja2 import UndefinedError
 
+    accuracies = [(width, rows(width)) for width in run.widths]  # a width cannot be hashed
+    shared = {
+        "run": run,
+        "version": __version__,
+        "threat": threat_text(run.recipe.threat.model_dump()),
+        "cards": cards(run),
+        "columns": columns([row for _, part in accuracies for row in part]),
+        "accuracies": accuracies,
+        "flags": flags(run),
+        "settings": settings,
+    }
     try:
-        return _environment(escaped).get_template(name).render(**values).strip() + "\n"
+        return _environment(escaped).get_template(name).render(**shared, **more).strip() + "\n"
     except UndefinedError as error:
         raise KeyError(str(error)) from error
 
@@ -69,21 +111,6 @@ def _environment(escaped: bool) -> Environment:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-
-
-def told_threat(run: Collected) -> str:
-    """As people write it."""
-    return threat({"norm": run.recipe.threat.norm, "eps": run.recipe.threat.eps})
-
-
-def settings(found: Mapping[str, Any]) -> str:
-    """Settings of an attack or a machine in one line; what is not set is left out."""
-    return ", ".join(f"{_plain(key)} {value:.4g}" if isinstance(value, float) else f"{_plain(key)} {value}"
-                     for key, value in found.items() if value is not None) or "–"  # fmt: skip
-
-
-def _plain(key: str) -> str:
-    return key.replace("_", " ")
 
 
 def _costs(run: Collected) -> list[Chart]:
@@ -110,8 +137,9 @@ def _cost(title: str, label: str, key: str, factor: float, pairs: Sequence[tuple
     for row, width in pairs:
         worst = (width.evaluation or {})["worst_case"]
         low, high = worst["ci95"]
-        points.append(Data(width.label, [row[key] * factor], [100 * worst["accuracy"]], [(100 * low, 100 * high)]))
-    return chart(title, label, "worst case in torch, %", points, from_zero=True, joined=False)
+        points.append(Line(width.label, [row[key] * factor], [100 * worst["accuracy"]], [(100 * low, 100 * high)]))
+    name = f"cost-{key.partition('_')[0]}"
+    return chart(name, title, label, "worst case in torch, %", points, from_zero=True, joined=False)
 
 
 def _curves(widths: Sequence[Width]) -> list[Chart]:
@@ -122,8 +150,8 @@ def _curves(widths: Sequence[Width]) -> list[Chart]:
         for width in widths:
             records = [record for record in width.epochs if key in record]
             if records:
-                ys = [factor * record[key] for record in records]
-                lines.append(Data(width.label, [record["epoch"] for record in records], ys))
+                ys = [factor * float(record[key]) for record in records]
+                lines.append(Line(width.label, [float(record["epoch"]) for record in records], ys))
         if lines:
-            drawn.append(chart(title, "epoch", label, lines))
+            drawn.append(chart(f"curve-{key.replace('_', '-')}", title, "epoch", label, lines))
     return drawn

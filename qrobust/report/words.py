@@ -1,12 +1,19 @@
-"""Verdicts in sentences."""
+"""A run in words and rows: verdicts in sentences, accuracies and layers as cells; what was not measured is None."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
+from ..runtime import wilson
+from ..tables import UNBOUNDED, percent
 from .collect import Collected, Record, Width
 
 SIGNS = {"held": "✓", "broken": "✗", "not checked": "?"}
+CLEAN, SQUARE, WORST = "clean", "square", "worst case"
+FRESH = "§"  # mark of attacks on the session, which are no replays
+TORCH, REPLAYED, ATTACKED = "in torch", "replayed on the runtime", "attacked on the artifact"
 
 
 @dataclass(frozen=True)
@@ -40,18 +47,18 @@ def cards(run: Collected) -> list[Card]:
     return [Card(width, _sentence(width) + _warning(len(_flags(width)))) for width in run.widths]
 
 
-def _warning(flags: int) -> str:
-    return f" {flags} flag{'s' * (flags > 1)}: look before you trust the numbers." if flags else ""
-
-
 def flags(run: Collected) -> list[tuple[str, Record]]:
-    """What could not be put to rest, in torch and on the artifact, each with its network."""
+    """What sanity checks raised, in torch and on the artifact, each with its network."""
     return [found for width in run.widths for found in _flags(width)]
 
 
 def _flags(width: Width) -> list[tuple[str, Record]]:
-    places = ((width.label, width.evaluation), (f"{width.label}'s artifact", width.attacked))
-    return [(label, flag) for label, result in places for flag in (result or {}).get("flags", [])]
+    results = ((width.label, width.evaluation), (f"{width.label}'s artifact", width.attacked))
+    return [(label, flag) for label, result in results for flag in (result or {}).get("flags", [])]
+
+
+def _warning(flags: int) -> str:
+    return f" {flags} flag{'s' * (flags > 1)}: look before you trust the numbers." if flags else ""
 
 
 def _sentence(width: Width) -> str:
@@ -66,18 +73,139 @@ def _sentence(width: Width) -> str:
         first = broken[0]
         return f"{first['name']} is {first['measured']:.3g}, at most {first['limit']:.3g} is allowed: " \
                f"{first['reason']}.{more}"  # fmt: skip
+    survive, flips = percent(checked["worst_case"]), percent(checked["label_flips"], 2)
     return (
-        f"All {len(checked['verdicts'])} limits held on {checked['n']} images: {checked['worst_case']:.1%} survive "
-        f"the check's attacks, and {checked['label_flips']:.2%} of labels changed in export.{_attacked(width)}"
+        f"All {len(checked['verdicts'])} limits held on {checked['n']} images: {survive}% survive the check's attacks, "
+        f"and {flips}% of labels changed in export.{_attack(width)}"
     )
 
 
-def _attacked(width: Width) -> str:
+def _attack(width: Width) -> str:
     found = width.attacked or {}
     if not {"n", "worst_case"} <= found.keys():
         return ""
-    return f" With gradients of its own, attacks leave {found['worst_case']['accuracy']:.1%} of {found['n']} images."
+    left = percent(found["worst_case"]["accuracy"])
+    return f" With gradients of its own, attacks leave {left}% of {found['n']} images."
 
 
 def _listed(names: list[str]) -> str:
     return " and ".join([", ".join(names[:-1]), names[-1]] if len(names) > 1 else names)
+
+
+@dataclass(frozen=True)
+class Cell:
+    """An accuracy, its 95 % interval, a mark, and of how many images where its row does not say."""
+
+    share: float
+    low: float
+    high: float
+    mark: str = ""
+    n: int | None = None
+
+
+@dataclass(frozen=True)
+class Row:
+    """Accuracies of one network at one place, by column. missing: why there are none, and command: what makes them."""
+
+    place: str
+    cells: Mapping[str, Cell]
+    n: int | None = None
+    missing: str = ""
+    command: str = ""
+
+
+@dataclass(frozen=True)
+class Layer:
+    """A layer with weights. steps: smallest and largest of their grids. mask: statistics of FAT's."""
+
+    name: str
+    cost: Record
+    size_bytes: float
+    steps: tuple[float, float] | None
+    mask: Record | None
+
+
+def rows(width: Width) -> tuple[Row, Row, Row]:
+    """A network in torch, replayed on the runtime, and attacked there."""
+    return _in_torch(width), _replayed(width), _attacked(width)
+
+
+def columns(rows: Sequence[Row]) -> list[str]:
+    """Clean, worst case, every attack of any row in its order."""
+    names = dict.fromkeys(name for row in rows for name in row.cells)
+    return [CLEAN, WORST, *(name for name in names if name not in (CLEAN, WORST))]
+
+
+def _in_torch(width: Width) -> Row:
+    if width.evaluation is None:
+        return Row(TORCH, {}, missing="not evaluated yet", command="qrobust run RECIPE")
+    return Row(TORCH, _cells(width.evaluation), width.evaluation["n"])
+
+
+def _replayed(width: Width) -> Row:
+    """As the check found it; where no check was made, as export did."""
+    checked = width.checked
+    if checked is not None and not width.stale:
+        cells = {}
+        for name, share in checked["accuracy"].items():
+            low, high = checked["ci95"][name]
+            cells[name] = Cell(share, low, high, FRESH * (name == SQUARE), checked["counts"][name])
+        worst = _counted(checked["worst_case"], checked["n"])
+        return Row(REPLAYED, {**cells, WORST: worst}, checked["n"])
+    after = width.manifest["metrics"]["after"] if width.manifest else {}
+    if not width.manifest or not after:
+        why = width.problem or "no runtime here executes it"
+        return Row(REPLAYED, {}, missing=why, command="qrobust run RECIPE")
+    n = width.manifest["suite_n"]
+    return Row(REPLAYED, {name: _counted(share, n) for name, share in after.items()}, n)
+
+
+def _attacked(width: Width) -> Row:
+    if width.attacked is None:
+        command = f"qrobust attack {width.folder / 'artifact'} --json {width.folder / 'attack.json'}"
+        return Row(ATTACKED, {}, missing="not attacked yet", command=command)
+    return Row(ATTACKED, _cells(width.attacked), width.attacked.get("n"))
+
+
+def _cells(result: Mapping[str, Any]) -> dict[str, Cell]:
+    """Of an evaluation's "clean", "attacks" and "worst_case", those it has."""
+    clean = {CLEAN: _cell(result["clean"])} if "clean" in result else {}
+    return {
+        **clean,
+        **{name: _cell(found) for name, found in result["attacks"].items()},
+        **({WORST: _cell(result["worst_case"])} if "worst_case" in result else {}),
+    }
+
+
+def _cell(found: Mapping[str, Any]) -> Cell:
+    low, high = found["ci95"]
+    return Cell(found["accuracy"], low, high, "" if found.get("bounded", True) else UNBOUNDED)
+
+
+def _counted(share: float, n: int) -> Cell:
+    return Cell(share, *wilson(round(share * n), n))
+
+
+def layers(width: Width) -> list[Layer]:
+    """Every layer with weights, in the order of the network; none without an evaluation."""
+    if width.evaluation is None:
+        return []
+    best = ((width.trained or {}).get("best") or {}).get("model", {})
+    masks = best.get("masks", {})
+    costs = width.evaluation.get("cost", {}).get("layers", {})
+    return [
+        Layer(name, cost, cost["weights"] * cost["weight_bits"] / 8, cost.get("steps"), masks.get(name))
+        for name, cost in costs.items()
+    ]
+
+
+def parity(width: Width) -> Record:
+    """What export found when it compared the file with torch, tensor by tensor; {} where it could not."""
+    found: Record = (width.manifest or {}).get("parity") or {}
+    return found
+
+
+def settings(found: Mapping[str, Any]) -> str:
+    """Settings of an attack or a machine in one line; what is not set is left out."""
+    texts = {key: f"{value:.4g}" if isinstance(value, float) else value for key, value in found.items()}
+    return ", ".join(f"{key.replace('_', ' ')} {text}" for key, text in texts.items() if text is not None) or "–"

@@ -15,7 +15,7 @@ from torch import nn
 
 from .. import data, devices, distributed, recipe, runtime
 from ..attacks import Attack, named
-from ..attacks.registry import listed
+from ..attacks.registry import attack_names
 from ..bench import bench
 from ..deployed.attack import Settings as AttackSettings
 from ..deployed.attack import attack, default_attacks, evaluate_artifact
@@ -329,7 +329,7 @@ def _described(attacks: Sequence[Attack]) -> list[Any]:
 def evaluate_folder(folder: Path, attacks: str, request: Request, *, averaged: bool = False) -> dict[str, Record]:
     """Results by network of a run folder, of one RUN/qm-N, or of an artifact, with the flags of their sanity checks.
 
-    attacks: names with commas, a key of `PROTOCOLS`, or "" for the recipe's. The request's path: for one network its
+    attacks: as in `attack_names`, "" for the recipe's. The request's path: for one network its
     result; for several all of them, and one each in a file with the network's name before the suffix; masks beside
     them; a stream gets the JSON alone. averaged: the weight averages of a run's networks instead of what its recipe
     deploys; those without one are left out.
@@ -343,7 +343,7 @@ def evaluate_folder(folder: Path, attacks: str, request: Request, *, averaged: b
     widths = [bits for bits in widths if run.has_average(bits)] if averaged else widths
     if not widths:
         raise RecipeError(f"expected a run with weight averages, got {folder}; add a table train.average and train")
-    chosen = run.attacks(listed(attacks) or run.recipe.evaluate.attacks)
+    chosen = run.attacks(attack_names(attacks, run.recipe.evaluate.attacks))
     results = {}
     for bits in widths:
         path = place if place is None or one is not None else place.with_name(f"{place.stem}.qm-{bits}{place.suffix}")

@@ -7,8 +7,8 @@ import pytest
 from rich.console import Console
 
 from qrobust.bench.plot import plot
-from qrobust.bench.tables import facts, timings
 from qrobust.errors import RunError
+from qrobust.tables import artifact_table, timing_table
 
 FACTS = {
     "provider": "CPUExecutionProvider", "threat": {"norm": "linf", "eps": 8 / 255}, "size_bytes": 999_000,
@@ -84,7 +84,7 @@ def _printed(*tables):
 
 
 def test_the_tables_say_it_all():
-    text = _printed(timings(_result()), facts(_result()))
+    text = _printed(timing_table(_result()), artifact_table(_result()))
     for part in ("p90 ms *", "2.00 ×", "0.90–1.10", "25 %", "net-qm-4 [x]", "0.7 µs", "50.0", "only overestimate"):
         assert part in text, part
     assert text.count("net-qm-4 [x]") == 3  # no markup

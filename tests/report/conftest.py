@@ -89,8 +89,8 @@ def fill(folder, bits):
     write_json(folder / "eval.json", evaluation(bits))
     write_json(folder / "check.json", checked(passed=bits == 32, model=model))
     best = {"model": {"epoch": 2, "masks": {} if bits == 32 else {"conv1": mask}}}
-    told = {"versions": {"python": "3.11.7"}, "hardware": {"cpu": "a CPU"}, "data_fingerprint": "cd" * 32}
-    write_json(folder / "train.json", {"epochs": 2, "seconds": 60.4, "best": best, **told})
+    about = {"versions": {"python": "3.11.7"}, "hardware": {"cpu": "a CPU"}, "data_fingerprint": "cd" * 32}
+    write_json(folder / "train.json", {"epochs": 2, "seconds": 60.4, "best": best, **about})
     epochs = [{"epoch": at, "loss": 2.0 / at**6, "validation_clean": 0.5, "validation_robust": 0.25} for at in (1, 2)]
     write_text(folder / "metrics.jsonl", "".join(json.dumps(epoch) + "\n" for epoch in epochs))
 
@@ -113,6 +113,15 @@ def whole(tmp_path_factory):
 def run(whole, tmp_path):
     """A run folder that a test may change."""
     return shutil.copytree(whole, tmp_path / "tiny")
+
+
+@pytest.fixture
+def lean(run):
+    """A run of which no chart is drawn, which takes most of a page's time."""
+    shutil.rmtree(run / "analysis")
+    for path in (run / "bench.json", *run.glob("qm-*/metrics.jsonl")):
+        path.unlink()
+    return run
 
 
 def change(path, edit):

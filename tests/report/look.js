@@ -37,14 +37,14 @@ function look(frame) {
   const drawings = [...page.querySelectorAll('img, svg')];
   const texts = [...page.querySelectorAll('body *')].filter(isText);
   const small = texts.filter(at => !at.closest('svg') && parseFloat(getComputedStyle(at).fontSize) < 11);
-  const told = elements => elements.map(at => `${at.tagName} ${at.textContent.slice(0, 40)} ${contrast(at).toFixed(2)}`);
+  const shown = elements => elements.map(at => `${at.tagName} ${at.textContent.slice(0, 40)} ${contrast(at).toFixed(2)}`);
   return {
     drawings: drawings.length,
     texts: texts.length,
     hidden: drawings.filter(isHidden).length,
     overflow: page.documentElement.scrollWidth - page.documentElement.clientWidth,
-    faint: told(texts.filter(at => contrast(at) < 4.5)),
-    small: told(small),
+    faint: shown(texts.filter(at => contrast(at) < 4.5)),
+    small: shown(small),
     background: behind(page.body),
   };
 }

@@ -35,19 +35,19 @@ def errors(done):
 
 
 @pytest.fixture
-def place(run):
+def path(run):
     """A report with all its parts."""
     attack = {"attacks": {"square-500": share(0.3, 0.2, 0.4)}, "worst_case": share(0.2, 0.1, 0.3)}
     write_json(run / "qm-4" / "attack.json", attack)
     return write(run)
 
 
-def looked(place, *arguments):
+def looked(path, *arguments):
     frames = "".join(
-        f'<iframe style="border:0" width="{size}" height="900" srcdoc="{html.escape(place.read_text())}"></iframe>'
+        f'<iframe style="border:0" width="{size}" height="900" srcdoc="{html.escape(path.read_text())}"></iframe>'
         for size in SIZES
     )
-    around = place.with_name("around.html")
+    around = path.with_name("around.html")
     around.write_text(f'<!DOCTYPE html><meta charset="utf-8">{frames}<pre id="found"></pre><script>{LOOK}</script>')
     done = browse("--virtual-time-budget=10000", "--window-size=2000,1000", "--dump-dom", *arguments, around.as_uri())
     assert errors(done) == []
@@ -57,8 +57,8 @@ def looked(place, *arguments):
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
-def test_all_is_seen_and_can_be_read(place, scheme):
-    found = looked(place, f"--blink-settings=preferredColorScheme={int(scheme == 'light')}")
+def test_all_is_seen_and_can_be_read(path, scheme):
+    found = looked(path, f"--blink-settings=preferredColorScheme={int(scheme == 'light')}")
     assert [int(size) for size in found] == list(SIZES)
     for size, seen in found.items():
         assert seen["drawings"] > 5, size
@@ -67,7 +67,7 @@ def test_all_is_seen_and_can_be_read(place, scheme):
         assert (max(seen["background"]) < 80) == (scheme == "dark")
 
 
-def test_the_console_stays_silent(place):
-    done = browse("--dump-dom", place.as_uri())
+def test_the_console_stays_silent(path):
+    done = browse("--dump-dom", path.as_uri())
     assert "Broken: QM-4" in done.stdout
     assert errors(done) == []

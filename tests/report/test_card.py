@@ -3,7 +3,7 @@
 import pytest
 
 from qrobust.report import CARD, write
-from qrobust.report.card import plain
+from qrobust.report.page import plain
 
 from .conftest import change
 
@@ -16,8 +16,8 @@ def card(run):
     return yaml.safe_load(front), text
 
 
-def test_the_front_matter_holds_every_number(run):
-    front, _ = card(run)
+def test_the_front_matter_holds_every_number(lean):
+    front, _ = card(lean)
     assert "license" not in front  # the user's to choose
     assert (front["datasets"], front["metrics"], front["pipeline_tag"]) == (
         ["digits"],
@@ -35,9 +35,9 @@ def test_the_front_matter_holds_every_number(run):
     assert values["worst case, in torch"] == 0.411
 
 
-def test_the_text_says_what_the_numbers_are_worth(run):
-    _, text = card(run)
-    for part in ("## Intended use", "## How it was trained", "l∞, eps 8/255", "95 % Wilson", "only overestimate",
+def test_the_text_says_what_the_numbers_are_worth(lean):
+    _, text = card(lean)
+    for part in ("## Intended use", "## How it was trained", "linf, eps 8/255", "95 % Wilson", "only overestimate",
                  "Nothing is certified", "not attacked yet", "**QM-4: broken.**"):  # fmt: skip
         assert part in text, part
     table = [line for line in text.splitlines() if line.startswith("|")]
@@ -46,18 +46,18 @@ def test_the_text_says_what_the_numbers_are_worth(run):
     assert "| QM-4 | in torch | 12 | 91.1 (61.1–98.5) | 41.1 (19.8–68.1) | 81.1\\* (55.2–95.3) |" in text
 
 
-def test_names_stay_in_their_place(run):
+def test_names_stay_in_their_place(lean):
     name = 'a | b\n# c <b> [d](http://e) "f"'
-    change(run / "qm-4" / "eval.json", lambda found: found["attacks"].update({name: found["attacks"]["gn"]}))
-    front, text = card(run)
+    change(lean / "qm-4" / "eval.json", lambda found: found["attacks"].update({name: found["attacks"]["gn"]}))
+    front, text = card(lean)
     assert f"{name}, in torch" in [metric["name"] for metric in front["model-index"][1]["results"][0]["metrics"]]
     assert 'a \\| b \\# c \\<b\\> \\[d\\](http://e) "f"' in text
     assert plain("x_y*\n z\x1b") == "x\\_y\\* z?"
 
 
-def test_what_a_training_left_is_text(run):
-    change(run / "qm-4" / "train.json", lambda found: found.update(data_fingerprint="<script>\n# x [y](z) 😀"))
-    change(run / "qm-4" / "eval.json", lambda found: found["attacks"].update({"😀\x1b": found["attacks"]["gn"]}))
-    front, text = card(run)
+def test_what_a_training_left_is_text(lean):
+    change(lean / "qm-4" / "train.json", lambda found: found.update(data_fingerprint="<script>\n# x [y](z) 😀"))
+    change(lean / "qm-4" / "eval.json", lambda found: found["attacks"].update({"😀\x1b": found["attacks"]["gn"]}))
+    front, text = card(lean)
     assert "data \\<script\\> \\# x \\[y\\](z) 😀." in text
     assert any(metric["name"] == "😀\x1b, in torch" for metric in front["model-index"][1]["results"][0]["metrics"])

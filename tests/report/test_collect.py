@@ -1,4 +1,4 @@
-"""What is read of a run folder, and what is told where it is not there."""
+"""What is read of a run folder, and what is said where it is not there."""
 
 import shutil
 
@@ -26,8 +26,8 @@ def test_a_whole_run_is_read(run):
 def test_what_is_missing_is_none(run, name):
     (run / "qm-4" / f"{name}.json").unlink(missing_ok=True)
     width = collect(run).widths[1]
-    kept = (width.evaluation, width.checked, width.attacked, width.trained)
-    assert kept[("eval", "check", "attack", "train").index(name)] is None
+    shown = (width.evaluation, width.checked, width.attacked, width.trained)
+    assert shown[("eval", "check", "attack", "train").index(name)] is None
     assert width.verdict == ("not checked" if name == "check" else "broken")
 
 
@@ -48,12 +48,12 @@ def test_a_verdict_on_another_file_is_none(run):
     assert width.verdict == "not checked"
 
 
-@pytest.mark.parametrize(("sha256", "kept"), [("0" * 64, False), ("own", True), (None, True)])
-def test_an_attack_on_another_file_is_not_shown(run, sha256, kept):
+@pytest.mark.parametrize(("sha256", "shown"), [("0" * 64, False), ("own", True), (None, True)])
+def test_an_attack_on_another_file_is_not_shown(run, sha256, shown):
     path = run / "qm-32" / "attack.json"
     own = collect(run).widths[0].manifest["files"]["model.onnx"]["sha256"]
     write_json(path, {"attacks": {}, "artifact": {"sha256": own if sha256 == "own" else sha256}})
-    assert (collect(run).widths[0].attacked is not None) is kept
+    assert (collect(run).widths[0].attacked is not None) is shown
     write_json(path, {"attacks": {}, "artifact": "a name"})
     assert collect(run).widths[0].attacked is not None
 

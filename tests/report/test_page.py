@@ -1,11 +1,19 @@
-"""The page as a browser's parser reads it."""
+"""The page as a browser's parser reads it, and `qrobust report RUN` as a user calls it."""
 
+import configparser
 import itertools
+import json
 import re
 import shutil
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 
+import qrobust.report
+from qrobust.__main__ import main
+from qrobust.errors import RunError
 from qrobust.report import CARD, PAGE, write
 from qrobust.report.collect import collect
 from qrobust.storage import write_json
@@ -28,17 +36,28 @@ def test_verdict_first_then_numbers_as_in_the_files(run):
     for number in ("91.1", "61.1–98.5", "51.1", "25.4–74.6", "81.1 *", "41.1", "19.8–68.1",  # eval.json
                    "75.0", "62.3 §", "30.6–86.3 n = 8", "33.3", "4,321", "0.321", "1.50 (1.25–1.75)", "320.0",
                    "2 epochs in 60 s, best at epoch 2", "0.750–1.250", "0.062", "cd" * 32, "ab" * 32,
-                   "l∞, eps 8/255"):  # fmt: skip
+                   "linf, eps 8/255"):  # fmt: skip
         assert number in text, number
     assert "can only overestimate robustness" in text
     assert "not attacked yet" in text
 
 
-def test_an_attack_on_the_artifact_has_its_row(run):
+def test_the_column_of_the_worst_case_stands_out(lean):
+    text = write(lean).read_text()
+    assert re.findall(r'<th scope="col" class="worst">([^<]+)<', text) == ["worst case"]
+    assert re.findall(r'<td class="worst">([\d.]+)<', text) == ["41.1", "33.3", "41.1", "33.3"]
+
+
+def test_one_epoch_is_no_epochs(run):
+    change(run / "qm-4" / "train.json", lambda found: found.update(epochs=1))
+    assert "QM-4: 1 epoch in 60 s" in page(run).text
+
+
+def test_an_attack_on_the_artifact_has_its_row(lean):
     found = {"attacks": {"bpda-50": share(0.287, 0.1, 0.6)}, "worst_case": share(0.176, 0.1, 0.4)}
     for bits in (32, 4):
-        write_json(run / f"qm-{bits}" / "attack.json", found)
-    text = page(run).text
+        write_json(lean / f"qm-{bits}" / "attack.json", found)
+    text = page(lean).text
     assert "not attacked yet" not in text
     assert "bpda-50" in text
     assert text.count("28.7 10.0–60.0") == text.count("17.6 10.0–40.0") == 2
@@ -105,17 +124,28 @@ def test_names_from_files_are_text(run):
     assert not re.search(r"(?<!\\)<", body)
 
 
+def remove(path):
+    shutil.rmtree(path) if path.is_dir() else path.unlink()
+
+
 @pytest.mark.parametrize(
-    ("missing", "said"),
-    [("bench.json", "Not timed yet"), ("analysis", "Not analysed yet"), ("qm-4/train.json", "QM-32: 2 epochs"),
-     ("qm-4/check.json", "Not checked: QM-4"), ("qm-4/artifact", "no images to show; not exported yet"),
+    ("missing", "message"),
+    [("bench.json", "Not timed yet"), ("analysis", "Not analysed yet"), ("qm-4/train.json", "QM-32: 2 epochs")],
+)  # fmt: skip
+def test_a_missing_stage_is_named(run, missing, message):
+    remove(run / missing)
+    assert message in page(run).text
+
+
+@pytest.mark.parametrize(
+    ("missing", "message"),
+    [("qm-4/check.json", "Not checked: QM-4"), ("qm-4/artifact", "no images to show; not exported yet"),
      ("qm-4/eval.json", "not evaluated yet"), ("qm-32/eval.json", "not evaluated yet"),
      ("qm-32/artifact/manifest.json", "QM-32: no images to show; expected an artifact in")],
 )  # fmt: skip
-def test_what_is_missing_is_said(run, missing, said):
-    path = run / missing
-    shutil.rmtree(path) if path.is_dir() else path.unlink()
-    assert said in page(run).text
+def test_a_missing_result_of_a_network_is_named(lean, missing, message):
+    remove(lean / missing)
+    assert message in page(lean).text
 
 
 def test_a_run_without_metrics_says_so(run):
@@ -124,14 +154,117 @@ def test_a_run_without_metrics_says_so(run):
     assert "No metrics of training lie in this run" in page(run).text
 
 
-def test_flags_say_what_to_do(run):
-    assert "No doubt was confirmed" in page(run).text
+def test_flags_say_what_to_do(lean):
+    assert "No sanity check raised a flag" in page(lean).text
     flag = {"name": "square-wins", "measured": 0.1, "limit": 0.01, "reason": "a way is hidden", "hint": "use queries"}
-    change(run / "qm-4" / "eval.json", lambda found: found["flags"].append(flag))
-    assert "QM-4: square-wins" in page(run).text
-    assert "a way is hidden . What to do: use queries" in page(run).text.replace("hidden.", "hidden .")
+    change(lean / "qm-4" / "eval.json", lambda found: found["flags"].append(flag))
+    assert "QM-4: square-wins" in page(lean).text
+    assert "a way is hidden . What to do: use queries" in page(lean).text.replace("hidden.", "hidden .")
 
 
 def test_the_same_run_gives_the_same_bytes(run):
     first = [(write(run).parent / name).read_bytes() for name in (PAGE, CARD)]
     assert first == [(write(run).parent / name).read_bytes() for name in (PAGE, CARD)]
+
+
+ROOT = Path(qrobust.report.__file__).resolve().parent.parent.parent
+FINISHED = ROOT / "tests" / "fixtures" / "0.1.0" / "run"
+
+
+@pytest.fixture
+def report(monkeypatch, capsys):
+    """`qrobust report ARGUMENTS` in this process: exit code, output, errors."""
+
+    def call(*arguments):
+        monkeypatch.setattr(sys, "argv", ["qrobust", "report", *map(str, arguments)])
+        with pytest.raises(SystemExit) as end:
+            main()
+        return int(end.value.code or 0), *capsys.readouterr()
+
+    return call
+
+
+def test_both_files_lie_where_they_should(report, lean, tmp_path):
+    assert report(lean) == (0, f"report: {lean / 'report.html'}\n", "")
+    assert (lean / "model-card.md").is_file()
+    code, out, _ = report(lean, "--out", tmp_path / "deep" / "page.html")
+    assert (code, out) == (0, f"report: {tmp_path}/deep/page.html\n")
+    assert {path.name for path in (tmp_path / "deep").iterdir()} == {"page.html", "model-card.md"}
+
+
+def test_a_finished_run_is_shown_with_the_numbers_of_its_tables(tmp_path):
+    folder = shutil.copytree(FINISHED, tmp_path / "run")
+    found = json.loads((folder / "report.json").read_text())
+    text = Parsed(write(folder).read_text()).text
+    for width in found["widths"]:
+        for cell in (width["before"]["worst_case"], width["before"]["attacks"]["pgd-10"]):
+            low, high = cell["ci95"]
+            assert f"{100 * cell['accuracy']:.1f} {100 * low:.1f}–{100 * high:.1f}" in text
+    assert text.count("✓ held QM-") == sum(width["verdict"] == "held" for width in found["widths"])
+
+
+@pytest.mark.parametrize(
+    ("break_it", "message"),
+    [(lambda run: (run / "recipe.toml").unlink(), "expected a run folder with recipe.toml, got "),
+     (lambda run: [(run / f"qm-{bits}" / "eval.json").unlink() for bits in (32, 4)], "without one; continue it"),
+     (lambda run: (run / "bench.json").write_text("nonsense"), "expected a JSON file at "),
+     (lambda run: change(run / "qm-4" / "eval.json", lambda found: {"n": 3}), "got clean: Field required"),
+     (lambda run: change(run / "bench.json", lambda found: {"results": [{}]}), "got twin: Field required")],
+)  # fmt: skip
+def test_bad_input_is_one_line(run, break_it, message):
+    before = sorted(run.rglob("*"))
+    break_it(run)
+    with pytest.raises(RunError, match=message) as caught:
+        write(run)
+    assert "\n" not in str(caught.value)
+    assert not [path for path in run.rglob("*") if path not in before]  # nothing was begun
+
+
+@pytest.mark.parametrize("name", ["bench", "qm-4/eval", "qm-4/check", "qm-4/train", "qm-4/attack"])
+def test_a_damaged_result_can_be_removed_as_the_message_says(lean, name):
+    path = lean / f"{name}.json"
+    path.write_text('{"n": 1}')
+    with pytest.raises(RunError, match=rf"{name}.json, got .*; remove it, and qrobust run makes it anew"):
+        write(lean)
+    path.unlink()
+    write(lean)
+
+
+@pytest.mark.parametrize(
+    ("name", "key", "value", "message"),
+    [("check", "passed", True, "passed if all of its limits"), ("check", "passed", "x", "a valid boolean, got 'x'"),
+     ("check", "worst_case", 1.5, "less than or equal to 1, got 1.5"), ("eval", "n", True, "a valid integer, got True"),
+     ("eval", "clean", {"accuracy": 0.9, "ci95": [0.1, 0.2]}, "inside its interval"),
+     ("check", "ci95", {}, "an interval and a count for each accuracy")],
+)  # fmt: skip
+def test_a_forged_result_is_refused(run, name, key, value, message):
+    path = run / "qm-4" / f"{name}.json"
+    change(path, lambda found: found.update({key: value}))
+    with pytest.raises(RunError, match=message) as caught:
+        write(run)
+    assert str(caught.value).startswith(f"expected a whole result in {path}, got ")
+
+
+def test_an_output_that_is_no_page_is_refused(report, run, tmp_path):
+    code, _, errors = report(run, "--out", run / "bench.json")
+    assert code == 2
+    assert errors == f"error: expected a file that ends in .html for --out, got {run / 'bench.json'}\n"
+    (tmp_path / "file").write_text("")
+    with pytest.raises(RunError, match="expected a writable place"):
+        write(run, tmp_path / "file" / "page.html")
+
+
+def test_neither_torch_nor_a_runtime_is_loaded(run):
+    program = "import sys; from pathlib import Path; from qrobust.report import write; write(Path(sys.argv[1]))\n"
+    program += "print({'torch', 'onnx', 'onnxruntime'} & {*sys.modules})"
+    done = subprocess.run([sys.executable, "-c", program, str(run)], capture_output=True, text=True)
+    assert done.stdout.strip() == "set()", done.stderr
+
+
+def test_templates_are_installed():
+    setup = configparser.ConfigParser()
+    setup.read(ROOT / "setup.cfg")
+    folder = ROOT / "qrobust" / "report"
+    patterns = setup["options.package_data"]["qrobust.report"].split(", ")
+    packed = {path for pattern in patterns for path in folder.glob(pattern)}
+    assert packed == {path for path in folder.iterdir() if path.suffix not in (".py", "") and path.is_file()}

@@ -15,7 +15,7 @@ from qrobust.recipe import difference
 from qrobust.runs.run import Run
 from qrobust.runs.training import training_settings
 from qrobust.runtime import Artifact
-from qrobust.summary import headline_table, table
+from qrobust.tables import places_table, run_table
 from qrobust.train import load_weights, plain_images, trainer
 from qrobust.train.checkpoint import load_state
 
@@ -70,7 +70,7 @@ def test_the_report_compares_three_places_on_the_same_images(small_run: Path) ->
 def test_tables_say_when_activations_have_a_width_of_their_own(small_run: Path) -> None:
     result = json.loads((small_run / "report.json").read_text())
     assert result["activation_bits"] is None
-    for drawn in (table, headline_table):
+    for drawn in (run_table, places_table):
         titles = [str(drawn(result | {"activation_bits": bits}).title) for bits in (None, 8)]
         assert ["activations of 8 bits" in title for title in titles] == [False, True]
 
@@ -79,7 +79,7 @@ def test_the_table_says_where_square_was_not_measured(small_run: Path) -> None:
     result = json.loads((small_run / "report.json").read_text())
     del result["widths"][0]["after"]["accuracy"]["square"]
     result["threat"] = {"norm": "l2", "eps": 0.5}
-    drawn = table(result)
+    drawn = run_table(result)
     square = next(column for column in drawn.columns if str(column.header) == "Square")
     assert [str(cell) == "not measured" for cell in square.cells] == [True, False, False]
     assert "l2, eps 0.5;" in str(drawn.title)
