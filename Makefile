@@ -2,6 +2,9 @@ PYTHON ?= python3
 BIN := .venv/bin
 # Installed again only when a list of dependencies has changed.
 LISTS := setup.cfg pyproject.toml constraints.txt
+# What tests compare attacks with, and what that imports: its own pins are old (torchattacks': requests 2.25).
+JUDGES := torchattacks foolbox
+JUDGES_NEED := eagerpy GitPython requests tqdm
 
 .PHONY: demo test check docs clean
 
@@ -29,5 +32,6 @@ clean:
 
 .venv/.dev: $(LISTS)
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[dev]"
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[dev]" $(JUDGES_NEED)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt --no-deps $(JUDGES)
 	touch .venv/.run $@

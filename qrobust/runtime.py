@@ -326,10 +326,98 @@ def paired_interval(lost: int, gained: int, n: int, z: float = 1.959964) -> tupl
     return max(first - second - half, -1.0), min(first - second + half, 1.0)
 
 
-def drop_p_value(lost: int, gained: int, n: int, tolerated: float) -> float:
+def drop_score(lost: Any, gained: Any, n: int, drop: float) -> Any:
+    """Nam's score statistic of a drop of accuracy on the same n images; counts as numbers or arrays, drop in (-1, 1).
+
+    Z = (lost - gained - n drop) / sqrt(n (2 w + drop (1 - drop))), near N(0, 1) if the drop is true; w, the likeliest
+    share of images gained under it, solves 2 n w^2 - part w - gained drop (1 - drop) = 0 for
+    part = (lost + gained) (1 - drop) - 2 drop (n - lost). For drop = 0 this is McNemar's (Nam 1997, Biometrics
+    53:1422; Tango 1998, Statistics in Medicine 17:891). It grows with images lost and falls with those gained.
+    """
+    if drop < 0:
+        return -drop_score(gained, lost, n, -drop)
+    part = (lost + gained) * (1 - drop) - 2 * drop * (n - lost)
+    won = (part + np.sqrt(part**2 + 8 * n * gained * drop * (1 - drop))) / (4 * n)
+    return (lost - gained - n * drop) / np.sqrt(np.maximum(n * (2 * won + drop * (1 - drop)), 1e-300))
+
+
+def _least_drop(lost: int, gained: int, n: int, z: float) -> float:
+    """The drop whose score is z: an end of Tango's interval (1998)."""
+    low, high = -1.0, 1.0
+    for _ in range(60):
+        middle = (low + high) / 2
+        low, high = (middle, high) if drop_score(lost, gained, n, middle) > z else (low, middle)
+    return low
+
+
+def _fewest_lost(gained: Array, n: int, drop: float, least: float) -> Array:
+    """By images gained, the fewest lost whose score is `least` or more; one more than can be lost if none is."""
+    low, high = np.full(len(gained), -1), n - gained + 1
+    while (high - low > 1).any():
+        middle = (low + high) // 2
+        held = (middle >= 0) & (drop_score(middle, gained, n, drop) >= least)
+        low, high = np.where(held, low, middle), np.where(held, middle, high)
+    return high
+
+
+def _most_counted(share: float, n: int) -> int:
+    """A count that Bin(n, share) exceeds with a chance below 1e-11."""
+    return min(n, int(n * share + 7 * math.sqrt(n * share) + 25))
+
+
+def _chance(fewest: Array, n: int, won: float, drop: float, logs: Array) -> float:
+    """P[lost >= fewest[gained]] of n images, of which a share `won` is gained, won + drop lost; logs: of 0! to n!."""
+    first = max(int(n * won - 7 * math.sqrt(n * won)) - 1, 0)
+    gained = np.arange(first, _most_counted(won, n) + 1)[:, None]
+    lost = np.arange(fewest[gained].min(), _most_counted(won + drop, n) + 1)
+    same = n - gained - lost
+    held, same = (same >= 0) & (lost >= fewest[gained]), np.maximum(same, 0)
+    log_lost, log_won, log_same = (math.log(max(p, 1e-300)) for p in (won + drop, won, 1 - 2 * won - drop))
+    terms = logs[n] - logs[lost] - logs[gained] - logs[same] + lost * log_lost + gained * log_won + same * log_same
+    return float(np.exp(terms[held]).sum())
+
+
+def drop_p_value(lost: int, gained: int, n: int, tolerated: float, level: float = 0.025) -> float:
     """One-sided p-value of "accuracy on the same n images dropped by no more than `tolerated`", a share in [0, 1).
 
-    At that bound, J ~ Bin(n, tolerated) of the lost images were tolerated, and each other image that changed is a
+    The exact unconditional test of non-inferiority of paired proportions. Outcomes are ordered by the lower end of
+    Tango's interval at `level` (the drop whose `drop_score` is z_level), and with w for the share of images gained
+
+        p = max over w <= w_max of P[order >= the observed one | gained ~ w, lost ~ w + tolerated] + level / 1000
+
+    P is largest at the bound tolerated, since the order grows with images lost (Hsueh, Liu and Chen 2001, Biometrics
+    57:478); level / 1000 bounds the chance that w > w_max, a limit on w by Okamoto's inequality (Berger and Boos 1994,
+    JASA 89:1012). Chosen since it errs in at most alpha of cases, on few images and few that changed too, where the
+    score compared with N(0, 1) errs in up to twice as many. p falls with images lost and grows with those gained and
+    with `tolerated`; p <= level where the exact lower limit of the drop (Lloyd and Moldovan 2007, Statistics in
+    Medicine 26:3369) is above `tolerated`. level: alpha of this test, where it has the most power; it is valid at any.
+    Raises ValueError for impossible counts.
+    """
+    if not (min(lost, gained) >= 0 and lost + gained <= n and 0 <= tolerated < 1):
+        raise ValueError(f"expected lost + gained <= n and a share tolerated, got {(lost, gained, n, tolerated)}")
+    if lost == 0:  # with w = 0 no outcome is ordered lower
+        return 1.0
+    bound, missed = _least_drop(lost, gained, n, -NormalDist().inv_cdf(level)), level / 1000
+    top = (1 - tolerated) / 2  # where every image changes
+    most = min(wilson(gained, n, math.sqrt(-2 * math.log(missed)))[1], top)
+    least = float(drop_score(lost, gained, n, bound)) - 1e-9  # what is equal but for rounding belongs to it
+    fewest = _fewest_lost(np.arange(_most_counted(most, n) + 1), n, bound, least)
+    logs = np.concatenate([[0.0], np.log(np.arange(1, n + 1)).cumsum()])
+
+    # On the arcsine scale a standard deviation is as long everywhere: half of one a step, then finer around the best.
+    last, best = math.asin(math.sqrt(most / top)), 0.0
+    angles = np.linspace(0, last, int(4 * math.sqrt(n) * last) + 2)
+    for _ in range(4):
+        found = [_chance(fewest, n, min(top * math.sin(angle) ** 2, most), tolerated, logs) for angle in angles]
+        at, best = int(np.argmax(found)), max(best, *found)
+        angles = np.linspace(angles[max(at - 1, 0)], angles[min(at + 1, len(angles) - 1)], 11)
+    return min(best + missed, 1.0)
+
+
+def mcnemar_tolerated(lost: int, gained: int, n: int, tolerated: float, _level: float = 0.0) -> float:
+    """The p-value of `drop_p_value` as version 0.1.0 had it, the same at every level, for what names it.
+
+    At the bound, J ~ Bin(n, tolerated) of the lost images were tolerated, and each other image that changed is a
     fair coin, as McNemar has it: p = sum_j P[J = j] P[Bin(lost + gained - j, 1/2) >= lost - j]. With tolerated = 0
     this is the one-sided exact McNemar test (McNemar 1947, Psychometrika 12:153). Else J is drawn apart from the
     counts, which no theorem covers: enumerated for n = 20 to 5000, a test at alpha errs in fewer than alpha of cases.
@@ -350,13 +438,13 @@ def holm(p_values: Sequence[float]) -> list[float]:
     return [min(float(steps[rank]), 1.0) for rank in np.argsort(order)]
 
 
-# By the name in a manifest: p-value of (lost, gained, n, tolerated). One that names none is of 0.1.0.
-TESTS = {"mcnemar-tolerated": drop_p_value}
-FIRST_TEST = "mcnemar-tolerated"
+# By the name in a manifest or baseline: p-value of (lost, gained, n, tolerated, level). What names none is of 0.1.0.
+TESTS = {"exact-score": drop_p_value, "mcnemar-tolerated": mcnemar_tolerated}
+TEST, FIRST_TEST = "exact-score", "mcnemar-tolerated"  # of new artifacts, of those that name none
 
 
 def images_needed(drop: float, tolerated: float, gained: float, alpha: float, power: float) -> int:
-    """Images with which `drop_p_value` at alpha catches a drop with that power, where a share `gained` is won.
+    """Images with which each of TESTS at alpha catches a drop with that power, where a share `gained` is won.
 
     n = ((z_alpha sqrt(v - tolerated^2) + z_power sqrt(v - drop^2)) / (drop - tolerated))^2 with v = drop + 2 gained
     (Connor 1987, Biometrics 43:207), with Fleiss's continuity correction; tolerated < drop, alpha < 1/2 <= power.
@@ -780,11 +868,11 @@ def _flat(table: Mapping[str, Any], above: str = "") -> dict[str, Any]:
     return flat
 
 
-def read_baseline(path: Path, model: str, suite: str, **same: Any) -> tuple[Outcomes, bool]:
-    """The outcomes pinned in a file, and whether its suite is this one. model, suite: sha256 of the artifact's files.
+def read_baseline(path: Path, model: str, suite: str, **same: Any) -> tuple[Outcomes, bool, str]:
+    """The outcomes pinned in a file, whether its suite is this one, and the test that was pinned, which applies.
 
-    Raises ArtifactError unless all of `same` is as it was pinned, and the suite of the same model too: another model
-    has other adversarial images, and its clean ones are among `same`.
+    model, suite: sha256 of the artifact's files. Raises ArtifactError unless all else of `same` is as it was pinned,
+    and the suite of the same model too: another model has other adversarial images; its clean ones are among `same`.
     """
     outcomes, do = {}, "give the baseline of these images, or pin one with --update-baseline --reason TEXT"
     _expect(path.is_file() and path.stat().st_size <= 2**24, f"a baseline at {path}", "no file or over 16 MiB", do)
@@ -797,6 +885,9 @@ def read_baseline(path: Path, model: str, suite: str, **same: Any) -> tuple[Outc
             version == 2, f"a baseline of schema_version 2 in {path}", repr(version), f"upgrade qrobust, or {again}"
         )
         was, now = _flat({key: pinned[key] for key in same}), _flat(same)
+        named, known = pinned["policy"]["statistics"]["test"], ", ".join(TESTS)
+        _expect(named in TESTS, f"a test out of {known} in {path}", repr(named), f"upgrade qrobust, or {again}")
+        now["policy.statistics.test"] = named  # the pinned one applies, whichever a later export names
         for key in dict.fromkeys((*now, *was)):
             then, found = was.get(key, "nothing"), now.get(key, "nothing")
             _expect(then == found, f"{key.removeprefix('policy.')} {then}, as {path} pins it", found, HINT_PIN)
@@ -809,7 +900,7 @@ def read_baseline(path: Path, model: str, suite: str, **same: Any) -> tuple[Outc
             outcomes[name] = np.unpackbits(packed, count=count).astype(bool)
             share, said = outcomes[name].mean(), float(pinned["accuracy"][name])
             _expect(abs(share - said) < 1e-9, f"outcomes of {name} in {path} that are right in {said}", share, do)
-    return outcomes, pinned["suite"] == suite
+    return outcomes, pinned["suite"] == suite, named
 
 
 def _run(artifact: Artifact, budget: int, seed: int, on_step: OnStep) -> tuple[Outcomes, float, float]:
@@ -855,11 +946,11 @@ def _tests(right: Outcomes, reference: Outcomes, manifest: dict[str, Any], hint:
     for name, before in reference.items():
         lost, gained = int((before & ~right[name]).sum()), int((right[name] & ~before).sum())
         rows.append((lost, gained, len(before), limits["accuracy_drop" if name == "clean" else "robust_drop"]))
-    p_values = holm([TESTS[said["test"]](*row) for row in rows])
+    level = said["alpha"] / len(rows)  # the first of Holm's steps: a limit is broken there or not at all
+    p_values = holm([TESTS[said["test"]](*row, level) for row in rows])
     for name, (lost, gained, n, limit), p_value in zip(reference, rows, p_values, strict=True):
         drop, interval = (lost - gained) / n, paired_interval(lost, gained, n)
-        # The first of Holm's steps is the hardest: who has images enough for it has enough for all.
-        needed = images_needed(said["detected_drop"], limit, gained / n, said["alpha"] / len(rows), said["power"])
+        needed = images_needed(said["detected_drop"], limit, gained / n, level, said["power"])
         bounds = "{:.1%} to {:.1%}".format(*interval)
         reason = f"drop {drop:.1%} ({bounds}), lost {lost}, gained {gained}, tolerated {limit:.1%}, p {p_value:.2g}"
         yield Verdict(f"{name} accuracy", p_value > said["alpha"], drop, limit, reason, hint, interval, p_value, needed)
@@ -873,9 +964,9 @@ def check(
     Facts: label flips, logits and clean accuracy against the network before export; Square on the first `square.n`
     images must not beat the stored attacks by more than `square_gap`, else their gradients were masked; latency, size.
     Tests: each stored attack against the network before export, or every set and Square against `baseline`, a file
-    that `conclude` wrote, which pins the manifest's limits and settings too. queries: instead of the manifest's;
-    on_step(done, queries). Runs in this process, unlike both command lines. Raises ArtifactError if the session does
-    not run, the baseline is of other images or settings, or nothing broke on too few images to tell.
+    that `conclude` wrote, which pins the manifest's limits and settings, and whose test applies. queries: instead of
+    the manifest's; on_step(done, queries). Runs in this process, unlike both command lines. Raises ArtifactError if the
+    session does not run, the baseline is of other images or settings, or nothing broke on too few images to tell.
     """
     with _expecting("onnxruntime", "pip install onnxruntime"):
         import onnxruntime as ort
@@ -895,7 +986,9 @@ def check(
     reference: Outcomes = {name: suite[f"label.{name}"] == y for name in artifact.sets}
     same_suite = True
     if baseline is not None:
-        reference, same_suite = read_baseline(baseline, **digests, **same)
+        reference, same_suite, named = read_baseline(baseline, **digests, **same)
+        manifest = {**manifest, "statistics": {**manifest["statistics"], "test": named}}
+        same["policy"] = policy_of(manifest)
     compared = {name: hits for name, hits in reference.items() if baseline or name != "clean"}
     with _expecting("a model.onnx that can be attacked, and memory for it"):
         right, flips, change = _run(artifact, budget, seed, on_step)

@@ -115,7 +115,7 @@ def test_a_drop_is_judged_image_by_image(folder):
     (verdict,) = [v for v in report.verdicts if v.name == "pgd-20 accuracy"]
     assert lost > 0
     assert verdict.measured == pytest.approx((lost - gained) / 64)
-    assert verdict.p_value == runtime.drop_p_value(lost, gained, 64, 0.02)
+    assert verdict.p_value == runtime.mcnemar_tolerated(lost, gained, 64, 0.02)
     assert verdict.passed == (verdict.p_value > 0.05)
     assert verdict.ci95 == runtime.paired_interval(lost, gained, 64)
     assert f"lost {lost}, gained {gained}, tolerated 2.0%" in verdict.reason
@@ -171,11 +171,43 @@ def test_check_refuses_a_budget_of_nothing_and_a_negative_seed(folder, arguments
 
 
 def test_the_test_that_the_manifest_names_is_applied_and_none_is_that_of_0_1_0(folder, monkeypatch):
-    assert run(folder).policy["statistics"]["test"] == runtime.FIRST_TEST
+    assert run(folder).policy["statistics"]["test"] == runtime.FIRST_TEST == "mcnemar-tolerated"
     monkeypatch.setitem(runtime.TESTS, "always", lambda *counts: 0.0)
     assert run(folder).passed
     put("statistics", "test", "always")(folder)
     assert broken_of(run(folder)) == ["pgd-20 accuracy"]
+
+
+def test_the_published_test_is_applied_at_its_share_of_alpha(folder, tmp_path):
+    """Of 3 tests, each has a third of 0.05; Holm's first step triples the smallest p-value."""
+    put("statistics", "test", "exact-score")(folder)
+    path = pin(folder, tmp_path / "b.json")
+    remodel(folder, weight=WEIGHT + 2 * TWIST)
+    report = run(folder, baseline=path)
+    assert report.statistics["test"] == "exact-score"
+    tests = {v.name: v for v in report.verdicts if v.ci95}
+    p_values = {}
+    for name, verdict in tests.items():
+        lost, gained = (int(re.search(rf"{word} (\d+)", verdict.reason)[1]) for word in ("lost", "gained"))
+        n, tolerated = 32 if name == "square accuracy" else 64, 0.01 if name == "clean accuracy" else 0.02
+        p_values[name] = runtime.drop_p_value(lost, gained, n, tolerated, 0.05 / 3)
+    smallest = min(p_values, key=p_values.get)
+    assert 0 < p_values[smallest] < 1
+    assert tests[smallest].p_value == pytest.approx(min(3 * p_values[smallest], 1))
+
+
+def test_the_test_of_the_baseline_applies_whichever_the_manifest_names(folder, tmp_path, monkeypatch):
+    """A later version names another one in what it exports: no baseline is refused for it, and none loosened."""
+    path = pin(folder, tmp_path / "b.json")
+    remodel(folder, weight=WEIGHT + 2 * TWIST)
+    before = run(folder, baseline=path)
+    monkeypatch.setitem(runtime.TESTS, "always", lambda *counts: 1.0)
+    for test in ("exact-score", "always"):
+        put("statistics", "test", test)(folder)
+        after = run(folder, baseline=path)
+        assert [v.p_value for v in after.verdicts if v.ci95] == [v.p_value for v in before.verdicts if v.ci95]
+        assert after.statistics["test"] == after.policy["statistics"]["test"] == "mcnemar-tolerated"
+        assert run(folder).statistics["test"] == test
 
 
 def test_too_few_images_are_refused_with_the_number_needed(folder):
@@ -257,6 +289,12 @@ def wrong_outcomes(pinned):
     return pinned | {"outcomes": pinned["outcomes"] | {"clean": "00" * 8}}
 
 
+def later(pinned, *test):
+    pinned["policy"]["statistics"].pop("test")
+    pinned["policy"]["statistics"] |= dict(zip(["test"], test, strict=False))
+    return pinned
+
+
 UNFIT = {
     "other images": (set_key("images", "0" * 64), "expected images 0{64}, as .* pins it"),
     "other queries": (set_key("queries", 77), "expected queries 77, as .* pins it, got 50"),
@@ -266,6 +304,11 @@ UNFIT = {
     "no policy": (lambda pinned: {key: pinned[key] for key in pinned if key != "policy"}, "got KeyError: 'policy'"),
     "a later version": (set_key("schema_version", 3), "schema_version 2 in .*, got 3; upgrade qrobust, or pin again"),
     "outcomes changed by hand": (wrong_outcomes, "outcomes of clean .* right in 0.9375, got 0.0"),
+    "a later test": (
+        lambda pinned: later(pinned, "wald"),
+        "a test out of .*, got 'wald'; upgrade qrobust, or pin",
+    ),
+    "no test": (lambda pinned: later(pinned), "a baseline in .*, got KeyError: 'test'"),
     "no outcomes": (set_key("outcomes", {}), "a baseline in .*, got KeyError"),
     "no hexadecimals": (set_key("outcomes", {"clean": "xyz"}), "a baseline in .*, got ValueError"),
     "no table": (lambda pinned: [], "a baseline in .*, got TypeError"),
@@ -302,7 +345,6 @@ LOOSENED = {
     "statistics.alpha": (("statistics", "alpha", 0.04), "0.05", "0.04"),
     "statistics.power": (("statistics", "power", 0.5), "0.8", "0.5"),
     "statistics.detected_drop": (("statistics", "detected_drop", 0.5), "0.4", "0.5"),
-    "statistics.test": (("statistics", "test", "always"), "mcnemar-tolerated", "always"),
     "target.name": (("target", "name", "phone"), "cpu", "phone"),
     "target.session_options.intra_op_num_threads": (("target", "session_options", "intra_op_num_threads", 2), "1", "2"),
     "target.session_options.x64quantprecision": (("target", "session_options", "x64quantprecision", 1), "nothing", "1"),
@@ -313,8 +355,7 @@ LOOSENED = {
 
 
 @pytest.mark.parametrize("key", LOOSENED)
-def test_what_a_baseline_pins_cannot_be_loosened_in_the_manifest(folder, tmp_path, monkeypatch, key):
-    monkeypatch.setitem(runtime.TESTS, "always", lambda *counts: 1.0)
+def test_what_a_baseline_pins_cannot_be_loosened_in_the_manifest(folder, tmp_path, key):
     path, (change, was, found) = pin(folder, tmp_path / "b.json"), LOOSENED[key]
     put(*change)(folder)
     expected = re.escape(f"{key} {was}, as {path} pins it, got {found}; restore what was pinned, or pin anew")

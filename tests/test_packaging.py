@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import ast
+import configparser
 import importlib
 import os
 import pkgutil
+import re
 import subprocess
 import sys
 import venv
@@ -94,9 +97,85 @@ def test_the_runtime_is_one_file_that_imports_nothing_of_the_package() -> None:
     assert "import qrobust" not in text
 
 
-def test_versions_agree() -> None:
-    import configparser
-
+def setup_of(root: Path) -> configparser.ConfigParser:
     setup = configparser.ConfigParser()
-    setup.read(ROOT / "setup.cfg")
-    assert setup["metadata"]["version"] == qrobust.__version__
+    setup.read(root / "setup.cfg")
+    return setup
+
+
+def test_versions_agree() -> None:
+    assert setup_of(ROOT)["metadata"]["version"] == qrobust.__version__
+
+
+# Dependencies
+
+PROJECTS = {"PIL": "pillow", "sklearn": "scikit-learn", "yaml": "pyyaml"}  # whose module has another name
+NOT_IMPORTED = {
+    "onnxruntime-gpu": "its module is onnxruntime",
+    "onnxscript": "torch.onnx imports it, for Brevitas' exporter",
+    "onnxoptimizer": "Brevitas' exporter imports it",
+}
+NOT_DECLARED = {
+    "openvino": "for the target openvino, which names it where it is missing",
+    "tensorrt": "for the target tensorrt, of an index of its own",
+}
+TOOLS = {"build", "mypy", "ruff", "pytest-timeout", "pytest-xdist"}  # that developers start, or pytest loads
+IMPORTERS = {"import_module", "importorskip", "find_spec"}  # called with a name
+
+
+def modules_of(path: Path) -> set[str]:
+    """Every module that a file imports, anywhere in it and however; relative ones are its own."""
+    found = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and not node.level:
+            found.add(str(node.module))
+        elif isinstance(node, ast.Call) and node.args and isinstance(node.args[0], ast.Constant):
+            name = getattr(node.func, "attr", getattr(node.func, "id", ""))
+            found |= {str(node.args[0].value)} if name in IMPORTERS else set()
+    return found | ({"tensorboard"} if "torch.utils.tensorboard" in found else set())  # which is a front of it
+
+
+def imported(*folders: str) -> set[str]:
+    """Projects of others that the files of these folders import."""
+    files = [path for folder in folders for path in (ROOT / folder).rglob("*.py") if "fixtures" not in path.parts]
+    names = {name.partition(".")[0] for path in files for name in modules_of(path)}
+    names -= {*sys.stdlib_module_names, "qrobust", *(path.stem for path in files)}  # scripts import one another
+    return {PROJECTS.get(name, name.replace("_", "-")) for name in names}
+
+
+def declared(text: str) -> set[str]:
+    return {re.match(r"[\w.-]+", line)[0].lower().replace("_", "-") for line in text.split("\n") if line}  # type: ignore[index]
+
+
+def judges() -> set[str]:
+    """What the Makefile installs without its dependencies."""
+    return declared("\n".join(re.search(r"^JUDGES := (.*)$", (ROOT / "Makefile").read_text(), re.M)[1].split()))  # type: ignore[index]
+
+
+def test_what_is_imported_is_declared_and_nothing_else() -> None:
+    setup, found = setup_of(ROOT), imported("qrobust")
+    needed, extra = (
+        declared(setup["options"]["install_requires"]),
+        declared(setup["options.extras_require"]["tensorboard"]),
+    )
+    assert needed == (found | set(NOT_IMPORTED)) - set(NOT_DECLARED) - extra
+    assert set(NOT_DECLARED) <= found
+    assert extra == {"tensorboard"} <= found
+
+
+def test_what_tests_and_benches_import_is_declared_for_developers() -> None:
+    setup, found = setup_of(ROOT), imported("tests", "benches")
+    needed, dev = (
+        declared(setup[part][key]) for part, key in (("options", "install_requires"), ("options.extras_require", "dev"))
+    )
+    assert dev - TOOLS == found - needed - judges()
+    assert judges() <= found
+
+
+def test_every_dependency_has_a_version_that_was_tested() -> None:
+    setup = setup_of(ROOT)
+    pinned = declared("\n".join(re.findall(r"^[^#].*==.*$", (ROOT / "constraints.txt").read_text(), re.M)))
+    extras = "".join(setup["options.extras_require"].values())
+    assert declared(setup["options"]["install_requires"] + extras) | judges() <= pinned

@@ -505,8 +505,10 @@ def test_logging_that_is_off_leaves_no_trace(folder):
     """So that keys of runs from before it stay what they were; on, it survives a dump."""
     assert "log_frequency_ratio" not in recipe.dump(recipe.load("base"))
     assert "log_frequency_ratio" not in recipe.load("base").model_dump(mode="json")["train"]
-    logging = overridden("train.log_frequency_ratio=true")
-    assert recipe.parse(tomllib.loads(recipe.dump(logging)), source="dump") == logging
+    assert "tensorboard" not in recipe.dump(recipe.load("base"))
+    for key in ("train.log_frequency_ratio", "tensorboard"):
+        logging = overridden(f"{key}=true")
+        assert recipe.parse(tomllib.loads(recipe.dump(logging)), source="dump") == logging
 
 
 @pytest.mark.parametrize("stored", [("evaluate.n=100",), ("evaluate.n=500", "export.suite_n=100")])

@@ -237,7 +237,7 @@ def _manifest(folder: Path, model: nn.Module, dataset: Dataset, target: Target, 
         "metrics": {"before": dict(contents.before), "after": {}},
         "reference": suite_accuracy(contents.suite),
         "limits": target.limits.model_dump(),
-        "statistics": {**target.statistics.model_dump(), "test": runtime.FIRST_TEST},
+        "statistics": {**target.statistics.model_dump(), "test": runtime.TEST},
         "square": target.square.model_dump(),
     }
 

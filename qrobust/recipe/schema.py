@@ -373,6 +373,7 @@ class Recipe(Table):
     name: Name
     seed: Int = 0
     threads: Count | None = None  # of torch on the CPU; None: chosen by a short trial
+    tensorboard: bool = False  # events of every epoch in the run folder; needs the extra of that name
     bits: tuple[Bits, ...] = (32, 4, 2)
     data: Data
     model: Model
@@ -384,6 +385,11 @@ class Recipe(Table):
     bench: Benchmark = Benchmark()
     attack: Attacking | None = None
     claim: dict[str, Any] = Field(default_factory=dict)
+
+    @model_serializer(mode="wrap")
+    def _without_events(self, plain: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """No `tensorboard` where it is off, so that keys of older runs stay what they were."""
+        return {key: value for key, value in plain(self).items() if key != "tensorboard" or value}
 
     @model_validator(mode="after")
     def _widths(self) -> Recipe:

@@ -34,6 +34,7 @@ from ..progress import bar
 from ..recipe import Recipe
 from ..runtime import MAX_FILE_BYTES, MAX_PIXELS, MAX_SUITE_BYTES, images_needed
 from ..threat import Threat
+from ..train.trainer import check_tensorboard
 
 SEVERAL = 4  # images that go through
 
@@ -152,7 +153,9 @@ def check_provider(target: Target) -> None:
 
 
 def check_recipe(recipe: Recipe, target: Target) -> None:
-    """Raises RecipeError or ExportError for what is wrong whatever the images are."""
+    """Raises RecipeError, RunError or ExportError for what is wrong whatever the images are."""
+    if recipe.tensorboard:
+        check_tensorboard()
     attacks = _attacks(recipe)
     if not attacks["export.suite_attacks"]:
         raise RecipeError("expected at least one attack in export.suite_attacks, got none; add pgd-20")

@@ -155,7 +155,7 @@ class Run:
         stage = Stage(
             place.with_name(f"{place.name}.json") if folder else files.export,
             [
-                self.recipe.model_dump(mode="json", exclude={"bench", "attack"}),
+                self.recipe.model_dump(mode="json", exclude={"bench", "attack", "tensorboard"}),
                 chosen.model_dump(mode="json"),
                 images_as,
             ],

@@ -155,6 +155,7 @@ class TrainStage:
             seed=recipe.seed,
             precision=(recipe.train if bits == FLOAT or not recipe.quant else recipe.quant).precision,
             settings=self.settings,
+            tensorboard=recipe.tensorboard,
         )
 
     def _train(self) -> dict[str, Any]:

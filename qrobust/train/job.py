@@ -48,8 +48,8 @@ class Job:
 
     label: for people, and part of the random streams. key: digest of all that decides the result; a
     checkpoint with another key is refused. settings: what the key is a digest of, as nested JSON values, for the
-    refusal to name what differs. folder: gets checkpoint/, metrics.jsonl and TensorBoard events.
-    precision: of the passes, as a recipe's `train.precision`.
+    refusal to name what differs. folder: gets checkpoint/ and metrics.jsonl.
+    precision: of the passes, as a recipe's `train.precision`. tensorboard: whether the folder gets its events too.
     """
 
     label: str
@@ -62,6 +62,7 @@ class Job:
     seed: int
     precision: str = "float32"
     settings: Mapping[str, Any] = field(default_factory=dict, hash=False)
+    tensorboard: bool = False
 
     def started(self, part: str, epoch: int) -> bool:
         """Whether the schedule has a part ("sar", "awp", "average") and it has begun by this epoch, from 0."""

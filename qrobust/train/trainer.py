@@ -7,12 +7,12 @@ import math
 import time
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import closing, contextmanager
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Generator, Tensor, nn
-from torch.utils.tensorboard import SummaryWriter
 
 from .. import devices, distributed
 from ..attacks import pgd
@@ -35,14 +35,28 @@ def json_lines(records: Iterable[Mapping[str, Any]]) -> str:
     return "".join(json.dumps(record) + "\n" for record in records)
 
 
+def check_tensorboard() -> None:
+    """Raises RunError where TensorBoard is not installed."""
+    if find_spec("tensorboard") is None:
+        raise RunError(
+            'expected TensorBoard for tensorboard = true, got none; pip install "qrobust[tensorboard]", or set it to '
+            "false: metrics.jsonl holds the same numbers"
+        )
+
+
 class EventLog:
     """TensorBoard events in a run's folder; a continued run hides what was written beyond `epoch`.
 
-    Only the first of several processes writes.
+    Only the first of several processes writes, and none if they are not wanted. Raises RunError as `check_tensorboard`.
     """
 
-    def __init__(self, folder: Path, epoch: int) -> None:
-        self._writer = SummaryWriter(str(folder), purge_step=epoch + 1) if distributed.is_first() else None
+    def __init__(self, folder: Path, epoch: int, *, wanted: bool = True) -> None:
+        self._writer = None
+        if wanted and distributed.is_first():
+            check_tensorboard()
+            from torch.utils.tensorboard import SummaryWriter  # half a second, and an extra
+
+            self._writer = SummaryWriter(str(folder), purge_step=epoch + 1)
 
     def write(self, record: Mapping[str, Any]) -> None:
         """All numbers of an epoch."""
@@ -117,7 +131,7 @@ def fit(model: nn.Module, dataset: Dataset, job: Job, *, teacher: nn.Module | No
     with _interruptible(job), devices.own_randomness(), devices.precision(job.precision):
         work = _Work(model, dataset, job, teacher)
         with (
-            closing(EventLog(job.folder, work.state.epoch)) as log,
+            closing(EventLog(job.folder, work.state.epoch, wanted=job.tensorboard)) as log,
             bar(job.label, job.schedule.epochs * len(dataset.train), "images") as moving,
             distributed.synchronised(model) as whole,
         ):

@@ -46,6 +46,7 @@ def test_an_artifact_can_be_loaded_and_its_manifest_holds(tmp_path):
     assert {path.name for path in folder.iterdir()} == {*manifest["files"], "manifest.json"}
     assert set(manifest["metrics"]["after"]) == {"clean", "fgsm"}
     assert manifest["metrics"]["after"] == manifest["reference"]
+    assert manifest["statistics"]["test"] == "exact-score"
     assert manifest["bits_per_layer"]["layer1.0.conv1"] == 4
     assert Artifact.load(folder).suite["y"].shape == (12,)
     assert [path.name for path in folder.parent.iterdir()] == ["artifact"]

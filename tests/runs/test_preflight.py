@@ -21,6 +21,7 @@ from qrobust.recipe import Recipe
 from qrobust.runs import preflight as module
 from qrobust.runs.preflight import check_folder, check_provider, check_recipe, check_space, preflight
 from qrobust.runtime import Artifact, check
+from qrobust.train import trainer
 
 from ..test_runtime import STATISTICS, suite_arrays, write
 
@@ -109,6 +110,14 @@ def test_what_a_recipe_alone_shows(tmp_path: Path, overrides: tuple[str, ...], t
     loaded, target = settings(*overrides), load_target("ort-cpu")
     said = refusal(lambda: preflight(loaded, target, tmp_path, dataset=unread, network=network, widths=(32,)))
     assert said.startswith(text)
+
+
+def test_tensorboard_that_is_asked_for_and_missing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(trainer, "find_spec", lambda name: None)
+    attempt(tmp_path / "run", widths=(32,))
+    said = refusal(lambda: attempt(tmp_path / "run", "tensorboard=true", widths=(32,)))
+    assert 'pip install "qrobust[tensorboard]"' in said
+    assert not list(tmp_path.iterdir())
 
 
 WIDE = dataset(120, side=64)

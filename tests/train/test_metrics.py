@@ -3,8 +3,11 @@
 import json
 import time
 
+import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
+from qrobust.errors import RunError
+from qrobust.train import trainer
 from qrobust.train.trainer import EventLog, json_lines
 
 
@@ -39,6 +42,21 @@ def test_nested_records_have_names_like_paths(tmp_path):
         "masks/layer1.0.conv1/max": [(1, 2)],
         "masks/conv2/min": [(1, 1)],
     }
+
+
+def test_none_are_written_that_are_not_wanted(tmp_path):
+    log = EventLog(tmp_path, 0, wanted=False)
+    log.write({"epoch": 1, "loss": 0.5})
+    log.close()
+    assert not list(tmp_path.iterdir())
+
+
+def test_without_tensorboard_it_is_refused_with_its_extra(tmp_path, monkeypatch):
+    monkeypatch.setattr(trainer, "find_spec", lambda name: None)
+    EventLog(tmp_path, 0, wanted=False).close()
+    with pytest.raises(RunError, match=r'pip install "qrobust\[tensorboard\]", or set it to false'):
+        EventLog(tmp_path, 0)
+    assert not list(tmp_path.iterdir())
 
 
 def test_a_continued_run_hides_what_it_repeats(tmp_path, monkeypatch):

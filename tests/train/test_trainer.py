@@ -330,7 +330,8 @@ def test_a_teacher_reaches_every_step_and_is_left_alone(tmp_path):
 def test_masks_are_recorded_in_every_epoch(tmp_path, fat):
     """Of the layers behind FAT, as they stand at the epoch's end; for programs nested, for eyes by path."""
     model = deeper(fat)
-    history = fit(model, some_data(validation=0), job(tmp_path, schedule={"epochs": 2, "lr": 0.3})).history
+    task = replace(job(tmp_path, schedule={"epochs": 2, "lr": 0.3}), tensorboard=True)
+    history = fit(model, some_data(validation=0), task).history
     assert [record["masks"] for record in metrics(tmp_path)] == [record["masks"] for record in history]
     assert [list(record["masks"]) for record in history] == [["3"], ["3"]]
     last, top = history[-1]["masks"]["3"], {"paper": 1, "normalised": 2}[fat]
