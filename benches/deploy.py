@@ -22,7 +22,7 @@ import onnxruntime
 import record
 import specimens
 
-from qrobust.bench import Contestant, Scenario, race
+from qrobust.bench.measure import Contestant, Scenario, race
 from qrobust.bench.timing import ratio_interval
 from qrobust.export.sessions import OPENVINO, PROVIDERS, Bound, artifact_session, images_for
 from qrobust.export.target import load_target

@@ -227,8 +227,8 @@ def bench(
     json: Json = None,
 ) -> int:
     """Time artifacts side by side in one run, with their memory, size and robustness."""
-    from .bench import Scenario, load_scenario
-    from .bench import bench as measure
+    from .bench.measure import Scenario, load_scenario
+    from .bench.measure import bench as measure
     from .bench.plot import expect_image
     from .bench.plot import plot as draw
     from .runtime import Artifact

@@ -8,7 +8,6 @@ import sys
 from pathlib import Path
 
 import pytest
-from qrobust.verbs import exported
 from rich.console import Console
 
 from qrobust import progress
@@ -16,6 +15,7 @@ from qrobust.progress import bar, note, plain
 from qrobust.tables import (
     accuracy_text,
     artifact_table,
+    artifact_text,
     attack_table,
     evaluation_table,
     percent,
@@ -107,6 +107,6 @@ def test_a_stand_in_is_named(tmp_path, provider, ending):
     manifest = json.loads((artifact / "manifest.json").read_text())
     manifest["target"]["provider"] = provider
     (artifact / "manifest.json").write_text(json.dumps(manifest))
-    line = exported(artifact)
+    line = artifact_text(artifact)
     assert line.endswith(f"{ending}")
     assert ("stands in" in line) == bool(ending)

@@ -16,7 +16,7 @@ from torch import nn
 from .. import data, devices, distributed, recipe, runtime
 from ..attacks import Attack, named
 from ..attacks.registry import attack_names
-from ..bench import bench
+from ..bench.measure import bench
 from ..deployed.attack import Settings as AttackSettings
 from ..deployed.attack import attack, default_attacks, evaluate_artifact
 from ..deployed.model import SUITE, find_images, find_sources, open_deployed

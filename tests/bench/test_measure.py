@@ -6,8 +6,8 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from qrobust.bench import Contestant, bench, measure, race, unique_names
-from qrobust.bench.measure import Scenario, suite_accuracy
+from qrobust.bench import measure
+from qrobust.bench.measure import Contestant, Scenario, bench, race, suite_accuracy, unique_names
 from qrobust.errors import RecipeError
 from qrobust.export.sessions import PROVIDERS
 

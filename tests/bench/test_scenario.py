@@ -3,8 +3,7 @@
 import pytest
 
 from qrobust import resources
-from qrobust.bench import Scenario, load_scenario
-from qrobust.bench.measure import SHELF
+from qrobust.bench.measure import SHELF, Scenario, load_scenario
 from qrobust.errors import RecipeError
 
 SHIPPED = [name for name, _ in resources.listing(SHELF)]
