@@ -14,9 +14,9 @@ import torch
 from onnx import helper
 from torch import Tensor, fx, nn
 
-from .. import devices
+from .. import devices, quant
 from ..errors import ExportError, ParityError
-from ..quant import Quantizer, first_unrounded, quantizers
+from ..quant import Quantizer, quantizers
 from ..runtime import ArtifactError, Verdict
 from .sessions import OPENVINO, OpenVinoSession, open_session
 from .target import Target
@@ -160,7 +160,7 @@ def check_parity(model: nn.Module, data: bytes, images: Tensor, target: Target) 
     Raises ParityError, with the layer, for one beyond the target's limits; ExportError for a network whose biases the
     file had to round, so that another was evaluated.
     """
-    unrounded = first_unrounded(model) if target.format == "integer" else None
+    unrounded = quant.first_unrounded(model) if target.format == "integer" else None
     if unrounded is not None:
         raise ExportError(
             f"{unrounded}: expected a bias on its accumulator's grid, got one between two steps; "

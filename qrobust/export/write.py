@@ -16,8 +16,6 @@ from torch import Tensor, nn
 
 from ..errors import ExportError
 from ..quant import bits_per_layer, fold_fat
-from ..quant._brevitas import export_onnx_qcdq
-from ..quant.layers import set_export_form
 from ..storage import write_bytes
 from .naming import name_by_module, shorten_names
 from .parity import check_parity
@@ -34,6 +32,9 @@ def write_qcdq(model: nn.Module, example: Tensor, path: Path) -> None:
 
     example: images (n, c, h, w) to trace with. Input "x", output "logits". A float network stays as it is.
     """
+    from ..quant._brevitas import export_onnx_qcdq
+    from ..quant.layers import set_export_form
+
     set_export_form(model, True)
     try:
         with _without_pages():

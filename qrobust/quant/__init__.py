@@ -1,9 +1,12 @@
-"""Quantisation-aware networks: learned-clip quantisers in Brevitas layers, FAT on their weights."""
+"""Quantisation-aware networks: learned-clip quantisers in Brevitas layers, FAT on their weights.
 
-from .convert import EDGE_LAYERS, calibrate, quantize, requantize
-from .cost import Cost, cost
-from .layers import FAT, first_unrounded, fold_fat, round_biases, set_export_form
-from .placement import BITS, EVERY
+Names below load what they need when first used: Brevitas alone takes more time than torch.
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+from ..spectrum.fat import FAT, fold_fat
 from .quantizer import (
     STRAIGHT_THROUGH,
     LearnedClip,
@@ -15,6 +18,25 @@ from .quantizer import (
 )
 from .training import bits_per_layer, kurtosis, latent_weights, lipschitz, mask_statistics, parameter_groups
 
+if TYPE_CHECKING:
+    from .convert import EDGE_LAYERS, calibrate, quantize, requantize
+    from .costs import Cost, cost
+    from .layers import first_unrounded, round_biases, set_export_form
+    from .placement import BITS, EVERY
+
+_WITH_BREVITAS = {
+    "BITS": "placement",
+    "Cost": "costs",
+    "EDGE_LAYERS": "convert",
+    "EVERY": "placement",
+    "calibrate": "convert",
+    "cost": "costs",
+    "first_unrounded": "layers",
+    "quantize": "convert",
+    "requantize": "convert",
+    "round_biases": "layers",
+    "set_export_form": "layers",
+}
 __all__ = [
     "BITS",
     "EDGE_LAYERS",
@@ -43,3 +65,9 @@ __all__ = [
     "set_straight_through",
     "straight_through",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _WITH_BREVITAS:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(f".{_WITH_BREVITAS[name]}", __name__), name)

@@ -15,9 +15,10 @@ from ..devices import device_of
 from ..errors import ModelError, did_you_mean
 from ..models.inference import in_eval_mode, statistics_anew
 from ..spectrum import FAT_FORMS
+from ..spectrum.fat import FAT, transformed_conv
 from .capture import check_capture, check_pools
 from .graph import trace
-from .layers import FAT, round_biases, transformed_conv
+from .layers import round_biases
 from .placement import BITS, FLOAT_BITS, SUM_BITS, Bits, Placement, Width, check_bits, fat_for, layer_widths
 from .quantizer import calibrating, quantizers
 from .reading import Reading

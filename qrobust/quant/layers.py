@@ -14,10 +14,9 @@ from typing import Any, cast
 import torch
 from torch import Tensor, fx, nn
 from torch.nn.utils import parametrize
-from torch.utils.checkpoint import checkpoint
 
 from ..models.inference import norm_factor
-from ..spectrum import fat_mask, fat_transform, filter_spectrum
+from ..spectrum.fat import FAT, Parameters, effective_weight
 from ._brevitas import (
     ActQuantProxyFromInjector,
     ExtendedInjector,
@@ -30,32 +29,6 @@ from ._brevitas import (
 from .quantizer import Quantizer, quantizers
 from .reading import keeps_grid
 
-Parameters = tuple[Tensor, Tensor | None]  # weight and bias
-
-
-class FAT(nn.Module):
-    """Weight parametrisation: the frequency-aware transform with its learned channel mixing A (C_out, C_out).
-
-    rescale: give the standard deviation back, for a layer that no batch-norm follows.
-    """
-
-    def __init__(self, channels: int, form: str, *, rescale: bool = False) -> None:
-        super().__init__()
-        self.form, self.rescale = form, rescale
-        # Several processes wait for the gradient of every parameter that asks for one: the identity has none.
-        self.mixing = nn.Parameter(torch.full((channels, channels), 1 / channels), requires_grad=form != "identity")
-
-    def forward(self, weight: Tensor) -> Tensor:
-        """(C_out, C_in, kh, kw) → the same shape, in float32 under autocast too: a mask near 1 needs its digits."""
-        with torch.autocast(weight.device.type, enabled=False):
-            transformed = fat_transform(weight, self.mixing, self.form)
-            return transformed * weight.std().detach() if self.rescale else transformed
-
-    def mask(self, weight: Tensor) -> Tensor:
-        """The mask on the spectrum of a weight, (C_out, N/2 + 1), in float32 too."""
-        with torch.autocast(weight.device.type, enabled=False):
-            return fat_mask(filter_spectrum(weight), self.mixing, self.form)
-
 
 class QuantizedConv2d(QuantConv2d):  # type: ignore[misc]  # Brevitas is not typed
     """Brevitas' convolution, which tells the weight that it convolves with: quantised, behind FAT."""
@@ -64,7 +37,7 @@ class QuantizedConv2d(QuantConv2d):  # type: ignore[misc]  # Brevitas is not typ
 
     def compute(self) -> Parameters:
         """Weight (C_out, C_in/groups, kh, kw) on the quantiser's grid, and bias."""
-        return _effective_weight(self), self.bias
+        return effective_weight(self), self.bias
 
     def _weight(self) -> Tensor:
         return cast(Tensor, _quantizer(self.weight_quant)(self.weight)[0])
@@ -123,50 +96,6 @@ def _quantizer(proxy: Any) -> Quantizer:
     return cast(Quantizer, vars(proxy)["own"])
 
 
-class TransformedConv2d(nn.Conv2d):
-    """A float convolution behind FAT, which tells the weight that it convolves with."""
-
-    computed: Parameters | None = None
-
-    def compute(self) -> Parameters:
-        """Weight (C_out, C_in/groups, kh, kw) as FAT gives it, and bias."""
-        return _effective_weight(self), self.bias
-
-    def _weight(self) -> Tensor:
-        return self.weight
-
-    def forward(self, x: Tensor) -> Tensor:
-        """As torch's own."""
-        return cast(Tensor, self._conv_forward(x, *(self.computed or self.compute())))
-
-
-def _effective_weight(layer: QuantizedConv2d | TransformedConv2d) -> Tensor:
-    """What FAT computes on the way is several times as large as a weight: it is computed again when gradients pass."""
-    if _is_trained_behind_fat(layer):
-        return cast(Tensor, checkpoint(layer._weight, use_reentrant=False, preserve_rng_state=False))
-    return layer._weight()
-
-
-def _is_trained_behind_fat(layer: nn.Module) -> bool:
-    """Not while an attack works on it, which asks for no gradient of a weight."""
-    if not (torch.is_grad_enabled() and parametrize.is_parametrized(layer, "weight")):
-        return False
-    return bool(layer.parametrizations.weight.original.requires_grad)  # type: ignore[union-attr]
-
-
-def transformed_conv(conv: nn.Conv2d, fat: FAT) -> nn.Module:
-    """A float convolution with this one's weight and bias, the weight behind FAT."""
-    layer = TransformedConv2d(
-        conv.in_channels, conv.out_channels, cast(Any, conv.kernel_size), cast(Any, conv.stride),
-        cast(Any, conv.padding), cast(Any, conv.dilation), conv.groups, conv.bias is not None, conv.padding_mode,
-        device="meta",
-    )  # fmt: skip
-    layer.weight, layer.bias = conv.weight, conv.bias
-    layer.train(conv.training)
-    parametrize.register_parametrization(layer, "weight", fat)
-    return layer
-
-
 def quantized_conv(conv: nn.Conv2d, bits: int, *, per_channel: bool, inner: bool, fat: FAT | None) -> nn.Module:
     """A Brevitas convolution with this one's weights, behind FAT if given."""
     layer: nn.Module = QuantizedConv2d(
@@ -214,34 +143,6 @@ def set_export_form(model: nn.Module, enabled: bool) -> None:
     for module in model.modules():
         if isinstance(module, (ActQuantProxyFromInjector, WeightQuantProxyFromInjector)):
             module.skip_create_quant_tensor = not enabled
-
-
-def fold_fat(model: nn.Module) -> nn.Module:
-    """Every layer behind FAT replaced by one with the weight that it gives, in place; outputs stay bit-equal.
-
-    Returns the model, or what stands for it if it is such a layer itself.
-    """
-    for parent in list(model.modules()):
-        for name, layer in parent._modules.items():
-            if layer is not None and parametrize.is_parametrized(layer, "weight"):
-                parent._modules[name] = _without_fat(layer)
-    return _without_fat(model) if parametrize.is_parametrized(model, "weight") else model
-
-
-def _without_fat(layer: nn.Module) -> nn.Module:
-    """A layer that shares all but the weight. torch's own remove_parametrizations changes the class in place, which a
-    deep copy shares with its original.
-    """
-    kind: Any = parametrize.type_before_parametrizations(layer)
-    kind = nn.Conv2d if kind is TransformedConv2d else kind
-    made: nn.Module = kind.__new__(kind)
-    parameters = {**layer._parameters, "weight": nn.Parameter(cast(Tensor, layer.weight).detach().clone())}
-    modules = {name: child for name, child in layer._modules.items() if name != "parametrizations"}
-    vars(made).update({**vars(layer), "_parameters": parameters, "_modules": modules})
-    for proxy in modules.values():  # Brevitas' exporter goes from them to the layer
-        tracked = getattr(proxy, "tracked_module_list", [])
-        tracked[:] = [made if module is layer else module for module in tracked]
-    return made
 
 
 def _weight_quantizer(layer: nn.Conv2d | nn.Linear, bits: int, per_channel: bool, inner: bool) -> Any:

@@ -22,8 +22,9 @@ from fnmatch import fnmatchcase
 from torch import fx, nn
 
 from ..errors import ModelError, did_you_mean
+from ..spectrum.fat import FAT
 from .graph import unused_name
-from .layers import FAT, quantized_activation, quantized_conv, quantized_linear
+from .layers import quantized_activation, quantized_conv, quantized_linear
 from .quantizer import quantizers
 from .reading import ACTIVATIONS, LAYERS, PARTITIONS, Reading, bounds
 

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
 from ..errors import ModelError
-from .layers import FAT
+from ..spectrum.fat import FAT
 from .quantizer import Quantizer
 
 UNIFORM_KURTOSIS = 1.8

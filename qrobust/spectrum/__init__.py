@@ -1,6 +1,6 @@
 """Pure functions on tensors in the frequency domain, and what a network answers to them."""
 
-from .fat import FAT_FORMS, fat_mask, fat_transform, filter_spectrum
+from .fat import FAT, FAT_FORMS, fat_mask, fat_transform, filter_spectrum, fold_fat
 from .filters import (
     check_bandwidth,
     fourier_basis,
@@ -17,6 +17,7 @@ from .responses import banded, first_activation, heat_map, low_pass_accuracy, pe
 from .similarity import Alignment, layer_names, linear_cka, network_cka
 
 __all__ = [
+    "FAT",
     "FAT_FORMS",
     "Alignment",
     "banded",
@@ -25,6 +26,7 @@ __all__ = [
     "fat_transform",
     "filter_spectrum",
     "first_activation",
+    "fold_fat",
     "fourier_basis",
     "half_plane",
     "heat_map",

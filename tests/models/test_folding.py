@@ -12,8 +12,8 @@ from qrobust.distributed import SharedBatchNorm
 from qrobust.models import build
 from qrobust.models.inference import PassOn, folded, frozen
 from qrobust.quant import quantize
-from qrobust.quant.layers import FAT
 from qrobust.quant.quantizer import Quantizer
+from qrobust.spectrum import FAT
 from qrobust.threat import Threat
 
 

@@ -11,7 +11,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from qrobust.errors import ModelError
 from qrobust.models import build
 from qrobust.quant import FAT, bits_per_layer, fold_fat, quantize, quantizers
-from qrobust.quant.cost import LayerCost, cost
+from qrobust.quant.costs import LayerCost, cost
 from qrobust.quant.quantizer import fake_quantize
 from qrobust.spectrum import fat_transform
 

@@ -2,6 +2,8 @@
 
 import copy
 import itertools
+import subprocess
+import sys
 
 import pytest
 import torch
@@ -9,17 +11,16 @@ from torch import nn
 from torch.nn.utils import parametrize
 
 from qrobust.models.inference import computed_once, frozen
-from qrobust.quant import BITS, FAT, Quantizer, fold_fat, layers, quantize, quantizers, set_export_form
+from qrobust.quant import BITS, FAT, Quantizer, fold_fat, quantize, quantizers, set_export_form
 from qrobust.quant.layers import (
     QuantizedConv2d,
-    TransformedConv2d,
     quantized_activation,
     quantized_conv,
     quantized_linear,
-    transformed_conv,
 )
 from qrobust.quant.quantizer import calibrating, fake_quantize
-from qrobust.spectrum import FAT_FORMS, fat_transform
+from qrobust.spectrum import FAT_FORMS, fat, fat_transform
+from qrobust.spectrum.fat import TransformedConv2d, transformed_conv
 
 from .helpers import images, resnet
 
@@ -165,7 +166,7 @@ def test_what_fat_computes_on_its_way_is_not_kept(bits):
 @pytest.mark.parametrize("bits", [4, 32])
 def test_an_attack_computes_no_weight_again(bits, monkeypatch):
     model = quantize(resnet(), bits, calibration=[images(16)])
-    monkeypatch.setattr(layers, "checkpoint", None)
+    monkeypatch.setattr(fat, "checkpoint", None)
     for training in (True, False):
         with frozen(model, training=training):
             model(images().requires_grad_()).sum().backward()
@@ -212,3 +213,10 @@ def test_narrow_range_is_for_inner_layers():
         return [m.low for m in quantized_activation(8, signed=True, inner=inner).modules() if isinstance(m, Quantizer)]
 
     assert (lows(True), lows(False)) == ([-127], [-128])
+
+
+def test_brevitas_is_loaded_when_it_is_needed():
+    program = "import sys, qrobust.runs.run; print('brevitas' in sys.modules)\n"
+    program += "from qrobust.quant import quantize; print('brevitas' in sys.modules)"
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+    assert done.stdout.split() == ["False", "True"], done.stderr
