@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
@@ -11,6 +10,7 @@ from functools import cached_property
 import torch
 from torch import Generator, Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
+from torch.optim.swa_utils import AveragedModel
 
 from .. import devices, distributed, recipe
 from ..data import MIXES
@@ -22,44 +22,33 @@ from .job import Job
 from .methods import METHODS, Views, aligned, craft, draw_start
 
 
-class Average(nn.Module):
-    """The mean of a network's weights so far, as a network of its own: frozen, in eval mode.
+class Average(AveragedModel):
+    """The mean of a network's weights so far, as a network of its own (`module`): frozen, in eval mode.
 
     "equal":       w ← (w·k + W)/(k + 1), to be called after every epoch
     "exponential": w ← decay·w + (1 - decay)·W, after every step; W at the first
+
+    All else that the network holds (statistics, clips' units) is copied.
     """
 
-    count: Tensor
+    n_averaged: Tensor
 
     def __init__(self, model: nn.Module, settings: recipe.Average) -> None:
-        super().__init__()
-        self.network = copy.deepcopy(model).eval().requires_grad_(False)
+        super().__init__(model, avg_fn=self._mean)
+        self.eval().requires_grad_(False)
         self.settings = settings
-        self.register_buffer("count", torch.tensor(0))
+
+    def _mean(self, mean: Tensor, value: Tensor, count: Tensor | int) -> Tensor:
+        equal = self.settings.kind == "equal"
+        return mean.lerp(value, 1 / (int(count) + 1) if equal else 1 - self.settings.decay)
 
     def begin(self, model: nn.Module) -> None:
         """Stand where the network stands, so that what is aligned to the average has a trained one from the start."""
-        self.network.load_state_dict(model.state_dict())
-
-    @torch.no_grad()
-    def update(self, model: nn.Module) -> None:
-        """Take the network's weights in; all else that it holds (statistics, clips' units) is copied."""
-        k = int(self.count)
-        share = 1 / (k + 1) if self.settings.kind == "equal" or k == 0 else 1 - self.settings.decay
-        for mean, value in zip(self.network.parameters(), model.parameters(), strict=True):
-            mean.lerp_(value.detach(), share)
-        for own, buffer in zip(self.network.buffers(), model.buffers(), strict=True):
-            own.copy_(buffer)
-        self.count += 1
+        self.module.load_state_dict(model.state_dict())
 
     def estimate(self, batches: Iterable[Tensor]) -> None:
         """Batch-norm statistics of the averaged weights, over images (n, c, h, w) in [0,1]: `settings.statistics`."""
-        estimate_statistics(self.network, batches)
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Logits of the averaged network, (n, classes)."""
-        logits: Tensor = self.network(x)
-        return logits
+        estimate_statistics(self.module, batches)
 
 
 @contextmanager
@@ -143,7 +132,7 @@ class Stepper:
         self.optimizer.step()
         if self._averages_steps(epoch):
             assert self.average is not None
-            self.average.update(self.model)
+            self.average.update_parameters(self.model)
         right = (logits.argmax(1) == distributed.part(y)).sum()
         losses = loss.double() * len(y) / distributed.world() if len(batch.y) else torch.zeros_like(loss).double()
         return torch.stack([losses, right, right.new_tensor(len(batch.y))])

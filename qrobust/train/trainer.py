@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 import time
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import closing, contextmanager
@@ -165,12 +166,12 @@ class _Work:
         started = time.perf_counter()
         record: dict[str, Any] = {"epoch": epoch + 1, "lr": learning_rate(self.job.schedule, epoch)}
         averaging = self.average is not None and self.job.started("average", epoch)
-        if self.average is not None and averaging and not self.average.count:
+        if self.average is not None and averaging and not self.average.n_averaged:
             self.average.begin(self.model)
         record |= self._train(whole, epoch, moving)
         if self.average is not None and averaging:
             if self.average.settings.kind == "equal":
-                self.average.update(self.model)
+                self.average.update_parameters(self.model)
             torch.manual_seed(devices.seed(self.job.seed, self.job.label, "statistics", epoch))  # one dropout for all
             self.average.estimate(self._statistics_images(epoch))
         record["images_per_second"] = round(len(self.images) / (time.perf_counter() - started), 1)
@@ -236,7 +237,7 @@ class _Work:
         clean, robust = accuracies(self.model, self.validation, self.job)
         record = {"validation_clean": clean, "validation_robust": robust}
         if self.average is not None and self.job.started("average", epoch):
-            clean, robust = accuracies(self.average.network, self.validation, self.job)
+            clean, robust = accuracies(self.average.module, self.validation, self.job)
             record |= {"average_clean": clean, "average_robust": robust}
         return record
 
@@ -252,7 +253,7 @@ class _Work:
         kept = {name: state.best_of(name) for name in state.best}
         networks = {MODEL: self.model}
         if self.average is not None and self.job.started("average", record["epoch"] - 1):
-            networks[AVERAGE] = self.average.network
+            networks[AVERAGE] = self.average.module
         for name, network in networks.items():
             if self._rank(record, name) >= self._rank(state.best.get(name), name):
                 state.best[name] = record
@@ -291,7 +292,7 @@ class _Work:
         state.settings = job.settings  # an older version kept none
         restore(state, self.model, self.optimizer, path)
         if self.average is not None:
-            self.average.load_state_dict(part(state.tensors, "average."))
+            self.average.load_state_dict(_as_today(part(state.tensors, "average.")))
         if distributed.is_first():
             _write_metrics(state, job)  # the run may have stopped between the two files
             if state.epoch < job.schedule.epochs:
@@ -318,6 +319,13 @@ def _filtered(x: Tensor, job: Job) -> Tensor:
     width = job.training.low_pass
     x = x if width is None else low_pass(x, width).clamp(0, 1)
     return x.contiguous(memory_format=torch.channels_last)
+
+
+def _as_today(average: dict[str, Tensor]) -> dict[str, Tensor]:
+    """An average's tensors by the names of `AveragedModel`; version 0.1 had its own."""
+    return {
+        "n_averaged" if name == "count" else re.sub(r"^network\.", "module.", name): average[name] for name in average
+    }
 
 
 def _write_metrics(state: State, job: Job) -> None:

@@ -10,7 +10,7 @@ from qrobust.data import to_unit
 from qrobust.spectrum import low_pass
 from qrobust.train import fit, trainer
 from qrobust.train import step as average_module
-from qrobust.train.checkpoint import load_state, part
+from qrobust.train.checkpoint import load_state, part, save_state
 from qrobust.train.step import Average
 
 from .helpers import are_equal, job, network, some_batch, some_data, weights_of
@@ -23,7 +23,7 @@ EXPONENTIAL = {"average": {"start": 1, "kind": "exponential", "decay": 0.8}}
 def followed(settings, networks):
     average = Average(networks[0], settings)
     for model in networks:
-        average.update(model)
+        average.update_parameters(model)
     return average
 
 
@@ -35,8 +35,8 @@ def weight(model):
 def test_the_equal_mean(k):
     networks = [network(seed=seed) for seed in range(k)]
     average = followed(recipe.Average(start=0), networks)
-    np.testing.assert_allclose(weight(average.network), np.mean([weight(m) for m in networks], axis=0), atol=1e-6)
-    assert int(average.count) == k
+    np.testing.assert_allclose(weight(average.module), np.mean([weight(m) for m in networks], axis=0), atol=1e-6)
+    assert int(average.n_averaged) == k
 
 
 @pytest.mark.parametrize("k", [1, 2, 7])
@@ -47,36 +47,36 @@ def test_the_exponential_mean(k):
     shares = [decay ** (k - 1)] + [(1 - decay) * decay ** (k - i) for i in range(2, k + 1)]
     assert sum(shares) == pytest.approx(1)
     expected = sum(share * weight(model) for share, model in zip(shares, networks, strict=True))
-    np.testing.assert_allclose(weight(average.network), expected, atol=1e-6)
+    np.testing.assert_allclose(weight(average.module), expected, atol=1e-6)
 
 
 def test_it_is_frozen_and_a_copy():
     model = network().train()
     average = Average(model, recipe.Average(start=0))
     assert not any(parameter.requires_grad for parameter in average.parameters())
-    assert not any(module.training for module in average.network.modules())
+    assert not any(module.training for module in average.module.modules())
     assert all(parameter.requires_grad for parameter in model.parameters())
-    before = weights_of(average.network)
+    before = weights_of(average.module)
     with torch.no_grad():
         model[0].weight.zero_()
-    assert are_equal(weights_of(average.network), before)
+    assert are_equal(weights_of(average.module), before)
     x, _ = some_batch()
-    assert torch.equal(average(x), average.network(x))
+    assert torch.equal(average(x), average.module(x))
 
 
 def test_statistics_are_copied_not_averaged():
     first, second = network(), network()
     second(some_batch()[0])  # in train mode
     average = followed(recipe.Average(start=0), [first, second])
-    assert torch.equal(average.network[1].running_mean, second[1].running_mean)
-    assert torch.equal(average.network[1].num_batches_tracked, second[1].num_batches_tracked)
+    assert torch.equal(average.module[1].running_mean, second[1].running_mean)
+    assert torch.equal(average.module[1].num_batches_tracked, second[1].num_batches_tracked)
 
 
 def test_it_begins_where_the_network_stands():
     average, other = Average(network(), recipe.Average()), network(seed=1)
     average.begin(other)
-    assert are_equal(weights_of(average.network), weights_of(other))
-    assert int(average.count) == 0
+    assert are_equal(weights_of(average.module), weights_of(other))
+    assert int(average.n_averaged) == 0
 
 
 # Statistics anew
@@ -87,11 +87,11 @@ def test_estimated_statistics_are_those_of_the_data():
     average = followed(recipe.Average(start=0), [network(seed=1), network(seed=2)])
     batches = [some_batch(seed=seed)[0] for seed in range(3)]
     average.estimate(batches)
-    seen = [average.network[0](x) for x in batches]
-    norm = average.network[1]
+    seen = [average.module[0](x) for x in batches]
+    norm = average.module[1]
     torch.testing.assert_close(norm.running_mean, torch.stack([x.mean((0, 2, 3)) for x in seen]).mean(0))
     torch.testing.assert_close(norm.running_var, torch.stack([x.var((0, 2, 3)) for x in seen]).mean(0))
-    assert not any(module.training for module in average.network.modules())
+    assert not any(module.training for module in average.module.modules())
     assert (norm.momentum, int(norm.num_batches_tracked)) == (0.1, 3)
 
 
@@ -168,21 +168,21 @@ def test_the_equal_mean_of_a_training(tmp_path, monkeypatch):
     last = load_state(tmp_path / "checkpoint" / "last.safetensors").tensors
     for name, _ in network().named_parameters():
         mean = np.mean([end[name].double().numpy() for end in ends[1:]], axis=0)
-        np.testing.assert_allclose(last[f"average.network.{name}"].numpy(), mean, atol=1e-6)
-    assert int(last["average.count"]) == 3
+        np.testing.assert_allclose(last[f"average.module.{name}"].numpy(), mean, atol=1e-6)
+    assert int(last["average.n_averaged"]) == 3
 
 
 def test_the_exponential_mean_of_a_training(tmp_path, monkeypatch):
     """Of the weights after every step from the start on."""
-    steps = snapshots(monkeypatch, Average, "update", lambda average, model: weights_of(model))
+    steps = snapshots(monkeypatch, Average, "update_parameters", lambda average, model: weights_of(model))
     fit(network(), DATA, job(tmp_path, schedule=EXPONENTIAL))
     assert len(steps) == 9
     last = load_state(tmp_path / "checkpoint" / "last.safetensors").tensors
     expected = steps[0]["0.weight"].double()
     for step in steps[1:]:
         expected = 0.8 * expected + 0.2 * step["0.weight"].double()
-    torch.testing.assert_close(last["average.network.0.weight"].double(), expected, atol=1e-6, rtol=1e-5)
-    assert int(last["average.count"]) == 9
+    torch.testing.assert_close(last["average.module.0.weight"].double(), expected, atol=1e-6, rtol=1e-5)
+    assert int(last["average.n_averaged"]) == 9
 
 
 def test_the_average_does_not_disturb_the_training(tmp_path):
@@ -221,11 +221,11 @@ def test_without_a_validation_split_the_last_average_is_kept(tmp_path):
     state = fit(network(), some_data(validation=0), job(tmp_path, schedule=EQUAL))
     last = load_state(tmp_path / "checkpoint" / "last.safetensors")
     assert state.best["average"]["epoch"] == 4
-    assert are_equal(state.best_of("average"), part(last.tensors, "average.network."))
+    assert are_equal(state.best_of("average"), part(last.tensors, "average.module."))
 
 
-def test_the_count_survives_a_checkpoint(tmp_path, monkeypatch):
-    counts = snapshots(monkeypatch, Average, "update", lambda average, model: int(average.count))
+def test_the_count_survives_a_checkpoint_of_an_older_version(tmp_path, monkeypatch):
+    counts = snapshots(monkeypatch, Average, "update_parameters", lambda average, model: int(average.n_averaged))
     original, calls = trainer.write_text, []
 
     def stopping(*arguments):
@@ -238,6 +238,14 @@ def test_the_count_survives_a_checkpoint(tmp_path, monkeypatch):
         patch.setattr(trainer, "write_text", stopping)
         with pytest.raises(KeyboardInterrupt):
             fit(network(), DATA, job(tmp_path, schedule=EQUAL))
+    path = tmp_path / "checkpoint" / "last.safetensors"
+    state = load_state(path)
+    old = {"average.n_averaged": "average.count"}  # names of version 0.1
+    state.tensors = {
+        old.get(name, name.replace("average.module.", "average.network.")): value
+        for name, value in state.tensors.items()
+    }
+    save_state(path, state)
     fit(network(seed=1), DATA, job(tmp_path, schedule=EQUAL))
     assert counts == [1, 2, 3]
 
@@ -248,7 +256,7 @@ def test_what_is_aligned_to_an_average_is_aligned_to_a_trained_one(tmp_path, mon
     monkeypatch.setattr(
         average_module.Average,
         "forward",
-        lambda average, x: seen.append(weights_of(average.network)) or average.network(x),
+        lambda average, x: seen.append(weights_of(average.module)) or average.module(x),
     )
     ends = snapshots(monkeypatch, trainer._Work, "_train", lambda work, *_: weights_of(work.model))
     fit(network(), DATA, job(tmp_path, schedule={**EQUAL, "sar": {"start": 1, "reference": "average"}}))
@@ -262,6 +270,6 @@ def test_what_is_aligned_to_an_average_is_aligned_to_a_trained_one(tmp_path, mon
 def test_a_network_without_batch_norm_averages_too():
     model = nn.Sequential(nn.Flatten(), nn.Linear(4, 2))
     average = Average(model, recipe.Average(start=0))
-    average.update(model)
+    average.update_parameters(model)
     average.estimate([torch.rand(3, 1, 2, 2)])
-    assert are_equal(weights_of(average.network), weights_of(model))
+    assert are_equal(weights_of(average.module), weights_of(model))

@@ -45,7 +45,7 @@ def test_every_view_is_passed_once(tmp_path, training, schedule, passes):
     model.register_forward_hook(lambda module, args, output: seen.append(module.training))
     average = Average(model, Settings()) if "average" in schedule else None
     if average is not None:
-        average.network._forward_hooks.clear()
+        average.module._forward_hooks.clear()
     stepped(task, model=model, average=average)
     assert sum(seen) == passes
 
