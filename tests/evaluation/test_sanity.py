@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from qrobust import models
-from qrobust.attacks import named, pgd
+from qrobust.attacks import PgdConfig, named, pgd
 from qrobust.data import DataSettings, Images, load, to_unit
 from qrobust.deployed.sanity import DOUBTS as OF_FILES
 from qrobust.evaluation import DOUBTS, evaluate
@@ -37,7 +37,8 @@ def _trained(images: Images, *, robust: bool, seed: int = 0, epochs: int = 12) -
     for _ in range(epochs):
         for which in torch.randperm(len(images), generator=generator).split(64):
             x, y = to_unit(images.x[which], "cpu"), images.y[which]
-            x = pgd(model, x, y, threat=THREAT, steps=4, step_size=8 / 255, generator=generator) if robust else x
+            config = PgdConfig(steps=4, step_size=8 / 255)
+            x = pgd(model, x, y, threat=THREAT, config=config, generator=generator) if robust else x
             model.train()
             optimizer.zero_grad()
             F.cross_entropy(model(x), y).backward()

@@ -7,7 +7,7 @@ import torch
 from torch import fx, nn
 from torch.nn.utils import parametrize
 
-from qrobust.attacks import pgd
+from qrobust.attacks import PgdConfig, pgd
 from qrobust.distributed import SharedBatchNorm
 from qrobust.models import build
 from qrobust.models.inference import PassOn, folded, frozen
@@ -306,7 +306,7 @@ def test_an_attack_is_the_same_but_for_rounding():
             assert bool(passed_by(model)) == fold
             outcomes.append(logits_and_gradient(model, x)[1])
     torch.testing.assert_close(*outcomes, atol=1e-5, rtol=1e-4)
-    x_adv = pgd(model, x, y, threat=Threat("linf", 0.1), steps=2)
+    x_adv = pgd(model, x, y, threat=Threat("linf", 0.1), config=PgdConfig(steps=2))
     assert not passed_by(model)
     assert not torch.equal(x_adv, x)
 

@@ -9,7 +9,7 @@ from torch import nn
 from torch.nn import functional as F
 from torch.nn.utils import parametrizations
 
-from qrobust.attacks import pgd
+from qrobust.attacks import PgdConfig, pgd
 from qrobust.errors import ModelError
 from qrobust.models.inference import frozen
 from qrobust.quant import BITS, FAT, bits_per_layer, calibrate, quantize, quantizers
@@ -214,7 +214,7 @@ def test_an_attack_leaves_mode_and_parameters_as_found():
     modes = [m.training for m in model.modules()]
     asked = [p.requires_grad for p in model.parameters()]
     x, y = images(8), torch.zeros(8, dtype=torch.int64)
-    pgd(model, x, y, threat=Threat("linf", 8 / 255), steps=2)
+    pgd(model, x, y, threat=Threat("linf", 8 / 255), config=PgdConfig(steps=2))
     assert [m.training for m in model.modules()] == modes
     assert [p.requires_grad for p in model.parameters()] == asked
     assert all(p.grad is None for p in model.parameters())
