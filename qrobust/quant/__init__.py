@@ -1,6 +1,6 @@
 """Quantisation-aware networks: learned-clip quantisers in Brevitas layers, FAT on their weights."""
 
-from .convert import EDGE_LAYERS, calibrate, quantize, requantize
+from .convert import EDGE_LAYERS, QuantConfig, calibrate, quantize, requantize
 from .cost import Cost, cost
 from .layers import FAT, first_unrounded, fold_fat, round_biases, set_export_form
 from .placement import BITS, EVERY
@@ -23,6 +23,7 @@ __all__ = [
     "STRAIGHT_THROUGH",
     "Cost",
     "LearnedClip",
+    "QuantConfig",
     "Quantizer",
     "best_clip",
     "bits_per_layer",

@@ -19,7 +19,7 @@ from qrobust.deployed.sanity import DOUBTS as OF_FILES
 from qrobust.evaluation import DOUBTS, evaluate
 from qrobust.evaluation.sanity import CHEAP, examine
 from qrobust.evaluation.sanity_measures import CE, CURVE, MARGIN, TRANSFER, Subject, numbers_part
-from qrobust.quant import quantize
+from qrobust.quant import QuantConfig, quantize
 from qrobust.threat import Threat
 
 THREAT = Threat("linf", 20 / 255)
@@ -163,7 +163,8 @@ def test_the_twin_shows_the_way_that_rounding_hides(robust: nn.Module, images: t
 
 
 def test_two_bits_hide_what_restarts_find(robust: nn.Module, images: tuple[Images, Images]) -> None:
-    coarse = quantize(robust, 2, fat="none", calibration=to_unit(images[0].x[:256], "cpu"), estimate_statistics=True)
+    some = to_unit(images[0].x[:256], "cpu")
+    coarse = quantize(robust, QuantConfig(2, fat="none"), calibration=some, estimate_statistics=True)
     subject = Subject(coarse, images[1], THREAT, n=40)
     assert subject.share(subject.clean) > 0.9
     assert _raised(subject, {"not-converged"}) == {"not-converged"}
@@ -174,7 +175,7 @@ def test_two_bits_that_part_from_their_best_points_are_flagged_by_default(
 ) -> None:
     """The float network, honest, parts by nothing."""
     calibration = to_unit(images[0].x[:256], "cpu")
-    coarse = quantize(robust, 2, fat="none", calibration=calibration, estimate_statistics=True)
+    coarse = quantize(robust, QuantConfig(2, fat="none"), calibration=calibration, estimate_statistics=True)
     for model, expected in ((coarse, True), (robust, False)):
         attacks = ("pgd-20", "cw-inf-20:keep=best", "apgd-ce")
         outcomes = evaluate(model, images[1], attacks=attacks, threat=THREAT, n=N)
@@ -189,7 +190,8 @@ def test_an_evaluation_without_last_step_attacks_has_nothing_to_part_from(images
 
 
 def test_the_strong_network_of_doubts_keeps_best_points(robust: nn.Module, images: tuple[Images, Images]) -> None:
-    coarse = quantize(robust, 2, fat="none", calibration=to_unit(images[0].x[:256], "cpu"), estimate_statistics=True)
+    some = to_unit(images[0].x[:256], "cpu")
+    coarse = quantize(robust, QuantConfig(2, fat="none"), calibration=some, estimate_statistics=True)
     subject = Subject(coarse, images[1], THREAT, n=N)
     assert not (subject.ce & ~subject.last_step).any()  # of the same points
     assert subject.share(subject.ce) < subject.share(subject.last_step)

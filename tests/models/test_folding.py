@@ -11,7 +11,7 @@ from qrobust.attacks import PgdConfig, pgd
 from qrobust.distributed import SharedBatchNorm
 from qrobust.models import build
 from qrobust.models.inference import PassOn, folded, frozen
-from qrobust.quant import quantize
+from qrobust.quant import QuantConfig, quantize
 from qrobust.quant.layers import FAT
 from qrobust.quant.quantizer import Quantizer
 from qrobust.threat import Threat
@@ -320,9 +320,8 @@ def test_train_mode_does_not_fold():
 @pytest.mark.parametrize("edges", ["int8", "float"])
 def test_a_quantised_network_is_folded_without_proxies(monkeypatch, edges):
     """Every convolution computes its weight once, behind FAT and quantiser; none of them ever sees a trace."""
-    model = quantize(
-        lived_in(build("resnet8", in_channels=3, classes=4)), 4, edge_layers=edges, calibration=[images(n=8)]
-    ).eval()
+    model = lived_in(build("resnet8", in_channels=3, classes=4))
+    model = quantize(model, QuantConfig(4, edge_layers=edges), calibration=[images(n=8)]).eval()
     seen = []
     for kind in (Quantizer, FAT):
         original = kind.forward
