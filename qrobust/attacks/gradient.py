@@ -80,7 +80,7 @@ class PgdConfig:
     it left right. random_start: within the threat, else x itself. loss: "ce", or "margin" (CW-inf). keep: what is
     returned of the points that an image passes, the "last", as published, or the "best", where a wrong class leads by
     most: on quantised networks the last step often steps past what an earlier one broke. training: batch-norm's mode
-    during the attack. Raises RecipeError for another loss or keep.
+    during the attack. Raises RecipeError for another loss or keep, for no steps or starts, and for steps backwards.
     """
 
     steps: int = 20
@@ -92,9 +92,14 @@ class PgdConfig:
     training: bool = False
 
     def __post_init__(self) -> None:
-        for key, value, known in (("loss", self.loss, LOSSES), ("keep", self.keep, KEEPS)):
+        for key, known in (("loss", LOSSES), ("keep", KEEPS)):
+            value = getattr(self, key)
             if value not in known:
                 raise RecipeError(f"expected a {key}, got {value!r}{did_you_mean(value, known)}")
+        for key, least in (("steps", 1), ("restarts", 1), ("step_size", 0)):
+            number = getattr(self, key)
+            if not number >= least:  # also true for NaN
+                raise RecipeError(f"expected {key} of {least} or more, got {number:g}; else it is no attack")
 
 
 def pgd(

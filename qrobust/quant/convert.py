@@ -77,7 +77,7 @@ def quantize(
 ) -> nn.Module:
     """QM-n: a copy of a trained network whose inner layers have n-bit weights and read n-bit inputs.
 
-    model: any convolutional network that torch.fx can trace, of the modules in `rules.SUPPORTED` or the
+    model: any convolutional network that torch.fx can trace, of the modules in `reading.SUPPORTED` or the
     functions that do the same. config: or its bits alone, as in `quantize(model, 4, calibration=images)`.
     calibration: images (n, c, h, w) in [0,1] or uint8 that place the clips, or batches of them, as
     `data.image_batches` takes them (labels are not read); None leaves the clips for weights that are loaded next.

@@ -131,16 +131,16 @@ def _n_fgsm(model: nn.Module, x: Tensor, y: Tensor, start: Tensor, threat: Threa
     return n_fgsm(model, x, y, threat=threat, step_size=step, start=start, training=training)
 
 
+def _tpgd(model: nn.Module, x: Tensor, _: Tensor, start: Tensor, threat: Threat, config: PgdConfig) -> Tensor:
+    return tpgd(model, x, threat=threat, config=config, start=start)
+
+
 # Those of the recipe's `attack.kind`, and what a method that ascends "kl" runs instead.
 ATTACK_KINDS = {
     "pgd": AttackKind(_within, _pgd, step_size=0.25),
     "fgsm-rs": AttackKind(_within, _pgd, step_size=1.25, steps=1),
     "n-fgsm": AttackKind(lambda x, _, t, g: far_off(x, t, g), _n_fgsm, step_size=1.0, steps=1),
-    "kl": AttackKind(
-        lambda x, _, t, g: nearby(x, t, g),
-        lambda model, x, _, start, t, c: tpgd(model, x, threat=t, config=c, start=start),
-        step_size=0.25,
-    ),
+    "kl": AttackKind(lambda x, _, t, g: nearby(x, t, g), _tpgd, step_size=0.25),
 }
 
 

@@ -79,6 +79,10 @@ def test_the_best_of_all_points_is_kept(threat):
     [
         ({"keep": "bets"}, r"expected a keep, got 'bets'; did you mean 'best'\?"),
         ({"loss": "margn"}, r"expected a loss, got 'margn'; did you mean 'margin'\?"),
+        ({"steps": 0}, "expected steps of 1 or more, got 0; else it is no attack"),
+        ({"restarts": 0}, "expected restarts of 1 or more, got 0"),
+        ({"step_size": -0.1}, r"expected step_size of 0 or more, got -0\.1"),
+        ({"step_size": float("nan")}, "expected step_size of 0 or more, got nan"),
     ],
 )
 def test_what_is_no_setting_is_refused(settings, text):
