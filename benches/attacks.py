@@ -25,7 +25,7 @@ from pyautoattack import AutoAttack
 from torch import Tensor, nn
 
 from qrobust import devices
-from qrobust.attacks import Scene, named, pgd
+from qrobust.attacks import PgdConfig, Scene, named, pgd
 from qrobust.data import to_unit
 from qrobust.runs.run import Run
 from qrobust.storage import write_json
@@ -37,7 +37,7 @@ Attack = Callable[[nn.Module, Tensor, Tensor], Tensor]
 
 
 def ours(threat: Threat) -> Attack:
-    return lambda model, x, y: pgd(model, x, y, threat=threat, steps=STEPS, step_size=STEP_SIZE)
+    return lambda model, x, y: pgd(model, x, y, threat=threat, config=PgdConfig(steps=STEPS, step_size=STEP_SIZE))
 
 
 def with_torchattacks(threat: Threat) -> Attack:

@@ -29,7 +29,7 @@ from torch import nn
 from qrobust import devices, recipe
 from qrobust.attacks import named
 from qrobust.evaluation import compare
-from qrobust.quant import quantize
+from qrobust.quant import QuantConfig, quantize
 from qrobust.runs.evaluation import Request
 from qrobust.runs.folder import FLOAT
 from qrobust.runs.run import Run
@@ -83,7 +83,7 @@ class Row(Run):
         load_weights(self.start, model)
         if form == "none":
             return devices.placed(model)
-        return quantize(devices.placed(model), FLOAT, fat=form, calibration=self._calibration(512))
+        return quantize(devices.placed(model), QuantConfig(FLOAT, fat=form), calibration=self._calibration(512))
 
 
 def float_network(options: argparse.Namespace) -> Path:

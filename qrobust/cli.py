@@ -316,11 +316,13 @@ def attack(
 ) -> int:
     """Attack the file itself, white-box and black-box, on its runtime; with --json it goes on where it was stopped."""
     # Before torch: a wrong number or place is told at once.
-    settings, screen = {"n": n, "seed": seed, "eps": _radius(eps)}, _screen(json)
-    from .deployed.attack import attack_file
+    radius, screen = _radius(eps), _screen(json)
+    from .attacks import attack_names
+    from .deployed.attack import Settings, attack_file
     from .tables import attack_table
 
-    result = attack_file(artifact, attacks, settings, transfer=transfer or (), data=data, root=root, json=json)
+    settings = Settings(attack_names(attacks), n, seed, radius)
+    result = attack_file(artifact, settings, transfer=transfer or (), data=data, root=root, json=json)
     screen.print(attack_table(result))
     _print_flags(screen, result["artifact"]["name"], result)
     return 0

@@ -113,7 +113,7 @@ def dropped_out(folder: Path) -> dict[str, torch.Tensor]:
 def quantised(folder: Path) -> dict[str, torch.Tensor]:
     """The same for a network with quantisers and FAT."""
     images = some_data().train.x[:20] / 255
-    model = quantize(network(width=8), bits=4, calibration=[images])
+    model = quantize(network(width=8), 4, calibration=[images])
     fit(model, some_data(), job(folder / "quantised", schedule=SCHEDULE | {"lr": 0.01}))
     return weights_of(model)
 

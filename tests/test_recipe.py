@@ -422,14 +422,6 @@ def test_a_table_of_another_kind_is_checked_too():
 # attacks in training
 
 
-@pytest.mark.parametrize(("kind", "factor"), [("pgd", 0.25), ("fgsm-rs", 1.25), ("n-fgsm", 1.0)])
-def test_the_length_of_a_step(kind, factor):
-    """What its kind is published with, in units of eps; a recipe's own goes first."""
-    assert recipe.Craft(kind=kind).length(8 / 255) == pytest.approx(factor * 8 / 255)
-    assert recipe.Craft(kind=kind, step_size="2/255").length(8 / 255) == 2 / 255
-    assert recipe.Craft(kind=kind, step_size=0).length(8 / 255) == 0
-
-
 @pytest.mark.parametrize("part", ["sar", "average", "awp"])
 def test_parts_may_start_with_the_drop_or_with_an_epoch(folder, part):
     loaded = overridden("train.milestones=[2]", f"train.{part}={{start = 'first-drop'}}", f"quant.{part}={{start = 4}}")

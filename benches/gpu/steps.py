@@ -21,7 +21,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 import record
 
 from qrobust import devices, models
-from qrobust.quant import parameter_groups, quantize
+from qrobust.quant import QuantConfig, parameter_groups, quantize
 from qrobust.recipe import Data, Schedule, Training
 from qrobust.storage import write_json
 from qrobust.threat import Threat
@@ -49,7 +49,7 @@ def network(kind: str) -> nn.Module:
     if kind == "float":
         return model
     bits, fat = kind.split()
-    return devices.placed(quantize(model, int(bits), fat=fat, calibration=[images(256)[0]]))
+    return devices.placed(quantize(model, QuantConfig(int(bits), fat=fat), calibration=[images(256)[0]]))
 
 
 def stepper(model: nn.Module) -> Stepper:

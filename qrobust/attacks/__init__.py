@@ -1,11 +1,12 @@
 """Attacks: a network and clean images in, perturbed images out. What they return is judged elsewhere."""
 
 from .auto import autoattack_part, square
-from .gradient import bim, cw, far_off, fgsm, gaussian_noise, n_fgsm, nearby, pgd, tpgd
+from .gradient import PgdConfig, bim, cw, far_off, fgsm, gaussian_noise, n_fgsm, nearby, pgd, tpgd
 from .registry import Attack, Scene, attack_names, named
 
 __all__ = [
     "Attack",
+    "PgdConfig",
     "Scene",
     "attack_names",
     "autoattack_part",

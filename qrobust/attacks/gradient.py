@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Generator, Tensor, nn
@@ -71,51 +72,71 @@ LOSSES: dict[str, Loss] = {
 }
 
 
+@dataclass(frozen=True)
+class PgdConfig:
+    """Settings of PGD, and of the attacks that go its way.
+
+    steps: of a start. step_size: in the units of `threat.eps`. restarts: starts, each on the images that those before
+    it left right. random_start: within the threat, else x itself. loss: "ce", or "margin" (CW-inf). keep: what is
+    returned of the points that an image passes, the "last", as published, or the "best", where a wrong class leads by
+    most: on quantised networks the last step often steps past what an earlier one broke. training: batch-norm's mode
+    during the attack. Raises RecipeError for another loss or keep, for no steps or starts, and for steps backwards.
+    """
+
+    steps: int = 20
+    step_size: float = 2 / 255
+    restarts: int = 1
+    random_start: bool = True
+    loss: str = "ce"
+    keep: str = "last"
+    training: bool = False
+
+    def __post_init__(self) -> None:
+        for key, known in (("loss", LOSSES), ("keep", KEEPS)):
+            value = getattr(self, key)
+            if value not in known:
+                raise RecipeError(f"expected a {key}, got {value!r}{did_you_mean(value, known)}")
+        for key, least in (("steps", 1), ("restarts", 1), ("step_size", 0)):
+            number = getattr(self, key)
+            if not number >= least:  # also true for NaN
+                raise RecipeError(f"expected {key} of {least} or more, got {number:g}; else it is no attack")
+
+
 def pgd(
     model: nn.Module,
     x: Tensor,
     y: Tensor,
     *,
     threat: Threat,
-    steps: int = 20,
-    step_size: float = 2 / 255,
-    restarts: int = 1,
-    random_start: bool = True,
+    config: PgdConfig = PgdConfig(),
     start: Tensor | None = None,
-    loss: str = "ce",
-    keep: str = "last",
-    training: bool = False,
     generator: Generator | None = None,
 ) -> Tensor:
     r"""Projected gradient descent (Madry et al. 2018, arXiv 1706.06083).
 
         x_{t+1} = project(x_t + step_size · direction(∇_x loss(f(x_t), y)))
 
-    x: images (n, c, h, w) in [0,1]. y: labels (n,), or for "ce" shares of mixed labels (n, classes).
-    step_size: in the units of `threat.eps`. start: images to begin the first of the restarts at, projected, instead
-    of a random draw. loss: "ce", or "margin" (CW-inf). keep: what is returned of the points that an image passes, the
-    "last", as published, or the "best", where a wrong class leads by most: on quantised networks the last step often
-    steps past what an earlier one broke. training: batch-norm's mode while crafting. Images that a restart broke leave
-    the batch of the next. Returns x_adv (n, c, h, w), within the threat. Raises RecipeError for another keep.
+    x: images (n, c, h, w) in [0,1]. y: labels (n,), or for "ce" shares of mixed labels (n, classes). start: images to
+    begin the first of the restarts at, projected, instead of a random draw. Returns x_adv (n, c, h, w), within the
+    threat.
 
     >>> from qrobust.threat import Threat
-    >>> x_adv = pgd(nn.Flatten(), torch.rand(2, 3, 1, 1), torch.tensor([0, 1]), threat=Threat("linf", 0.1))
+    >>> x, y, threat = torch.rand(2, 3, 1, 1), torch.tensor([0, 1]), Threat("linf", 8 / 255)
+    >>> x_adv = pgd(nn.Flatten(), x, y, threat=threat, config=PgdConfig(steps=10, keep="best"))
     """
     check_images(x)
-    if keep not in KEEPS:
-        raise RecipeError(f"expected a keep, got {keep!r}{did_you_mean(keep, KEEPS)}")
-    with frozen(model, training=training):
+    with frozen(model, training=config.training):
         x, y = ordinary(x, y)
         x_adv, labels = x.clone(), y if y.dim() == 1 else y.argmax(1)
         start = None if start is None else threat.project(start, x)
         todo = torch.arange(len(x), device=x.device)
-        for restart in range(restarts):
+        for restart in range(config.restarts):
             if restart or start is None:
-                start = threat.random_start(x[todo], generator) if random_start else x[todo]
-            best = _Best(start, labels[todo]) if keep == "best" else None
-            last = _ascend(model, x[todo], y[todo], start, threat, steps, step_size, LOSSES[loss], best)
+                start = _drawn(x[todo], threat, config, generator)
+            best = _Best(start, labels[todo]) if config.keep == "best" else None
+            last = _ascend(model, x[todo], y[todo], start, threat, config, best=best)
             x_adv[todo] = last if best is None else best.x
-            if restart + 1 < restarts:
+            if restart + 1 < config.restarts:
                 with torch.no_grad():
                     todo = todo[model(x_adv[todo]).argmax(1) == labels[todo]]
             if not len(todo):
@@ -129,31 +150,27 @@ def last_and_best(
     y: Tensor,
     *,
     threat: Threat,
-    steps: int = 20,
-    step_size: float = 2 / 255,
-    loss: str = "ce",
+    config: PgdConfig = PgdConfig(),
     generator: Generator | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """What one start of `pgd` gives under keep="last" and under "best", from the same points."""
+    """What the first start of `pgd` gives under keep="last" and under "best", from the same points; y: labels (n,)."""
     check_images(x)
-    with frozen(model):
+    with frozen(model, training=config.training):
         x, y = ordinary(x, y)
-        start = threat.random_start(x, generator)
+        start = _drawn(x, threat, config, generator)
         best = _Best(start, y)
-        last = _ascend(model, x, y, start, threat, steps, step_size, LOSSES[loss], best)
+        last = _ascend(model, x, y, start, threat, config, best=best)
     return last, best.x
 
 
 def fgsm(model: nn.Module, x: Tensor, y: Tensor, *, threat: Threat) -> Tensor:
     """One step of length eps from x (Goodfellow et al. 2015, arXiv 1412.6572); shapes as in `pgd`."""
-    return pgd(model, x, y, threat=threat, steps=1, step_size=threat.eps, random_start=False)
+    return bim(model, x, y, threat=threat, config=PgdConfig(steps=1, step_size=threat.eps))
 
 
-def bim(
-    model: nn.Module, x: Tensor, y: Tensor, *, threat: Threat, steps: int = 20, step_size: float = 2 / 255
-) -> Tensor:
-    """PGD from x itself (Kurakin et al. 2017, arXiv 1611.01236); shapes as in `pgd`."""
-    return pgd(model, x, y, threat=threat, steps=steps, step_size=step_size, random_start=False)
+def bim(model: nn.Module, x: Tensor, y: Tensor, *, threat: Threat, config: PgdConfig = PgdConfig()) -> Tensor:
+    """PGD from x itself (Kurakin et al. 2017, arXiv 1611.01236), whatever `random_start` says; shapes as in `pgd`."""
+    return pgd(model, x, y, threat=threat, config=replace(config, random_start=False))
 
 
 def tpgd(
@@ -162,24 +179,25 @@ def tpgd(
     y: Tensor | None = None,
     *,
     threat: Threat,
-    steps: int = 20,
-    step_size: float = 2 / 255,
+    config: PgdConfig = PgdConfig(),
     start: Tensor | None = None,
-    training: bool = False,
     generator: Generator | None = None,
 ) -> Tensor:
     r"""The attack inside TRADES (Zhang et al. 2019, arXiv 1901.08573): ascends KL(f(x) ‖ f(x')), without labels.
 
-    Starts `nearby`, where the KL's gradient is not yet zero. y is not used. Others as in `pgd`.
+    Starts `nearby`, where the KL's gradient is not yet zero. y is not used. Others as in `pgd`. Raises RecipeError for
+    a config that sets more than steps, step_size and training.
     """
     check_images(x)
+    if config != PgdConfig(config.steps, config.step_size, training=config.training):
+        raise RecipeError(f"expected steps, step_size and training alone for tpgd, got {config}; leave the others out")
     labels = y if y is not None else torch.zeros(len(x), dtype=torch.long, device=x.device)
-    with frozen(model, training=training):
+    with frozen(model, training=config.training):
         x, labels = ordinary(x, labels)
         start = nearby(x, threat, generator) if start is None else start
         with torch.no_grad():
             clean = F.softmax(model(x), dim=1)
-        return _ascend(model, x, labels, start, threat, steps, step_size, _divergence(clean))
+        return _ascend(model, x, labels, start, threat, config, loss=_divergence(clean))
 
 
 def nearby(x: Tensor, threat: Threat, generator: Generator | None = None) -> Tensor:
@@ -210,7 +228,8 @@ def n_fgsm(
     with frozen(model, training=training):
         x, y = ordinary(x, y)
         start = far_off(x, threat, generator) if start is None else start
-        return _ascend(model, x, y, start, free, 1, threat.eps if step_size is None else step_size, LOSSES["ce"])
+        one_step = PgdConfig(steps=1, step_size=threat.eps if step_size is None else step_size)
+        return _ascend(model, x, y, start, free, one_step)
 
 
 def far_off(x: Tensor, threat: Threat, generator: Generator | None = None) -> Tensor:
@@ -237,28 +256,34 @@ class _Best:
         self.x = torch.where(better.view(-1, *[1] * (x_adv.dim() - 1)), x_adv.detach(), self.x)
 
 
+def _drawn(x: Tensor, threat: Threat, config: PgdConfig, generator: Generator | None) -> Tensor:
+    return threat.random_start(x, generator) if config.random_start else x
+
+
 def _ascend(
     model: nn.Module,
     x: Tensor,
     y: Tensor,
     start: Tensor,
     threat: Threat,
-    steps: int,
-    step_size: float,
-    loss: Loss,
+    config: PgdConfig,
+    *,
+    loss: Loss | None = None,
     best: _Best | None = None,
 ) -> Tensor:
+    """The last point of one start. loss: None for the config's."""
+    ascended = LOSSES[config.loss] if loss is None else loss
     (x_adv,) = ordinary(start)
-    for step in range(steps):
+    for step in range(config.steps):
         x_adv = x_adv.detach().requires_grad_(True)
         logits = model(x_adv)
         if step == 0:
             check_output(logits, y)
         if best is not None:
             best.offer(x_adv, logits)
-        gradient = input_gradient(loss(logits, y), x_adv)
+        gradient = input_gradient(ascended(logits, y), x_adv)
         with torch.no_grad():
-            x_adv = threat.project(x_adv + step_size * threat.direction(gradient), x)
+            x_adv = threat.project(x_adv + config.step_size * threat.direction(gradient), x)
     if best is not None:
         with torch.no_grad():
             best.offer(x_adv, model(x_adv))

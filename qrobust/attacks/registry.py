@@ -21,7 +21,7 @@ from ..errors import RecipeError, did_you_mean
 from ..objectives import margin
 from ..threat import Threat
 from .auto import PARTS, autoattack_part, square
-from .gradient import KEEPS, LOSSES, bim, cw, fgsm, gaussian_noise, pgd, tpgd
+from .gradient import KEEPS, LOSSES, PgdConfig, bim, cw, fgsm, gaussian_noise, pgd, tpgd
 
 TRANSFER, SQUARE = "transfer", "square"  # families
 WITHOUT_GRADIENTS = ("gn", SQUARE)
@@ -178,7 +178,11 @@ def _unknown(name: str) -> RecipeError:
 def _transfer(scene: Scene, x: Tensor, y: Tensor, generator: Generator, settings: dict[str, Any]) -> Tensor:
     if scene.twin is None:
         raise RecipeError("expected a float twin for transfer, got none; it needs a quantised network of a run")
-    return pgd(scene.twin, x, y, threat=scene.threat, generator=generator, **settings)
+    return pgd(scene.twin, x, y, threat=scene.threat, config=PgdConfig(**settings), generator=generator)
+
+
+def _pgd(scene: Scene, x: Tensor, y: Tensor, generator: Generator, settings: dict[str, Any]) -> Tensor:
+    return pgd(scene.model, x, y, threat=scene.threat, config=PgdConfig(**settings), generator=generator)
 
 
 _FAMILIES = {
@@ -187,18 +191,17 @@ _FAMILIES = {
     ),
     "fgsm": _Family(lambda s, x, y, _g, _k: fgsm(s.model, x, y, threat=s.threat)),
     "bim": _Family(
-        lambda s, x, y, _g, k: bim(s.model, x, y, threat=s.threat, **k), count="steps", step_size=True
+        lambda s, x, y, _g, k: bim(s.model, x, y, threat=s.threat, config=PgdConfig(**k)),
+        count="steps", step_size=True,
     ),
     "pgd": _Family(
-        lambda s, x, y, g, k: pgd(s.model, x, y, threat=s.threat, generator=g, **k),
-        count="steps", restarts=True, step_size=True, defaults={"loss": "ce", "keep": "last"},
+        _pgd, count="steps", restarts=True, step_size=True, defaults={"loss": "ce", "keep": "last"}
     ),
     "cw-inf": _Family(
-        lambda s, x, y, g, k: pgd(s.model, x, y, threat=s.threat, generator=g, **k),
-        count="steps", restarts=True, step_size=True, defaults={"loss": "margin", "keep": "last"},
+        _pgd, count="steps", restarts=True, step_size=True, defaults={"loss": "margin", "keep": "last"}
     ),
     "tpgd": _Family(
-        lambda s, x, y, g, k: tpgd(s.model, x, y, threat=s.threat, generator=g, **k),
+        lambda s, x, y, g, k: tpgd(s.model, x, y, threat=s.threat, config=PgdConfig(**k), generator=g),
         count="steps", step_size=True,
     ),
     "cw": _Family(

@@ -134,7 +134,6 @@ def attack(deployed: Deployed, images: Images, settings: Settings, path: Path | 
         seed=settings.seed,
         batch_size=batch_size,
         state=state,
-        label=f"attack {deployed.name}",
     )
     source = settings.sources[0] if settings.sources else None
     evidence = Evidence(deployed, served, images, outcomes, source=source, batch_size=batch_size)
@@ -154,8 +153,7 @@ def attack(deployed: Deployed, images: Images, settings: Settings, path: Path | 
 
 def attack_file(
     path: Path,
-    attacks: str,
-    settings: Mapping[str, Any],
+    settings: Settings,
     *,
     transfer: Sequence[Path] = (),
     data: str = "",
@@ -164,16 +162,13 @@ def attack_file(
 ) -> Record:
     """The result of `attack` on an artifact or an ONNX file.
 
-    attacks: as in `attack_names`, "" for all that fit. settings: others of `Settings`.
-    transfer: as in `find_sources`; data, root: as in `find_images`; json: as in `evaluate_artifact`.
+    settings: without sources, which `transfer` names as in `find_sources`. data, root: as in `find_images`. json: as in
+    `evaluate_artifact`.
     """
     place, deployed = result_file(json), open_deployed(path)
     sources = find_sources(deployed, transfer)
-    images, chosen = (
-        find_images(deployed, data, root),
-        Settings(attacks=attack_names(attacks), sources=sources, **settings),
-    )
-    result = attack(deployed, images, chosen, place, data=data or SUITE)
+    images = find_images(deployed, data, root)
+    result = attack(deployed, images, replace(settings, sources=sources), place, data=data or SUITE)
     stream(json, result)
     return result
 
@@ -181,7 +176,8 @@ def attack_file(
 def evaluate_artifact(folder: Path, attacks: str, n: int | None, seed: int, json: Path | None) -> dict[str, Record]:
     """The result of attacks without gradients on an artifact's session, by its name.
 
-    attacks: as in `attack_file`, "" for noise and Square. json: a file for the result, masks beside it, or a stream.
+    attacks: names with commas, a key of `PROTOCOLS`, or "" for noise and Square. json: a file for the result, masks
+    beside it, or a stream.
     Raises RecipeError for an attack that needs gradients.
     """
     place, artifact = result_file(json), Artifact.load(folder)
@@ -203,7 +199,6 @@ def evaluate_artifact(folder: Path, attacks: str, n: int | None, seed: int, json
         n=n,
         seed=seed,
         state=state,
-        label=f"evaluate {artifact.name}",
     )
     if place is not None and is_first():
         outcomes.save(place, flags=[])

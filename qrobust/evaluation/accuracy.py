@@ -222,7 +222,6 @@ def evaluate(
     batch_size: int = 250,
     twin: nn.Module | None = None,
     state: Path | None = None,
-    label: str = "evaluate",
 ) -> Outcomes:
     """Clean accuracy and accuracy under each attack on n images; the network ends in eval mode.
 
@@ -251,7 +250,7 @@ def evaluate(
     _check_classes(images, classes, attacks)
     journal = Journal.of(scene, images, outcomes, batch_size, distributed.own(state) if state else None)
     passes = 1 + sum(len(attack.parts) for attack in attacks)
-    with bar(label, passes * len(images), "images") as moving:
+    with bar("evaluate", passes * len(images), "images") as moving:
         for attack in (None, *attacks):
             name = CLEAN if attack is None else attack.name
             started = time.perf_counter()

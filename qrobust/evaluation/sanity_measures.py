@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from .. import devices
-from ..attacks import Scene, named
+from ..attacks import PgdConfig, Scene, named
 from ..attacks.gradient import LOSSES, last_and_best
 from ..data import Images, choose, to_unit
 from ..data.images import check_batch_size
@@ -125,12 +125,12 @@ class Subject:
 
     def _ends(self, loss: str) -> tuple[Tensor, Tensor]:
         """Masks (n,) of images right under the last and under the best points of PGD, the same points for both."""
-        generator, step = devices.generator(self.seed, "doubt", loss), self.threat.eps / 4
+        generator = devices.generator(self.seed, "doubt", loss)
+        config = PgdConfig(steps=STEPS, step_size=self.threat.eps / 4, loss=loss)
         last, best = self.clean.clone(), self.clean.clone()
         for which in parts(self.clean.nonzero()[:, 0], self.batch_size):
             x, y = self.x[which], self.y[which]
-            found = last_and_best(self.model, x, y, threat=self.threat, steps=STEPS, step_size=step, loss=loss,
-                                  generator=generator)  # fmt: skip
+            found = last_and_best(self.model, x, y, threat=self.threat, config=config, generator=generator)
             for mask, x_adv in zip((last, best), found, strict=True):
                 mask[which] = judge(self.model, x, y, x_adv, self.threat)
         return last, best

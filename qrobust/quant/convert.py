@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Iterator
+from dataclasses import dataclass
 from itertools import chain
 from typing import cast
 
@@ -19,7 +20,7 @@ from ..spectrum.fat import FAT, transformed_conv
 from .capture import check_capture, check_pools
 from .graph import trace
 from .layers import round_biases
-from .placement import BITS, FLOAT_BITS, SUM_BITS, Bits, Placement, Width, check_bits, fat_for, layer_widths
+from .placement import BITS, FLOAT_BITS, SUM_BITS, Bits, Placement, check_bits, fat_for, layer_widths
 from .quantizer import calibrating, quantizers
 from .reading import Reading
 
@@ -27,6 +28,7 @@ __all__ = [
     "BITS",
     "EDGE_LAYERS",
     "SUM_BITS",
+    "QuantConfig",
     "calibrate",
     "quantize",
     "requantize",
@@ -36,28 +38,48 @@ EDGE_LAYERS = ("int8", "float")
 LEAST = "qrobust.least_bits"  # in the graph's `meta`: see Placement.least
 
 
+@dataclass(frozen=True)
+class QuantConfig:
+    """How `quantize` makes QM-n of a network; its bits alone stand for all of it.
+
+    bits: 2 to 8, or widths by patterns of module names, of which the last that matches decides:
+    `{"*": 4, "layer3.*": 8, "layer1.0.conv1": 32}`; "*" is n, 32 leaves weight and input in float. 32 alone quantises
+    nothing: the network is the same but for FAT, which `fold_fat` puts into its weights for good. activation_bits: the
+    same for what layers read, if that is not to be their weight's width; of layers that read one activation the largest
+    width holds. fat: "paper", "normalised", "identity" (standardised weights without a mask) or "none"; for inner
+    convolutions. edge_layers: the first layers and the classifier keep "int8" or "float" weights and inputs, unless a
+    pattern other than "*" names them. per_channel: one weight clip per output channel.
+    Raises ModelError for settings out of range.
+    """
+
+    bits: Bits = 4
+    activation_bits: Bits | None = None
+    fat: str = "normalised"
+    edge_layers: str = "int8"
+    per_channel: bool = True
+
+    def __post_init__(self) -> None:
+        if self.bits != FLOAT_BITS:
+            check_bits(self.bits)
+        elif self.activation_bits is not None:
+            raise ModelError(f"expected no activation_bits beside bits=32, got {self.activation_bits}; leave them out")
+        if self.fat not in (*FAT_FORMS, "none"):
+            raise ModelError(f"expected a form of FAT, got {self.fat!r}{did_you_mean(self.fat, (*FAT_FORMS, 'none'))}")
+        if self.edge_layers not in EDGE_LAYERS:
+            raise ModelError(f"expected edge_layers 'int8' or 'float', got {self.edge_layers!r}")
+
+
 def quantize(
     model: nn.Module,
-    bits: Bits = 4,
+    config: QuantConfig | Bits = QuantConfig(),
     *,
-    fat: str = "normalised",
-    edge_layers: str = "int8",
-    per_channel: bool = True,
-    activation_bits: Bits | None = None,
     calibration: object,
     estimate_statistics: bool | None = None,
 ) -> nn.Module:
     """QM-n: a copy of a trained network whose inner layers have n-bit weights and read n-bit inputs.
 
-    model: any convolutional network that torch.fx can trace, of the modules in `rules.SUPPORTED` or the
-    functions that do the same. bits: 2 to 8, or widths by patterns of module names, of which the last that
-    matches decides: `{"*": 4, "layer3.*": 8, "layer1.0.conv1": 32}`; "*" is n, 32 leaves weight and input
-    in float. 32 alone quantises nothing: the network is the same but for FAT, which `fold_fat` puts into its
-    weights for good. activation_bits: the same for what layers read, if that is not to be their weight's width; of
-    layers that read one activation the largest width holds.
-    fat: "paper", "normalised", "identity" (standardised weights without a mask) or "none"; for inner
-    convolutions. edge_layers: the first layers and the classifier keep "int8" or "float" weights and
-    inputs, unless a pattern other than "*" names them. per_channel: one weight clip per output channel.
+    model: any convolutional network that torch.fx can trace, of the modules in `reading.SUPPORTED` or the
+    functions that do the same. config: or its bits alone, as in `quantize(model, 4, calibration=images)`.
     calibration: images (n, c, h, w) in [0,1] or uint8 that place the clips, or batches of them, as
     `data.image_batches` takes them (labels are not read); None leaves the clips for weights that are loaded next.
     estimate_statistics: take batch-norm's from these images too; None: where FAT changes weights, behind which the old
@@ -71,25 +93,21 @@ def quantize(
     Raises ModelError for settings out of range, for patterns that name nothing, for a module without a quantised
     form, by name, and where the captured graph does not compute what the network does, with the first module apart.
     """
-    _check(model, bits, fat, edge_layers, activation_bits)
+    config = config if isinstance(config, QuantConfig) else QuantConfig(config)
+    if any(True for _ in quantizers(model)):
+        raise ModelError("expected a float network, got a quantised one; call requantize for another width")
     batches = iter(()) if calibration is None else _images(model, calibration)
     images = next(batches, None)
     captured = trace(model)
     reading = Reading(captured)
-    if bits != FLOAT_BITS:  # else the network itself is returned, not its graph
+    if config.bits != FLOAT_BITS:  # else the network itself is returned, not its graph
         check_capture(model, captured, images)
         if images is not None:
             check_pools(captured, images)
     with device_of(model):  # where new layers are made
-        if bits == FLOAT_BITS:
-            made = _transformed(model, reading, fat)
-        else:
-            names = {str(node.target): node for node in reading.layers}
-            edges = {str(node.target) for node in reading.edges}
-            widths = layer_widths(names, edges, bits=bits, activation_bits=activation_bits, edge_layers=edge_layers)
-            made = _placed(reading, {names[name]: width for name, width in widths.items()}, fat, per_channel)
+        made = _transformed(model, reading, config.fat) if config.bits == FLOAT_BITS else _placed(reading, config)
     if images is not None:
-        anew = fat != "none" if estimate_statistics is None else estimate_statistics
+        anew = config.fat != "none" if estimate_statistics is None else estimate_statistics
         calibrate(made, chain([images], batches), estimate_statistics=anew)
         _round(made)
     return made
@@ -168,22 +186,16 @@ def _transformed(model: nn.Module, reading: Reading, form: str) -> nn.Module:
     return copied
 
 
-def _placed(reading: Reading, widths: dict[fx.Node, Width], fat: str, per_channel: bool) -> fx.GraphModule:
-    placement = Placement(reading, widths, fat, per_channel)
+def _placed(reading: Reading, config: QuantConfig) -> fx.GraphModule:
+    names = {str(node.target): node for node in reading.layers}
+    edges = {str(node.target) for node in reading.edges}
+    widths = layer_widths(
+        names, edges, bits=config.bits, activation_bits=config.activation_bits, edge_layers=config.edge_layers
+    )
+    placement = Placement(
+        reading, {names[name]: width for name, width in widths.items()}, config.fat, config.per_channel
+    )
     placement.run()
     reading.graph.meta[LEAST] = placement.least
     reading.graph.recompile()
     return reading.graph
-
-
-def _check(model: nn.Module, bits: Bits, fat: str, edge_layers: str, activation_bits: Bits | None) -> None:
-    if bits != FLOAT_BITS:
-        check_bits(bits)
-    elif activation_bits is not None:
-        raise ModelError(f"expected no activation_bits beside bits=32, got {activation_bits}; leave them out")
-    if fat not in (*FAT_FORMS, "none"):
-        raise ModelError(f"expected a form of FAT, got {fat!r}{did_you_mean(fat, (*FAT_FORMS, 'none'))}")
-    if edge_layers not in EDGE_LAYERS:
-        raise ModelError(f"expected edge_layers 'int8' or 'float', got {edge_layers!r}")
-    if any(True for _ in quantizers(model)):
-        raise ModelError("expected a float network, got a quantised one; call requantize for another width")

@@ -26,7 +26,7 @@ from ._brevitas import (
     QuantLinear,
     WeightQuantProxyFromInjector,
 )
-from .quantizer import Quantizer, quantizers
+from .quantizer import WEIGHT, Quantizer, QuantizerConfig, quantizers
 from .reading import keeps_grid
 
 
@@ -127,10 +127,8 @@ def quantized_activation(
     Unsigned it stands for relu; signed for hardtanh (inner: narrow range) or for what residual sums add.
     ceiling: where the function that it stands for saturates.
     """
-    narrow = signed and inner
-    quantizer = Quantizer(
-        bits, signed=signed, narrow=narrow, masked=not fixed, fixed=fixed, inner=inner, ceiling=ceiling
-    )
+    config = QuantizerConfig(signed, narrow=signed and inner, masked=not fixed, fixed=fixed, ceiling=ceiling)
+    quantizer = Quantizer(bits, config, inner=inner)
     layer: nn.Module = QuantizedActivation(
         act_quant=_injector(quantizer, ActQuantProxyFromInjector), return_quant_tensor=False
     )
@@ -147,9 +145,7 @@ def set_export_form(model: nn.Module, enabled: bool) -> None:
 
 def _weight_quantizer(layer: nn.Conv2d | nn.Linear, bits: int, per_channel: bool, inner: bool) -> Any:
     channels = layer.weight.shape[0] if per_channel else None
-    quantizer = Quantizer(
-        bits, signed=True, narrow=True, masked=False, channels=channels, dims=layer.weight.dim(), inner=inner
-    )
+    quantizer = Quantizer(bits, WEIGHT, channels=channels, dims=layer.weight.dim(), inner=inner)
     return _injector(quantizer, WeightQuantProxyFromInjector)
 
 

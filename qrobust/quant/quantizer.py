@@ -11,6 +11,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from functools import cache
 from typing import Any
 
@@ -180,14 +181,31 @@ def integer_range(bits: int, *, signed: bool, narrow: bool) -> tuple[int, int]:
     return (-high if narrow else -high - 1), high
 
 
-class Quantizer(nn.Module):
-    """A learned-clip quantiser of `bits` bits.
+@dataclass(frozen=True)
+class QuantizerConfig:
+    """What a quantiser rounds, whatever its width.
 
     signed: range −L..L (narrow) or −L−1..L; unsigned: 0..2^bits − 1, which also does relu's work.
     masked: stop the gradient outside the clip (activations) or not (weights).
+    fixed: the clip stays at 1 (pixels), else it is learned.
+    ceiling: calibration sees values cut at ±ceiling (1 for hardtanh).
+    """
+
+    signed: bool
+    narrow: bool
+    masked: bool
+    fixed: bool = False
+    ceiling: float = math.inf
+
+
+WEIGHT = QuantizerConfig(signed=True, narrow=True, masked=False)
+
+
+class Quantizer(nn.Module):
+    """A learned-clip quantiser of `bits` bits.
+
     channels: one clip per output channel of a (channels, …) weight of `dims` dimensions, or one (None).
-    fixed: the clip stays at 1 (pixels), else it is learned. inner: whether the width is the network's n, and
-    follows it in `set_bits`. ceiling: calibration sees values cut at ±ceiling (1 for hardtanh).
+    inner: whether the width is the network's n, and follows it in `set_bits`.
 
     The clip used is `unit · |clip|`: unit is the standard deviation of a weight at calibration (1 for
     activations), so that one learning rate suits standardised weights and raw ones.
@@ -201,27 +219,23 @@ class Quantizer(nn.Module):
     def __init__(
         self,
         bits: int,
+        config: QuantizerConfig,
         *,
-        signed: bool,
-        narrow: bool,
-        masked: bool,
         channels: int | None = None,
         dims: int = 4,
-        fixed: bool = False,
         inner: bool = False,
-        ceiling: float = math.inf,
     ) -> None:
         super().__init__()
-        self.signed, self.narrow, self.masked, self.inner = signed, narrow, masked, inner
+        self.signed, self.narrow, self.masked, self.inner = config.signed, config.narrow, config.masked, inner
         shape = () if channels is None else (channels, *[1] * (dims - 1))
-        self.clip = nn.Parameter(torch.ones(shape), requires_grad=not fixed)
-        self.fixed, self.ceiling = fixed, ceiling
+        self.clip = nn.Parameter(torch.ones(shape), requires_grad=not config.fixed)
+        self.fixed, self.ceiling = config.fixed, config.ceiling
         self.register_buffer("unit", torch.tensor(1.0))
         self.register_buffer("zero_point", torch.tensor(0.0), persistent=False)
         self.register_buffer("bit_width", torch.tensor(float(bits)), persistent=False)
         self.set_bits(bits)
         self.observed: int | None = None
-        self.backward = "clipped" if masked else "identity"
+        self.backward = "clipped" if self.masked else "identity"
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """(dequantised x, scale, zero point, bit width); calibrates first inside `calibrating`."""

@@ -128,8 +128,9 @@ class ThreatModel(Table):
 
 
 class Craft(Table):
-    """The attack inside training. step_size None: what its kind is published with, as `length` says. keep: which of
-    the points that an image passes is learned from: the "last", as published, or the "best" for the attacker.
+    """The attack inside training. step_size None: what its kind is published with, eps/4 for pgd, 1.25 eps for
+    fgsm-rs, eps for n-fgsm. keep: which of the points that an image passes is learned from: the "last", as published,
+    or the "best" for the attacker.
     """
 
     kind: Literal["pgd", "fgsm-rs", "n-fgsm"] = "pgd"
@@ -138,12 +139,6 @@ class Craft(Table):
     random_start: bool = True
     keep: Literal["last", "best"] = "last"
     mode: Literal["eval", "train"] = "eval"  # of batch-norm, while crafting
-
-    def length(self, eps: float) -> float:
-        """Of a step: eps/4 for pgd, 1.25 eps for fgsm-rs, eps for n-fgsm, unless the recipe gives one."""
-        return (
-            eps * {"pgd": 0.25, "fgsm-rs": 1.25, "n-fgsm": 1.0}[self.kind] if self.step_size is None else self.step_size
-        )
 
 
 class Sar(Table):

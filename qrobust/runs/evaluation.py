@@ -34,6 +34,11 @@ class Request:
     path: Path | None = None
     thorough: bool = False
 
+    @property
+    def state(self) -> Path | None:
+        """The file that a stopped evaluation goes on from."""
+        return self.path.with_suffix(".partial.npz") if self.path else None
+
 
 def evaluate_width(
     networks: Networks,
@@ -44,17 +49,14 @@ def evaluate_width(
     save: Save | None = None,
 ) -> Record:
     """Attack a width and check the result; `save` is called with it by the first of several processes."""
-    seed = networks.recipe.seed if request.seed is None else request.seed
-    images, state = networks.dataset.test, request.path.with_suffix(".partial.npz") if request.path else None
-    label = f"evaluate qm-{bits}"
-    outcomes = _outcomes(networks, bits, images, attacks, threat, n=request.n, seed=seed, state=state, label=label)
+    outcomes = _outcomes(networks, bits, networks.dataset.test, attacks, threat, request)
     more = _cost(networks, bits)
     if distributed.is_first():
-        more |= _checked(networks, bits, outcomes, threat, request, seed)
+        more |= _checked(networks, bits, outcomes, thorough=request.thorough)
         if save is not None:
             save(outcomes, more)
-    if state is not None:
-        distributed.own(state).unlink(missing_ok=True)
+    if request.state is not None:
+        distributed.own(request.state).unlink(missing_ok=True)
     distributed.wait()
     return outcomes.to_dict() | more
 
@@ -63,24 +65,14 @@ def evaluate_as_file(
     networks: Networks, bits: int, attacks: Sequence[Attack], threat: Threat, images: Images
 ) -> Record:
     """What is left of the torch network by the attacks that its file is under, on the same images."""
-    recipe = networks.recipe
-    n = recipe.attack.n if recipe.attack else None
-    label = f"attack qm-{bits} in torch"
-    found = _outcomes(networks, bits, images, attacks, threat, n=n, seed=recipe.seed, state=None, label=label).to_dict()
+    settings = networks.recipe.attack
+    request = Request(settings.n if settings else None)
+    found = _outcomes(networks, bits, images, attacks, threat, request).to_dict()
     return {name: found[name] for name in ("n", "clean", "attacks", "worst_case")}
 
 
 def _outcomes(
-    networks: Networks,
-    bits: int,
-    images: Images,
-    attacks: Sequence[Attack],
-    threat: Threat,
-    *,
-    n: int | None,
-    seed: int,
-    state: Path | None,
-    label: str,
+    networks: Networks, bits: int, images: Images, attacks: Sequence[Attack], threat: Threat, request: Request
 ) -> Outcomes:
     twin = networks.float_network(bits)
     if twin is None:  # the float network itself: nothing to transfer from
@@ -90,12 +82,11 @@ def _outcomes(
         images,
         attacks=attacks,
         threat=threat,
-        n=n,
-        seed=seed,
+        n=request.n,
+        seed=networks.recipe.seed if request.seed is None else request.seed,
         batch_size=networks.recipe.evaluate.batch_size,
         twin=twin,
-        state=state,
-        label=label,
+        state=request.state,
     )
 
 
@@ -105,17 +96,17 @@ def _cost(networks: Networks, bits: int) -> Record:
     return {"cost": quant.cost(model, example).to_dict()}
 
 
-def _checked(networks: Networks, bits: int, outcomes: Outcomes, threat: Threat, request: Request, seed: int) -> Record:
-    images, widths = networks.dataset.test, networks.recipe.bits if request.thorough else ()
+def _checked(networks: Networks, bits: int, outcomes: Outcomes, *, thorough: bool) -> Record:
+    widths = networks.recipe.bits if thorough else ()
     subject = Subject(
         networks.network(bits),
-        images,
-        threat,
+        networks.dataset.test,
+        outcomes.threat,
         twin=networks.float_network(bits),
         others=[networks.network(width) for width in widths if width not in (bits, FLOAT)],
         outcomes=outcomes,
-        n=min(request.n or len(images), MOST_DOUBTED),
-        seed=seed,
+        n=min(outcomes.n, MOST_DOUBTED),
+        seed=outcomes.seed,
     )
-    found = examine(subject, DOUBTS if request.thorough else CHEAP)
+    found = examine(subject, DOUBTS if thorough else CHEAP)
     return {"doubts": found.measured, "flags": [flag.to_dict() for flag in found.flags]}

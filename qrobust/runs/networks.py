@@ -69,7 +69,7 @@ class Networks:
             if settings.fat == "none":
                 return model
             images = self._calibration(settings.batch_size)  # behind FAT, batch-norm's first statistics are far off
-            return quant.quantize(model, FLOAT, fat=settings.fat, calibration=images)
+            return quant.quantize(model, quant.QuantConfig(FLOAT, fat=settings.fat), calibration=images)
         assert self.recipe.quant is not None
         images, before = self._calibration(self.recipe.quant.calibration), self.before(bits)
         if before == FLOAT:
@@ -109,16 +109,15 @@ class Networks:
     def _quantized(self, model: nn.Module, bits: int, calibration: tuple[Tensor, ...] | None) -> nn.Module:
         settings = self.recipe.quant
         assert settings is not None
-        quantized = quant.quantize(
-            model,
+        config = quant.QuantConfig(
             {quant.EVERY: bits, **settings.layers} if settings.layers else bits,
+            activation_bits=settings.activation_bits,
             fat=settings.fat,
             edge_layers=settings.edge_layers,
             per_channel=settings.per_channel,
-            activation_bits=settings.activation_bits,
-            calibration=calibration,
-            estimate_statistics=calibration is not None,  # training goes on from there, under the quantisers' inputs
         )
+        anew = calibration is not None  # training goes on from there, under the quantisers' inputs
+        quantized = quant.quantize(model, config, calibration=calibration, estimate_statistics=anew)
         quant.set_straight_through(quantized, settings.straight_through)
         return quantized
 

@@ -11,8 +11,8 @@ import torch
 from torch import Generator, Tensor, nn
 
 from .. import distributed, objectives
-from ..attacks import far_off, n_fgsm, nearby, pgd, tpgd
-from ..recipe import Sar, Training
+from ..attacks import PgdConfig, far_off, n_fgsm, nearby, pgd, tpgd
+from ..recipe import Craft, Sar, Training
 from ..threat import Threat
 
 
@@ -101,6 +101,54 @@ def aligned(views: Views, sar: Sar, average: nn.Module | None) -> Tensor:
     return sar.weight * objectives.sar(reference, adversarial, form=sar.form, distance=sar.distance)
 
 
+Start = Callable[[Tensor, Craft, Threat, Generator], Tensor]  # of a whole batch x
+Run = Callable[[nn.Module, Tensor, Tensor, Tensor, Threat, PgdConfig], Tensor]  # on x and y from a start
+
+
+@dataclass(frozen=True)
+class AttackKind:
+    """An attack inside training: what it starts from, how it runs from there, and how long its step is.
+
+    step_size: in units of eps, unless the recipe gives one. steps: None for the recipe's.
+    """
+
+    start: Start
+    run: Run
+    step_size: float
+    steps: int | None = None
+
+
+def _within(x: Tensor, how: Craft, threat: Threat, generator: Generator) -> Tensor:
+    return threat.random_start(x, generator) if how.random_start else x
+
+
+def _pgd(model: nn.Module, x: Tensor, y: Tensor, start: Tensor, threat: Threat, config: PgdConfig) -> Tensor:
+    return pgd(model, x, y, threat=threat, config=config, start=start)
+
+
+def _n_fgsm(model: nn.Module, x: Tensor, y: Tensor, start: Tensor, threat: Threat, config: PgdConfig) -> Tensor:
+    step, training = config.step_size, config.training
+    return n_fgsm(model, x, y, threat=threat, step_size=step, start=start, training=training)
+
+
+def _tpgd(model: nn.Module, x: Tensor, _: Tensor, start: Tensor, threat: Threat, config: PgdConfig) -> Tensor:
+    return tpgd(model, x, threat=threat, config=config, start=start)
+
+
+# Those of the recipe's `attack.kind`, and what a method that ascends "kl" runs instead.
+ATTACK_KINDS = {
+    "pgd": AttackKind(_within, _pgd, step_size=0.25),
+    "fgsm-rs": AttackKind(_within, _pgd, step_size=1.25, steps=1),
+    "n-fgsm": AttackKind(lambda x, _, t, g: far_off(x, t, g), _n_fgsm, step_size=1.0, steps=1),
+    "kl": AttackKind(lambda x, _, t, g: nearby(x, t, g), _tpgd, step_size=0.25),
+}
+
+
+def attack_kind(settings: Training) -> AttackKind:
+    """The attack that a method trains against."""
+    return ATTACK_KINDS["kl" if METHODS[settings.method].ascends == "kl" else settings.attack.kind]
+
+
 def draw_start(x: Tensor, settings: Training, threat: Threat, generator: Generator) -> Tensor:
     """Where the attack on a whole batch begins: drawn for all of it, so that its parts can be crafted apart.
 
@@ -108,22 +156,16 @@ def draw_start(x: Tensor, settings: Training, threat: Threat, generator: Generat
     """
     if x.is_cuda:
         generator = Generator(x.device).manual_seed(int(torch.randint(2**62, (1,), generator=generator)))
-    if METHODS[settings.method].ascends == "kl":
-        return nearby(x, threat, generator)
-    if settings.attack.kind == "n-fgsm":
-        return far_off(x, threat, generator)
-    return threat.random_start(x, generator) if settings.attack.random_start else x
+    return attack_kind(settings).start(x, settings.attack, threat, generator)
 
 
 def craft(model: nn.Module, x: Tensor, y: Tensor, start: Tensor, settings: Training, threat: Threat) -> Tensor:
     """x_adv for the loss, (n, c, h, w). y: what the attack ascends from: labels, or shares of them."""
-    how = settings.attack
-    step, training = how.length(threat.eps), how.mode == "train"
-    if METHODS[settings.method].ascends == "kl":
-        return tpgd(model, x, threat=threat, steps=how.steps, step_size=step, start=start, training=training)
-    if how.kind == "n-fgsm":
-        return n_fgsm(model, x, y, threat=threat, step_size=step, start=start, training=training)
-    steps = how.steps if how.kind == "pgd" else 1
-    return pgd(
-        model, x, y, threat=threat, steps=steps, step_size=step, start=start, keep=how.keep, training=training
-    )  # fmt: skip
+    how, kind = settings.attack, attack_kind(settings)
+    config = PgdConfig(
+        steps=kind.steps or how.steps,
+        step_size=kind.step_size * threat.eps if how.step_size is None else how.step_size,
+        keep=how.keep,
+        training=how.mode == "train",
+    )
+    return kind.run(model, x, y, start, threat, config)

@@ -16,7 +16,7 @@ import torch
 from torch import Generator, Tensor, nn
 
 from .. import devices, distributed
-from ..attacks import pgd
+from ..attacks import PgdConfig, pgd
 from ..data import Dataset, Images, epoch_batches, learning_batches, to_unit
 from ..errors import RunError
 from ..models.inference import frozen
@@ -91,6 +91,7 @@ def accuracies(model: nn.Module, images: Images, job: Job) -> tuple[float, float
     """
     settings, threat = job.training.validation, job.threat
     step = threat.eps / 4 if settings.step_size is None else settings.step_size
+    config = PgdConfig(steps=settings.steps, step_size=step, loss="margin", keep="best")
     generator = devices.generator(job.seed, "validation")
     model.eval()
     right = torch.zeros(2, device=devices.device())
@@ -99,17 +100,7 @@ def accuracies(model: nn.Module, images: Images, job: Job) -> tuple[float, float
         start = threat.random_start(x, generator)
         x, y, start = (distributed.part(tensor) for tensor in (x, batch.y.to(x.device), start))
         if len(y):
-            x_adv = pgd(
-                model,
-                x,
-                y,
-                threat=threat,
-                steps=settings.steps,
-                step_size=step,
-                start=start,
-                loss="margin",
-                keep="best",
-            )
+            x_adv = pgd(model, x, y, threat=threat, config=config, start=start)
             with torch.no_grad():
                 right += torch.stack([(model(view).argmax(1) == y).sum() for view in (x, x_adv)])
     clean, robust = (distributed.summed(right) / len(images)).tolist()

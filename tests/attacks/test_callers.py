@@ -1,12 +1,13 @@
 """Attacks attack, whoever calls them, and whatever the network's gradient or number format is."""
 
 from contextlib import nullcontext
+from dataclasses import replace
 
 import pytest
 import torch
 from torch import nn
 
-from qrobust.attacks import Scene, named, pgd
+from qrobust.attacks import PgdConfig, Scene, named, pgd
 from qrobust.attacks.gradient import last_and_best
 from qrobust.errors import ModelError
 from qrobust.models.inference import frozen, input_gradient
@@ -67,8 +68,8 @@ def test_starts_of_inference_mode():
     model, (x, y) = network(), batch()
     with torch.inference_mode():
         start = x.clone()
-    expected = pgd(model, x, y, threat=LINF, steps=2, start=x)
-    assert torch.equal(pgd(model, x, y, threat=LINF, steps=2, start=start), expected)
+    expected = pgd(model, x, y, threat=LINF, config=PgdConfig(steps=2), start=x)
+    assert torch.equal(pgd(model, x, y, threat=LINF, config=PgdConfig(steps=2), start=start), expected)
 
 
 class Rooted(nn.Module):
@@ -128,7 +129,7 @@ def test_networks_of_another_precision(name, dtype):
 @pytest.mark.parametrize("keep", ["last", "best"])
 def test_a_start_outside_is_projected(keep):
     model, (x, y) = network(), batch()
-    found = pgd(model, x, y, threat=LINF, steps=2, keep=keep, start=1 - x)
+    found = pgd(model, x, y, threat=LINF, config=PgdConfig(steps=2, keep=keep), start=1 - x)
     assert LINF.distance(found, x).max() <= LINF.eps + 1e-6
 
 
@@ -141,10 +142,11 @@ def test_one_logit_is_refused(name):
 
 def test_last_and_best_are_those_of_pgd():
     model, (x, y) = network(), batch()
-    settings = {"threat": LINF, "steps": 4, "step_size": 0.08, "loss": "margin"}
-    found = last_and_best(model, x, y, **settings, generator=seeded())
+    config = PgdConfig(steps=4, step_size=0.08, loss="margin")
+    found = last_and_best(model, x, y, threat=LINF, config=config, generator=seeded())
     for keep, x_adv in zip(("last", "best"), found, strict=True):
-        assert torch.equal(x_adv, pgd(model, x, y, **settings, keep=keep, generator=seeded()))
+        alone = pgd(model, x, y, threat=LINF, config=replace(config, keep=keep), generator=seeded())
+        assert torch.equal(x_adv, alone)
     assert not torch.equal(*found)
 
 

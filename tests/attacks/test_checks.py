@@ -6,14 +6,14 @@ import pytest
 import torch
 from torch import nn
 
-from qrobust.attacks import autoattack_part, cw, gaussian_noise, pgd, square, tpgd
+from qrobust.attacks import PgdConfig, autoattack_part, cw, gaussian_noise, pgd, square, tpgd
 from qrobust.errors import DataError, ModelError
 from qrobust.threat import Threat
 
 THREAT = Threat("linf", 8 / 255)
 ATTACKS = {
-    "pgd": lambda model, x, y: pgd(model, x, y, threat=THREAT, steps=2),
-    "tpgd": lambda model, x, y: tpgd(model, x, y, threat=THREAT, steps=2),
+    "pgd": lambda model, x, y: pgd(model, x, y, threat=THREAT, config=PgdConfig(steps=2)),
+    "tpgd": lambda model, x, y: tpgd(model, x, y, threat=THREAT, config=PgdConfig(steps=2)),
     "cw": lambda model, x, y: cw(model, x, y, steps=2),
     "square": lambda model, x, y: square(model, x, y, threat=THREAT, queries=2),
     "apgd-ce": lambda model, x, y: autoattack_part(model, x, y, part="apgd-ce", threat=THREAT),

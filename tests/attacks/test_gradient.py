@@ -1,13 +1,14 @@
 """One table of attacks, one body a property; on a linear network the optimum is known."""
 
 import itertools
+from dataclasses import replace
 
 import pytest
 import torch
 from torch import nn
 from torch.nn import functional as F
 
-from qrobust.attacks import bim, far_off, fgsm, n_fgsm, nearby, pgd, tpgd
+from qrobust.attacks import PgdConfig, bim, far_off, fgsm, n_fgsm, nearby, pgd, tpgd
 from qrobust.attacks.gradient import LOSSES
 from qrobust.errors import RecipeError
 from qrobust.objectives import margin
@@ -17,13 +18,13 @@ from .helpers import L2, LINF, batch, copy_of, is_unchanged, linear_net, seeded,
 
 SETTINGS = {
     "fgsm": (fgsm, {}),
-    "bim": (bim, {"steps": 4}),
-    "pgd": (pgd, {"steps": 4}),
-    "pgd-margin": (pgd, {"steps": 4, "loss": "margin"}),
-    "pgd-restarts": (pgd, {"steps": 4, "restarts": 3}),
-    "pgd-best": (pgd, {"steps": 4, "keep": "best"}),
-    "pgd-far": (pgd, {"steps": 3, "step_size": 1.0}),
-    "tpgd": (tpgd, {"steps": 4}),
+    "bim": (bim, {"config": PgdConfig(steps=4)}),
+    "pgd": (pgd, {"config": PgdConfig(steps=4)}),
+    "pgd-margin": (pgd, {"config": PgdConfig(steps=4, loss="margin")}),
+    "pgd-restarts": (pgd, {"config": PgdConfig(steps=4, restarts=3)}),
+    "pgd-best": (pgd, {"config": PgdConfig(steps=4, keep="best")}),
+    "pgd-far": (pgd, {"config": PgdConfig(steps=3, step_size=1.0)}),
+    "tpgd": (tpgd, {"config": PgdConfig(steps=4)}),
 }
 LABELLED = {name: both for name, both in SETTINGS.items() if name != "tpgd"}  # which climbs another loss
 ATTACKS = pytest.mark.parametrize(("attack", "options"), SETTINGS.values(), ids=SETTINGS)
@@ -51,8 +52,8 @@ def test_inside_the_threat(attack, options, threat):
 @THREATS
 def test_the_loss_rises(attack, options, threat):
     model, (x, y) = smooth_net().eval(), batch()
-    if attack is not fgsm:
-        options = {"step_size": threat.eps / 2} | options
+    if "config" in options and options["config"].step_size == PgdConfig().step_size:
+        options = {"config": replace(options["config"], step_size=threat.eps / 2)}
     x_adv = attack(model, x, y, threat=threat, **options)
     assert (loss_at(model, x_adv, y) > loss_at(model, x, y)).all()
 
@@ -60,10 +61,11 @@ def test_the_loss_rises(attack, options, threat):
 @THREATS
 def test_the_best_of_all_points_is_kept(threat):
     """With steps so long that the last point is rarely the best."""
-    model, (x, y), settings = smooth_net().eval(), batch(), {"threat": threat, "step_size": threat.eps, "start": None}
+    model, (x, y) = smooth_net().eval(), batch()
 
     def lead(steps, keep):
-        x_adv = pgd(model, x, y, steps=steps, keep=keep, generator=seeded(), **settings)
+        config = PgdConfig(steps, threat.eps, keep=keep)
+        x_adv = pgd(model, x, y, threat=threat, config=config, generator=seeded())
         return margin(model(x_adv), y).detach()
 
     passed = torch.stack([lead(steps, "last") for steps in range(1, 7)])
@@ -72,9 +74,26 @@ def test_the_best_of_all_points_is_kept(threat):
     assert (found > passed[-1] + 1e-5).any()
 
 
-def test_what_cannot_be_kept_is_refused():
-    with pytest.raises(RecipeError, match=r"expected a keep, got 'bets'; did you mean 'best'\?"):
-        pgd(smooth_net(), *batch(), threat=LINF, keep="bets")
+@pytest.mark.parametrize(
+    ("settings", "text"),
+    [
+        ({"keep": "bets"}, r"expected a keep, got 'bets'; did you mean 'best'\?"),
+        ({"loss": "margn"}, r"expected a loss, got 'margn'; did you mean 'margin'\?"),
+        ({"steps": 0}, "expected steps of 1 or more, got 0; else it is no attack"),
+        ({"restarts": 0}, "expected restarts of 1 or more, got 0"),
+        ({"step_size": -0.1}, r"expected step_size of 0 or more, got -0\.1"),
+        ({"step_size": float("nan")}, "expected step_size of 0 or more, got nan"),
+    ],
+)
+def test_what_is_no_setting_is_refused(settings, text):
+    with pytest.raises(RecipeError, match=text):
+        PgdConfig(**settings)
+
+
+@pytest.mark.parametrize("settings", [{"restarts": 2}, {"random_start": False}, {"loss": "margin"}, {"keep": "best"}])
+def test_tpgd_refuses_settings_that_it_has_not(settings):
+    with pytest.raises(RecipeError, match="expected steps, step_size and training alone for tpgd, got PgdConfig"):
+        tpgd(smooth_net(), batch()[0], threat=LINF, config=PgdConfig(steps=3, **settings))
 
 
 @ATTACKS
@@ -92,8 +111,8 @@ def test_the_network_is_left_alone(attack, options):
 def test_crafting_in_train_mode_moves_the_statistics_and_changes_the_attack():
     model, (x, y) = smooth_net().train(), batch()
     before = copy_of(model)
-    x_eval = pgd(model, x, y, threat=LINF, random_start=False)
-    x_train = pgd(model, x, y, threat=LINF, random_start=False, training=True)
+    x_eval = pgd(model, x, y, threat=LINF, config=PgdConfig(random_start=False))
+    x_train = pgd(model, x, y, threat=LINF, config=PgdConfig(random_start=False, training=True))
     assert not torch.equal(x_eval, x_train)
     assert not torch.equal(model[1].running_mean, before["1.running_mean"])
 
@@ -116,7 +135,7 @@ def test_the_exact_optimum_on_a_linear_network(attack, threat, p):
     """The margin moves by eps times the dual norm of the weights' difference."""
     model, y = linear_net(), torch.arange(8) % 2
     x = 0.4 + 0.2 * torch.rand(8, 3, 6, 6, generator=seeded())  # further than eps from the ends of the range
-    options = {} if attack is fgsm else {"steps": 20, "step_size": threat.eps / 2}
+    options = {} if attack is fgsm else {"config": PgdConfig(steps=20, step_size=threat.eps / 2)}
     x_adv = attack(model, x, y, threat=threat, **options)
     w = model[1].weight.detach()
     optimum = threat.eps * (w[1] - w[0]).norm(p=p)
@@ -131,8 +150,8 @@ def test_many_steps_beat_one(threat):
         loss_at(model, x_adv, y).sum()
         for x_adv in (
             fgsm(model, x, y, threat=threat),
-            bim(model, x, y, threat=threat, steps=20, step_size=threat.eps / 4),
-            pgd(model, x, y, threat=threat, steps=20, step_size=threat.eps / 4, generator=seeded()),
+            bim(model, x, y, threat=threat, config=PgdConfig(steps=20, step_size=threat.eps / 4)),
+            pgd(model, x, y, threat=threat, config=PgdConfig(steps=20, step_size=threat.eps / 4), generator=seeded()),
         )
     )
     assert many >= one
@@ -154,10 +173,8 @@ def test_restarts_are_never_worse_than_one_start():
     y = model(x).argmax(1)
     broken = []
     for restarts in (1, 2, 8):
-        x_adv = pgd(
-            model, x, y, threat=Threat("linf", 0.05), steps=1, step_size=0.05, restarts=restarts,
-            generator=seeded(),
-        )  # fmt: skip
+        config = PgdConfig(steps=1, step_size=0.05, restarts=restarts)
+        x_adv = pgd(model, x, y, threat=Threat("linf", 0.05), config=config, generator=seeded())
         broken.append(model(x_adv).argmax(1) != y)
     for fewer, more in itertools.pairwise(broken):
         assert not (fewer & ~more).any()
@@ -170,24 +187,28 @@ def test_broken_images_leave_the_next_restart():
     y = model(x).argmax(1)
     y[:20] = (y[:20] + 1) % 3  # wrong before any attack
     model.register_forward_hook(lambda module, args, output: sizes.append(len(output)))
-    pgd(model, x, y, threat=Threat("linf", 1e-4), steps=1, step_size=1e-4, restarts=3, generator=seeded())
+    config = PgdConfig(steps=1, step_size=1e-4, restarts=3)
+    pgd(model, x, y, threat=Threat("linf", 1e-4), config=config, generator=seeded())
     assert sizes[:2] == [50, 50]
     assert all(size == 30 for size in sizes[2:])
     wrong = (model(x).argmax(1) + 1) % 3
     sizes.clear()
-    pgd(model, x, wrong, threat=Threat("linf", 1e-6), steps=2, step_size=1e-6, restarts=9, generator=seeded())
+    config = PgdConfig(steps=2, step_size=1e-6, restarts=9)
+    pgd(model, x, wrong, threat=Threat("linf", 1e-6), config=config, generator=seeded())
     assert sizes == [50, 50, 50]  # two steps and one look, then nothing is left
 
 
 def test_bim_is_deterministic():
     model, (x, y) = smooth_net(), batch()
-    assert torch.equal(bim(model, x, y, threat=LINF, steps=3), bim(model, x, y, threat=LINF, steps=3))
+    first, again = (bim(model, x, y, threat=LINF, config=PgdConfig(steps=3)) for _ in range(2))
+    assert torch.equal(first, again)
 
 
 @THREATS
 def test_the_generator_decides(threat):
     model, (x, y) = smooth_net(), batch()
-    first, again, other = (pgd(model, x, y, threat=threat, steps=2, generator=seeded(seed)) for seed in (1, 1, 2))
+    options = {"threat": threat, "config": PgdConfig(steps=2)}
+    first, again, other = (pgd(model, x, y, generator=seeded(seed), **options) for seed in (1, 1, 2))
     assert torch.equal(first, again)
     assert not torch.equal(first, other)
 
@@ -195,13 +216,14 @@ def test_the_generator_decides(threat):
 def test_steps_and_step_size():
     """From x itself, k steps of s move no pixel further than k·s, and some exactly so."""
     model, (x, y) = linear_net(), batch(classes=2)
-    x_adv = bim(model, x, y, threat=Threat("linf", 0.5), steps=3, step_size=0.01)
+    x_adv = bim(model, x, y, threat=Threat("linf", 0.5), config=PgdConfig(steps=3, step_size=0.01))
     assert (x_adv - x).abs().max().item() == pytest.approx(0.03, abs=1e-6)
 
 
 def test_the_margin_loss_is_climbed():
     model, (x, y) = smooth_net(), batch(n=60)
-    ce, cw = (pgd(model, x, y, threat=L2, step_size=0.05, loss=loss, random_start=False) for loss in ("ce", "margin"))
+    settings = {"step_size": 0.05, "random_start": False}
+    ce, cw = (pgd(model, x, y, threat=L2, config=PgdConfig(loss=loss, **settings)) for loss in ("ce", "margin"))
     assert not torch.equal(ce, cw)
     model.eval()
     assert margin(model(cw), y).mean() >= margin(model(ce), y).mean() - 1e-4
@@ -219,7 +241,7 @@ def test_no_image_knows_of_the_others(loss):
 
 def test_no_images_are_no_trouble():
     x, y = batch()
-    assert pgd(smooth_net(), x[:0], y[:0], threat=LINF, restarts=2, steps=2).shape == x[:0].shape
+    assert pgd(smooth_net(), x[:0], y[:0], threat=LINF, config=PgdConfig(restarts=2, steps=2)).shape == x[:0].shape
 
 
 def divergence(model, x, x_adv):
@@ -233,10 +255,10 @@ def divergence(model, x, x_adv):
 @THREATS
 def test_tpgd_moves_the_output_further_than_noise(threat):
     model, (x, _) = smooth_net(), batch(n=40)
-    x_adv = tpgd(model, x, threat=threat, step_size=threat.eps / 4, generator=seeded())
+    x_adv = tpgd(model, x, threat=threat, config=PgdConfig(step_size=threat.eps / 4), generator=seeded())
     noise = max(divergence(model, x, threat.random_start(x, seeded(seed))).mean() for seed in range(5))
     assert divergence(model, x, x_adv).mean() > 3 * noise
-    few, many = (tpgd(model, x, threat=threat, steps=k, step_size=threat.eps / 9, generator=seeded()) for k in (1, 9))
+    few, many = (tpgd(model, x, threat=threat, config=PgdConfig(k, threat.eps / 9), generator=seeded()) for k in (1, 9))
     assert divergence(model, x, many).mean() > divergence(model, x, few).mean()
 
 
@@ -251,7 +273,8 @@ def test_tpgd_uses_no_labels():
 
 def test_tpgd_draws_from_the_generator():
     model, (x, _) = smooth_net(), batch()
-    first, again, other = (tpgd(model, x, threat=L2, steps=1, generator=seeded(seed)) for seed in (1, 1, 2))
+    options = {"threat": L2, "config": PgdConfig(steps=1)}
+    first, again, other = (tpgd(model, x, generator=seeded(seed), **options) for seed in (1, 1, 2))
     assert torch.equal(first, again)
     assert not torch.equal(first, other)
 
@@ -262,11 +285,12 @@ def test_tpgd_draws_from_the_generator():
 @THREATS
 def test_a_start_that_is_given_is_the_draw(threat):
     model, (x, y) = smooth_net(), batch()
-    options = {"threat": threat, "steps": 3, "step_size": threat.eps / 4}
+    config = PgdConfig(steps=3, step_size=threat.eps / 4)
+    options, still = {"threat": threat, "config": config}, replace(config, random_start=False)
     drawn, drawn_kl = pgd(model, x, y, generator=seeded(), **options), tpgd(model, x, generator=seeded(), **options)
     assert torch.equal(pgd(model, x, y, start=threat.random_start(x, seeded()), **options), drawn)
     assert torch.equal(tpgd(model, x, start=nearby(x, threat, seeded()), **options), drawn_kl)
-    assert torch.equal(pgd(model, x, y, start=x, **options), pgd(model, x, y, random_start=False, **options))
+    assert torch.equal(pgd(model, x, y, start=x, **options), pgd(model, x, y, threat=threat, config=still))
     one = n_fgsm(model, x, y, threat=threat, generator=seeded())
     assert torch.equal(n_fgsm(model, x, y, threat=threat, start=far_off(x, threat, seeded())), one)
 
@@ -275,8 +299,8 @@ def test_parts_of_a_batch_from_their_parts_of_a_start():
     """So several processes craft what one would."""
     model, (x, y) = smooth_net().eval(), batch()
     start = LINF.random_start(x, seeded())
-    whole = pgd(model, x, y, threat=LINF, steps=3, start=start)
-    parts = [pgd(model, x[k::2], y[k::2], threat=LINF, steps=3, start=start[k::2]) for k in (0, 1)]
+    whole = pgd(model, x, y, threat=LINF, config=PgdConfig(steps=3), start=start)
+    parts = [pgd(model, x[k::2], y[k::2], threat=LINF, config=PgdConfig(steps=3), start=start[k::2]) for k in (0, 1)]
     for k, part in enumerate(parts):
         torch.testing.assert_close(part, whole[k::2])
 
@@ -291,13 +315,13 @@ def test_a_start_serves_the_first_restart_alone():
 
     x = torch.rand(50, 3, 2, 2, generator=seeded())
     y = model(x).argmax(1)
-    options = {"threat": Counting("linf", 1e-5), "steps": 1, "step_size": 1e-5, "generator": seeded()}
-    pgd(model, x, y, start=x, restarts=1, **options)
+    options, once = {"threat": Counting("linf", 1e-5), "generator": seeded()}, PgdConfig(steps=1, step_size=1e-5)
+    pgd(model, x, y, start=x, config=once, **options)
     assert draws == []
-    pgd(model, x, y, start=x, restarts=3, **options)
+    pgd(model, x, y, start=x, config=replace(once, restarts=3), **options)
     assert draws == [50, 50]
     start = x.clone()
-    pgd(model, x, y, start=start, **options)
+    pgd(model, x, y, start=start, config=once, **options)
     assert torch.equal(start, x)  # not changed in place
 
 
@@ -400,6 +424,6 @@ def test_shares_of_labels_restart_as_labels_do():
     x, y = batch()
     shares = F.one_hot(y, 3).float()
     model = smooth_net()
-    settings = {"threat": LINF, "steps": 2, "restarts": 3}
+    settings = {"threat": LINF, "config": PgdConfig(steps=2, restarts=3)}
     first, second = (pgd(model, x, target, generator=seeded(), **settings) for target in (y, shares))
     torch.testing.assert_close(first, second)

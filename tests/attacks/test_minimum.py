@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from qrobust.attacks import cw, pgd
+from qrobust.attacks import PgdConfig, cw, pgd
 from qrobust.threat import Threat
 
 from .helpers import L2, batch, copy_of, digits, digits_net, is_unchanged, linear_net, smooth_net
@@ -62,7 +62,7 @@ def test_more_steps_come_nearer():
 
 def test_nearer_than_a_large_ball():
     model, x, y = centred()
-    wide = pgd(model, x, y, threat=Threat("l2", 1.0), step_size=0.25)
+    wide = pgd(model, x, y, threat=Threat("l2", 1.0), config=PgdConfig(step_size=0.25))
     found = cw(model, x, y, steps=200, c=20.0)
     assert (model(wide).argmax(1) != y).all()
     assert (model(found).argmax(1) != y).all()

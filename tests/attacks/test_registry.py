@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import nn
 
-from qrobust.attacks import Scene, bim, cw, fgsm, gaussian_noise, named, pgd, square, tpgd
+from qrobust.attacks import PgdConfig, Scene, bim, cw, fgsm, gaussian_noise, named, pgd, square, tpgd
 from qrobust.attacks import named as function
 from qrobust.attacks.auto import PARTS
 from qrobust.errors import RecipeError
@@ -73,14 +73,20 @@ def test_a_name_runs_what_it_says(threat):
     expected = {
         "gn": gaussian_noise(x, std=0.1, generator=seeded()),
         "fgsm": fgsm(model, x, y, threat=threat),
-        "bim-3": bim(model, x, y, threat=threat, steps=3, step_size=step),
-        "pgd-3": pgd(model, x, y, threat=threat, steps=3, step_size=step, generator=seeded()),
-        "pgd-3x2": pgd(model, x, y, threat=threat, steps=3, step_size=step, restarts=2, generator=seeded()),
-        "cw-inf-3": pgd(model, x, y, threat=threat, steps=3, step_size=step, loss="margin", generator=seeded()),
-        "pgd-3:step_size=1/50": pgd(model, x, y, threat=threat, steps=3, step_size=0.02, generator=seeded()),
-        "tpgd-3": tpgd(model, x, y, threat=threat, steps=3, step_size=step, generator=seeded()),
+        "bim-3": bim(model, x, y, threat=threat, config=PgdConfig(steps=3, step_size=step)),
+        "pgd-3": pgd(model, x, y, threat=threat, config=PgdConfig(steps=3, step_size=step), generator=seeded()),
+        "pgd-3x2": pgd(
+            model, x, y, threat=threat, config=PgdConfig(steps=3, step_size=step, restarts=2), generator=seeded()
+        ),
+        "cw-inf-3": pgd(
+            model, x, y, threat=threat, config=PgdConfig(steps=3, step_size=step, loss="margin"), generator=seeded()
+        ),
+        "pgd-3:step_size=1/50": pgd(
+            model, x, y, threat=threat, config=PgdConfig(steps=3, step_size=0.02), generator=seeded()
+        ),
+        "tpgd-3": tpgd(model, x, y, threat=threat, config=PgdConfig(steps=3, step_size=step), generator=seeded()),
         "cw-3:c=9:lr=0.1": cw(model, x, y, steps=3, c=9.0, lr=0.1),
-        "transfer-3": pgd(twin, x, y, threat=threat, steps=3, step_size=step, generator=seeded()),
+        "transfer-3": pgd(twin, x, y, threat=threat, config=PgdConfig(steps=3, step_size=step), generator=seeded()),
     }
     if threat.norm == "linf":
         expected["square-9"] = square(model, x, y, threat=threat, queries=9, generator=seeded())

@@ -10,7 +10,7 @@ from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
 from qrobust import devices
-from qrobust.attacks import Attack, gaussian_noise, named, pgd
+from qrobust.attacks import Attack, PgdConfig, gaussian_noise, named, pgd
 from qrobust.data import Images, stratified_order
 from qrobust.errors import DataError, ModelError, RecipeError
 from qrobust.evaluation import evaluate, judge
@@ -220,7 +220,8 @@ def test_batches_hold_what_is_right_when_clean():
     for start in range(0, len(right), 4):
         which = right[start : start + 4]
         generator = devices.generator(0, "pgd-3", "", start)
-        x_adv = pgd(model, x[which], y[which], threat=THREAT, steps=3, step_size=THREAT.eps / 4, generator=generator)
+        config = PgdConfig(steps=3, step_size=THREAT.eps / 4)
+        x_adv = pgd(model, x[which], y[which], threat=THREAT, config=config, generator=generator)
         expected[which] = judge(model, x[which], y[which], x_adv, THREAT).cpu().numpy()
     assert len(right) > 8
     assert np.array_equal(found.correct["pgd-3"], expected)

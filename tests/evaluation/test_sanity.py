@@ -13,13 +13,13 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from qrobust import models
-from qrobust.attacks import named, pgd
+from qrobust.attacks import PgdConfig, named, pgd
 from qrobust.data import DataSettings, Images, load, to_unit
 from qrobust.deployed.sanity import DOUBTS as OF_FILES
 from qrobust.evaluation import DOUBTS, evaluate
 from qrobust.evaluation.sanity import CHEAP, examine
 from qrobust.evaluation.sanity_measures import CE, CURVE, MARGIN, TRANSFER, Subject, numbers_part
-from qrobust.quant import quantize
+from qrobust.quant import QuantConfig, quantize
 from qrobust.threat import Threat
 
 THREAT = Threat("linf", 20 / 255)
@@ -37,7 +37,8 @@ def _trained(images: Images, *, robust: bool, seed: int = 0, epochs: int = 12) -
     for _ in range(epochs):
         for which in torch.randperm(len(images), generator=generator).split(64):
             x, y = to_unit(images.x[which], "cpu"), images.y[which]
-            x = pgd(model, x, y, threat=THREAT, steps=4, step_size=8 / 255, generator=generator) if robust else x
+            config = PgdConfig(steps=4, step_size=8 / 255)
+            x = pgd(model, x, y, threat=THREAT, config=config, generator=generator) if robust else x
             model.train()
             optimizer.zero_grad()
             F.cross_entropy(model(x), y).backward()
@@ -162,7 +163,8 @@ def test_the_twin_shows_the_way_that_rounding_hides(robust: nn.Module, images: t
 
 
 def test_two_bits_hide_what_restarts_find(robust: nn.Module, images: tuple[Images, Images]) -> None:
-    coarse = quantize(robust, 2, fat="none", calibration=to_unit(images[0].x[:256], "cpu"), estimate_statistics=True)
+    some = to_unit(images[0].x[:256], "cpu")
+    coarse = quantize(robust, QuantConfig(2, fat="none"), calibration=some, estimate_statistics=True)
     subject = Subject(coarse, images[1], THREAT, n=40)
     assert subject.share(subject.clean) > 0.9
     assert _raised(subject, {"not-converged"}) == {"not-converged"}
@@ -173,7 +175,7 @@ def test_two_bits_that_part_from_their_best_points_are_flagged_by_default(
 ) -> None:
     """The float network, honest, parts by nothing."""
     calibration = to_unit(images[0].x[:256], "cpu")
-    coarse = quantize(robust, 2, fat="none", calibration=calibration, estimate_statistics=True)
+    coarse = quantize(robust, QuantConfig(2, fat="none"), calibration=calibration, estimate_statistics=True)
     for model, expected in ((coarse, True), (robust, False)):
         attacks = ("pgd-20", "cw-inf-20:keep=best", "apgd-ce")
         outcomes = evaluate(model, images[1], attacks=attacks, threat=THREAT, n=N)
@@ -188,7 +190,8 @@ def test_an_evaluation_without_last_step_attacks_has_nothing_to_part_from(images
 
 
 def test_the_strong_network_of_doubts_keeps_best_points(robust: nn.Module, images: tuple[Images, Images]) -> None:
-    coarse = quantize(robust, 2, fat="none", calibration=to_unit(images[0].x[:256], "cpu"), estimate_statistics=True)
+    some = to_unit(images[0].x[:256], "cpu")
+    coarse = quantize(robust, QuantConfig(2, fat="none"), calibration=some, estimate_statistics=True)
     subject = Subject(coarse, images[1], THREAT, n=N)
     assert not (subject.ce & ~subject.last_step).any()  # of the same points
     assert subject.share(subject.ce) < subject.share(subject.last_step)

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from qrobust.attacks import pgd
+from qrobust.attacks import PgdConfig, pgd
 from qrobust.data import Images
 from qrobust.errors import DataError
 from qrobust.evaluation.sanity_measures import Subject, ThroughTwin
@@ -110,6 +110,6 @@ def test_through_the_twin_an_attack_finds_what_rounding_hides() -> None:
 
 def test_the_networks_inside_are_left_as_found() -> None:
     model, twin = _network(0), _network(1).train()
-    pgd(ThroughTwin(model, twin), _images().x / 255, _images().y, threat=THREAT, steps=1)
+    pgd(ThroughTwin(model, twin), _images().x / 255, _images().y, threat=THREAT, config=PgdConfig(steps=1))
     assert twin.training
     assert all(parameter.requires_grad for parameter in (*model.parameters(), *twin.parameters()))

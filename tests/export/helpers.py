@@ -8,7 +8,7 @@ import torch
 from qrobust.export.sessions import open_session
 from qrobust.export.target import load_target
 from qrobust.export.write import INPUT, OUTPUT, lower
-from qrobust.quant import quantize, quantizers, round_biases
+from qrobust.quant import QuantConfig, quantize, quantizers, round_biases
 
 from ..quant.helpers import images, resnet
 
@@ -19,7 +19,7 @@ def network(bits=4, activation="relu", shortcut="B", fat="normalised", edge_laye
     model = resnet(activation=activation, shortcut=shortcut)
     if bits == 32:
         return model
-    model = quantize(model, bits, fat=fat, edge_layers=edge_layers, calibration=[images()]).eval()
+    model = quantize(model, QuantConfig(bits, fat=fat, edge_layers=edge_layers), calibration=[images()]).eval()
     stir_clips(model)
     round_biases(model)
     return model

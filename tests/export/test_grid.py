@@ -22,7 +22,7 @@ from qrobust.export.target import load_target
 from qrobust.export.write import lower, write_qcdq
 from qrobust.models import build, names
 from qrobust.models.inference import estimate_statistics
-from qrobust.quant import fold_fat, quantize, quantizers, round_biases
+from qrobust.quant import QuantConfig, fold_fat, quantize, quantizers, round_biases
 from qrobust.quant._brevitas import QuantConv2d
 
 from ..quant import helpers as small
@@ -103,7 +103,8 @@ def network(name, bits):
     if bits == 32:
         return float_network(name)
     wide = 8 if name.endswith(WIDE) else None
-    model = quantize(float_network(name), bits, activation_bits=wide, calibration=[batch(name, seed=0)]).eval()
+    config = QuantConfig(bits, activation_bits=wide)
+    model = quantize(float_network(name), config, calibration=[batch(name, seed=0)]).eval()
     stir_clips(model)
     round_biases(model)
     return model

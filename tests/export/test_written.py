@@ -14,7 +14,7 @@ from qrobust.export import passes
 from qrobust.export.parity import Difference, Parity, judge
 from qrobust.export.target import load_target
 from qrobust.export.write import export_model, optimised_ops
-from qrobust.quant import calibrate, quantize, round_biases
+from qrobust.quant import QuantConfig, calibrate, quantize, round_biases
 
 from ..quant.helpers import images
 
@@ -139,13 +139,13 @@ CASES = [
 
 @pytest.mark.parametrize(("name", "target"), CASES)
 def test_what_is_quantised_is_written_and_runs(name, target, tmp_path):
-    model = quantize(NETWORKS[name](), 8, fat="none", calibration=X).eval()
+    model = quantize(NETWORKS[name](), QuantConfig(8, fat="none"), calibration=X).eval()
     assert_runs(export_model(model, X, target=target, path=tmp_path / "model.onnx"), model)
 
 
 @pytest.mark.parametrize("name", ["no bias", "reflect", "circular", "F.pad circular"])
 def test_it_is_integers_all_the_way(name, tmp_path):
-    model = quantize(NETWORKS[name](), 8, fat="none", calibration=X)
+    model = quantize(NETWORKS[name](), QuantConfig(8, fat="none"), calibration=X)
     ran = optimised_ops(export_model(model, X, path=tmp_path / "model.onnx"), load_target("ort-cpu"))
     assert ran["QGemm"] == 1
     assert not {"Conv", "MatMul", "FusedMatMul", "Gemm", "DequantizeLinear"} & set(ran)
@@ -154,13 +154,13 @@ def test_it_is_integers_all_the_way(name, tmp_path):
 @pytest.mark.parametrize("bits", [4, 2])
 @pytest.mark.parametrize("target", ["ort-cpu", "compact"])
 def test_few_bits_of_a_dead_channel_too(target, bits, tmp_path):
-    model = quantize(dead(body()), bits, fat="none", calibration=X).eval()
+    model = quantize(dead(body()), QuantConfig(bits, fat="none"), calibration=X).eval()
     assert_runs(export_model(model, X, target=target, path=tmp_path / "model.onnx"), model)
 
 
 @pytest.mark.parametrize("bits", [2, 8])
 def test_biases_that_training_moved_are_refused_and_the_remedy_works(bits, tmp_path):
-    model = quantize(body(), bits, fat="none", calibration=None).eval()
+    model = quantize(body(), QuantConfig(bits, fat="none"), calibration=None).eval()
     calibrate(model, X)
     path = tmp_path / "model.onnx"
     with pytest.raises(ExportError, match=r"^0: expected a bias on its accumulator's grid.*call qrobust.quant.round"):
@@ -173,7 +173,7 @@ def test_biases_that_training_moved_are_refused_and_the_remedy_works(bits, tmp_p
 def test_what_a_target_requires_is_asked_and_the_layer_named(tmp_path, monkeypatch):
     without = tuple(step for step in passes.FORMATS["integer"] if step is not passes.integers_through_parts)
     monkeypatch.setitem(passes.FORMATS, "integer", without)
-    model = quantize(body(wrapped((1, 1, 1, 1))), 8, fat="none", calibration=X)
+    model = quantize(body(wrapped((1, 1, 1, 1))), QuantConfig(8, fat="none"), calibration=X)
     message = r"^ort-cpu: expected 2 QLinearConv once .* got 1, and a float one for 3; choose a target .*, as compact"
     with pytest.raises(ExportError, match=message):
         export_model(model, X, path=tmp_path / "model.onnx")
@@ -192,7 +192,7 @@ def wrong_scale(model):
 @pytest.mark.parametrize("target", ["ort-cpu", "compact"])
 def test_a_file_that_computes_something_else_is_not_left_and_its_layer_is_named(target, tmp_path, monkeypatch):
     monkeypatch.setattr(passes, "FOLDED", (*passes.FOLDED, wrong_scale))
-    model = quantize(body(), 8, fat="none", calibration=X).eval()
+    model = quantize(body(), QuantConfig(8, fat="none"), calibration=X).eval()
     message = rf"^{target}: expected a file that computes what torch does, but 3 differs from torch's by \d+ steps, tol"
     with pytest.raises(ParityError, match=message) as caught:
         export_model(model, X[:1], target=target, path=tmp_path / "model.onnx")  # one image is enough

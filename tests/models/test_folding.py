@@ -7,11 +7,11 @@ import torch
 from torch import fx, nn
 from torch.nn.utils import parametrize
 
-from qrobust.attacks import pgd
+from qrobust.attacks import PgdConfig, pgd
 from qrobust.distributed import SharedBatchNorm
 from qrobust.models import build
 from qrobust.models.inference import PassOn, folded, frozen
-from qrobust.quant import quantize
+from qrobust.quant import QuantConfig, quantize
 from qrobust.quant.quantizer import Quantizer
 from qrobust.spectrum import FAT
 from qrobust.threat import Threat
@@ -306,7 +306,7 @@ def test_an_attack_is_the_same_but_for_rounding():
             assert bool(passed_by(model)) == fold
             outcomes.append(logits_and_gradient(model, x)[1])
     torch.testing.assert_close(*outcomes, atol=1e-5, rtol=1e-4)
-    x_adv = pgd(model, x, y, threat=Threat("linf", 0.1), steps=2)
+    x_adv = pgd(model, x, y, threat=Threat("linf", 0.1), config=PgdConfig(steps=2))
     assert not passed_by(model)
     assert not torch.equal(x_adv, x)
 
@@ -320,9 +320,8 @@ def test_train_mode_does_not_fold():
 @pytest.mark.parametrize("edges", ["int8", "float"])
 def test_a_quantised_network_is_folded_without_proxies(monkeypatch, edges):
     """Every convolution computes its weight once, behind FAT and quantiser; none of them ever sees a trace."""
-    model = quantize(
-        lived_in(build("resnet8", in_channels=3, classes=4)), 4, edge_layers=edges, calibration=[images(n=8)]
-    ).eval()
+    model = lived_in(build("resnet8", in_channels=3, classes=4))
+    model = quantize(model, QuantConfig(4, edge_layers=edges), calibration=[images(n=8)]).eval()
     seen = []
     for kind in (Quantizer, FAT):
         original = kind.forward

@@ -177,7 +177,7 @@ def test_an_attack_runs_on_it():
     network, x = twin(registry_file("resnet8", 4)), images(8, 16, 3)
     with torch.no_grad():
         y = network(x).argmax(1)
-    x_adv = attacks.pgd(network, x, y, threat=Threat("linf", 16 / 255), steps=5)
+    x_adv = attacks.pgd(network, x, y, threat=Threat("linf", 16 / 255), config=attacks.PgdConfig(steps=5))
     with torch.no_grad():
         margin = [network(one).gather(1, y[:, None]).mean() for one in (x, x_adv)]
     assert margin[1] < margin[0]

@@ -11,7 +11,7 @@ from torch.nn import functional as F
 from qrobust.errors import ModelError
 from qrobust.models import build, names
 from qrobust.models.inference import estimate_statistics
-from qrobust.quant import FAT, Quantizer, bits_per_layer, fold_fat, parameter_groups, quantize, quantizers
+from qrobust.quant import FAT, QuantConfig, Quantizer, bits_per_layer, fold_fat, parameter_groups, quantize, quantizers
 from qrobust.torchvision_cpu import import_torchvision
 
 from .helpers import Dense, Functional, Plain, Shuffled, Squeezed, images, layer_nodes, quantiser_above, shake_norms
@@ -52,7 +52,7 @@ def network(name):
 @functools.cache
 def quantised(name, bits=4, fat="normalised"):
     """Not to be changed."""
-    return quantize(network(name), bits, fat=fat, calibration=[batch(name)]).eval()
+    return quantize(network(name), QuantConfig(bits, fat=fat), calibration=[batch(name)]).eval()
 
 
 @pytest.mark.parametrize("name", CASES)
@@ -146,7 +146,7 @@ def pass_through(quantiser, x):
 
 @pytest.mark.parametrize("name", FAST)
 def test_without_rounding_it_is_the_same_network(name, monkeypatch):
-    model = quantize(network(name), 4, fat="none", calibration=None).eval()
+    model = quantize(network(name), QuantConfig(4, fat="none"), calibration=None).eval()
     monkeypatch.setattr(Quantizer, "forward", pass_through)
     with torch.no_grad():
         torch.testing.assert_close(model(batch(name)), network(name)(batch(name)), rtol=1e-3, atol=1e-4)
@@ -155,7 +155,7 @@ def test_without_rounding_it_is_the_same_network(name, monkeypatch):
 @pytest.mark.parametrize("name", [*OWN, "resnet8", "resnet20", "torchvision.resnet18"])
 def test_eight_bits_keep_the_outputs(name):
     """Not of the deeper ones: untrained, they make 50 % of 0.5 % noise behind each batch-norm."""
-    model = quantize(network(name), 8, fat="none", calibration=[batch(name)]).eval()
+    model = quantize(network(name), QuantConfig(8, fat="none"), calibration=[batch(name)]).eval()
     with torch.no_grad():
         expected = network(name)(batch(name))
         assert (model(batch(name)) - expected).norm() < 0.1 * expected.norm()

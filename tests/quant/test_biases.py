@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import nn
 
-from qrobust.quant import calibrate, quantize, quantizers, round_biases
+from qrobust.quant import QuantConfig, calibrate, quantize, quantizers, round_biases
 from qrobust.quant.layers import first_unrounded
 
 from .helpers import Plain, images, resnet
@@ -56,7 +56,7 @@ def units(model, layer, norm, source):
 
 def calibrated(model, bits, **settings):
     """As training leaves it: clips placed, biases between steps."""
-    model = quantize(model, bits, calibration=None, **settings).eval()
+    model = quantize(model, QuantConfig(bits, **settings), calibration=None).eval()
     calibrate(model, [images()], estimate_statistics=True)
     return model
 
@@ -129,7 +129,7 @@ def test_what_quantize_returns_is_rounded_and_what_calibration_leaves_is_not(bit
 def test_a_batch_norm_without_weights_gets_a_place_for_its_rounded_bias():
     torch.manual_seed(0)
     model = nn.Sequential(nn.Conv2d(1, 4, 3), nn.BatchNorm2d(4, affine=False), nn.ReLU(), nn.Conv2d(4, 2, 3))
-    made = quantize(model.eval(), 8, fat="none", calibration=[images()]).eval()
+    made = quantize(model.eval(), QuantConfig(8, fat="none"), calibration=[images()]).eval()
     assert first_unrounded(made) is None
     norm = made.get_submodule("1")
     assert (norm.bias != 0).any()

@@ -10,7 +10,7 @@ from torch.utils.data import DataLoader, TensorDataset
 
 from qrobust.data import DataSettings, Images, load
 from qrobust.errors import DataError, ModelError
-from qrobust.quant import calibrate, quantize, requantize
+from qrobust.quant import QuantConfig, calibrate, quantize, requantize
 
 from .helpers import images, resnet
 
@@ -51,8 +51,8 @@ def flips(model):
 def test_eight_images_are_enough_for_eight_bits():
     """Their statistics are not: 8 images know batch-norm's badly."""
     x, _ = digits()
-    assert flips(quantize(trained(), 8, fat="none", calibration=x[:8])) < 0.01
-    assert flips(quantize(trained(), 8, fat="none", calibration=x[:8], estimate_statistics=True)) > 0.05
+    assert flips(quantize(trained(), QuantConfig(8, fat="none"), calibration=x[:8])) < 0.01
+    assert flips(quantize(trained(), QuantConfig(8, fat="none"), calibration=x[:8], estimate_statistics=True)) > 0.05
 
 
 def statistics_of(model):
@@ -63,7 +63,7 @@ def statistics_of(model):
     ("none", None, True), ("none", True, False), ("normalised", None, False), ("normalised", False, True),
 ])  # fmt: skip
 def test_statistics_stay_unless_asked_or_behind_fat(fat, asked, kept):
-    made = quantize(trained(), 8, fat=fat, calibration=images(), estimate_statistics=asked)
+    made = quantize(trained(), QuantConfig(8, fat=fat), calibration=images(), estimate_statistics=asked)
     before, after = statistics_of(trained()), statistics_of(made)
     assert before.keys() == after.keys()
     assert all(torch.equal(before[key], after[key]) for key in before) == kept

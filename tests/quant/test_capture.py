@@ -9,7 +9,7 @@ from torch import fx, nn
 from torch.nn import functional as F
 
 from qrobust.errors import ModelError
-from qrobust.quant import quantize
+from qrobust.quant import QuantConfig, quantize
 from qrobust.quant.capture import check_capture, check_pools
 from qrobust.quant.graph import trace
 
@@ -97,7 +97,7 @@ def test_operations_in_place_are_kept(name):
             torch.manual_seed(1)  # dropout
             outcomes.append(one(images()))
         torch.testing.assert_close(*outcomes)
-    made = quantize(model.eval(), 8, fat="none", calibration=images()).eval()
+    made = quantize(model.eval(), QuantConfig(8, fat="none"), calibration=images()).eval()
     torch.testing.assert_close(made(images()), model(images()), atol=0.1, rtol=0.1)
 
 

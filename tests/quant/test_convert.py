@@ -9,10 +9,10 @@ from torch import nn
 from torch.nn import functional as F
 from torch.nn.utils import parametrizations
 
-from qrobust.attacks import pgd
+from qrobust.attacks import PgdConfig, pgd
 from qrobust.errors import ModelError
 from qrobust.models.inference import frozen
-from qrobust.quant import BITS, FAT, bits_per_layer, calibrate, quantize, quantizers
+from qrobust.quant import BITS, FAT, QuantConfig, bits_per_layer, calibrate, quantize, quantizers
 from qrobust.quant.convert import requantize
 from qrobust.threat import Threat
 
@@ -24,16 +24,14 @@ KINDS = [("relu", "A"), ("relu", "B"), ("hardtanh", "A"), ("hardtanh", "B")]
 @pytest.mark.parametrize(("activation", "shortcut"), KINDS)
 def test_eight_bits_keep_the_outputs(activation, shortcut):
     model = resnet(activation=activation, shortcut=shortcut)
-    quantised = quantize(model, 8, fat="none", calibration=[images()]).eval()
+    quantised = quantize(model, QuantConfig(8, fat="none"), calibration=[images()]).eval()
     assert relative(quantised(images()), model(images())) < 0.12
 
 
 def test_error_falls_with_bits():
     model = resnet()
-    errors = [
-        relative(quantize(model, bits, fat="none", calibration=[images()]).eval()(images()), model(images()))
-        for bits in (2, 4, 6, 8)
-    ]
+    made = [quantize(model, QuantConfig(bits, fat="none"), calibration=[images()]).eval() for bits in (2, 4, 6, 8)]
+    errors = [relative(one(images()), model(images())) for one in made]
     assert errors == sorted(errors, reverse=True)
 
 
@@ -41,7 +39,7 @@ def test_error_falls_with_bits():
 def test_a_network_without_batch_norm_keeps_its_scale_behind_fat(per_channel):
     torch.manual_seed(0)
     model = Plain().eval()
-    quantised = quantize(model, 8, fat="identity", per_channel=per_channel, calibration=[images()]).eval()
+    quantised = quantize(model, QuantConfig(8, fat="identity", per_channel=per_channel), calibration=[images()]).eval()
     with torch.no_grad():  # identity takes the mean off, nothing else: so must the reference
         for conv in (model.second, model.third):
             conv.weight -= conv.weight.mean()
@@ -67,7 +65,7 @@ def test_inner_layers_behind_pooling_read_n_bits():
 
 
 def test_float_edges_stay_as_they_are():
-    model = quantize(resnet(), 4, edge_layers="float", calibration=[images()])
+    model = quantize(resnet(), QuantConfig(4, edge_layers="float"), calibration=[images()])
     widths = bits_per_layer(model)
     assert (widths["conv"], widths["fc"]) == (32, 32)
     assert type(model.conv) is nn.Conv2d
@@ -86,7 +84,7 @@ def test_what_sums_add_is_quantised(activation, shortcut):
 
 def test_one_clip_per_channel_or_per_tensor():
     for per_channel in (True, False):
-        model = quantize(resnet(), 4, per_channel=per_channel, calibration=[images(8)])
+        model = quantize(resnet(), QuantConfig(4, per_channel=per_channel), calibration=[images(8)])
         for layer in convolutions(model).values():
             (quantizer,) = (m for m in quantizers(layer) if not m.masked)
             assert quantizer.clip.numel() == (layer.out_channels if per_channel else 1)
@@ -120,7 +118,7 @@ def test_relu6_and_hardtanh_from_zero_are_unsigned():
 
 @pytest.mark.parametrize("fat", ["paper", "normalised", "identity", "none"])
 def test_32_bits_are_the_network_itself_with_fat_on_inner_convolutions(fat):
-    model = quantize(resnet().train(), 32, fat=fat, calibration=None)
+    model = quantize(resnet().train(), QuantConfig(32, fat=fat), calibration=None)
     masked = {name for name, m in convolutions(model).items() if any(isinstance(c, FAT) for c in m.modules())}
     assert masked == (set() if fat == "none" else set(convolutions(model)) - {"conv"})
     assert not list(quantizers(model))
@@ -131,7 +129,7 @@ def test_32_bits_are_the_network_itself_with_fat_on_inner_convolutions(fat):
 def test_32_bits_without_batch_norm_keep_the_scale():
     torch.manual_seed(0)
     model = Plain().eval()
-    transformed = quantize(model, 32, fat="identity", calibration=None)
+    transformed = quantize(model, QuantConfig(32, fat="identity"), calibration=None)
     with torch.no_grad():  # identity takes the mean off, nothing else: so must the reference
         for conv in (model.second, model.third):
             conv.weight -= conv.weight.mean()
@@ -140,7 +138,7 @@ def test_32_bits_without_batch_norm_keep_the_scale():
 
 @pytest.mark.parametrize("bits", [4, 32])
 def test_new_layers_are_where_the_network_is(bits):
-    model = quantize(resnet().to("meta"), bits, fat="none", calibration=None)
+    model = quantize(resnet().to("meta"), QuantConfig(bits, fat="none"), calibration=None)
     assert {tensor.device.type for tensor in (*model.parameters(), *model.buffers())} == {"meta"}
 
 
@@ -153,7 +151,7 @@ def test_pixels_are_read_in_steps_of_one_255th():
 
 @pytest.mark.parametrize("fat", ["paper", "normalised", "identity", "none"])
 def test_fat_stands_on_inner_convolutions_alone(fat):
-    model = quantize(resnet(), 4, fat=fat, calibration=[images(8)])
+    model = quantize(resnet(), QuantConfig(4, fat=fat), calibration=[images(8)])
     with_fat = {name for name, m in convolutions(model).items() if any(isinstance(c, FAT) for c in m.modules())}
     assert with_fat == (set() if fat == "none" else set(convolutions(model)) - {"conv"})
 
@@ -214,7 +212,7 @@ def test_an_attack_leaves_mode_and_parameters_as_found():
     modes = [m.training for m in model.modules()]
     asked = [p.requires_grad for p in model.parameters()]
     x, y = images(8), torch.zeros(8, dtype=torch.int64)
-    pgd(model, x, y, threat=Threat("linf", 8 / 255), steps=2)
+    pgd(model, x, y, threat=Threat("linf", 8 / 255), config=PgdConfig(steps=2))
     assert [m.training for m in model.modules()] == modes
     assert [p.requires_grad for p in model.parameters()] == asked
     assert all(p.grad is None for p in model.parameters())
@@ -260,14 +258,23 @@ def test_refuses_other_widths(bits):
     with pytest.raises(ModelError, match=f"expected bits from 2 to 8 .*got {bits}"):
         quantize(resnet(), bits, calibration=[images()])
     with pytest.raises(ModelError, match="expected no activation_bits beside bits=32, got 4; leave them out"):
-        quantize(resnet(), 32, activation_bits=4, calibration=[images()])
+        quantize(resnet(), QuantConfig(32, activation_bits=4), calibration=[images()])
+
+
+@pytest.mark.parametrize("bits", [3, {"*": 3, "second": 8}, 32], ids=str)
+def test_bits_alone_stand_for_a_config(bits):
+    torch.manual_seed(0)
+    model = Plain().eval()
+    alone, config = (quantize(model, one, calibration=[images()]) for one in (bits, QuantConfig(bits)))
+    assert bits_per_layer(alone) == bits_per_layer(config)
+    assert torch.equal(alone.eval()(images()), config.eval()(images()))
 
 
 def test_refuses_unknown_settings():
     with pytest.raises(ModelError, match="got 'normalized'; did you mean 'normalised'"):
-        quantize(resnet(), fat="normalized", calibration=[images()])
+        quantize(resnet(), QuantConfig(fat="normalized"), calibration=[images()])
     with pytest.raises(ModelError, match="expected edge_layers 'int8' or 'float', got 'int4'"):
-        quantize(resnet(), edge_layers="int4", calibration=[images()])
+        quantize(resnet(), QuantConfig(edge_layers="int4"), calibration=[images()])
 
 
 @pytest.mark.parametrize(

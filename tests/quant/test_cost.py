@@ -10,7 +10,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from qrobust.errors import ModelError
 from qrobust.models import build
-from qrobust.quant import FAT, bits_per_layer, fold_fat, quantize, quantizers
+from qrobust.quant import FAT, QuantConfig, bits_per_layer, fold_fat, quantize, quantizers
 from qrobust.quant.costs import LayerCost, cost
 from qrobust.quant.quantizer import fake_quantize
 from qrobust.spectrum import fat_transform
@@ -26,7 +26,7 @@ BIASES = 6 + 8 + 8 + 4
 def plain(bits=None, **options):
     torch.manual_seed(0)
     model = Plain()
-    return model if bits is None else quantize(model, bits, calibration=[images()], **options)
+    return model if bits is None else quantize(model, QuantConfig(bits, **options), calibration=[images()])
 
 
 def test_a_float_network_by_hand():
@@ -99,7 +99,7 @@ def test_batch_norm_is_a_bias_where_it_folds_and_two_numbers_where_not():
     found = cost(depthwise(), EXAMPLE)
     assert (found.biases, found.scales) == (3 + 3 + 3, 3)
     assert found.size_bytes == 4 * (27 + 27 + 96 + 9 + 3)
-    quantised = cost(quantize(depthwise(), 3, per_channel=False, calibration=[images()]), EXAMPLE)
+    quantised = cost(quantize(depthwise(), QuantConfig(3, per_channel=False), calibration=[images()]), EXAMPLE)
     # Weights: one scale per channel of the folded convolution, one for each other layer. Activations: four.
     assert (quantised.biases, quantised.scales) == (9, 3 + 1 + 1 + 4 + 3)
 
@@ -118,7 +118,7 @@ def test_macs_are_half_of_what_torch_counts(name):
 
 @pytest.mark.parametrize("fat", ["normalised", "none"])
 def test_widths_change_no_multiplication_and_follow_the_layers(fat):
-    found = cost(quantize(resnet(), 4, fat=fat, calibration=[images()]), EXAMPLE)
+    found = cost(quantize(resnet(), QuantConfig(4, fat=fat), calibration=[images()]), EXAMPLE)
     assert found.macs == cost(resnet(), EXAMPLE).macs
     for name, layer in found.layers.items():
         assert (layer.weight_bits, layer.activation_bits) == ((8, 8) if name in ("conv", "fc") else (4, 4))
@@ -135,7 +135,7 @@ def zeros(layer):
 
 
 def test_zeros_are_those_behind_fat_and_quantiser():
-    model = quantize(resnet(), 2, fat="normalised", calibration=[images()])
+    model = quantize(resnet(), QuantConfig(2, fat="normalised"), calibration=[images()])
     with torch.no_grad():
         for module in model.modules():
             if isinstance(module, FAT):

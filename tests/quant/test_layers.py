@@ -11,7 +11,7 @@ from torch import nn
 from torch.nn.utils import parametrize
 
 from qrobust.models.inference import computed_once, frozen
-from qrobust.quant import BITS, FAT, Quantizer, fold_fat, quantize, quantizers, set_export_form
+from qrobust.quant import BITS, FAT, QuantConfig, Quantizer, fold_fat, quantize, quantizers, set_export_form
 from qrobust.quant.layers import (
     QuantizedConv2d,
     quantized_activation,
@@ -110,7 +110,7 @@ def test_loading_a_state_keeps_what_was_learned():
 @pytest.mark.parametrize("bits", BITS)
 @pytest.mark.parametrize("form", FAT_FORMS)
 def test_folding_is_bit_equal_and_leaves_the_original_working(form, bits):
-    model = quantize(resnet(), bits, fat=form, calibration=[images(16)]).eval()
+    model = quantize(resnet(), QuantConfig(bits, fat=form), calibration=[images(16)]).eval()
     with torch.no_grad():
         for module in model.modules():
             if isinstance(module, FAT):
@@ -127,7 +127,7 @@ def test_folding_is_bit_equal_and_leaves_the_original_working(form, bits):
 
 @pytest.mark.parametrize(("bits", "form"), [*itertools.product((3, 32), FAT_FORMS), (3, "none")])
 def test_weights_computed_first_change_no_gradient_and_computes_once(bits, form, monkeypatch):
-    model, kind = quantize(resnet(), bits, fat=form, calibration=[images(16)]).eval(), KINDS[bits == 32]
+    model, kind = quantize(resnet(), QuantConfig(bits, fat=form), calibration=[images(16)]).eval(), KINDS[bits == 32]
 
     def gradients():
         loss = model(images()).square().sum() + model(1 - images()).square().sum()

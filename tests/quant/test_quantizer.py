@@ -18,7 +18,14 @@ from qrobust.quant import (
     set_straight_through,
     straight_through,
 )
-from qrobust.quant.quantizer import SMALLEST_CLIP, calibrating, fake_quantize, integer_range
+from qrobust.quant.quantizer import (
+    SMALLEST_CLIP,
+    WEIGHT,
+    QuantizerConfig,
+    calibrating,
+    fake_quantize,
+    integer_range,
+)
 
 WIDTHS = range(2, 9)
 KINDS = [(True, True), (True, False), (False, False)]  # signed, narrow
@@ -29,11 +36,11 @@ def normal(*shape, seed=0, scale=1.0):
 
 
 def weight_quantizer(bits=4, channels=None):
-    return Quantizer(bits, signed=True, narrow=True, masked=False, channels=channels)
+    return Quantizer(bits, WEIGHT, channels=channels)
 
 
 def activation_quantizer(bits=4, signed=False, **settings):
-    return Quantizer(bits, signed=signed, narrow=signed, masked=True, **settings)
+    return Quantizer(bits, QuantizerConfig(signed, narrow=signed, masked=True, **settings))
 
 
 @pytest.mark.parametrize(
@@ -65,7 +72,7 @@ def test_values_lie_on_the_grid_and_use_all_of_it(bits, signed, narrow):
 @pytest.mark.parametrize(("signed", "narrow"), KINDS)
 def test_forward_is_brevitas_own_quantiser(bits, signed, narrow):
     own = IntQuant(narrow_range=narrow, signed=signed, input_view_impl=nn.Identity())
-    quantizer = Quantizer(bits, signed=signed, narrow=narrow, masked=True)
+    quantizer = Quantizer(bits, QuantizerConfig(signed, narrow, masked=True))
     quantizer.clip.data.fill_(1.3)
     x = normal(5000)
     value, scale, zero_point, width = quantizer(x)

@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from qrobust.errors import ModelError
-from qrobust.quant import latent_weights, quantize
+from qrobust.quant import QuantConfig, latent_weights, quantize
 from qrobust.quant.training import kurtosis, latent, lipschitz
 
 from .helpers import Plain, images, resnet
@@ -137,7 +137,7 @@ def test_small_steps_lower_the_term(term):
 @TERMS
 @pytest.mark.parametrize("fat", ["normalised", "none"])
 def test_gradients_of_a_quantised_network_reach_the_latent_weights_alone(term, fat):
-    model = quantize(resnet(), 3, fat=fat, calibration=[images(8)])
+    model = quantize(resnet(), QuantConfig(3, fat=fat), calibration=[images(8)])
     before = {key: value.clone() for key, value in model.state_dict().items()}
     term(model).backward()
     reached = {id(p) for p in model.parameters() if p.grad is not None and p.grad.abs().sum() > 0}

@@ -4,7 +4,16 @@ import numpy as np
 import pytest
 import torch
 
-from qrobust.quant import FAT, bits_per_layer, latent_weights, mask_statistics, parameter_groups, quantize, quantizers
+from qrobust.quant import (
+    FAT,
+    QuantConfig,
+    bits_per_layer,
+    latent_weights,
+    mask_statistics,
+    parameter_groups,
+    quantize,
+    quantizers,
+)
 
 from .helpers import images, resnet
 
@@ -12,7 +21,7 @@ from .helpers import images, resnet
 @pytest.mark.parametrize(("bits", "edge_layers"), [(4, "int8"), (4, "float"), (32, "int8")])
 @pytest.mark.parametrize("fat", ["normalised", "identity", "none"])
 def test_groups_hold_every_trainable_parameter_once(fat, bits, edge_layers):
-    model = quantize(resnet(), bits, fat=fat, edge_layers=edge_layers, calibration=[images(8)])
+    model = quantize(resnet(), QuantConfig(bits, fat=fat, edge_layers=edge_layers), calibration=[images(8)])
     groups = parameter_groups(model, lr=0.04, weight_decay=5e-4)
     grouped = [id(p) for group in groups for p in group["params"]]
     assert len(grouped) == len(set(grouped))
@@ -41,7 +50,7 @@ def test_a_float_network_has_one_group():
 def test_latent_weights_are_those_of_the_float_network(bits):
     """The very numbers, before FAT and quantiser; neither masks nor clips."""
     weights = {name: p for name, p in resnet().named_parameters() if p.dim() > 1}
-    found = latent_weights(quantize(resnet(), bits, fat="paper", calibration=[images(8)]))
+    found = latent_weights(quantize(resnet(), QuantConfig(bits, fat="paper"), calibration=[images(8)]))
     assert len(found) == len(weights)
     assert all(any(torch.equal(p, weight) for p in found) for weight in weights.values())
 
@@ -76,7 +85,7 @@ def test_widths_are_those_that_patterns_ask_for():
 @pytest.mark.parametrize("fat", ["paper", "normalised"])
 def test_statistics_of_masks_are_those_of_every_inner_convolution(fat, bits):
     """Against a mask by numpy: "paper" is near 1 from the start, "normalised" around it."""
-    model = quantize(resnet(), bits, fat=fat, calibration=[images(8)])
+    model = quantize(resnet(), QuantConfig(bits, fat=fat), calibration=[images(8)])
     found = mask_statistics(model)
     assert list(found) == [name for name, module in model.named_modules() if hasattr(module, "parametrizations")]
     layer = model.get_submodule("layer1.0.conv1")
@@ -91,5 +100,5 @@ def test_statistics_of_masks_are_those_of_every_inner_convolution(fat, bits):
 
 @pytest.mark.parametrize("fat", ["identity", "none"])
 def test_without_masks_there_are_no_statistics(fat):
-    assert mask_statistics(quantize(resnet(), 4, fat=fat, calibration=[images(8)])) == {}
+    assert mask_statistics(quantize(resnet(), QuantConfig(4, fat=fat), calibration=[images(8)])) == {}
     assert mask_statistics(resnet()) == {}

@@ -3,7 +3,7 @@
 import pytest
 
 from qrobust.errors import ModelError
-from qrobust.quant import bits_per_layer, quantize, quantizers, requantize
+from qrobust.quant import QuantConfig, bits_per_layer, quantize, quantizers, requantize
 from qrobust.quant.placement import layer_widths
 
 from .helpers import Branched, Plain, images, input_bits, resnet
@@ -85,7 +85,7 @@ def test_a_float_layer_reads_floats_beside_one_that_reads_few_bits():
 
 
 def test_activations_may_be_wider_than_weights():
-    model = quantize(resnet(), 2, activation_bits=5, calibration=[images(8)])
+    model = quantize(resnet(), QuantConfig(2, activation_bits=5), calibration=[images(8)])
     assert set(input_bits(model).values()) == {5, 8}
     assert set(bits_per_layer(model).values()) == {2, 8}
     narrower = requantize(model, 3, calibration=[images(8)])

@@ -10,7 +10,7 @@ import torch
 
 from qrobust import data, devices, models, recipe
 from qrobust.errors import ModelError
-from qrobust.quant import mask_statistics, quantize, quantizers
+from qrobust.quant import QuantConfig, mask_statistics, quantize, quantizers
 from qrobust.recipe import difference
 from qrobust.runs.run import Run
 from qrobust.runs.training import training_settings
@@ -182,7 +182,7 @@ def transformed(tmp_path_factory: pytest.TempPathFactory) -> Run:
 def test_a_float_network_trains_behind_fat_and_is_kept_without(transformed: Run, name: str) -> None:
     """To the bit the network of the best epoch in the checkpoint, whose masks have moved."""
     folder, fresh = transformed.folder / "qm-32", transformed.untrained(32)
-    behind = quantize(fresh, 32, fat="normalised", calibration=None)
+    behind = quantize(fresh, QuantConfig(32, fat="normalised"), calibration=None)
     behind.load_state_dict(load_state(folder / "checkpoint" / "last.safetensors").best_of(name))
     load_weights(folder / f"{name}.safetensors", fresh)
     x = data.to_unit(transformed.dataset.test.take(slice(0, 40)).x, torch.device("cpu"), channels_last=True)

@@ -8,7 +8,7 @@ from torch import nn
 
 from qrobust import devices
 from qrobust.data import Dataset, Images
-from qrobust.quant import quantize
+from qrobust.quant import QuantConfig, quantize
 from qrobust.recipe import Data, Schedule, Training
 from qrobust.threat import Threat
 from qrobust.train import Job
@@ -51,7 +51,7 @@ def deeper(fat, seed=0):
     convs = [[nn.Conv2d(n, 4, 3, padding=1, bias=False), nn.BatchNorm2d(4), nn.ReLU()] for n in (3, 4)]
     model = nn.Sequential(*convs[0], *convs[1], nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 3))
     if fat != "none":
-        model = quantize(model, 4, fat=fat, calibration=[some_images(30, 4).x / 255])
+        model = quantize(model, QuantConfig(4, fat=fat), calibration=[some_images(30, 4).x / 255])
     return devices.placed(model)
 
 

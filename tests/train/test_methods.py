@@ -7,11 +7,12 @@ import torch
 from torch import nn
 
 from qrobust import devices, recipe
-from qrobust.attacks import pgd
+from qrobust.attacks import PgdConfig, pgd
 from qrobust.objectives import spectral_distance
+from qrobust.recipe import Craft
 from qrobust.threat import Threat
-from qrobust.train import METHODS
-from qrobust.train.methods import Views, aligned, craft, draw_start
+from qrobust.train import METHODS, methods
+from qrobust.train.methods import ATTACK_KINDS, Views, aligned, craft, draw_start
 
 from .helpers import are_equal, network, some_batch, weights_of
 
@@ -252,8 +253,35 @@ def test_statistics_stay_where_crafting_is_in_eval_mode(method, attack, factor, 
 def test_one_step_from_a_random_start_is_pgd_of_one_and_a_quarter_eps():
     (x, y), model = some_batch(), network().eval()
     start = LINF.random_start(x, torch.Generator().manual_seed(0))
-    expected = pgd(model, x, y, threat=LINF, steps=1, step_size=1.25 * LINF.eps, start=start)
+    expected = pgd(model, x, y, threat=LINF, config=PgdConfig(steps=1, step_size=1.25 * LINF.eps), start=start)
     assert torch.equal(crafted(settings(attack={"kind": "fgsm-rs"}), model=model), expected)
+
+
+def test_every_kind_of_a_recipe_is_in_the_table():
+    kinds = get_args(Craft.model_fields["kind"].annotation)
+    assert set(kinds) == set(ATTACK_KINDS) - {"kl"}
+
+
+@pytest.mark.parametrize(
+    ("method", "attack", "function", "factor"),
+    [
+        ("at", "pgd", "pgd", 0.25),
+        ("at", "fgsm-rs", "pgd", 1.25),
+        ("at", "n-fgsm", "n_fgsm", 1.0),
+        ("trades", "pgd", "tpgd", 0.25),
+    ],
+)
+def test_the_length_of_a_step(monkeypatch, method, attack, function, factor):
+    """What its kind is published with, in units of eps; a recipe's own goes first."""
+    lengths = []
+
+    def recording(model, x, *labels, config=None, step_size=None, **more):
+        lengths.append(config.step_size if config else step_size)
+
+    monkeypatch.setattr(methods, function, recording)
+    for given in (None, "2/255", 0):
+        crafted(settings(method, attack={"kind": attack, "step_size": given}))
+    assert lengths == [pytest.approx(factor * LINF.eps), 2 / 255, 0]
 
 
 def test_trades_ascends_the_divergence_without_labels():

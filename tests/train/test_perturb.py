@@ -6,7 +6,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from qrobust.models import build
-from qrobust.quant import latent_weights, quantize
+from qrobust.quant import QuantConfig, latent_weights, quantize
 from qrobust.quant.quantizer import quantizers
 from qrobust.train import fit
 from qrobust.train.step import fixed_statistics, perturbed
@@ -134,7 +134,7 @@ def test_a_weight_that_nothing_uses_stays(tmp_path):
 def quantised():
     torch.manual_seed(0)
     model = build("resnet8", in_channels=3, classes=3)
-    return quantize(model, 4, fat="normalised", calibration=[some_batch()[0]])
+    return quantize(model, QuantConfig(4, fat="normalised"), calibration=[some_batch()[0]])
 
 
 def test_of_a_quantised_network_latent_weights_move_alone():

@@ -9,6 +9,7 @@ import torch
 from torch import nn
 
 from qrobust import devices, objectives
+from qrobust.attacks import PgdConfig
 from qrobust.errors import CheckpointError, RunError
 from qrobust.spectrum import low_pass, low_to_high
 from qrobust.train import fit, methods, save_weights, trainer
@@ -290,8 +291,8 @@ def test_settings_reach_attack_and_augmentation(tmp_path, monkeypatch):
     craft = {"steps": 3, "step_size": 0.01, "random_start": False, "mode": "train", "keep": "best"}
     task = job(tmp_path, schedule={"epochs": 1}, attack=craft, validation={"steps": 2, "step_size": 0.02})
     train(task)
-    crafting = {"steps": 3, "step_size": 0.01, "keep": "best", "moved": False, "training": True}
-    validating = {"steps": 2, "step_size": 0.02, "loss": "margin", "keep": "best", "moved": True}
+    crafting = {"moved": False, "config": PgdConfig(steps=3, step_size=0.01, keep="best", training=True)}
+    validating = {"moved": True, "config": PgdConfig(steps=2, step_size=0.02, loss="margin", keep="best")}
     assert crafted == [{"threat": task.threat, **options} for options in [crafting] * 3 + [validating] * 2]
     assert batched == [(20, 1, True)]
 
