@@ -139,7 +139,7 @@ def _cost(title: str, label: str, key: str, factor: float, pairs: Sequence[tuple
         low, high = worst["ci95"]
         points.append(Line(width.label, [row[key] * factor], [100 * worst["accuracy"]], [(100 * low, 100 * high)]))
     name = f"cost-{key.partition('_')[0]}"
-    return chart(name, title, label, "worst case in torch, %", points, from_zero=True, joined=False)
+    return chart(name, title, label, "worst case in torch, %", points, scattered=True)
 
 
 def _curves(widths: Sequence[Width]) -> list[Chart]:

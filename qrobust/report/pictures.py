@@ -84,13 +84,11 @@ class Chart:
     svg: str
 
 
-def chart(
-    name: str, title: str, x: str, y: str, lines: Sequence[Line], *, from_zero: bool = False, joined: bool = True
-) -> Chart:
+def chart(name: str, title: str, x: str, y: str, lines: Sequence[Line], *, scattered: bool = False) -> Chart:
     """Lines over a common x; name: of its own among the page's ids; x, y: what the axes show.
 
-    from_zero: the x axis begins there. joined: points are joined, and the last is marked. The y axis is logarithmic
-    where its values ask for it. Raises ValueError for what is not finite.
+    scattered: points alone, on an x axis from zero; else they are joined, and the last is marked. The y axis is
+    logarithmic where its values ask for it. Raises ValueError for what is not finite.
     """
     from matplotlib import rc_context
     from matplotlib.figure import Figure
@@ -99,8 +97,8 @@ def chart(
         figure = Figure(figsize=(WIDTH / 72, HEIGHT / 72), layout="constrained")
         axes = figure.subplots()
         for index, line in enumerate(lines):
-            _plot(axes, line, index, joined=joined)
-        _scale(axes, lines, from_zero=from_zero)
+            _plot(axes, line, index, joined=not scattered)
+        _scale(axes, lines, from_zero=scattered)
         axes.set(xlabel=x)
         figure.legend(loc="outside upper left", ncols=6, handlelength=0.8, handletextpad=0.5, columnspacing=1.4,
                       borderpad=0, borderaxespad=0.3)  # fmt: skip

@@ -65,7 +65,7 @@ def test_a_wide_range_is_logarithmic():
 
 @pytest.mark.parametrize("ys", [[0.0], [5.0], [-1e-9, 0.0], [99.2, 99.2], [1e6, 3e6], [0.0, 1e-7], [1e-3, 1.0]])
 def test_every_point_lies_inside_and_ticks_are_few(ys):
-    _, svg = chart_of(Line("a", range(1, 1 + len(ys)), ys, [(y, y) for y in ys]), joined=False)
+    _, svg = chart_of(Line("a", range(1, 1 + len(ys)), ys, [(y, y) for y in ys]), scattered=True)
     marks = [(float(use.get("x")), float(use.get("y"))) for use in svg.iter("use")]
     assert len(marks) > 3 * len(ys)
     assert all(0 <= x <= WIDTH and 0 <= y <= HEIGHT for x, y in marks)
@@ -78,7 +78,7 @@ def test_a_single_epoch_has_no_fractions():
 
 
 def test_intervals_count_for_the_range_and_the_axis_begins_at_zero():
-    _, svg = chart_of(Line("a", [2.0], [50.0], [(20.0, 90.0)]), from_zero=True, joined=False)
+    _, svg = chart_of(Line("a", [2.0], [50.0], [(20.0, 90.0)]), scattered=True)
     ys = [float(text) for text in ticks(svg, "y")]
     assert min(ys) <= 20 < 90 <= max(ys)
     assert ticks(svg, "x")[0] == "0"
