@@ -57,7 +57,7 @@ def with_foolbox(threat: Threat) -> Attack:
 
 def auto_ours(threat: Threat) -> Attack:
     attack = named("autoattack", threat)
-    return lambda model, x, y: attack.craft(Scene(model, threat), x, y, devices.generator(0))
+    return lambda model, x, y: attack.perturb(Scene(model, threat), x, y, devices.generator(0))
 
 
 def auto_alone(threat: Threat) -> Attack:

@@ -22,7 +22,7 @@ import onnxruntime
 import record
 import specimens
 
-from qrobust.bench.measure import Contestant, Scenario, race
+from qrobust.bench.measure import Candidate, Scenario, side_by_side
 from qrobust.bench.timing import ratio_interval
 from qrobust.export.sessions import OPENVINO, PROVIDERS, Bound, artifact_session, images_for
 from qrobust.export.target import load_target
@@ -44,10 +44,10 @@ OPTION = ENTRIES["x64quantprecision"]
 
 def case(name: str, folder: Path, scenario: Scenario) -> dict[str, Any]:
     artifacts = {bits: specimens.artifact(folder, name, bits) for bits in specimens.WIDTHS}
-    contestants = [Contestant(f"QM-{bits}", one, PROVIDERS["cpu"]) for bits, one in artifacts.items()]
+    candidates = [Candidate(f"QM-{bits}", one, PROVIDERS["cpu"]) for bits, one in artifacts.items()]
     if importlib.util.find_spec("openvino"):
-        contestants.append(Contestant(RIVAL, artifacts[8], OPENVINO))
-    result = race(contestants, scenario)
+        candidates.append(Candidate(RIVAL, artifacts[8], OPENVINO))
+    result = side_by_side(candidates, scenario)
     costs = [option_cost(artifacts[8], batch, scenario) for batch in scenario.batch]
     smallest = compact(name, folder)
     return {"network": name, "goals": judged(name, result), "option": costs, "compact_bytes": smallest, **result}

@@ -77,7 +77,7 @@ def export(run: Run, place: Path, *, bits: int = BITS, seed: int = 0, attacks: S
     """The artifact of a width; seed: of the suite's attacks, which are the recipe's unless some are given."""
     network, images = run.network(bits), run.dataset.test.take(slice(0, N))
     chosen = attacks or run.suite_attacks
-    suite = make_suite(network, images, attacks=chosen, threat=run.threat, seed=seed, twin=run.twin(bits))
+    suite = make_suite(network, images, attacks=chosen, threat=run.threat, seed=seed, float_model=run.float_model(bits))
     contents = Contents(f"{run.recipe.name}-qm-{bits}", bits, seed, run.threat, {}, suite, {})
     write_artifact(place, network, run.dataset, run.target, contents)
     return place

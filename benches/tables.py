@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-import json
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from statistics import median
@@ -14,6 +13,7 @@ from rich.console import Console
 from rich.table import Table
 
 from qrobust.cli import TABLE_WIDTH
+from qrobust.storage import read_result
 from qrobust.tables import accuracy_text, percent, places_table
 
 RESULTS = Path(__file__).resolve().parent / "results"
@@ -31,7 +31,7 @@ VARIANTS = {"at": "AT", "sar": "AT + SAR", "sarwa": "AT + SARWA"}
 def read(name: str) -> Result | None:
     """A committed result, None where there is none."""
     path = RESULTS / f"{name}.json"
-    return json.loads(path.read_text()) if path.exists() else None
+    return read_result(path) if path.exists() else None
 
 
 def table(heads: Sequence[str], rows: Iterable[Sequence[str]]) -> str:

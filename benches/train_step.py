@@ -2,7 +2,7 @@
 
     python benches/train_step.py [--json benches/results/train_step.json]
 
-A step crafts with PGD and descends once. Ours, in float32 and bf16, takes turns with (a) a loop around torchattacks'
+A step attacks with PGD and descends once. Ours, in float32 and bf16, takes turns with (a) a loop around torchattacks'
 PGD and (b) the loop that public adversarial-training code is made of, which asks for the weights' gradients at every
 attack step and throws them away. Ratios are of medians; below 1, ours took less time. `same` compares ours in float32
 with (b) from the same start: the loss that the attack reaches, and the largest difference of a weight after a step with
@@ -81,7 +81,7 @@ def with_torchattacks(name: str, steps: int) -> Step:
 
 
 def plain(name: str, steps: int, random_start: bool = True) -> Step:
-    """delta with its own gradient, `loss.backward()` at every attack step, eval mode while crafting."""
+    """delta with its own gradient, `loss.backward()` at every attack step, eval mode while attacking."""
     model = network(name, channels_last=False)
     optimizer = optimizer_of(model)
 

@@ -30,10 +30,11 @@ ATTACKS_HELP = (
     "Names with commas, as gn,fgsm,pgd-20,cw-inf-30,autoattack; or a protocol: fd (the columns of the "
     "Fourier-domain study), sp (of the spectral perspective). Default: the recipe's."
 )
+SANITY_HELP = "Every sanity check of docs/flags.md, not the cheap ones only."
 FILE_HELP = "As in eval. Default: the suite's, and a strong set as far as it fits."
 TRANSFER_HELP = "Where examples may transfer from, repeatable: an artifact, a run. Default: the float network beside."
 DATA_HELP = "Images: an .npz with x (uint8) and y, or a data set. Default: the suite's. Needed for a bare ONNX file."
-INPUT_HELP = "float32-nchw: images in [0,1]; uint8-nhwc: a camera's bytes. Default: the recipe's."
+INPUT_HELP = "float32-nchw: images in [0,1]; uint8-nhwc: bytes, as cameras give. Default: the recipe's."
 BASELINE_HELP = "Compare with pinned outcomes: a file, or a name in export/baselines."
 FIGURES_HELP = "Names with commas, as low-pass,heat-map. Default: all that these networks have what it takes for."
 RUNS_HELP = (
@@ -119,9 +120,7 @@ def evaluate(
     attacks: Annotated[str, typer.Option("--attacks", metavar="LIST", help=ATTACKS_HELP)] = "",
     n: Annotated[Optional[int], typer.Option("-n", metavar="N", help="Test images (default: all).")] = None,  # noqa: UP045
     seed: Annotated[Optional[int], typer.Option("--seed", metavar="N", help="Default: the recipe's.")] = None,  # noqa: UP045
-    doubt: Annotated[
-        bool, typer.Option("--doubt", help="Ask every doubt of docs/flags.md, not the cheap ones only.")
-    ] = False,
+    sanity: Annotated[bool, typer.Option("--sanity", "--doubt", help=SANITY_HELP)] = False,
     average: Annotated[bool, typer.Option("--average", help="The weight averages of a run's networks.")] = False,
     json: Json = None,
 ) -> int:
@@ -132,7 +131,7 @@ def evaluate(
     from .tables import evaluation_table
 
     with _joined():
-        results = evaluate_folder(folder, attacks, Request(n, seed, json, doubt), averaged=average)
+        results = evaluate_folder(folder, attacks, Request(n, seed, json, sanity), averaged=average)
         if not _speaks():
             return 0
     screen.print(evaluation_table(results))

@@ -21,7 +21,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from .errors import ModelError
 
-PATIENCE = timedelta(days=1)  # the first process may evaluate, or ask doubts, for long
+PATIENCE = timedelta(days=1)  # the first process may evaluate, or check them, for long
 
 
 _on_its_own = ContextVar("on_its_own", default=False)

@@ -63,7 +63,7 @@ class ParityError(ExportError):
 
 
 class GraphError(QrobustError):
-    """A deployed graph cannot be read, or holds what a twin cannot compute."""
+    """A deployed graph cannot be read, or holds what `OnnxModule` cannot compute."""
 
 
 def printable(text: str) -> str:

@@ -99,8 +99,8 @@ def listing(kind: str) -> Iterator[tuple[str, Found]]:
 
 def defaults(kind: str) -> dict[str, Any]:
     """What holds for each file of a kind, one's own too, that does not say otherwise."""
-    shelf = _shelf(kind)
-    return read_toml(shelf / DEFAULTS) if shelf and (shelf / DEFAULTS).is_file() else {}
+    folder = _folder(kind)
+    return read_toml(folder / DEFAULTS) if folder and (folder / DEFAULTS).is_file() else {}
 
 
 def name_of(kind: str, found: Found) -> str:
@@ -119,14 +119,14 @@ def folders(kind: str) -> list[Path]:
     return [checkout, *(Path(base) / "share" / "qrobust" / kind for base in installed)]
 
 
-def _shelf(kind: str) -> Path | None:
+def _folder(kind: str) -> Path | None:
     return next((folder for folder in folders(kind) if folder.is_dir()), None)
 
 
 def _files(kind: str) -> Iterator[tuple[str, Path]]:
-    shelf = _shelf(kind)
-    if shelf is not None:
-        yield from ((_name(path, shelf), path) for path in shelf.rglob("*.toml") if not path.name.startswith("_"))
+    folder = _folder(kind)
+    if folder is not None:
+        yield from ((_name(path, folder), path) for path in folder.rglob("*.toml") if not path.name.startswith("_"))
 
 
 def _within(file: Callable[[str], Path | None], name: str) -> Found | None:

@@ -18,6 +18,7 @@ from .errors import RunError
 
 STDOUT = Path("-")
 PARTIAL = ".partial"
+RENAMED = {"doubts": "sanity_checks", "twin": "reference"}  # keys of results of version 0.1
 
 
 def write_bytes(path: Path, data: bytes) -> None:
@@ -91,6 +92,12 @@ def read_json(path: Path, do: str = "") -> Any:
     except (OSError, ValueError, RecursionError) as error:
         reason = getattr(error, "strerror", None) or error
         raise RunError(f"expected a JSON file at {path}, got: {reason}{do and f'; {do}'}") from error
+
+
+def read_result(path: Path, do: str = "") -> Any:
+    """`read_json` of a result, its keys by today's names."""
+    found = read_json(path, do)
+    return {RENAMED.get(key, key): value for key, value in found.items()} if isinstance(found, dict) else found
 
 
 def read_lines(path: Path) -> tuple[dict[str, Any], ...]:

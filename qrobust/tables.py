@@ -145,7 +145,7 @@ def attack_table(result: Result) -> Table:
 def timing_table(result: Result) -> Table:
     """Of a bench, one row for each artifact, batch size and thread count; the scenario's metric is starred."""
     metric = {"p50_ms": 0, "p90_ms": 1, "p99_ms": 2, "images_per_second": 3}[result["scenario"]["metric"]]
-    drawn = titled(f"{result['hardware']['cpu']}; times as fast as {result['twin']}")
+    drawn = titled(f"{result['hardware']['cpu']}; times as fast as {result['reference']}")
     for heading in ("artifact", "batch", "threads"):
         drawn.add_column(heading, justify="left" if heading == "artifact" else "right", no_wrap=True)
     for index, heading in enumerate(TIMES):

@@ -74,7 +74,7 @@ CASES = {
     "at, sarwa of samples": {"schedule": AVERAGED | sar(reference="average", form="sample", weight=0.1)},
     "trades, sar, awp": {"method": "trades", "schedule": sar() | {"awp": {"start": 0}}},
     "mart, sarwa": {"method": "mart", "schedule": AVERAGED | sar(reference="average") | {"gradient_clip": 1.0}},
-    "crafting in train mode": {"attack": {"steps": 2, "mode": "train"}},
+    "attack in train mode": {"attack": {"steps": 2, "mode": "train"}},
     "mixup": {"mix": {"kind": "mixup"}},
     "cutmix of adversarial images": {"mix": {"kind": "cutmix", "on": "adversarial"}},
     "several norms, awp": {"schedule": {"awp": {"start": 0}}},

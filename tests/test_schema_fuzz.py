@@ -36,15 +36,19 @@ FIXTURE = Path(__file__).resolve().parent / "fixtures" / "0.1.0"
 
 # What a key that is read may also be, by its name; other keys that are read may be nothing else.
 READ = {
-    r"(name|reason|hint|twin|images|data_fingerprint|model)$": TEXT | {"missing", "null"},
+    r"(name|reason|hint|reference|images|data_fingerprint|model)$": TEXT | {"missing", "null"},
     r"(passed|bounded)$": {"truth", "missing"},
-    r"(measured|limit|seed|doubts/[^/]+|masks/[^/]+/[^/]+)$": {"negative", "fraction", "missing"},
+    r"(measured|limit|seed|sanity_checks/[^/]+|masks/[^/]+/[^/]+)$": {"negative", "fraction", "missing"},
     r"(accuracy|ci95)/[^/]+(/0)?$|(ci95|steps)/0$|_(ms|ci95/0)$": {"fraction", "missing"},
     r"(accuracy|worst_case|label_flips|seconds|speedup|images_per_second|size_bytes)$": {"fraction", "missing"},
     r"accuracy$": {"table"},
     r"(zero_share|activation_bits|weight_bits|steps|n)$": {"fraction", "missing", "null"},
     r"(clean|worst_case|cost|attacks/[^/]+|layers/[^/]+|best/model|(verdicts|flags|results)/0)$": {"missing"},
-    r"(attacks|settings|versions|hardware|doubts|flags|layers|best|masks(/[^/]+)?)$": {"missing", "table", "list"},
+    r"(attacks|settings|versions|hardware|sanity_checks|flags|layers|best|masks(/[^/]+)?)$": {
+        "missing",
+        "table",
+        "list",
+    },
 }
 SCHEMAS = {"run/qm-4/eval": collect.Evaluation, "run/qm-4/check": collect.Checked, "run/qm-4/train": collect.Trained,
            "run/qm-4/attack": collect.Attacked, "run/bench": collect.Timed}  # fmt: skip

@@ -109,7 +109,7 @@ BAD = {
         "expected a file that ends in .json",
     ),
     "masks over the result": (_eval("--attacks", "fgsm", "--json", "a.npz"), "expected a file that ends in .json"),
-    "transfer from the float network": (_eval("--attacks", "transfer-3"), "expected a float twin"),
+    "transfer from the float network": (_eval("--attacks", "transfer-3"), "expected a float model"),
     "no run": (["eval", "nowhere"], "recipe.toml"),
     "no run of a width": (["eval", "nowhere/qm-4"], "recipe.toml"),
     "another width": (["eval", "RUN/qm-8", "-n", "20"], "expected a width of [32, 4, 2], got qm-8"),

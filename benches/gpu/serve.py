@@ -44,7 +44,7 @@ from qrobust.storage import write_json
 
 BATCHES = (1, 32, 256)
 TARGETS = {"cuda": "ort-cuda", "tensorrt": "tensorrt"}
-TWIN = "onnxruntime, float16"
+REFERENCE = "onnxruntime, float16"
 Runs = dict[str, Run]
 
 
@@ -84,8 +84,8 @@ def float_network(name: str, runs: Runs) -> nn.Module:
 def timed(name: str, provider: str, batch: int, out: Path, runs: Runs) -> dict[str, Any]:
     """Every width on one provider beside torch and onnxruntime in float16."""
     sessions, facts = {}, {}
-    twin = artifact_of(name, 32, TARGETS["cuda"], out, runs)
-    sessions[TWIN] = artifact_session(twin, PROVIDERS["cuda"], 0)
+    float_model = artifact_of(name, 32, TARGETS["cuda"], out, runs)
+    sessions[REFERENCE] = artifact_session(float_model, PROVIDERS["cuda"], 0)
     for bits in specimens.WIDTHS:
         label = f"QM-{bits}"
         try:
@@ -100,17 +100,17 @@ def timed(name: str, provider: str, batch: int, out: Path, runs: Runs) -> dict[s
         for compiled in (False, True):
             label = f"torch {'compiled' if compiled else 'eager'}, {str(dtype).removeprefix('torch.')}"
             sessions[label] = TorchSession(float_network(name, runs), dtype, compiled=compiled)
-    return {"artifacts": facts, "results": list(rows(sessions, twin, batch))}
+    return {"artifacts": facts, "results": list(rows(sessions, float_model, batch))}
 
 
-def rows(sessions: dict[str, Any], twin: Artifact, batch: int) -> Iterator[dict[str, Any]]:
-    x = images_for(twin, batch)
+def rows(sessions: dict[str, Any], float_model: Artifact, batch: int) -> Iterator[dict[str, Any]]:
+    x = images_for(float_model, batch)
     bound = {label: Bound(session, x) for label, session in sessions.items()}
     # Compilers and cuDNN's choice of kernels need more than a few calls of each shape.
     times = time_sessions(bound, np.empty(0), min_seconds=5, min_runs=50, warmup=20)
     for label, mine in times.items():
-        ratio = float(np.median(times[TWIN]) / np.median(mine))
-        interval = list(ratio_interval(times[TWIN], mine))
+        ratio = float(np.median(times[REFERENCE]) / np.median(mine))
+        interval = list(ratio_interval(times[REFERENCE], mine))
         yield {"name": label, "batch": batch, **statistics(mine, batch), "speedup": ratio, "speedup_ci95": interval}
 
 

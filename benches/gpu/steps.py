@@ -63,7 +63,7 @@ def run(kind: str, precision: str, size: int, recorded: bool, steps: int) -> dic
     """Milliseconds of a step and the losses."""
     model = network(kind)
     worker, generator, (x, y), losses = stepper(model), devices.generator(0), images(size), []
-    for part in (worker._crafted, worker._descended):
+    for part in (worker._attacked, worker._descended):
         part.possible = recorded
     with devices.precision(precision):
         for index in range(steps):

@@ -105,7 +105,7 @@ class Case:
         perturbed = []
         with bar(f"{self.label}: {name}", len(self.images), "images") as moving:
             for index, (x, y) in enumerate(self.batches()):
-                x_adv = attack.craft(scene, x, y, devices.generator(self.settings.seed, "analyze", name, index))
+                x_adv = attack.perturb(scene, x, y, devices.generator(self.settings.seed, "analyze", name, index))
                 # As `evaluate.judge`: whatever an attack promised.
                 perturbed.append((threat.project(x_adv, x) if attack.bounded else x_adv.clamp(0, 1)).detach().cpu())
                 moving.advance(len(y))

@@ -119,9 +119,9 @@ def similarity_to_artifact(case: Case) -> dict[str, Any] | None:
     path = case.files.artifact / "model.onnx"
     if not path.exists():
         return None
-    from ..onnx_module import twin
+    from ..onnx_module import load_onnx
 
-    rebuilt, alignment = twin(path).to(devices.device_of(case.model)), Alignment()
+    rebuilt, alignment = load_onnx(path).to(devices.device_of(case.model)), Alignment()
     names = layer_names(case.model)
     products = [step.node.outputs[0] for step in rebuilt.plan.steps if step.node.op in PRODUCTS]
     batches = case.adversarial()

@@ -1,7 +1,7 @@
 """Attacks as recipes and the command line spell them.
 
 `gn`, `fgsm`, `bim-20`, `pgd-20`, `pgd-20x5` (five restarts), `tpgd-20`, `cw-20` (L2, unbounded), `cw-inf-30`,
-`square-5000` (queries), `transfer-20` (PGD on the float twin), `autoattack`, and two of its parts alone, `apgd-ce` and
+`square-5000` (queries), `transfer-20` (PGD on the float model), `autoattack`, and two of its parts alone, `apgd-ce` and
 `apgd-t` (targeted). Settings follow, each behind a colon: `pgd-20:step_size=1/255`, `cw-20:c=10:lr=0.05`,
 `pgd-20:keep=best`.
 """
@@ -51,7 +51,7 @@ class Attack:
         settings = {**self.settings, "part": part} if part else self.settings
         return _FAMILIES[self.family].run(scene, x, y, generator, settings)
 
-    def craft(self, scene: Scene, x: Tensor, y: Tensor, generator: Generator) -> Tensor:
+    def perturb(self, scene: Scene, x: Tensor, y: Tensor, generator: Generator) -> Tensor:
         """`run` with all parts in a row, each on the images of this batch that are still right.
 
         Of an image that none breaks, the point where a wrong class leads by most.
@@ -74,11 +74,11 @@ def _lead(model: nn.Module, x: Tensor, y: Tensor) -> Tensor:
 
 @dataclass(frozen=True)
 class Scene:
-    """Who is attacked: the network, the threat, the float twin if there is one, and a seed."""
+    """Who is attacked: the network, the threat, the float model if there is one, and a seed."""
 
     model: nn.Module
     threat: Threat
-    twin: nn.Module | None = None
+    float_model: nn.Module | None = None
     seed: int = 0
 
 
@@ -176,9 +176,9 @@ def _unknown(name: str) -> RecipeError:
 
 
 def _transfer(scene: Scene, x: Tensor, y: Tensor, generator: Generator, settings: dict[str, Any]) -> Tensor:
-    if scene.twin is None:
-        raise RecipeError("expected a float twin for transfer, got none; it needs a quantised network of a run")
-    return pgd(scene.twin, x, y, threat=scene.threat, config=PgdConfig(**settings), generator=generator)
+    if scene.float_model is None:
+        raise RecipeError("expected a float model for transfer, got none; it needs a quantised network of a run")
+    return pgd(scene.float_model, x, y, threat=scene.threat, config=PgdConfig(**settings), generator=generator)
 
 
 def _pgd(scene: Scene, x: Tensor, y: Tensor, generator: Generator, settings: dict[str, Any]) -> Tensor:

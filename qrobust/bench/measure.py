@@ -20,7 +20,7 @@ from .executed import compute_type, executed, multiply_adds, placement
 from .memory import footprint
 from .timing import Int8Gemm, ratio_interval, statistics
 
-SHELF = "benches/scenarios"
+FOLDER = "benches/scenarios"
 NotNegative = Annotated[Int, Field(ge=0)]
 
 
@@ -55,7 +55,7 @@ class _File(Table):
 
 def load_scenario(name: str) -> Scenario:
     """The scenario of a name or path. Raises RecipeError for one that is missing or wrong."""
-    table, found = read(SHELF, name)
+    table, found = read(FOLDER, name)
     return checked(_File, table, source=str(found)).scenario
 
 
@@ -64,7 +64,7 @@ Record = dict[str, Any]
 
 
 @dataclass(frozen=True)
-class Contestant:
+class Candidate:
     """An artifact on a provider (full name); `label` tells it from the others."""
 
     label: str
@@ -95,54 +95,54 @@ def bench(
     threads: int | Sequence[int] | None = None,
     seconds: float | None = None,
 ) -> Record:
-    """`race` of artifacts, each on every provider; other arguments change the scenario.
+    """`side_by_side` of artifacts, each on every provider; other arguments change the scenario.
 
     providers: as `sessions.provider_of` takes them; none for each artifact's own.
     """
-    contestants = []
+    candidates = []
     for name, artifact in zip(unique_names(artifacts), artifacts, strict=True):
         for provider in providers or (artifact.manifest["target"]["provider"],):
             label = name if len(providers) < 2 else f"{name} ({provider})"
-            contestants.append(Contestant(label, artifact, provider_of(provider)))
+            candidates.append(Candidate(label, artifact, provider_of(provider)))
     counts = (threads,) if isinstance(threads, int) else threads
-    return race(contestants, (scenario or Scenario()).changed(batches, counts, seconds))
+    return side_by_side(candidates, (scenario or Scenario()).changed(batches, counts, seconds))
 
 
-def race(contestants: Sequence[Contestant], scenario: Scenario) -> Record:
-    """Latency, throughput, memory, size and robustness of each contestant, side by side.
+def side_by_side(candidates: Sequence[Candidate], scenario: Scenario) -> Record:
+    """Latency, throughput, memory, size and robustness of each candidate, side by side.
 
-    Ratios are of medians against the twin: the first float artifact (bits 32), on a GPU the first that computes
+    Ratios are of medians against the reference: the first float artifact (bits 32), on a GPU the first that computes
     in float16 if there is one, else the first of all; above 1 is faster. Returns JSON:
 
-    - twin, scenario, versions, hardware; harness_us: what timing itself takes, by a session that returns at once.
+    - reference, scenario, versions, hardware; harness_us: what timing itself takes, by a session that returns at once.
     - artifacts: by label what does not depend on the load: provider, nodes that ran by provider and kind, type
       of the convolutions' input, multiply-adds an image, memory, load time, size, accuracies of the suite.
-    - results: one record for each contestant, thread count and batch size. int8_gemm: multiply-adds a second of
+    - results: one record for each candidate, thread count and batch size. int8_gemm: multiply-adds a second of
       onnxruntime's own large integer product just then, on a CPU; int8_gemm_share: a quantised network's, of that.
     - hardware.sums_saturate: whether 8-bit sums could saturate there, so that sessions were opened against it.
 
     Raises ArtifactError if a session does not run where it should, or a node ran elsewhere; RecipeError for two
-    contestants of one label.
+    candidates of one label.
     """
-    labels = [one.label for one in contestants]
+    labels = [one.label for one in candidates]
     if len(set(labels)) < len(labels):
         raise RecipeError(f"expected every artifact and provider once, got {', '.join(labels)}; leave out one")
-    with bar("bench", len(contestants) + len(scenario.threads) * len(scenario.batch), "steps") as moving:
+    with bar("bench", len(candidates) + len(scenario.threads) * len(scenario.batch), "steps") as moving:
         facts = {}
-        for one in contestants:
+        for one in candidates:
             facts[one.label] = _facts(one, scenario)
             moving.advance()
-        twin = _twin(contestants, facts)
+        reference = _reference(candidates, facts)
         overheads, results = [], []
         for threads in scenario.threads:
-            sessions = {one.label: _session(one, threads) for one in contestants}
+            sessions = {one.label: _session(one, threads) for one in candidates}
             for batch in scenario.batch:
-                times, gemm = _times(contestants, sessions, scenario, Load(threads, batch))
+                times, gemm = _times(candidates, sessions, scenario, Load(threads, batch))
                 overheads.append(float(np.median(times.pop(HARNESS))) * 1e3)
-                results += _records(contestants, facts, times, Load(threads, batch, gemm), twin)
+                results += _records(candidates, facts, times, Load(threads, batch, gemm), reference)
                 moving.advance()
     return {
-        "twin": twin,
+        "reference": reference,
         "scenario": scenario.model_dump(mode="json"),
         "harness_us": max(overheads),
         "artifacts": facts,
@@ -168,7 +168,7 @@ def suite_accuracy(artifact: Artifact) -> Record:
     return {**shares, "worst_case_ci95": [low, high], "suite_n": len(worst)}
 
 
-def _facts(one: Contestant, scenario: Scenario) -> Record:
+def _facts(one: Candidate, scenario: Scenario) -> Record:
     nodes = executed(one.artifact, one.provider)
     return {
         "provider": one.provider,
@@ -184,28 +184,28 @@ def _facts(one: Contestant, scenario: Scenario) -> Record:
     }
 
 
-def _twin(contestants: Sequence[Contestant], facts: dict[str, Record]) -> str:
-    floats = [one for one in contestants if one.bits == 32]
+def _reference(candidates: Sequence[Candidate], facts: dict[str, Record]) -> str:
+    floats = [one for one in candidates if one.bits == 32]
     fast = [one for one in floats if one.provider in ON_GPU and facts[one.label]["compute_type"] == "float16"]
-    return (fast or floats or contestants)[0].label
+    return (fast or floats or candidates)[0].label
 
 
-def _session(one: Contestant, threads: int) -> Any:
+def _session(one: Candidate, threads: int) -> Any:
     session = artifact_session(one.artifact, one.provider, threads)
     return session if threads == 1 or one.provider in ON_GPU else beside_others(session, one.artifact)
 
 
 def _times(
-    contestants: Sequence[Contestant], sessions: dict[str, Any], scenario: Scenario, load: Load
+    candidates: Sequence[Candidate], sessions: dict[str, Any], scenario: Scenario, load: Load
 ) -> tuple[dict[str, list[float]], float | None]:
     """Milliseconds by label and of the harness, and `int8_gemm` around them, None where all run on a GPU."""
-    bound = {one.label: Bound(sessions[one.label], images_for(one.artifact, load.batch)) for one in contestants}
-    racers = {HARNESS: NullSession(), **bound}
-    gemm = None if all(one.provider in ON_GPU for one in contestants) else Int8Gemm(load.threads)
+    bound = {one.label: Bound(sessions[one.label], images_for(one.artifact, load.batch)) for one in candidates}
+    timed = {HARNESS: NullSession(), **bound}
+    gemm = None if all(one.provider in ON_GPU for one in candidates) else Int8Gemm(load.threads)
     if gemm:
         gemm.measure()
     times = time_sessions(
-        racers,
+        timed,
         np.empty(0),
         min_seconds=scenario.min_seconds,
         min_runs=scenario.min_runs,
@@ -217,12 +217,12 @@ def _times(
 
 
 def _records(
-    contestants: Sequence[Contestant], facts: dict[str, Record], times: dict[str, list[float]], load: Load, twin: str
+    candidates: Sequence[Candidate], facts: dict[str, Record], times: dict[str, list[float]], load: Load, reference: str
 ) -> list[Record]:
-    return [_record(one, facts[one.label], times[one.label], times[twin], load) for one in contestants]
+    return [_record(one, facts[one.label], times[one.label], times[reference], load) for one in candidates]
 
 
-def _record(one: Contestant, facts: Record, mine: Sequence[float], twin: Sequence[float], load: Load) -> Record:
+def _record(one: Candidate, facts: Record, mine: Sequence[float], reference: Sequence[float], load: Load) -> Record:
     figures = statistics(mine, load.batch)
     share = None
     if load.gemm and one.provider not in ON_GPU and one.bits != 32:
@@ -234,8 +234,8 @@ def _record(one: Contestant, facts: Record, mine: Sequence[float], twin: Sequenc
         "batch": load.batch,
         **figures,
         "size_bytes": facts["size_bytes"],
-        "speedup": float(np.median(twin) / np.median(mine)),
-        "speedup_ci95": list(ratio_interval(twin, mine)),
+        "speedup": float(np.median(reference) / np.median(mine)),
+        "speedup_ci95": list(ratio_interval(reference, mine)),
         "int8_gemm": load.gemm,
         "int8_gemm_share": share,
     }

@@ -27,7 +27,7 @@ def expect_image(path: Path) -> None:
 def plot(result: dict[str, Any], path: Path) -> None:
     """Draw worst-case accuracy against latency (smallest batch, first thread count) and against file size.
 
-    result: of `race`. Bars are 95 % intervals. Needs matplotlib. Raises RunError for a path that cannot be written.
+    result: of `bench`. Bars are 95 % intervals. Needs matplotlib. Raises RunError for a path that cannot be written.
     """
     from matplotlib import rc_context
 

@@ -1,11 +1,11 @@
 """`qrobust attack`: a file under every attack that fits it, and how far the number in torch was from that.
 
-pgd-20      on the session's logits with the twin's gradient, in each backward form
+pgd-20      on the session's logits with the gradient of the module rebuilt from the file, in each backward form
 autoattack  its parts with gradients likewise, Square on the session
 square-500  on the session
-transfer-20 on the twin of every other file
+transfer-20 on the module of every other file
 
-in torch (manifest) ─ replayed (suite on the session) ─ attacked (crafted on the file): the gap
+in torch (manifest) ─ replayed (suite on the session) ─ attacked (the file itself): the gap
 """
 
 from __future__ import annotations
@@ -32,61 +32,70 @@ from ..export.artifact import to_pixels
 from ..runtime import Artifact
 from ..threat import Threat
 from .model import SUITE, Deployed, Served, find_images, find_sources, open_deployed
-from .sanity import Evidence, doubt_file
+from .sanity import CheckedFile, check_file_sanity
 
 SESSION = "session"
 
 
 @dataclass(frozen=True)
-class Route:
-    """A network to craft on, and the part of an attack that does; "" for the one part that most have."""
+class Surrogate:
+    """A network to attack in the place of a file, and the part of an attack that does; most have one, ""."""
 
     network: nn.Module
     part: str = ""
 
 
 @dataclass(frozen=True)
-class Routed(Attack):
-    """An attack whose parts are routes by name: each sees the images that those before it left right.
+class SurrogateAttack(Attack):
+    """An attack whose parts are surrogates by name: each sees the images that those before it left right.
 
-    camera: its images are rounded to the bytes that the file takes, inside the threat: what a session rounds to the
-    nearest byte may leave an l2 ball.
+    takes_bytes: its images are rounded to the bytes that the file takes, inside the threat: what a session rounds to
+    the nearest byte may leave an l2 ball.
     """
 
     inner: Attack | None = None
-    routes: Mapping[str, Route] = field(default_factory=dict, repr=False, compare=False)
-    camera: bool = False
+    surrogates: Mapping[str, Surrogate] = field(default_factory=dict, repr=False, compare=False)
+    takes_bytes: bool = False
 
     def run(self, scene: Scene, x: Tensor, y: Tensor, generator: Generator, part: str = "") -> Tensor:
-        """x_adv, crafted on the route's network instead of the scene's."""
+        """x_adv, made on the surrogate instead of the scene's network."""
         assert self.inner is not None
-        route = self.routes[part]
-        place: dict[str, Any] = {"twin" if self.family == TRANSFER else "model": route.network}
-        x_adv = self.inner.run(replace(scene, **place), x, y, generator, route.part)
-        if not (self.camera and self.bounded):
+        surrogate = self.surrogates[part]
+        place: dict[str, Any] = {"float_model" if self.family == TRANSFER else "model": surrogate.network}
+        x_adv = self.inner.run(replace(scene, **place), x, y, generator, surrogate.part)
+        if not (self.takes_bytes and self.bounded):
             return x_adv
         return to_unit(to_pixels(scene.threat.project(x_adv, x), x, scene.threat), x.device)
 
 
-def routed(
+def with_surrogates(
     attack: Attack, deployed: Deployed, served: Served, *, forms: Sequence[str], sources: Sequence[Deployed]
-) -> Routed:
-    """An attack with its routes on a file. Raises RecipeError for a transfer attack without sources."""
+) -> SurrogateAttack:
+    """An attack with its surrogates for a file. Raises RecipeError for a transfer attack without sources."""
     settings = dict(attack.settings)
     if attack.family == TRANSFER:
         if not sources:
             raise RecipeError(f"expected a file to transfer {attack.name} from, got none; name one by --transfer")
-        routes = {f"from {source.name} {source.sha256[:8]}": Route(source.gradient()) for source in sources}
+        surrogates = {f"from {source.name} {source.sha256[:8]}": Surrogate(source.gradient()) for source in sources}
         settings["sources"] = {source.name: source.sha256 for source in sources}
     elif attack.family in WITHOUT_GRADIENTS:
-        routes = {SESSION: Route(served)}
+        surrogates = {SESSION: Surrogate(served)}
     else:
         through = {form: deployed.through(served, form) for form in forms}
         parts = [part for part in attack.parts if part != SQUARE]
-        routes = {f"{form} {part}".strip(): Route(through[form], part) for form in forms for part in parts}
-        routes |= {f"{SESSION} {part}": Route(served, part) for part in attack.parts if part == SQUARE}
+        surrogates = {f"{form} {part}".strip(): Surrogate(through[form], part) for form in forms for part in parts}
+        surrogates |= {f"{SESSION} {part}": Surrogate(served, part) for part in attack.parts if part == SQUARE}
         settings["backward"] = list(forms)
-    return Routed(attack.name, attack.family, settings, attack.bounded, tuple(routes), attack, routes, deployed.camera)
+    return SurrogateAttack(
+        attack.name,
+        attack.family,
+        settings,
+        attack.bounded,
+        tuple(surrogates),
+        attack,
+        surrogates,
+        deployed.takes_bytes,
+    )
 
 
 ATTACKS = ("pgd-20x5:keep=best", "cw-inf-20x5:keep=best", "autoattack", "square-500", "transfer-20:keep=best")
@@ -114,15 +123,15 @@ class Settings:
 def attack(deployed: Deployed, images: Images, settings: Settings, path: Path | None = None, **more: Any) -> Record:
     """What attacks on a file leave of its accuracy; the session judges every candidate.
 
-    Returns an evaluation's result with "artifact", "gap", "doubts", "flags" and `more`; saved to `path` (.json) with
-    masks beside it, and then a stopped one goes on where it was. Raises RecipeError for what is no attack, DataError
-    for more images than there are.
+    Returns an evaluation's result with "artifact", "gap", "sanity_checks", "flags" and `more`; saved to `path` (.json)
+    with masks beside it, and then a stopped one goes on where it was. Raises RecipeError for what is no attack,
+    DataError for more images than there are.
     """
     threat = threat_of(deployed, settings.eps)
     served = devices.placed(deployed.served())
     assert isinstance(served, Served)
     for network in (deployed, *settings.sources):
-        devices.placed(network.twin)
+        devices.placed(network.module)
     state = path.with_suffix(".partial.npz") if path else None
     batch_size = max(1, min(250, MAX_VALUES // math.prod(images.shape[1:])))
     outcomes = evaluate(
@@ -136,12 +145,12 @@ def attack(deployed: Deployed, images: Images, settings: Settings, path: Path | 
         state=state,
     )
     source = settings.sources[0] if settings.sources else None
-    evidence = Evidence(deployed, served, images, outcomes, source=source, batch_size=batch_size)
-    found = doubt_file(evidence)
+    checked = CheckedFile(deployed, served, images, outcomes, source=source, batch_size=batch_size)
+    found = check_file_sanity(checked)
     more |= {
         "artifact": described(deployed),
-        "gap": gap(evidence),
-        "doubts": found.measured,
+        "gap": gap(checked),
+        "sanity_checks": found.measured,
         "flags": [flag.to_dict() for flag in found.flags],
     }
     if path is not None and is_first():
@@ -215,7 +224,7 @@ def threat_of(deployed: Deployed, eps: float | None = None) -> Threat:
     """
     norm: Any = deployed.artifact.manifest["threat"]["norm"] if deployed.artifact else "linf"
     eps = (deployed.artifact.eps if deployed.artifact else 8 / 255) if eps is None else eps
-    whole = deployed.camera and norm == "linf"
+    whole = deployed.takes_bytes and norm == "linf"
     return Threat(norm, math.floor(eps * 255 + 1e-6) / 255 if whole else eps)
 
 
@@ -229,17 +238,17 @@ def described(deployed: Deployed) -> Record:
     }
 
 
-def gap(evidence: Evidence) -> Record:
+def gap(checked: CheckedFile) -> Record:
     """Accuracies by place and attack, with n of each place: "in_torch", "replayed", "attacked".
 
     in_torch: as the manifest has it. replayed: the suite's images on the session. Both empty for a file that
     came in no artifact.
     """
-    deployed, outcomes = evidence.deployed, evidence.outcomes
+    deployed, outcomes = checked.deployed, checked.outcomes
     attacked = {name: float(mask.mean()) for name, mask in outcomes.correct.items()}
     return {
         "in_torch": _in_torch(deployed.artifact.manifest["metrics"]["before"]) if deployed.artifact else {},
-        "replayed": _replayed(evidence) if deployed.artifact else {},
+        "replayed": _replayed(checked) if deployed.artifact else {},
         "attacked": {"n": outcomes.n, **attacked, WORST: float(outcomes.worst_case().mean())},
     }
 
@@ -253,18 +262,18 @@ def _in_torch(before: Mapping[str, Any]) -> Record:
     return n | {name: share for name, share in shares.items() if isinstance(share, float) and 0 <= share <= 1}
 
 
-def _replayed(evidence: Evidence) -> Record:
-    assert evidence.deployed.artifact is not None
-    y = evidence.y.cpu().numpy()
-    right = {name: labels.numpy() == y for name, labels in evidence.labels.items()}
+def _replayed(checked: CheckedFile) -> Record:
+    assert checked.deployed.artifact is not None
+    y = checked.y.cpu().numpy()
+    right = {name: labels.numpy() == y for name, labels in checked.labels.items()}
     worst = np.logical_and.reduce(list(right.values()))
     return {"n": len(worst), **{name: float(mask.mean()) for name, mask in right.items()}, WORST: float(worst.mean())}
 
 
-def _attacks(deployed: Deployed, served: Served, threat: Threat, settings: Settings) -> list[Routed]:
+def _attacks(deployed: Deployed, served: Served, threat: Threat, settings: Settings) -> list[SurrogateAttack]:
     forms = settings.forms or deployed.forms
     chosen = [named(name, threat) for name in settings.attacks or default_attacks(deployed, settings.sources)]
-    return [routed(one, deployed, served, forms=forms, sources=settings.sources) for one in chosen]
+    return [with_surrogates(one, deployed, served, forms=forms, sources=settings.sources) for one in chosen]
 
 
 def default_attacks(deployed: Deployed, sources: Sequence[Deployed] = ()) -> tuple[str, ...]:

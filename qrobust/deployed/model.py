@@ -21,16 +21,16 @@ from torch import Tensor, nn
 
 from ..data import DataSettings, Images, load, make_images
 from ..errors import DataError, GraphError, RecipeError, RunError
-from ..evaluation.sanity_measures import ThroughTwin
+from ..evaluation.sanity_measures import SurrogateGradient
 from ..onnx_module.building import FAKE, QUANTISE
-from ..onnx_module.module import Twin, twin
+from ..onnx_module.module import OnnxModule, load_onnx
 from ..onnx_module.node import FORMS, reason
 from ..runtime import Artifact, load_session
 
 Array = NDArray[Any]
 Logits = Callable[[Array], Array]  # float32 images (n, c, h, w) in [0,1] → (n, classes)
 CPU = "CPUExecutionProvider"
-# Session and twin take turns: threads that wait for the session's next call would hold the cores.
+# Session and module take turns: threads that wait for the session's next call would hold the cores.
 TURNS: dict[str, Any] = {"allow_spinning": 0}
 KINDS = {"tensor(float)": np.float32, "tensor(float16)": np.float16, "tensor(double)": np.float64}
 
@@ -54,24 +54,24 @@ class Served(nn.Module):
 
 
 class Gradient(nn.Module):
-    """A twin in one backward form, on images (n, c, h, w) in [0,1] whatever the file takes.
+    """A rebuilt graph in one backward form, on images (n, c, h, w) in [0,1] whatever the file takes.
 
-    camera: the file takes bytes (n, h, w, c); images are rounded to them, and the gradient passes that whole.
+    takes_bytes: the file takes bytes (n, h, w, c); images are rounded to them, and the gradient passes that whole.
     """
 
-    def __init__(self, network: Twin, form: str = FORMS[0], *, camera: bool = False) -> None:
+    def __init__(self, network: OnnxModule, form: str = FORMS[0], *, takes_bytes: bool = False) -> None:
         super().__init__()
-        self.twin, self.form, self.camera = network, form, camera
+        self.module, self.form, self.takes_bytes = network, form, takes_bytes
 
     def forward(self, x: Tensor) -> Tensor:
-        """The twin's logits (n, classes); it is left in this form."""
-        self.twin.backward_form = self.form  # read in the forward pass, so that several may share one twin
-        logits: Tensor = self.twin(self.fed(x))
+        """The module's logits (n, classes); it is left in this form."""
+        self.module.backward_form = self.form  # read in the forward pass, so that several may share one module
+        logits: Tensor = self.module(self.fed(x))
         return logits
 
     def fed(self, x: Tensor) -> Tensor:
-        """Images as the twin takes them."""
-        if not self.camera:
+        """Images as the module takes them."""
+        if not self.takes_bytes:
             return x
         pixels = x * 255
         return (pixels + (pixels.round() - pixels).detach()).permute(0, 2, 3, 1)
@@ -81,24 +81,24 @@ class Gradient(nn.Module):
 class Deployed:
     """A file to be attacked.
 
-    at: logits by level of fusion, a key of `runtime.LEVELS`; level: the one it is deployed with. camera: it takes
-    bytes. artifact: what it came in; None for a bare ONNX file, of which nothing else is known.
+    at: logits by level of fusion, a key of `runtime.LEVELS`; level: the one it is deployed with. takes_bytes: uint8
+    (n, h, w, c), as cameras give. artifact: what it came in; None for a bare ONNX file, of which nothing else is known.
     """
 
     name: str
     path: Path
     sha256: str
-    twin: Twin
+    module: OnnxModule
     at: Callable[[str], Logits]
     level: str = "all"
     provider: str = CPU
-    camera: bool = False
+    takes_bytes: bool = False
     artifact: Artifact | None = None
 
     @property
     def forms(self) -> tuple[str, ...]:
         """Backward forms that differ: one where nothing is rounded."""
-        return FORMS if rounding(self.twin) else FORMS[:1]
+        return FORMS if rounding(self.module) else FORMS[:1]
 
     @property
     def session_options(self) -> dict[str, Any]:
@@ -111,16 +111,16 @@ class Deployed:
         return Served(self.at(self.level), self.sha256)
 
     def gradient(self, form: str = FORMS[0]) -> Gradient:
-        """The twin in a backward form; all share its weights."""
-        return Gradient(self.twin, form, camera=self.camera)
+        """The module in a backward form; all share its weights."""
+        return Gradient(self.module, form, takes_bytes=self.takes_bytes)
 
     def through(self, served: Served, form: str) -> nn.Module:
-        """The session's logits with the twin's gradient."""
-        return ThroughTwin(served, self.gradient(form))
+        """The session's logits with the module's gradient."""
+        return SurrogateGradient(served, self.gradient(form))
 
 
-def rounding(network: Twin) -> list[Any]:
-    """The quantisers of a twin, in the order of execution."""
+def rounding(network: OnnxModule) -> list[Any]:
+    """The quantisers of a module, in the order of execution."""
     return [step.node for step in network.plan.steps if step.node.op in (FAKE, QUANTISE)]
 
 
@@ -128,30 +128,30 @@ def open_deployed(path: Path) -> Deployed:
     """The artifact in a folder, or the classifier in an ONNX file, which takes floats in [0,1].
 
     Raises ArtifactError for an artifact that is damaged or that its provider refuses, GraphError for a graph
-    with an operator that a twin does not cover, which it names, or for one that takes batches of a fixed size.
+    with an operator that `OnnxModule` does not cover, which it names, or for one that takes batches of a fixed size.
     """
     return _bare(path) if path.is_file() else _artifact(Artifact.load(path))
 
 
 def _artifact(artifact: Artifact) -> Deployed:
     said = artifact.manifest
-    path, target = artifact.path / "model.onnx", said["target"]
+    path, target, data = artifact.path / "model.onnx", said["target"], artifact.model
     level = target["session_options"].get("graph_optimization_level", "all")
 
     def at(level: str) -> Logits:
         session = artifact.session(graph_optimization_level=level, **TURNS)
         return lambda x: artifact.logits(x, session)
 
-    at(level)  # before the twin: what onnxruntime refuses is told by the artifact's own words
+    at(level)  # before the module: what onnxruntime refuses is said by the artifact's own words
     return Deployed(
         name=artifact.name,
         path=path,
         sha256=said["files"]["model.onnx"]["sha256"],
-        twin=twin(as_floats(artifact.model) if artifact.takes_bytes else artifact.model, output=said["output"]["name"]),
+        module=load_onnx(as_floats(data) if artifact.takes_bytes else data, output=said["output"]["name"]),
         at=at,
         level=level,
         provider=target["provider"],
-        camera=artifact.takes_bytes,
+        takes_bytes=artifact.takes_bytes,
         artifact=artifact,
     )
 
@@ -164,7 +164,7 @@ def as_floats(data: bytes) -> bytes:
 
 
 def _bare(path: Path) -> Deployed:
-    network = twin(path)
+    network = load_onnx(path)
     if network.plan.batch not in (None, 1):
         raise GraphError(
             f"expected a graph for any number of images, got one for {network.plan.batch}; "
@@ -174,7 +174,7 @@ def _bare(path: Path) -> Deployed:
         name=path.stem,
         path=path,
         sha256=hashlib.sha256(path.read_bytes()).hexdigest(),
-        twin=network,
+        module=network,
         at=lambda level: _logits_of(path, level),
     )
 
@@ -215,7 +215,7 @@ def find_images(deployed: Deployed, data: str = "", root: str | None = None) -> 
         x, y = (torch.from_numpy(deployed.artifact.suite[name]) for name in ("x.clean", "y"))
     else:
         raise RecipeError(f"expected images for {deployed.path.name}, got none; add --data FILE.npz or a data set")
-    classes, count = deployed.twin.plan.classes, int(y.max()) + 1 if len(y) else 1
+    classes, count = deployed.module.plan.classes, int(y.max()) + 1 if len(y) else 1
     if classes is not None and count > classes:
         raise DataError(f"expected labels in [0, {classes - 1}], got {count - 1}; give images of the file's classes")
     return found if x is None else make_images(x, y, classes=max(count, 1), name=data or SUITE)
@@ -279,5 +279,5 @@ def _beside(deployed: Deployed) -> list[Path]:
 
 def _task(deployed: Deployed) -> tuple[Any, ...]:
     """Shape (c, h, w) of an image, and the number of classes."""
-    shape = deployed.twin.plan.images.shape[1:]
-    return (*(shape[2:] + shape[:2] if deployed.camera else shape), deployed.twin.plan.classes)
+    shape = deployed.module.plan.images.shape[1:]
+    return (*(shape[2:] + shape[:2] if deployed.takes_bytes else shape), deployed.module.plan.classes)

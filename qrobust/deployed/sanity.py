@@ -15,10 +15,10 @@ from torch import Tensor, nn
 
 from ..attacks.registry import SQUARE, TRANSFER, WITHOUT_GRADIENTS
 from ..data import Images, to_unit
-from ..evaluation import CHEAP, Flag, Outcomes, Subject, examine
-from ..evaluation import DOUBTS as ALL
+from ..evaluation import CHEAP_CHECKS, CheckedModel, Flag, Outcomes, check_sanity
+from ..evaluation import SANITY_CHECKS as ALL
 from ..evaluation.accuracy import predict
-from ..evaluation.sanity import Doubt, Examination
+from ..evaluation.sanity import SanityCheck, SanityReport
 from ..evaluation.sanity_measures import parts
 from ..onnx_module.building import FAKE
 from ..runtime import LEVELS, ArtifactError, load_session
@@ -30,10 +30,10 @@ STEP = 1.01  # a value between two steps may fall to either
 @torch.no_grad()
 def first_apart(deployed: Deployed, x: Tensor) -> str | None:
     """The value's name in the file, on images x (n, c, h, w) in [0,1]; None if no quantiser is to blame."""
-    inside = deployed.twin.inside(deployed.gradient().fed(x))
+    inside = deployed.module.inside(deployed.gradient().fed(x))
     proto = onnx.load(str(deployed.path), load_external_data=False)
     held = {name for node in proto.graph.node for name in node.output}
-    watched = [node for node in rounding(deployed.twin) if node.outputs[0] in held]
+    watched = [node for node in rounding(deployed.module) if node.outputs[0] in held]
     theirs = _session_values(deployed, proto, [node.outputs[0] for node in watched], x)
     for node, value in zip(watched, theirs, strict=True):
         name = node.outputs[0]
@@ -61,8 +61,8 @@ def _session_values(deployed: Deployed, proto: onnx.ModelProto, names: Sequence[
 Labels = Mapping[str, Tensor]  # by set of images: int64 (n,)
 
 
-class Evidence(Subject):
-    """A file under doubt, with the outcomes of its attacks; gradients are the twin's at the session's logits.
+class CheckedFile(CheckedModel):
+    """A file whose attacks are checked; gradients are the module's at the session's logits.
 
     sets: images by name, "clean" and what the file's suite stores. stored: what torch said of each before export.
     """
@@ -80,10 +80,10 @@ class Evidence(Subject):
         batch_size: int,
     ) -> None:
         through = deployed.through(served, deployed.forms[0])
-        twin = source.gradient() if source else None
+        float_model = source.gradient() if source else None
         n = outcomes.n
         super().__init__(
-            through, images, outcomes.threat, twin=twin, outcomes=outcomes, n=n, seed=outcomes.seed,
+            through, images, outcomes.threat, float_model=float_model, outcomes=outcomes, n=n, seed=outcomes.seed,
             batch_size=batch_size,
         )  # fmt: skip
         self.deployed, self.served = deployed, served
@@ -129,30 +129,30 @@ def suite_of(deployed: Deployed, images: Images, outcomes: Outcomes) -> tuple[di
     return taken[0], taken[1]
 
 
-def twin_differs(evidence: Evidence) -> float:
+def module_differs(checked: CheckedFile) -> float:
     """Share of other labels, over all sets."""
-    return apart(evidence.labels, evidence.labels_of(evidence.deployed.gradient()))
+    return apart(checked.labels, checked.labels_of(checked.deployed.gradient()))
 
 
-def replay_differs(evidence: Evidence) -> float | None:
+def replay_differs(checked: CheckedFile) -> float | None:
     """Share of labels that export changed, over all sets."""
-    return apart(evidence.labels, evidence.stored) if evidence.stored else None
+    return apart(checked.labels, checked.stored) if checked.stored else None
 
 
-def level_differs(evidence: Evidence) -> float | None:
+def level_differs(checked: CheckedFile) -> float | None:
     """The largest share of other labels at another level of fusion."""
-    found = [apart(evidence.labels, labels) for labels in _at_levels(evidence)]
+    found = [apart(checked.labels, labels) for labels in _at_levels(checked)]
     return max(found, default=None)
 
 
-def square_wins(evidence: Evidence) -> float | None:
+def square_wins(checked: CheckedFile) -> float | None:
     """What Square on the session breaks."""
-    return evidence.beaten_by(SQUARE)
+    return checked.beaten_by(SQUARE)
 
 
-def transfer_wins(evidence: Evidence) -> float | None:
+def transfer_wins(checked: CheckedFile) -> float | None:
     """What examples from other files break."""
-    return evidence.beaten_by(TRANSFER)
+    return checked.beaten_by(TRANSFER)
 
 
 def apart(first: Labels, second: Labels) -> float:
@@ -161,8 +161,8 @@ def apart(first: Labels, second: Labels) -> float:
     return float(differs.double().mean())
 
 
-def _at_levels(evidence: Evidence) -> Iterable[Labels]:
-    deployed = evidence.deployed
+def _at_levels(checked: CheckedFile) -> Iterable[Labels]:
+    deployed = checked.deployed
     for level in LEVELS:
         if level == deployed.level:
             continue
@@ -170,36 +170,37 @@ def _at_levels(evidence: Evidence) -> Iterable[Labels]:
             logits = deployed.at(level)
         except ArtifactError:  # a provider need not offer every level
             continue
-        yield evidence.labels_of(Served(logits, deployed.sha256).to(evidence.x.device))
+        yield checked.labels_of(Served(logits, deployed.sha256).to(checked.x.device))
 
 
-def _known(name: str, measure: Callable[[Evidence], float | None]) -> Doubt[Evidence]:
-    """A doubt of `evaluate.DOUBTS`, measured here."""
+def _known(name: str, measure: Callable[[CheckedFile], float | None]) -> SanityCheck[CheckedFile]:
+    """A check of `evaluation.SANITY_CHECKS`, measured here."""
     one = next(one for one in ALL if one.name == name)
-    return Doubt(name, measure, one.limit, one.reason, one.hint)
+    return SanityCheck(name, measure, one.limit, one.reason, one.hint)
 
 
-def doubt_file(evidence: Evidence) -> Examination:
-    """All that is asked of a file, and the cheap doubts of its gradients; the first layer apart is named."""
-    found, cheap = examine(evidence, DOUBTS), examine(evidence, CHEAP)
-    return Examination(
-        cheap.measured | found.measured, [*cheap.flags, *(_placed(evidence, one) for one in found.flags)]
+def check_file_sanity(checked: CheckedFile) -> SanityReport:
+    """All that is asked of a file, and the cheap checks of its gradients; the first layer apart is named."""
+    found, cheap = check_sanity(checked, SANITY_CHECKS), check_sanity(checked, CHEAP_CHECKS)
+    return SanityReport(
+        cheap.measured | found.measured, [*cheap.flags, *(_placed(checked, one) for one in found.flags)]
     )
 
 
-def _placed(evidence: Evidence, flag: Flag) -> Flag:
-    if flag.name != "twin-differs":
+def _placed(checked: CheckedFile, flag: Flag) -> Flag:
+    if flag.name != "module-differs":
         return flag
-    layer = first_apart(evidence.deployed, evidence.x[: evidence.batch_size])
+    layer = first_apart(checked.deployed, checked.x[: checked.batch_size])
     return replace(flag, reason=f"{flag.reason}, first in {layer}") if layer else flag
 
 
-DOUBTS: tuple[Doubt[Evidence], ...] = (
-    Doubt("twin-differs", twin_differs, 0.01, "the torch twin gives other labels than the session",
+SANITY_CHECKS: tuple[SanityCheck[CheckedFile], ...] = (
+    SanityCheck("module-differs", module_differs, 0.01,
+          "the module rebuilt in torch gives other labels than the session",
           "its gradients belong to another network: compare the graph's operators with what the runtime makes of them"),
-    Doubt("replay-differs", replay_differs, 0.01, "the session gives other labels than torch gave before export",
+    SanityCheck("replay-differs", replay_differs, 0.01, "the session gives other labels than torch gave before export",
           "compare layers with the parity in the manifest, and export again"),
-    Doubt("level-differs", level_differs, 0.01, "another graph_optimization_level gives other labels",
+    SanityCheck("level-differs", level_differs, 0.01, "another graph_optimization_level gives other labels",
           "pin the level in the target, and attack the file at the level that it is deployed with"),
     _known("square-wins", square_wins),
     _known("transfer-wins", transfer_wins),

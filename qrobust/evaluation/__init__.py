@@ -2,18 +2,18 @@
 
 from .accuracy import evaluate, judge, predict
 from .outcomes import Outcomes, compare, mcnemar, read_outcomes
-from .sanity import CHEAP, DOUBTS, Flag, examine
-from .sanity_measures import Subject
+from .sanity import CHEAP_CHECKS, SANITY_CHECKS, Flag, check_sanity
+from .sanity_measures import CheckedModel
 
 __all__ = [
-    "CHEAP",
-    "DOUBTS",
+    "CHEAP_CHECKS",
+    "SANITY_CHECKS",
+    "CheckedModel",
     "Flag",
     "Outcomes",
-    "Subject",
+    "check_sanity",
     "compare",
     "evaluate",
-    "examine",
     "judge",
     "mcnemar",
     "predict",

@@ -136,7 +136,7 @@ class Journal:
         """The journal of an evaluation; a path that is there already is continued."""
         if path is None:
             return cls(None, "", np.zeros(0, np.float32), len(images))
-        networks = [network for network in (scene.model, scene.twin) if network is not None]
+        networks = [network for network in (scene.model, scene.float_model) if network is not None]
         attacks = [(attack.name, attack.settings) for attack in outcomes.attacks]
         settings = [attacks, scene.threat.norm, scene.threat.eps, scene.seed, batch_size, outcomes.images]
         key = digest([settings, [[_structure(network), _weights(network)] for network in networks]])
@@ -220,14 +220,14 @@ def evaluate(
     n: int | None = None,
     seed: int = 0,
     batch_size: int = 250,
-    twin: nn.Module | None = None,
+    float_model: nn.Module | None = None,
     state: Path | None = None,
 ) -> Outcomes:
     """Clean accuracy and accuracy under each attack on n images; the network ends in eval mode.
 
     images: `Images`, a pair (x, y), or a DataLoader of such pairs, as `data.as_images` takes them. attacks: or their
-    names. n: how many, a stratified choice that hangs on the seed (`data.choose`); None takes all. twin: the float
-    network that transfer attacks craft on. state: a file that keeps verdicts batch by batch; with the same settings
+    names. n: how many, a stratified choice that hangs on the seed (`data.choose`); None takes all. float_model:
+    what transfer attacks take gradients from. state: a file that keeps verdicts batch by batch; with the same settings
     and networks a stopped evaluation goes on from there.
     An image that is wrong when clean is wrong under every bounded attack, and no attack spends time on it.
     Every attack has a random stream of its own. Raises RecipeError for an empty list of attacks or a repeated one,
@@ -243,7 +243,7 @@ def evaluate(
     outcomes = Outcomes(
         threat, seed, attacks, _fingerprint(images), indices=None if indices is None else indices.tolist()
     )
-    scene = Scene(model, threat, twin, seed)
+    scene = Scene(model, threat, float_model, seed)
     model.eval()
     first = images.take(slice(0, batch_size))
     classes = check_logits(model, to_unit(first.x, devices.device_of(model), channels_last=True))

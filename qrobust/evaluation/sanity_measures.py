@@ -1,6 +1,6 @@
 """What sanity checks measure of a network, each a number that is small for an honest one.
 
-None where a doubt has nothing to ask, as of a twin where there is none.
+None where a check has nothing to ask, as of a float model where there is none.
 """
 
 from __future__ import annotations
@@ -25,16 +25,16 @@ from .outcomes import Outcomes, at_least
 
 STEPS = 20
 BATCH = 128
-Craft = Callable[[Tensor, Tensor], Tensor]
+Perturb = Callable[[Tensor, Tensor], Tensor]
 
 
-class Subject:
-    """The network under doubt on n images: x (n, c, h, w) in [0,1], y (n,), and masks that doubts share.
+class CheckedModel:
+    """A network that is checked on n images: x (n, c, h, w) in [0,1], y (n,), and masks that checks share.
 
-    model: ends in eval mode. n: how many of the images, at most, as `data.choose` takes them. twin: the float network
-    behind a quantised one. others: further networks whose examples may transfer. outcomes: of the evaluation in doubt.
-    batch_size: the most images that go through a network at once; memory depends on it, results only by rounding and
-    by the order of random draws. Raises DataError for a batch size below 1.
+    model: ends in eval mode. n: how many of the images, at most, as `data.choose` takes them. float_model: the one
+    behind a quantised one. others: further networks whose examples may transfer. outcomes: of what is
+    checked. batch_size: the most images that go through a network at once; memory depends on it, results only by
+    rounding and by the order of random draws. Raises DataError for a batch size below 1.
     """
 
     def __init__(
@@ -43,7 +43,7 @@ class Subject:
         images: Images,
         threat: Threat,
         *,
-        twin: nn.Module | None = None,
+        float_model: nn.Module | None = None,
         others: Sequence[nn.Module] = (),
         outcomes: Outcomes | None = None,
         n: int = 200,
@@ -51,7 +51,7 @@ class Subject:
         batch_size: int = BATCH,
     ) -> None:
         check_batch_size(batch_size)
-        self.model, self.threat, self.twin, self.others = model.eval(), threat, twin, others
+        self.model, self.threat, self.float_model, self.others = model.eval(), threat, float_model, others
         self.outcomes, self.seed, self.batch_size = outcomes, seed, batch_size
         images, _ = choose(images, n, seed)
         self.x = to_unit(images.x, devices.device_of(model), channels_last=True)
@@ -63,26 +63,26 @@ class Subject:
         *,
         model: nn.Module | None = None,
         threat: Threat | None = None,
-        twin: nn.Module | None = None,
+        float_model: nn.Module | None = None,
         among: Tensor | None = None,
     ) -> Tensor:
-        """Mask (n,) of images right under a named attack, crafted on `model` (default: its own).
+        """Mask (n,) of images right under a named attack, made on `model` (default: its own).
 
         among: mask (n,) of the images to attack (default: those right when clean); others are not right.
         """
         within = threat or self.threat
         chosen = named(attack, within)
-        scene = Scene(model or self.model, within, twin or self.twin, self.seed)
+        scene = Scene(model or self.model, within, float_model or self.float_model, self.seed)
         generator = devices.generator(self.seed, "doubt", attack)
         bound = within if chosen.bounded else None
-        return self.survivors(lambda x, y: chosen.craft(scene, x, y, generator), bound, among)
+        return self.survivors(lambda x, y: chosen.perturb(scene, x, y, generator), bound, among)
 
-    def survivors(self, craft: Craft, threat: Threat | None, among: Tensor | None = None) -> Tensor:
-        """Mask (n,) of images that `craft(x, y)` leaves right; threat as in `judge`, among as in `right`."""
+    def survivors(self, perturb: Perturb, threat: Threat | None, among: Tensor | None = None) -> Tensor:
+        """Mask (n,) of images that `perturb(x, y)` leaves right; threat as in `judge`, among as in `right`."""
         left = self.clean.clone() if among is None else among.clone()
         for which in parts(left.nonzero()[:, 0], self.batch_size):
             x, y = self.x[which], self.y[which]
-            left[which] = judge(self.model, x, y, craft(x, y), threat)
+            left[which] = judge(self.model, x, y, perturb(x, y), threat)
         return left
 
     @cached_property
@@ -116,7 +116,7 @@ class Subject:
         return self.gradient_of(self.model)
 
     def gradient_of(self, model: nn.Module, loss: str = "ce") -> Tensor:
-        """∂loss_i/∂x_i of every image i under a network, this one or its twin; loss: "ce" or "margin"."""
+        """∂loss_i/∂x_i of every image i under a network, this one or its float model; loss: "ce" or "margin"."""
         return torch.cat([_gradient(model, x, y, loss) for x, y in self._batches()])
 
     @cached_property
@@ -160,20 +160,20 @@ class Scaled(nn.Module):
         return scaled
 
 
-class ThroughTwin(nn.Module):
-    """A network's logits with its twin's gradient: the way that rounding hides, the twin may show.
+class SurrogateGradient(nn.Module):
+    """A network's logits with another's gradient: the way that rounding hides, a float model may show.
 
     Backward pass differentiable approximation (Athalye et al. 2018, arXiv 1802.00420), the float network
     standing for the quantised one as a whole, not layer by layer.
     """
 
-    def __init__(self, model: nn.Module, twin: nn.Module) -> None:
+    def __init__(self, model: nn.Module, float_model: nn.Module) -> None:
         super().__init__()
-        self.model, self.twin = model, twin
+        self.model, self.float_model = model, float_model
 
     def forward(self, x: Tensor) -> Tensor:
         """t(x) + constant, of value f(x) up to rounding: (n, c, h, w) in [0,1] → logits (n, classes)."""
-        through: Tensor = self.twin(x)
+        through: Tensor = self.float_model(x)
         with torch.no_grad():
             offset: Tensor = self.model(x) - through
         return through + offset
@@ -193,7 +193,7 @@ def parts(rows: Tensor, size: int) -> Iterator[Tensor]:
 
 TEMPERATURES = (0.01, 0.1, 10.0, 100.0)
 WIDE = 8  # the sweep ends at this many eps, 64/255 for the usual 8/255
-SEVERAL = 8  # images for doubts about one forward pass, and the fewest for a statistic of those that are right
+SEVERAL = 8  # images for checks of one forward pass, and the fewest for a statistic of those that are right
 CORNER, FEW = 0.01, 4  # share of pixels that must not decide the label; four hold it for up to 16 classes
 SWAPS = 5
 QUANTILES = (0.05, 0.95)
@@ -204,61 +204,61 @@ PUBLISHED = ("pgd", "bim", "cw-inf")  # families of many steps that return the l
 
 
 @torch.no_grad()
-def random_logits(subject: Subject) -> float:
+def random_logits(checked: CheckedModel) -> float:
     """The most that a logit changes over five runs on the same images, in standard deviations of the logits."""
-    runs = torch.stack([subject.model(subject.x[:SEVERAL]) for _ in range(5)])
+    runs = torch.stack([checked.model(checked.x[:SEVERAL]) for _ in range(5)])
     return _relative(runs.amax(0) - runs.amin(0), runs[0])
 
 
 @torch.no_grad()
-def batch_dependent(subject: Subject) -> float:
+def batch_dependent(checked: CheckedModel) -> float:
     """The most that a logit changes with the other images of a batch, in standard deviations.
 
     Not with its size: a GPU has other kernels for another size, whose rounding moves a quantiser by a step.
     """
-    x = subject.x[:SEVERAL]
-    beside_itself, beside_negatives = (subject.model(torch.cat([x, others]))[: len(x)] for others in (x, 1 - x))
+    x = checked.x[:SEVERAL]
+    beside_itself, beside_negatives = (checked.model(torch.cat([x, others]))[: len(x)] for others in (x, 1 - x))
     return _relative(beside_itself - beside_negatives, beside_itself)
 
 
 @torch.no_grad()
-def probabilities(subject: Subject) -> float:
+def probabilities(checked: CheckedModel) -> float:
     """1 if the rows of the first batch's output are not negative and have one sum, else 0."""
-    return float(are_probabilities(subject.model(subject.x[: subject.batch_size])))
+    return float(are_probabilities(checked.model(checked.x[: checked.batch_size])))
 
 
-def near_chance(subject: Subject) -> float:
+def near_chance(checked: CheckedModel) -> float:
     """The chance of being right as often by lot, each image with the share of the commonest label: P[Bin(n, p) ≥ k]."""
-    n, right = len(subject.y), int(subject.clean.sum())
-    commonest = int(subject.y.unique(return_counts=True)[1].max())  # type: ignore[no-untyped-call]
+    n, right = len(checked.y), int(checked.clean.sum())
+    commonest = int(checked.y.unique(return_counts=True)[1].max())  # type: ignore[no-untyped-call]
     return at_least(right, n, commonest / n)
 
 
-def numbers_part(subject: Subject) -> float | None:
+def numbers_part(checked: CheckedModel) -> float | None:
     """How far the evaluation's worst case is below what last-step attacks leave, as papers print them."""
-    if subject.outcomes is None:
+    if checked.outcomes is None:
         return None
     attacks = [
-        one for one in subject.outcomes.attacks if one.family in PUBLISHED and one.settings.get("keep") != "best"
+        one for one in checked.outcomes.attacks if one.family in PUBLISHED and one.settings.get("keep") != "best"
     ]
-    left = [float(subject.outcomes.correct[one.name].mean()) for one in attacks]
-    return max(left) - float(subject.outcomes.worst_case().mean()) if left else None
+    left = [float(checked.outcomes.correct[one.name].mean()) for one in attacks]
+    return max(left) - float(checked.outcomes.worst_case().mean()) if left else None
 
 
-def zero_gradient(subject: Subject) -> float:
+def zero_gradient(checked: CheckedModel) -> float:
     """Share of images whose cross-entropy has no gradient, or one that is not finite."""
-    rows = subject.gradient.flatten(1)
+    rows = checked.gradient.flatten(1)
     dead = (rows.abs().amax(1) == 0) | ~rows.isfinite().all(1)
-    return subject.share(dead)
+    return checked.share(dead)
 
 
-def uneven_gradient(subject: Subject) -> float | None:
+def uneven_gradient(checked: CheckedModel) -> float | None:
     """log10 of the 95 % over the 5 % quantile of ‖∂margin/∂x‖₂, of images that are right and have a gradient.
 
     Of the margin, since the cross-entropy's gradient rightly vanishes where a network is sure.
     """
-    gradient = subject.gradient_of(subject.model, "margin").flatten(1)
-    norms = gradient.double().norm(dim=1)[subject.clean]  # squares of small floats would vanish
+    gradient = checked.gradient_of(checked.model, "margin").flatten(1)
+    norms = gradient.double().norm(dim=1)[checked.clean]  # squares of small floats would vanish
     norms = norms[norms.isfinite() & (norms > 0)]
     if len(norms) < SEVERAL:
         return None
@@ -266,132 +266,132 @@ def uneven_gradient(subject: Subject) -> float | None:
     return float(high - low)
 
 
-def one_place(subject: Subject) -> float | None:
+def one_place(checked: CheckedModel) -> float | None:
     """How often the label follows the few pixels with most of the gradient into an image of another class.
 
     Of pairs of images that are right. Of a resnet8 trained with the label in four of 64 pixels, 0.6 to 0.8 of the
     labels follow, of honest networks at most 0.08; how much of the gradient lies there differs by a factor two.
     """
-    right, pixels = subject.clean.nonzero()[:, 0], _steepest(subject)
+    right, pixels = checked.clean.nonzero()[:, 0], _steepest(checked)
     if len(right) < SEVERAL:
         return None
-    generator = devices.generator(subject.seed, "swap")
+    generator = devices.generator(checked.seed, "swap")
     donors = [right[torch.randperm(len(right), generator=generator).to(right.device)] for _ in range(SWAPS)]
     pairs = torch.stack([right.repeat(SWAPS), torch.cat(donors)], dim=1)
-    pairs = pairs[subject.y[pairs[:, 0]] != subject.y[pairs[:, 1]]]
+    pairs = pairs[checked.y[pairs[:, 0]] != checked.y[pairs[:, 1]]]
     if not len(pairs):
         return None
-    followed = [_follows(subject, part, pixels) for part in parts(pairs, subject.batch_size)]
+    followed = [_follows(checked, part, pixels) for part in parts(pairs, checked.batch_size)]
     return float(torch.cat(followed).float().mean())
 
 
-def turned_gradient(subject: Subject) -> float | None:
-    """One minus the median cosine with the twin's gradient."""
-    if subject.twin is None:
+def turned_gradient(checked: CheckedModel) -> float | None:
+    """One minus the median cosine with the float model's gradient."""
+    if checked.float_model is None:
         return None
-    own, other = subject.gradient.nan_to_num(), subject.gradient_of(subject.twin).nan_to_num()
+    own, other = checked.gradient.nan_to_num(), checked.gradient_of(checked.float_model).nan_to_num()
     cosine = F.cosine_similarity(own.flatten(1), other.flatten(1), dim=1)
     return 1 - float(cosine.median())
 
 
-def loss_disagreement(subject: Subject) -> float:
+def loss_disagreement(checked: CheckedModel) -> float:
     """Difference of the accuracies under PGD on cross-entropy and margin, beyond what chance makes of it.
 
     Of b images that only one of the two breaks, chance gives either side half: a difference of some √b images.
     """
-    apart = int((subject.ce ^ subject.margin).sum())
-    difference = abs(int(subject.ce.sum()) - int(subject.margin.sum()))
-    return float(max(0.0, difference - 2 * apart**0.5) / len(subject.y))
+    apart = int((checked.ce ^ checked.margin).sum())
+    difference = abs(int(checked.ce.sum()) - int(checked.margin.sum()))
+    return float(max(0.0, difference - 2 * apart**0.5) / len(checked.y))
 
 
-def temperature(subject: Subject) -> float:
+def temperature(checked: CheckedModel) -> float:
     """The most that cross-entropy PGD at another temperature breaks beyond the same attack at the network's own."""
-    scaled = [subject.right(CE, model=Scaled(subject.model, factor)) for factor in TEMPERATURES]
-    return max(0.0, *(subject.share(subject.ce) - subject.share(mask) for mask in scaled))
+    scaled = [checked.right(CE, model=Scaled(checked.model, factor)) for factor in TEMPERATURES]
+    return max(0.0, *(checked.share(checked.ce) - checked.share(mask) for mask in scaled))
 
 
-def not_converged(subject: Subject) -> float:
+def not_converged(checked: CheckedModel) -> float:
     """What the curve of longer attacks with more starts breaks in all, each on the images that are left.
 
     No step of a curve that only falls is larger than its whole fall: a last step above the limit shows here too.
     """
-    left = subject.white_box
+    left = checked.white_box
     for attack in CURVE:
-        left = subject.right(attack, among=left)
-    return subject.broken(left)
+        left = checked.right(attack, among=left)
+    return checked.broken(left)
 
 
-def earlier(subject: Subject) -> float:
+def earlier(checked: CheckedModel) -> float:
     """What the points that PGD on the cross-entropy passes break, and its last ones do not."""
-    return subject.share(subject.last_step & ~subject.ce)
+    return checked.share(checked.last_step & ~checked.ce)
 
 
-def backward_variants(subject: Subject) -> float | None:
-    """What other backward passes break: every form of straight-through, and the twin's."""
+def backward_variants(checked: CheckedModel) -> float | None:
+    """What other backward passes break: every form of straight-through, and the float model's."""
     from ..quant import STRAIGHT_THROUGH, quantizers, straight_through
 
-    left = subject.white_box
-    forms = STRAIGHT_THROUGH if any(one.masked for one in quantizers(subject.model)) else ()
+    left = checked.white_box
+    forms = STRAIGHT_THROUGH if any(one.masked for one in quantizers(checked.model)) else ()
     for form in forms:
-        with straight_through(subject.model, form):
-            left = subject.right(MARGIN, among=left)
-    if subject.twin is not None:
-        through = ThroughTwin(subject.model, subject.twin)
+        with straight_through(checked.model, form):
+            left = checked.right(MARGIN, among=left)
+    if checked.float_model is not None:
+        through = SurrogateGradient(checked.model, checked.float_model)
         for attack in (CE, MARGIN):
-            left = subject.right(attack, model=through, among=left)
-    return subject.broken(left) if forms or subject.twin is not None else None
+            left = checked.right(attack, model=through, among=left)
+    return checked.broken(left) if forms or checked.float_model is not None else None
 
 
-def transfer(subject: Subject) -> float | None:
-    """What examples crafted on the twin and on other networks break."""
-    sources = [source for source in (subject.twin, *subject.others) if source is not None]
-    left = subject.white_box
+def transfer(checked: CheckedModel) -> float | None:
+    """What examples made on the float model and on other networks break."""
+    sources = [source for source in (checked.float_model, *checked.others) if source is not None]
+    left = checked.white_box
     for source in sources:
-        left = subject.right(f"{TRANSFER}:loss=margin", twin=source, among=left)
-    return subject.broken(left) if sources else None
+        left = checked.right(f"{TRANSFER}:loss=margin", float_model=source, among=left)
+    return checked.broken(left) if sources else None
 
 
-def square(subject: Subject) -> float | None:
+def square(checked: CheckedModel) -> float | None:
     """What Square breaks; it is defined in l-inf alone."""
-    if subject.threat.norm != "linf":
+    if checked.threat.norm != "linf":
         return None
-    return subject.broken(subject.right("square-500", among=subject.white_box))
+    return checked.broken(checked.right("square-500", among=checked.white_box))
 
 
-def noise(subject: Subject) -> float:
+def noise(checked: CheckedModel) -> float:
     """What five draws of uniform noise in the ball break."""
-    left, generator = subject.white_box, devices.generator(subject.seed, "noise")
+    left, generator = checked.white_box, devices.generator(checked.seed, "noise")
     for _ in range(5):
-        left = subject.survivors(lambda x, _: subject.threat.random_start(x, generator), subject.threat, left)
-    return subject.broken(left)
+        left = checked.survivors(lambda x, _: checked.threat.random_start(x, generator), checked.threat, left)
+    return checked.broken(left)
 
 
-def one_step(subject: Subject) -> float:
+def one_step(checked: CheckedModel) -> float:
     """By how much FGSM's accuracy is below PGD's."""
-    return max(0.0, subject.share(subject.ce) - subject.share(subject.right("fgsm")))
+    return max(0.0, checked.share(checked.ce) - checked.share(checked.right("fgsm")))
 
 
-def wide_ball(subject: Subject) -> float:
+def wide_ball(checked: CheckedModel) -> float:
     """Accuracy under margin PGD in a ball that should leave nothing."""
-    return subject.share(subject.right(MARGIN, threat=subject.threat.scaled(WIDE)))
+    return checked.share(checked.right(MARGIN, threat=checked.threat.scaled(WIDE)))
 
 
-def not_monotone(subject: Subject) -> float:
+def not_monotone(checked: CheckedModel) -> float:
     """The largest rise of accuracy as the ball grows."""
-    shares = [subject.share(subject.margin)]
-    shares += [subject.share(subject.right(MARGIN, threat=subject.threat.scaled(k))) for k in (2, 4)]
+    shares = [checked.share(checked.margin)]
+    shares += [checked.share(checked.right(MARGIN, threat=checked.threat.scaled(k))) for k in (2, 4)]
     return float(max(0.0, np.diff(shares).max()))
 
 
-def no_ball(subject: Subject) -> float:
+def no_ball(checked: CheckedModel) -> float:
     """Difference of the clean accuracy and that under FGSM with eps 0."""
-    nothing = Threat(subject.threat.norm, 0.0, subject.threat.bounds)
-    return abs(subject.share(subject.clean) - subject.share(subject.right("fgsm", threat=nothing)))
+    nothing = Threat(checked.threat.norm, 0.0, checked.threat.bounds)
+    return abs(checked.share(checked.clean) - checked.share(checked.right("fgsm", threat=nothing)))
 
 
-def _steepest(subject: Subject) -> Tensor:
+def _steepest(checked: CheckedModel) -> Tensor:
     """Mask (h, w) of the pixels with most of the gradient's energy; every image counts the same."""
-    energy = subject.gradient.nan_to_num().square().sum(1)
+    energy = checked.gradient.nan_to_num().square().sum(1)
     share = (energy / energy.sum((1, 2), keepdim=True).clamp_min(1e-30)).mean(0)
     count = max(FEW, round(CORNER * share.numel()))
     mask = torch.zeros_like(share, dtype=torch.bool).flatten()
@@ -399,10 +399,10 @@ def _steepest(subject: Subject) -> Tensor:
     return mask.view_as(share)
 
 
-def _follows(subject: Subject, pairs: Tensor, pixels: Tensor) -> Tensor:
+def _follows(checked: CheckedModel, pairs: Tensor, pixels: Tensor) -> Tensor:
     """Whether images pairs[:, 0] get the labels of pairs[:, 1] with their pixels, (pairs,)."""
-    x = torch.where(pixels, subject.x[pairs[:, 1]], subject.x[pairs[:, 0]])
-    return predict(subject.model, x) == subject.y[pairs[:, 1]]
+    x = torch.where(pixels, checked.x[pairs[:, 1]], checked.x[pairs[:, 0]])
+    return predict(checked.model, x) == checked.y[pairs[:, 1]]
 
 
 def _relative(difference: Tensor, logits: Tensor) -> float:

@@ -41,19 +41,19 @@ def make_suite(
     attacks: Sequence[Attack],
     threat: Threat,
     seed: int,
-    twin: nn.Module | None = None,
+    float_model: nn.Module | None = None,
     batch_size: int = 250,
 ) -> Arrays:
-    """Clean images and adversarial ones crafted on `model`, in 8 bits, with what the model says of each.
+    """Clean images and adversarial ones made on `model`, in 8 bits, with what the model says of each.
 
     Returns arrays: "y" int64 (n,), and for "clean" and every attack "x.NAME" uint8 (n, c, h, w) and
     "label.NAME" int64 (n,); "logits.clean" float32 (n, classes). Rounding stays inside the threat, and labels
-    are those of the rounded images. twin: the float network that transfer attacks craft on.
+    are those of the rounded images. float_model: what transfer attacks take gradients from.
     Raises ExportError for an attack that the threat does not bound, or whose images are the clean ones.
     """
     check_suite_attacks(attacks)
     model.eval()
-    scene = Scene(model, threat, twin, seed)
+    scene = Scene(model, threat, float_model, seed)
     parts: dict[str, list[Tensor]] = {}
     for index, batch in enumerate(images.batches(batch_size)):
         x = to_unit(batch.x, devices.device_of(model), channels_last=True)
@@ -61,7 +61,7 @@ def make_suite(
         for attack in (None, *attacks):
             name = "clean" if attack is None else attack.name
             generator = devices.generator(seed, "suite", name, index)
-            x_adv = x if attack is None else attack.craft(scene, x, y, generator)
+            x_adv = x if attack is None else attack.perturb(scene, x, y, generator)
             pixels = to_pixels(x_adv, x, threat)
             parts.setdefault(f"x.{name}", []).append(pixels)
             parts.setdefault(f"label.{name}", []).append(predict(model, to_unit(pixels, x.device, True)))

@@ -200,7 +200,7 @@ class NullSession:
 
 
 class Bound:
-    """A session with its images, for sessions in one race that do not take the same ones."""
+    """A session with its images, for sessions in one bench that do not take the same ones."""
 
     def __init__(self, session: Any, x: Array) -> None:
         self._session, self._feed = session, {session.get_inputs()[0].name: x}

@@ -121,7 +121,7 @@ def lower(
         path = Path(folder) / "model.onnx"
         _write(folded, example.cpu()[:1].contiguous(), path)
         graph = ir.load(path)
-    chosen = steps(target.format, storage=target.storage, opset=target.opset, camera=input == "uint8-nhwc")
+    chosen = steps(target.format, storage=target.storage, opset=target.opset, takes_bytes=input == "uint8-nhwc")
     try:
         for step in chosen:
             step(graph)

@@ -224,7 +224,7 @@ def input_gradient(loss: Tensor, x: Tensor) -> Tensor:
 
 
 def raw_gradient(loss: Tensor, x: Tensor) -> Tensor:
-    """∂loss/∂x, zero where the network cuts the way back (rounding, detached parts): a doubt will say so."""
+    """∂loss/∂x, zero where the network cuts the way back (rounding, detached parts): a sanity check will say so."""
     if not loss.requires_grad:
         return torch.zeros_like(x)
     (gradient,) = torch.autograd.grad(loss, x, allow_unused=True)

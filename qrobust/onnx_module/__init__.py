@@ -1,12 +1,12 @@
 """An ONNX graph as a torch module that computes what its runtime computes, with gradients whose form can be chosen."""
 
 from .building import covered
-from .module import Twin, twin
+from .module import OnnxModule, load_onnx
 from .node import FORMS
 
 __all__ = [
     "FORMS",
-    "Twin",
+    "OnnxModule",
     "covered",
-    "twin",
+    "load_onnx",
 ]

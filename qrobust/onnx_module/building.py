@@ -182,7 +182,7 @@ class Step:
 
 @dataclass(frozen=True)
 class Plan:
-    """All of a twin. batch: images that one pass takes, None for any number. classes: None if not known."""
+    """All of a module. batch: images that one pass takes, None for any number. classes: None if not known."""
 
     images: Input
     output: str
@@ -194,7 +194,7 @@ class Plan:
 
 
 def covered() -> list[str]:
-    """Names of all operators that a twin computes, with their domain if it is not ONNX's own."""
+    """Names of all operators that an `OnnxModule` computes, with their domain if it is not ONNX's own."""
     return sorted({title(*key) for key in (*TABLE, *WRITERS)} | {"Constant"})
 
 
@@ -258,7 +258,7 @@ def _check_covered(nodes: Iterable[Node]) -> None:
     counts = Counter(title(node.domain, node.op) for node in missing)
     kinds = ", ".join(f"{name} ({count})" for name, count in list(counts.items())[:10])
     first = shown(missing[0].name)
-    raise GraphError(f"expected operators that a twin computes, got {kinds}, first at node {first}; "
+    raise GraphError(f"expected operators that OnnxModule computes, got {kinds}, first at node {first}; "
                      f"covered: {', '.join(covered())}")  # fmt: skip
 
 

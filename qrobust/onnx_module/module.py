@@ -1,4 +1,4 @@
-"""The twin: a torch network that computes what a deployed graph computes."""
+"""An ONNX graph as a torch module that computes what a runtime computes."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ from .node import Backward
 from .reading import read
 
 
-class Twin(nn.Module):
-    """Images (n, c, h, w) in [0,1] to logits (n, classes), on the device of its buffers; made by `twin`."""
+class OnnxModule(nn.Module):
+    """Images (n, c, h, w) in [0,1] to logits (n, classes), on the device of its buffers; made by `load_onnx`."""
 
     def __init__(self, built: Plan) -> None:
         super().__init__()
@@ -74,7 +74,7 @@ def _computed_with(value: Tensor) -> bool:
     return value.is_floating_point() or value.dtype in (torch.int8, torch.uint8, torch.int16)
 
 
-def twin(source: str | Path | bytes, *, backward: str = "identity", output: str | None = None) -> Twin:
+def load_onnx(source: str | Path | bytes, *, backward: str = "identity", output: str | None = None) -> OnnxModule:
     """A torch network built from an ONNX file (a path or its bytes) alone, for white-box attacks on it.
 
     The forward pass means what ONNX says: rounding half to even, saturation, zero points, scales per channel; it
@@ -88,4 +88,4 @@ def twin(source: str | Path | bytes, *, backward: str = "identity", output: str 
     """
     form = Backward()
     form.choose(backward)
-    return Twin(plan(read(source, output), form)).eval()
+    return OnnxModule(plan(read(source, output), form)).eval()

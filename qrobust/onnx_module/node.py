@@ -19,7 +19,7 @@ MARGIN = 1e-3
 
 @dataclass
 class Backward:
-    """The form that all quantisers of one twin read: a name of `FORMS`."""
+    """The form that all quantisers of one module read: a name of `FORMS`."""
 
     form: str = "identity"
 

@@ -73,7 +73,7 @@ def _compiled(code: str, outputs: int = 1, **scalars: float) -> Any:
 # The clip may be learned down to zero: a scale must stay a number one can divide by.
 SMALLEST_CLIP = 1e-6
 CLIP_CANDIDATES = 80
-STRAIGHT_THROUGH = ("identity", "leaky", "soft")  # backward passes that only a doubt uses
+STRAIGHT_THROUGH = ("identity", "leaky", "soft")  # backward passes that only sanity checks use
 TRAINED_THROUGH = {"clipped": "clipped", "unclipped": "identity"}  # settings of training, and the backward pass
 LEAK = 0.1
 
@@ -312,7 +312,7 @@ def calibrating(model: nn.Module) -> Iterator[None]:
 
 @contextmanager
 def straight_through(model: nn.Module, form: str) -> Iterator[None]:
-    """Inside, gradients pass every activation quantiser in another form: a doubt, never a training setting.
+    """Inside, gradients pass every activation quantiser in another form: for sanity checks, never a training setting.
 
     "identity": all of the gradient passes; "leaky": a tenth passes outside the clip; "soft": the slope of a
     smooth staircase, 1 - 0.9·cos(2πx/s), inside it. Raises KeyError for others.

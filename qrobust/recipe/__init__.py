@@ -6,7 +6,6 @@ from .schema import (
     Awp,
     CallSize,
     Count,
-    Craft,
     Data,
     Int,
     Name,
@@ -20,6 +19,7 @@ from .schema import (
     Threads,
     ThreatModel,
     Training,
+    TrainingAttack,
 )
 
 __all__ = [
@@ -27,7 +27,6 @@ __all__ = [
     "Awp",
     "CallSize",
     "Count",
-    "Craft",
     "Data",
     "Int",
     "Name",
@@ -41,6 +40,7 @@ __all__ = [
     "Threads",
     "ThreatModel",
     "Training",
+    "TrainingAttack",
     "checked",
     "difference",
     "dump",

@@ -127,7 +127,7 @@ class ThreatModel(Table):
     eps: Radius
 
 
-class Craft(Table):
+class TrainingAttack(Table):
     """The attack inside training. step_size None: what its kind is published with, eps/4 for pgd, 1.25 eps for
     fgsm-rs, eps for n-fgsm. keep: which of the points that an image passes is learned from: the "last", as published,
     or the "best" for the attacker.
@@ -138,7 +138,7 @@ class Craft(Table):
     step_size: Radius | None = None
     random_start: bool = True
     keep: Literal["last", "best"] = "last"
-    mode: Literal["eval", "train"] = "eval"  # of batch-norm, while crafting
+    mode: Literal["eval", "train"] = "eval"  # of batch-norm, while attacking
 
 
 class Sar(Table):
@@ -288,7 +288,7 @@ class Training(Schedule):
     low_pass: Count | None = None
     fat: Fat = "none"
     precision: Literal["float32", "tf32", "bf16"] = "float32"
-    attack: Craft = Craft()
+    attack: TrainingAttack = TrainingAttack()
     mix: Mix | None = None
     validation: Validation = Validation()
     log_frequency_ratio: bool = False

@@ -16,7 +16,7 @@ from ..recipe import Recipe, load
 from ..runs.folder import NetworkFolder, RunFolder, judged
 from ..runs.stages import fingerprint
 from ..runtime import Artifact, ArtifactError
-from ..storage import read_json, read_lines
+from ..storage import read_lines, read_result
 from .pictures import Example, examples
 
 Record = dict[str, Any]
@@ -111,7 +111,7 @@ class Evaluation(Attacked):
     clean: Cell
     worst_case: Cell
     cost: Cost | None = None
-    doubts: dict[str, Number] = Field(default_factory=dict)
+    sanity_checks: dict[str, Number] = Field(default_factory=dict)
     versions: Facts
     hardware: Facts
 
@@ -179,7 +179,7 @@ class Timing(Result):
 class Timed(Result):
     """RUN/bench.json."""
 
-    twin: str
+    reference: str
     hardware: Facts
     results: Annotated[list[Timing], Field(min_length=1)]
 
@@ -298,6 +298,6 @@ def _artifact(folder: Path) -> tuple[Record | None, tuple[Example, ...], str]:
 def _read(path: Path, schema: type[Result]) -> Record | None:
     if not path.exists():
         return None
-    found: Record = read_json(path, REMEDY)
+    found: Record = read_result(path, REMEDY)
     expect(schema, found, path)
     return found

@@ -11,14 +11,14 @@ from .. import data, devices, distributed, quant
 from ..attacks import Attack
 from ..attacks.registry import TRANSFER
 from ..data import Images
-from ..evaluation import CHEAP, DOUBTS, Outcomes, Subject, evaluate, examine
+from ..evaluation import CHEAP_CHECKS, SANITY_CHECKS, CheckedModel, Outcomes, check_sanity, evaluate
 from ..threat import Threat
 from .folder import FLOAT
 from .networks import Networks
 
 Record = dict[str, Any]
 Save = Callable[[Outcomes, Record], None]
-MOST_DOUBTED = 200  # images; the first of those that were evaluated
+MOST_CHECKED = 200  # images; the first of those that were evaluated
 
 
 @dataclass(frozen=True)
@@ -74,8 +74,8 @@ def evaluate_as_file(
 def _outcomes(
     networks: Networks, bits: int, images: Images, attacks: Sequence[Attack], threat: Threat, request: Request
 ) -> Outcomes:
-    twin = networks.float_network(bits)
-    if twin is None:  # the float network itself: nothing to transfer from
+    float_model = networks.float_network(bits)
+    if float_model is None:  # the float network itself: nothing to transfer from
         attacks = [attack for attack in attacks if attack.family != TRANSFER] or attacks
     return evaluate(
         networks.network(bits),
@@ -85,7 +85,7 @@ def _outcomes(
         n=request.n,
         seed=networks.recipe.seed if request.seed is None else request.seed,
         batch_size=networks.recipe.evaluate.batch_size,
-        twin=twin,
+        float_model=float_model,
         state=request.state,
     )
 
@@ -98,15 +98,15 @@ def _cost(networks: Networks, bits: int) -> Record:
 
 def _checked(networks: Networks, bits: int, outcomes: Outcomes, *, thorough: bool) -> Record:
     widths = networks.recipe.bits if thorough else ()
-    subject = Subject(
+    checked = CheckedModel(
         networks.network(bits),
         networks.dataset.test,
         outcomes.threat,
-        twin=networks.float_network(bits),
+        float_model=networks.float_network(bits),
         others=[networks.network(width) for width in widths if width not in (bits, FLOAT)],
         outcomes=outcomes,
-        n=min(outcomes.n, MOST_DOUBTED),
+        n=min(outcomes.n, MOST_CHECKED),
         seed=outcomes.seed,
     )
-    found = examine(subject, DOUBTS if thorough else CHEAP)
-    return {"doubts": found.measured, "flags": [flag.to_dict() for flag in found.flags]}
+    found = check_sanity(checked, SANITY_CHECKS if thorough else CHEAP_CHECKS)
+    return {"sanity_checks": found.measured, "flags": [flag.to_dict() for flag in found.flags]}

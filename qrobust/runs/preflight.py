@@ -29,7 +29,7 @@ from ..export.artifact import check_suite_attacks
 from ..export.sessions import open_session, present_provider
 from ..export.target import Target
 from ..export.write import INPUT, check_ops, lower
-from ..onnx_module import twin
+from ..onnx_module import load_onnx
 from ..progress import bar
 from ..recipe import Recipe
 from ..runtime import MAX_FILE_BYTES, MAX_PIXELS, MAX_SUITE_BYTES, images_needed
@@ -47,7 +47,7 @@ def rehearse(model: nn.Module, images: Images, target: Target, bits: int, *, inp
     model: on the CPU, from `quantize` below 32 bits, its clips and biases placed here. input: as in `lower`.
     """
     some = images.take(torch.linspace(0, len(images) - 1, SEVERAL).long()).x.cpu()
-    camera = input == "uint8-nhwc"
+    takes_bytes = input == "uint8-nhwc"
     _check_forward(model.eval(), data.to_unit(some, "cpu", channels_last=True))
     with tempfile.TemporaryDirectory() as folder, _of_width(bits):
         path = Path(folder) / "model.onnx"
@@ -58,11 +58,11 @@ def rehearse(model: nn.Module, images: Images, target: Target, bits: int, *, inp
                 f"expected a model.onnx of up to {MAX_FILE_BYTES} bytes, got {size}; take a smaller model"
             )
         if target.executable:
-            _check_session(path, some, target, camera=camera)
+            _check_session(path, some, target, takes_bytes=takes_bytes)
             if isinstance(model, fx.GraphModule):
                 check_ops(path, target, model)
             if attacked:
-                _check_gradient(path, camera=camera)
+                _check_gradient(path, takes_bytes=takes_bytes)
     return size
 
 
@@ -81,15 +81,15 @@ def _check_forward(model: nn.Module, x: Tensor) -> None:
     check_logits(model, x)
 
 
-def _check_session(path: Path, some: Tensor, target: Target, *, camera: bool) -> None:
-    pixels = some.permute(0, 2, 3, 1) if camera else data.to_unit(some, "cpu")
+def _check_session(path: Path, some: Tensor, target: Target, *, takes_bytes: bool) -> None:
+    pixels = some.permute(0, 2, 3, 1) if takes_bytes else data.to_unit(some, "cpu")
     session = open_session(path, target.session.graph_optimization_level, present_provider(target))
     session.run(None, {INPUT: np.ascontiguousarray(pixels.numpy())})
 
 
-def _check_gradient(path: Path, *, camera: bool) -> None:
+def _check_gradient(path: Path, *, takes_bytes: bool) -> None:
     try:
-        twin(as_floats(path.read_bytes()) if camera else path)
+        load_onnx(as_floats(path.read_bytes()) if takes_bytes else path)
     except GraphError as error:
         told = str(error).partition("; ")[0]
         raise GraphError(f"{told}; choose another export.target, or remove the table attack") from error

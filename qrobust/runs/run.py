@@ -194,7 +194,7 @@ class Run:
             attacks=self.suite_attacks,
             threat=self.threat,
             seed=self.recipe.seed,
-            twin=self.twin(bits),
+            float_model=self.float_model(bits),
         )
 
     def bench(self) -> None:
@@ -261,7 +261,7 @@ class Run:
         """The trained network of a width, on the device; see `Networks.network`."""
         return self.networks.network(bits)
 
-    def twin(self, bits: int) -> nn.Module | None:
+    def float_model(self, bits: int) -> nn.Module | None:
         """The float network that a quantised one was made from; None for the float one itself."""
         return self.networks.float_network(bits)
 

@@ -72,7 +72,7 @@ def check_model(model: Model) -> None:
         raise ModelError("expected a network in eval mode, got one in train mode; call model.eval() first")
 
 
-def as_placed(x: Tensor) -> Tensor:
+def channels_last_of(x: Tensor) -> Tensor:
     """Channels last, as networks are placed (`machine.placed`)."""
     return x.contiguous(memory_format=torch.channels_last)
 
@@ -84,7 +84,7 @@ def _shares_right(
     right, seen = torch.zeros(views, dtype=torch.int64), 0
     for images, y in batches:
         for index, x in enumerate(images):
-            right[index] += int((model(as_placed(x)).argmax(1) == y).sum())
+            right[index] += int((model(channels_last_of(x)).argmax(1) == y).sum())
             if on_step:
                 on_step(len(y))
         seen += len(y)
@@ -111,7 +111,7 @@ def first_activation(model: nn.Module, x: Tensor) -> Tensor:
         handles.append(module.register_forward_pre_hook(seen.begin))
         handles.append(module.register_forward_hook(seen.end))
     try:
-        model(as_placed(x))
+        model(channels_last_of(x))
     finally:
         for handle in handles:
             handle.remove()
@@ -182,7 +182,7 @@ def heat_map(
         signs = 2 * torch.randint(2, (len(rows), channels, 1, 1), generator=generator) - 1
         which, image = (rows // n).to(x.device), (rows % n).to(x.device)
         noisy = x[image].addcmul_(signs.to(x), waves[which - first].unsqueeze(1))
-        wrong.index_add_(0, which, (model(as_placed(noisy)).argmax(1) != y[image]).long())
+        wrong.index_add_(0, which, (model(channels_last_of(noisy)).argmax(1) != y[image]).long())
         if on_step:
             on_step(len(rows))
     return unfold(wrong / n, height, width)

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import DataError, ModelError, did_you_mean
-from .responses import OnStep, as_placed, check_model
+from .responses import OnStep, channels_last_of, check_model
 
 LEAST = 4  # images, for an unbiased estimate
 
@@ -91,7 +91,7 @@ def layer_grams(model: nn.Module, names: Sequence[str], x: Tensor) -> list[Tenso
     check_model(model)
     found: dict[str, Tensor] = {}
     with _listening(model, names, found):
-        model(as_placed(x))
+        model(channels_last_of(x))
     if silent := [name for name in names if name not in found]:
         raise ModelError(f"expected layers that run, got {silent[0]!r}, which does not; leave it out")
     return [found[name] for name in names]

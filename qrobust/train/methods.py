@@ -1,4 +1,4 @@
-"""Training methods: what is crafted, and which terms the loss is made of."""
+"""Training methods: what is attacked, and which terms the loss is made of."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ from torch import Generator, Tensor, nn
 
 from .. import distributed, objectives
 from ..attacks import PgdConfig, far_off, n_fgsm, nearby, pgd, tpgd
-from ..recipe import Craft, Sar, Training
+from ..recipe import Sar, Training, TrainingAttack
 from ..threat import Threat
 
 
 class Views:
     """A batch as a loss sees it; each pass through the network is made once, when first asked for.
 
-    x, x_adv: (n, c, h, w) in [0,1]; x_adv is None where nothing is crafted. y: labels (n,), or shares of
+    x, x_adv: (n, c, h, w) in [0,1]; x_adv is None where nothing is attacked. y: labels (n,), or shares of
     mixed labels (n, classes). taught: a teacher's logits of the clean images, where the method has one.
     """
 
@@ -101,7 +101,7 @@ def aligned(views: Views, sar: Sar, average: nn.Module | None) -> Tensor:
     return sar.weight * objectives.sar(reference, adversarial, form=sar.form, distance=sar.distance)
 
 
-Start = Callable[[Tensor, Craft, Threat, Generator], Tensor]  # of a whole batch x
+Start = Callable[[Tensor, TrainingAttack, Threat, Generator], Tensor]  # of a whole batch x
 Run = Callable[[nn.Module, Tensor, Tensor, Tensor, Threat, PgdConfig], Tensor]  # on x and y from a start
 
 
@@ -118,7 +118,7 @@ class AttackKind:
     steps: int | None = None
 
 
-def _within(x: Tensor, how: Craft, threat: Threat, generator: Generator) -> Tensor:
+def _within(x: Tensor, how: TrainingAttack, threat: Threat, generator: Generator) -> Tensor:
     return threat.random_start(x, generator) if how.random_start else x
 
 
@@ -150,7 +150,7 @@ def attack_kind(settings: Training) -> AttackKind:
 
 
 def draw_start(x: Tensor, settings: Training, threat: Threat, generator: Generator) -> Tensor:
-    """Where the attack on a whole batch begins: drawn for all of it, so that its parts can be crafted apart.
+    """Where the attack on a whole batch begins: drawn for all of it, so that its parts can be attacked apart.
 
     On a GPU the numbers are drawn there, from a seed that the generator gives: a batch's noise is slow to carry.
     """
@@ -159,7 +159,7 @@ def draw_start(x: Tensor, settings: Training, threat: Threat, generator: Generat
     return attack_kind(settings).start(x, settings.attack, threat, generator)
 
 
-def craft(model: nn.Module, x: Tensor, y: Tensor, start: Tensor, settings: Training, threat: Threat) -> Tensor:
+def perturb(model: nn.Module, x: Tensor, y: Tensor, start: Tensor, settings: Training, threat: Threat) -> Tensor:
     """x_adv for the loss, (n, c, h, w). y: what the attack ascends from: labels, or shares of them."""
     how, kind = settings.attack, attack_kind(settings)
     config = PgdConfig(

@@ -19,7 +19,7 @@ from ..quant import kurtosis, latent_weights, lipschitz
 from ..spectrum import low_pass
 from .cuda_graphs import Replayed, Tensors
 from .job import Job
-from .methods import METHODS, Views, aligned, craft, draw_start
+from .methods import METHODS, Views, aligned, draw_start, perturb
 
 
 class Average(AveragedModel):
@@ -88,7 +88,7 @@ Objective = Callable[[nn.Module], tuple[Tensor, Tensor]]
 
 @dataclass(frozen=True)
 class Batch:
-    """This process's part of a batch: images x to learn from, labels y (or their shares), x_adv where crafted, and
+    """This process's part of a batch: images x to learn from, labels y (or their shares), x_adv where attacked, and
     the teacher's logits of x where there is one.
     """
 
@@ -116,7 +116,7 @@ class Stepper:
         of a batch with fewer images than processes.
         """
         frozen = self.job.schedule.freeze_statistics is not None and epoch >= self.job.schedule.freeze_statistics
-        with fixed_statistics(self.model) if frozen else nullcontext():  # crafting in train mode would move them
+        with fixed_statistics(self.model) if frozen else nullcontext():  # an attack in train mode would move them
             batch = self.prepare(x, y, generator)
         share = len(batch.y) * distributed.world() / len(y)  # gradients are averaged over processes, not images
         due = frozenset(part for part in ("sar", "awp") if self.job.started(part, epoch))
@@ -142,9 +142,9 @@ class Stepper:
         return Replayed(self._descend)
 
     @cached_property
-    def _crafted(self) -> Replayed:
+    def _attacked(self) -> Replayed:
         training, threat = self.job.training, self.job.threat
-        return Replayed(lambda x, goal, start: (craft(self.model, x, goal, start, training, threat),))
+        return Replayed(lambda x, goal, start: (perturb(self.model, x, goal, start, training, threat),))
 
     def _descend(
         self,
@@ -189,7 +189,7 @@ class Stepper:
         return loss, logits.detach()
 
     def prepare(self, x: Tensor, y: Tensor, generator: Generator) -> Batch:
-        """Mixed, filtered and crafted. Starts are drawn for the whole batch: several processes do what one would."""
+        """Mixed, filtered and attacked. Starts are drawn for the whole batch: several processes do what one would."""
         training, threat = self.job.training, self.job.threat
         mix = training.mix
         if training.low_pass is not None:
@@ -205,9 +205,9 @@ class Stepper:
         taught = self._taught(x) if method.teacher else None
         goal = y if method.ascends != "teacher" or taught is None else taught.softmax(1)
         if training.attack.mode == "eval":
-            (x_adv,) = self._crafted(x, goal, start)
+            (x_adv,) = self._attacked(x, goal, start)
         else:  # moves batch-norm's statistics, or not, as its caller says
-            x_adv = craft(self.model, x, goal, start, training, threat)
+            x_adv = perturb(self.model, x, goal, start, training, threat)
         if mix is not None and mix.on == "adversarial" and x_adv is not None:
             own = devices.generator(int(torch.randint(2**62, (1,), generator=generator)), 0)
             whole = distributed.gathered(x_adv), distributed.gathered(y)  # images mix with any of the batch

@@ -66,13 +66,13 @@ def test_n_and_k_have_defaults(run):
 def test_perturbations_stay_within_the_threat_and_are_made_once(run, monkeypatch):
     from qrobust.attacks.registry import Attack
 
-    calls, original = [], Attack.craft
+    calls, original = [], Attack.perturb
 
     def attacked(self, scene, x, y, generator):
         calls.append(len(y))
         return original(self, scene, x, y, generator) + 0.5
 
-    monkeypatch.setattr(Attack, "craft", attacked)
+    monkeypatch.setattr(Attack, "perturb", attacked)
     case = Case(Run.open(run), 32, SETTINGS)
     first, second = (torch.cat([x_adv for _, x_adv, _ in case.adversarial()]) for _ in range(2))
     assert calls == [30]

@@ -96,10 +96,10 @@ def _target(model, images, *, linf, l2, cw):
 
 @dataclass(frozen=True)
 class Rival:
-    """name: of our attack. craft(model, x, y, eps, settings of ours): x_adv of another package."""
+    """name: of our attack. perturb(model, x, y, eps, settings of ours): x_adv of another package."""
 
     name: str
-    craft: Callable[..., torch.Tensor]
+    perturb: Callable[..., torch.Tensor]
     norm: str = "linf"
 
     def attack(self, target):
@@ -109,28 +109,28 @@ class Rival:
 
     def ours(self, target):
         scene = Scene(target.model, target.threats[self.norm])
-        return self.attack(target).craft(scene, target.x, target.y, seeded())
+        return self.attack(target).perturb(scene, target.x, target.y, seeded())
 
     def theirs(self, target):
         settings, eps = self.attack(target).settings, target.threats[self.norm].eps
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(0)
-            return self.craft(target.model, target.x, target.y, eps, settings).detach()
+            return self.perturb(target.model, target.x, target.y, eps, settings).detach()
 
 
 def _torchattacks(kind: str):
-    def craft(model, x, y, eps, settings):
+    def perturb(model, x, y, eps, settings):
         return getattr(torchattacks, kind)(model, eps=eps, **_theirs(settings, step_size="alpha"))(x, y)
 
-    return craft
+    return perturb
 
 
 def _foolbox(kind: type):
-    def craft(model, x, y, eps, settings):
+    def perturb(model, x, y, eps, settings):
         attack = kind(**_theirs(settings, step_size="abs_stepsize"))
         return attack(_wrapped(model), x, y, epsilons=eps)[1]
 
-    return craft
+    return perturb
 
 
 def _theirs(settings, step_size):

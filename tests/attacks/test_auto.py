@@ -48,12 +48,12 @@ def test_an_evaluation_is_the_drivers(threat, batch_size):
 
 
 @pytest.mark.parametrize("threat", THREATS.values(), ids=THREATS)
-def test_crafting_is_the_drivers_to_the_pixel(threat):
+def test_an_attack_is_the_drivers_to_the_pixel(threat):
     _, (x, y) = digits()
     right = digits_net()(x).argmax(1) == y
     x, y = x[right][:N], y[right][:N]
     expected, left = driven(x, y, threat, N)
-    x_adv = named("autoattack", threat).craft(Scene(digits_net(), threat, seed=SEED), x, y, seeded())
+    x_adv = named("autoattack", threat).perturb(Scene(digits_net(), threat, seed=SEED), x, y, seeded())
     assert torch.equal(x_adv[~left], expected[~left])
     assert (digits_net()(x_adv).argmax(1) == y).tolist() == left.tolist()
 
@@ -133,7 +133,7 @@ def test_what_is_not_broken_is_left_where_the_loss_was_highest(name):
     _, (x, y) = digits()
     x, y, threat = x[:30], y[:30], Threat("linf", 0.03)
     clean = margin(digits_net()(x), y)
-    found = named(name, threat).craft(Scene(digits_net(), threat), x, y, seeded())
+    found = named(name, threat).perturb(Scene(digits_net(), threat), x, y, seeded())
     lead = margin(digits_net()(found), y)
     left = lead < 0
     assert left.sum() > 10

@@ -32,7 +32,7 @@ def network(classes=4):
 
 def attacked(name, model, x, y, threat=LINF):
     """x_adv, the network's own labels standing for the true ones."""
-    return named(name, threat).craft(Scene(model, threat, twin=model), x, y, seeded())
+    return named(name, threat).perturb(Scene(model, threat, float_model=model), x, y, seeded())
 
 
 def labels(model, x):

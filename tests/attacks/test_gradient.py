@@ -108,7 +108,7 @@ def test_the_network_is_left_alone(attack, options):
     assert torch.equal(x, images)
 
 
-def test_crafting_in_train_mode_moves_the_statistics_and_changes_the_attack():
+def test_an_attack_in_train_mode_moves_the_statistics_and_changes_the_attack():
     model, (x, y) = smooth_net().train(), batch()
     before = copy_of(model)
     x_eval = pgd(model, x, y, threat=LINF, config=PgdConfig(random_start=False))
@@ -296,7 +296,7 @@ def test_a_start_that_is_given_is_the_draw(threat):
 
 
 def test_parts_of_a_batch_from_their_parts_of_a_start():
-    """So several processes craft what one would."""
+    """So several processes attack what one would."""
     model, (x, y) = smooth_net().eval(), batch()
     start = LINF.random_start(x, seeded())
     whole = pgd(model, x, y, threat=LINF, config=PgdConfig(steps=3), start=start)

@@ -68,7 +68,7 @@ def test_every_spelling_in_the_documentation_works():
 
 @pytest.mark.parametrize("threat", [LINF, L2], ids=lambda threat: threat.norm)
 def test_a_name_runs_what_it_says(threat):
-    model, twin, (x, y) = smooth_net(), smooth_net(seed=1), batch()
+    model, float_model, (x, y) = smooth_net(), smooth_net(seed=1), batch()
     step = threat.eps / 4
     expected = {
         "gn": gaussian_noise(x, std=0.1, generator=seeded()),
@@ -86,21 +86,23 @@ def test_a_name_runs_what_it_says(threat):
         ),
         "tpgd-3": tpgd(model, x, y, threat=threat, config=PgdConfig(steps=3, step_size=step), generator=seeded()),
         "cw-3:c=9:lr=0.1": cw(model, x, y, steps=3, c=9.0, lr=0.1),
-        "transfer-3": pgd(twin, x, y, threat=threat, config=PgdConfig(steps=3, step_size=step), generator=seeded()),
+        "transfer-3": pgd(
+            float_model, x, y, threat=threat, config=PgdConfig(steps=3, step_size=step), generator=seeded()
+        ),
     }
     if threat.norm == "linf":
         expected["square-9"] = square(model, x, y, threat=threat, queries=9, generator=seeded())
     for name, x_adv in expected.items():
-        assert torch.equal(named(name, threat).run(Scene(model, threat, twin), x, y, seeded()), x_adv), name
-        assert torch.equal(named(name, threat).craft(Scene(model, threat, twin), x, y, seeded()), x_adv), name
+        assert torch.equal(named(name, threat).run(Scene(model, threat, float_model), x, y, seeded()), x_adv), name
+        assert torch.equal(named(name, threat).perturb(Scene(model, threat, float_model), x, y, seeded()), x_adv), name
     assert not torch.equal(expected["transfer-3"], expected["pgd-3"])
 
 
-def test_transfer_needs_a_twin():
+def test_transfer_needs_a_float_model():
     x, y = batch()
     with pytest.raises(RecipeError) as caught:
         named("transfer-3", LINF).run(Scene(smooth_net(), LINF), x, y, seeded())
-    text = "expected a float twin for transfer, got none; it needs a quantised network of a run"
+    text = "expected a float model for transfer, got none; it needs a quantised network of a run"
     assert str(caught.value) == text
 
 
@@ -118,7 +120,7 @@ def test_parts_in_a_row_see_what_is_still_right(monkeypatch):
     monkeypatch.setitem(table, "autoattack", replace(table["autoattack"], run=breaks_the_first))
     x = torch.tensor([0.1, 0.2, 0.3, 0.9]).view(4, 1, 1, 1)
     scene = Scene(Threshold(), LINF)
-    x_adv = named("autoattack", LINF).craft(scene, x, torch.tensor([0, 0, 0, 0]), seeded())
+    x_adv = named("autoattack", LINF).perturb(scene, x, torch.tensor([0, 0, 0, 0]), seeded())
     assert [part for part, _ in seen] == list(PARTS[:3])  # then nothing is left
     assert [len(values) for _, values in seen] == [4, 2, 1]
     torch.testing.assert_close(x_adv.flatten(), torch.tensor([0.9, 0.8, 0.7, 0.9]))

@@ -1,4 +1,4 @@
-"""A race: what its result says, and who the twin is."""
+"""What a result says, and what ratios are against."""
 
 import json
 from types import SimpleNamespace
@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from qrobust.bench import measure
-from qrobust.bench.measure import Contestant, Scenario, bench, race, suite_accuracy, unique_names
+from qrobust.bench.measure import Candidate, Scenario, bench, side_by_side, suite_accuracy, unique_names
 from qrobust.errors import RecipeError
 from qrobust.export.sessions import PROVIDERS
 
@@ -35,8 +35,8 @@ def test_every_load_has_its_figures(result):
     assert json.loads(json.dumps(result)) == result
 
 
-def test_ratios_are_against_the_float_twin(result):
-    assert result["twin"] == "tiny-qm-32"
+def test_ratios_are_against_the_float_artifact(result):
+    assert result["reference"] == "tiny-qm-32"
     by_load = {(row["name"], row["threads"], row["batch"]): row for row in result["results"]}
     for (name, *load), row in by_load.items():
         assert row["speedup"] == pytest.approx(by_load["tiny-qm-32", *load]["p50_ms"] / row["p50_ms"])
@@ -78,7 +78,7 @@ def test_several_providers_race_in_one_run(artifacts):
     pytest.importorskip("openvino", reason="openvino is for development only")
     result = bench([artifacts[8]], QUICK.changed(batch=[1], threads=[1]), providers=("cpu", "openvino"))
     assert [row["name"] for row in result["results"]] == ["tiny-qm-8 (cpu)", "tiny-qm-8 (openvino)"]
-    assert result["twin"] == "tiny-qm-8 (cpu)"
+    assert result["reference"] == "tiny-qm-8 (cpu)"
 
 
 def test_two_of_one_name_are_told_apart_by_their_paths(artifacts, tmp_path):
@@ -92,25 +92,25 @@ def test_nobody_races_twice(artifacts):
             bench([artifacts[4]] * same, QUICK, providers=providers)
 
 
-TWINS = {
+REFERENCES = {
     "a float16 one": (CUDA, ("uint8", "float", "float16"), "c"),
     "else the first float one": (CUDA, ("uint8", "float", "float"), "b"),
     "not on a CPU": (CPU, ("uint8", "float", "float16"), "b"),
 }
 
 
-@pytest.mark.parametrize("name", TWINS)
-def test_on_a_gpu_the_twin_computes_in_float16(name):
-    provider, types, twin = TWINS[name]
+@pytest.mark.parametrize("name", REFERENCES)
+def test_on_a_gpu_the_reference_computes_in_float16(name):
+    provider, types, reference = REFERENCES[name]
     bits = {"a": 4, "b": 32, "c": 32}
-    contestants = [Contestant(key, SimpleNamespace(manifest={"bits": width}), provider) for key, width in bits.items()]
+    candidates = [Candidate(key, SimpleNamespace(manifest={"bits": width}), provider) for key, width in bits.items()]
     facts = {label: {"compute_type": kind} for label, kind in zip(bits, types, strict=True)}
-    assert measure._twin(contestants, facts) == twin
+    assert measure._reference(candidates, facts) == reference
 
 
-def test_without_a_float_one_the_first_is_the_twin():
-    contestants = [Contestant(key, SimpleNamespace(manifest={"bits": 4}), CPU) for key in "xy"]
-    assert measure._twin(contestants, {}) == "x"
+def test_without_a_float_one_the_first_is_the_reference():
+    candidates = [Candidate(key, SimpleNamespace(manifest={"bits": 4}), CPU) for key in "xy"]
+    assert measure._reference(candidates, {}) == "x"
 
 
 def test_a_race_reports_a_fallback_before_it_times(artifacts, monkeypatch):
@@ -122,4 +122,4 @@ def test_a_race_reports_a_fallback_before_it_times(artifacts, monkeypatch):
     monkeypatch.setattr(measure, "executed", refuse)
     monkeypatch.setattr(measure, "time_sessions", lambda *_: pytest.fail("it was timed"))
     with pytest.raises(ArtifactError, match="expected all nodes"):
-        race([Contestant("a", artifacts[4], CPU)], QUICK)
+        side_by_side([Candidate("a", artifacts[4], CPU)], QUICK)

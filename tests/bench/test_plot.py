@@ -1,4 +1,4 @@
-"""The figure and the tables of a race."""
+"""The figure and the tables of a bench."""
 
 import subprocess
 import sys
@@ -22,9 +22,9 @@ SHARED = {"threads": 1, "p90_ms": 3.0, "p99_ms": 4.0, "images_per_second": 500.0
 
 
 def _result():
-    """Of two artifacts at two batch sizes, as `race` gives it."""
+    """Of two artifacts at two batch sizes, as `bench` gives it."""
     results = [{**row, **SHARED, "batch": batch} for row in (FLOAT, QUANTISED) for batch in (32, 1)]
-    told = {"twin": "net-qm-32", "harness_us": 0.7, "scenario": {"metric": "p90_ms"}, "hardware": {"cpu": "a CPU"}}
+    told = {"reference": "net-qm-32", "harness_us": 0.7, "scenario": {"metric": "p90_ms"}, "hardware": {"cpu": "a CPU"}}
     return {**told, "artifacts": {row["name"]: FACTS for row in (FLOAT, QUANTISED)}, "results": results}
 
 

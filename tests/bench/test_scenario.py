@@ -3,10 +3,10 @@
 import pytest
 
 from qrobust import resources
-from qrobust.bench.measure import SHELF, Scenario, load_scenario
+from qrobust.bench.measure import FOLDER, Scenario, load_scenario
 from qrobust.errors import RecipeError
 
-SHIPPED = [name for name, _ in resources.listing(SHELF)]
+SHIPPED = [name for name, _ in resources.listing(FOLDER)]
 
 
 def test_what_is_shipped():
@@ -19,7 +19,7 @@ def test_what_is_shipped():
 
 @pytest.mark.parametrize("name", SHIPPED)
 def test_shipped_ones_say_what_they_are(name):
-    assert resources.find(SHELF, name).table["description"]
+    assert resources.find(FOLDER, name).table["description"]
 
 
 def test_a_path_wins(tmp_path):

@@ -12,7 +12,7 @@ def test_statistics_of_known_times():
     assert found["images_per_second"] == 1000
 
 
-def test_equal_times_have_no_doubt():
+def test_equal_times_have_no_spread():
     assert ratio_interval([2.0] * 50, [1.0] * 50) == (2.0, 2.0)
 
 

@@ -10,11 +10,11 @@ import pytest
 from qrobust.__main__ import main
 from qrobust.attacks import named
 from qrobust.deployed import attack as module
-from qrobust.deployed.attack import Routed, Settings, attack, routed, threat_of
+from qrobust.deployed.attack import Settings, SurrogateAttack, attack, threat_of, with_surrogates
 from qrobust.deployed.model import find_images, find_sources, open_deployed
 from qrobust.errors import RecipeError
 from qrobust.evaluation import accuracy, read_outcomes
-from qrobust.onnx_module import twin
+from qrobust.onnx_module import load_onnx
 
 from ..onnx_module.helpers import text_model
 from ..test_runtime import EPS, WEIGHT, floats, linear, model_bytes, suite_arrays, worst_case
@@ -82,12 +82,12 @@ def test_square_through_the_session_beats_a_blind_attack_and_says_so(tmp_path):
     assert result["worst_case"]["accuracy"] == result["attacks"]["square-50"]["accuracy"]
 
 
-def test_a_twin_that_lies_is_not_believed(tmp_path):
+def test_a_module_that_lies_is_not_believed(tmp_path):
     deployed = open_deployed(artifact(tmp_path / "one"))
-    liar = replace(deployed, twin=twin(model_bytes(-WEIGHT), output="logits"))
+    liar = replace(deployed, module=load_onnx(model_bytes(-WEIGHT), output="logits"))
     result = attack(liar, find_images(liar), Settings(attacks=("pgd-10",)))
     assert result["attacks"]["pgd-10"]["accuracy"] == CLEAN  # its gradients lead away from every other class
-    assert "twin-differs" in flags(result)
+    assert "module-differs" in flags(result)
 
 
 def test_transfer_beats_a_blind_attack_and_says_so(tmp_path):
@@ -113,12 +113,14 @@ def test_bytes_stay_inside_the_ball_after_rounding(tmp_path, steps):
 def test_autoattack_takes_its_gradients_from_each_form_and_square_from_the_session(tmp_path):
     deployed = open_deployed(artifact(tmp_path / "one", masked()))
     served = deployed.served()
-    found = routed(named("autoattack", threat_of(deployed)), deployed, served, forms=("identity", "soft"), sources=())
+    found = with_surrogates(
+        named("autoattack", threat_of(deployed)), deployed, served, forms=("identity", "soft"), sources=()
+    )
     assert found.parts == ("identity apgd-ce", "identity apgd-t", "identity fab-t",
                            "soft apgd-ce", "soft apgd-t", "soft fab-t", "session square")  # fmt: skip
-    assert found.routes["session square"].network is served
+    assert found.surrogates["session square"].network is served
     with pytest.raises(RecipeError, match="expected a file to transfer transfer-10 from, got none"):
-        routed(named("transfer-10", threat_of(deployed)), deployed, served, forms=("soft",), sources=())
+        with_surrogates(named("transfer-10", threat_of(deployed)), deployed, served, forms=("soft",), sources=())
 
 
 def test_the_default_is_the_suites_attacks_and_those_that_fit(tmp_path):
@@ -148,17 +150,17 @@ def test_a_stopped_attack_goes_on_where_it_was(tmp_path, monkeypatch):
 
         return run
 
-    real = Routed.run
-    monkeypatch.setattr(module.Routed, "run", counted(real, 10**6))
+    real = SurrogateAttack.run
+    monkeypatch.setattr(module.SurrogateAttack, "run", counted(real, 10**6))
     attacked(folder, *names, path=whole)
     total = len(calls)
     calls.clear()
-    monkeypatch.setattr(module.Routed, "run", counted(real, 7))
+    monkeypatch.setattr(module.SurrogateAttack, "run", counted(real, 7))
     with pytest.raises(Stopped):
         attacked(folder, *names, path=part)
     assert part.with_suffix(".partial.npz").exists()
     calls.clear()
-    monkeypatch.setattr(module.Routed, "run", counted(real, 10**6))
+    monkeypatch.setattr(module.SurrogateAttack, "run", counted(real, 10**6))
     attacked(folder, *names, path=part)
     assert len(calls) == total - 7
     (_, first), (_, second) = read_outcomes(whole), read_outcomes(part)
@@ -189,7 +191,7 @@ def test_the_verb_prints_the_gap_and_writes_the_result(here, tmp_path):
     assert all(word in out for word in ("in torch", "replayed, n=40", "attacked, n=40", "worst case", "pgd-10"))
     result, masks = read_outcomes(tmp_path / "a.json")
     assert result["n"] == len(masks["pgd-10"]) == 40
-    assert {"gap", "flags", "doubts", "artifact", "versions", "worst_case", "threat"} <= set(result)
+    assert {"gap", "flags", "sanity_checks", "artifact", "versions", "worst_case", "threat"} <= set(result)
 
 
 def test_flags_are_printed(here, tmp_path):
@@ -223,7 +225,7 @@ BAD = {
     "a source that is none": (["one", "--transfer", "empty"], "expected an artifact or a run with artifacts"),
     "too many images": (["one", "-n", "65", "--attacks", "pgd-2"], "expected n in [1, 64]"),
     "masks over the result": (["one", "--json", "a.npz"], "expected a file that ends in .json"),
-    "an operator that is not covered": (["odd.onnx", "--data", "x.npz"], "expected operators that a twin computes"),
+    "an operator that is not covered": (["odd.onnx", "--data", "x.npz"], "expected operators that OnnxModule computes"),
 }
 
 
@@ -250,6 +252,6 @@ def test_a_run_of_the_toolkit(small_run, here, tmp_path):
     before = json.loads((small_run / "qm-2" / "eval.json").read_text())
     assert found["in_torch"]["pgd-5"] == before["attacks"]["pgd-5"]["accuracy"]
     assert found["attacked"]["worst_case"] <= found["replayed"]["worst_case"] + 0.05
-    assert result["doubts"]["twin-differs"] <= 0.01
-    assert result["doubts"]["level-differs"] <= 0.01
+    assert result["sanity_checks"]["module-differs"] <= 0.01
+    assert result["sanity_checks"]["level-differs"] <= 0.01
     assert "digits-qm-32" in str(result["attacks"]["transfer-5"]["settings"]["sources"])

@@ -7,7 +7,7 @@ import torch
 from qrobust.deployed import attack as module
 from qrobust.deployed.attack import Settings, attack, threat_of
 from qrobust.deployed.model import Served, find_images, open_deployed
-from qrobust.evaluation.sanity import Examination
+from qrobust.evaluation.sanity import SanityReport
 from qrobust.runs.evaluation import Request
 from qrobust.runs.run import evaluate_folder
 from qrobust.threat import Threat
@@ -52,7 +52,7 @@ def test_a_session_of_bytes_is_judged_inside_the_ball(tmp_path, monkeypatch):
         return forward(self, x)
 
     monkeypatch.setattr(Served, "forward", watched)
-    monkeypatch.setattr(module, "doubt_file", lambda _: Examination({}, []))
+    monkeypatch.setattr(module, "check_file_sanity", lambda _: SanityReport({}, []))
     monkeypatch.setattr(module, "gap", lambda _: {})
     attack(opened, images, Settings(attacks=("pgd-1:step_size=0.1",), forms=("identity",)))
     right = LOGITS(floats(SUITE["x.clean"])).argmax(1) == SUITE["y"]

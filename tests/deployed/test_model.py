@@ -1,4 +1,4 @@
-"""One file, two faces: the session's logits and the twin's gradient."""
+"""One file, two faces: the session's logits and the module's gradient."""
 
 import numpy as np
 import pytest
@@ -25,7 +25,7 @@ def expected_slope():
     return torch.from_numpy(MATRIX[:, 1]).view(1, 1, 4, 4).expand(len(X), -1, -1, -1)
 
 
-def test_value_of_the_session_gradient_of_the_twin(tmp_path):
+def test_value_of_the_session_gradient_of_the_module(tmp_path):
     deployed = open_deployed(artifact(tmp_path / "one"))
     through, served = deployed.through(deployed.served(), "identity"), deployed.served()
     torch.testing.assert_close(through(X), served(X))
@@ -34,7 +34,7 @@ def test_value_of_the_session_gradient_of_the_twin(tmp_path):
     assert deployed.forms == ("identity",)  # nothing is rounded
 
 
-def test_forms_share_one_twin_and_do_not_mix(tmp_path):
+def test_forms_share_one_module_and_do_not_mix(tmp_path):
     deployed = open_deployed(artifact(tmp_path / "one", masked()))
     assert deployed.forms == ("identity", "clipped", "soft")
     identity, clipped = (deployed.gradient(form) for form in ("identity", "clipped"))
@@ -43,7 +43,7 @@ def test_forms_share_one_twin_and_do_not_mix(tmp_path):
     torch.testing.assert_close(slope(clipped), expected_slope())
     first.backward()  # after another form ran
     torch.testing.assert_close(x.grad, -999 * expected_slope(), rtol=1e-4, atol=1e-4)
-    assert identity.twin is clipped.twin
+    assert identity.module is clipped.module
 
 
 def test_bytes_are_rounded_and_passed_whole(tmp_path):

@@ -1,4 +1,4 @@
-"""Doubts about a file: planted faults raise their flag, and only theirs."""
+"""Checks of a file: planted faults raise their flag, and only theirs."""
 
 from dataclasses import replace
 
@@ -8,9 +8,9 @@ import torch
 
 from qrobust.attacks import named
 from qrobust.deployed.model import find_images, open_deployed
-from qrobust.deployed.sanity import DOUBTS, Evidence, apart, first_apart
-from qrobust.evaluation import Outcomes, examine
-from qrobust.onnx_module import twin
+from qrobust.deployed.sanity import SANITY_CHECKS, CheckedFile, apart, first_apart
+from qrobust.evaluation import Outcomes, check_sanity
+from qrobust.onnx_module import load_onnx
 from qrobust.runtime import ArtifactError
 from qrobust.threat import Threat
 
@@ -24,18 +24,18 @@ THREAT = Threat("linf", EPS)
 N = 64
 
 
-def evidence(deployed, n=N, **broken):
+def checked(deployed, n=N, **broken):
     """With outcomes made by hand: for each attack, how many of the first images it breaks."""
     names = {key.replace("_", "-"): count for key, count in broken.items()}
     masks = {name: np.arange(n) >= count for name, count in {"clean": 0, **names}.items()}
     attacks = tuple(named(name, THREAT) for name in names)
     outcomes = Outcomes(THREAT, 0, attacks, "", masks, dict.fromkeys(masks, 0.0))
     served, images = deployed.served(), find_images(deployed)
-    return Evidence(deployed, served, images, outcomes, batch_size=50)
+    return CheckedFile(deployed, served, images, outcomes, batch_size=50)
 
 
 def raised(found):
-    return [flag.name for flag in examine(found, DOUBTS).flags]
+    return [flag.name for flag in check_sanity(found, SANITY_CHECKS).flags]
 
 
 @pytest.fixture
@@ -44,18 +44,18 @@ def sound(tmp_path):
 
 
 def test_a_sound_file_raises_none(sound):
-    found = examine(evidence(sound, pgd_5=10, square_5=10, transfer_5=10), DOUBTS)
+    found = check_sanity(checked(sound, pgd_5=10, square_5=10, transfer_5=10), SANITY_CHECKS)
     assert found.flags == []
-    assert found.measured == dict.fromkeys((one.name for one in DOUBTS), 0.0)
+    assert found.measured == dict.fromkeys((one.name for one in SANITY_CHECKS), 0.0)
 
 
-def test_a_twin_of_another_file(sound):
-    assert raised(evidence(replace(sound, twin=twin(model_bytes(np.roll(WEIGHT, 1)))))) == ["twin-differs"]
+def test_a_module_of_another_file(sound):
+    assert raised(checked(replace(sound, module=load_onnx(model_bytes(np.roll(WEIGHT, 1)))))) == ["module-differs"]
 
 
 def test_a_file_of_another_network(tmp_path):
     deployed = open_deployed(artifact(tmp_path / "one", model_bytes(np.roll(WEIGHT, 1))))
-    assert raised(evidence(deployed)) == ["replay-differs"]
+    assert raised(checked(deployed)) == ["replay-differs"]
 
 
 @pytest.mark.parametrize("level", ["disable", "basic", "extended"])
@@ -64,7 +64,7 @@ def test_a_level_that_computes_something_else(sound, level):
         right = sound.at(wanted)
         return (lambda x: -right(x)) if wanted == level else right
 
-    assert raised(evidence(replace(sound, at=at))) == ["level-differs"]
+    assert raised(checked(replace(sound, at=at))) == ["level-differs"]
 
 
 def test_a_provider_need_not_have_every_level(sound):
@@ -73,15 +73,17 @@ def test_a_provider_need_not_have_every_level(sound):
             raise ArtifactError("no")
         return sound.at(wanted)
 
-    assert "level-differs" not in examine(evidence(replace(sound, at=at)), DOUBTS).measured
+    assert "level-differs" not in check_sanity(checked(replace(sound, at=at)), SANITY_CHECKS).measured
 
 
 def test_who_beats_white_box_is_counted_beyond_it(sound):
-    assert raised(evidence(sound, pgd_5=10, cw_inf_5=14, square_5=14, transfer_5=15)) == []  # one of 64 is no sign
-    assert raised(evidence(sound, pgd_5=10, square_5=12)) == ["square-wins"]
-    assert raised(evidence(sound, pgd_5=10, transfer_5=12)) == ["transfer-wins"]
-    assert raised(evidence(sound, pgd_5=10, autoattack=30, square_5=12)) == ["square-wins"]  # it holds Square itself
-    assert "square-wins" not in examine(evidence(sound, square_5=12, transfer_5=3), DOUBTS).measured  # nothing to beat
+    assert raised(checked(sound, pgd_5=10, cw_inf_5=14, square_5=14, transfer_5=15)) == []  # one of 64 is no sign
+    assert raised(checked(sound, pgd_5=10, square_5=12)) == ["square-wins"]
+    assert raised(checked(sound, pgd_5=10, transfer_5=12)) == ["transfer-wins"]
+    assert raised(checked(sound, pgd_5=10, autoattack=30, square_5=12)) == ["square-wins"]  # it holds Square itself
+    assert (
+        "square-wins" not in check_sanity(checked(sound, square_5=12, transfer_5=3), SANITY_CHECKS).measured
+    )  # nothing to beat
 
 
 def test_labels_apart():
@@ -102,7 +104,7 @@ def test_the_first_layer_apart_is_named(bare, monkeypatch):
     deployed = bare(chain())
     assert first_apart(deployed, floats(4, 8, 3)) is None
     monkeypatch.setitem(WEIGHTS, "top", np.uint8(7))  # a clip of three bits
-    assert first_apart(replace(deployed, twin=twin(chain())), floats(4, 8, 3)) == "d"
+    assert first_apart(replace(deployed, module=load_onnx(chain())), floats(4, 8, 3)) == "d"
 
 
 @pytest.mark.skipif(not has_vnni(), reason="without VNNI, onnxruntime's defaults let a bare file's sums saturate")
@@ -114,7 +116,7 @@ def test_the_flag_names_the_layer(tmp_path, monkeypatch):
     from qrobust.deployed import sanity
 
     deployed = open_deployed(artifact(tmp_path / "one", masked()))
-    other = replace(deployed, twin=twin(model_bytes(np.roll(WEIGHT, 1))))
+    other = replace(deployed, module=load_onnx(model_bytes(np.roll(WEIGHT, 1))))
     monkeypatch.setattr(sanity, "first_apart", lambda *_: "conv1.out")
-    flags = {flag.name: flag.reason for flag in sanity.doubt_file(evidence(other)).flags}
-    assert flags["twin-differs"].endswith("first in conv1.out")
+    flags = {flag.name: flag.reason for flag in sanity.check_file_sanity(checked(other)).flags}
+    assert flags["module-differs"].endswith("first in conv1.out")

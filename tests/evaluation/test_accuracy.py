@@ -316,7 +316,7 @@ OTHERS = {
     "images": lambda: {"images": some_images(seed=1)},
     "labels": lambda: {"images": Images(some_images().x, 2 - some_images().y)},
     "network": lambda: {"model": moved(network())},
-    "twin": lambda: {"twin": network()},
+    "float model": lambda: {"float_model": network()},
     "forward pass": lambda: {"model": Signed(1)},
     "sign": lambda: {"model": Signed(-1)},
     "backward pass": lambda: {"model": Reversed()},

@@ -15,10 +15,10 @@ from torch.nn import functional as F
 from qrobust import models
 from qrobust.attacks import PgdConfig, named, pgd
 from qrobust.data import DataSettings, Images, load, to_unit
-from qrobust.deployed.sanity import DOUBTS as OF_FILES
-from qrobust.evaluation import DOUBTS, evaluate
-from qrobust.evaluation.sanity import CHEAP, examine
-from qrobust.evaluation.sanity_measures import CE, CURVE, MARGIN, TRANSFER, Subject, numbers_part
+from qrobust.deployed.sanity import SANITY_CHECKS as OF_FILES
+from qrobust.evaluation import SANITY_CHECKS, evaluate
+from qrobust.evaluation.sanity import CHEAP_CHECKS, check_sanity
+from qrobust.evaluation.sanity_measures import CE, CURVE, MARGIN, TRANSFER, CheckedModel, numbers_part
 from qrobust.quant import QuantConfig, quantize
 from qrobust.threat import Threat
 
@@ -137,37 +137,37 @@ LIARS = {
 }  # fmt: skip
 
 
-def _raised(subject: Subject, among: Iterable[str]) -> set[str]:
+def _raised(checked: CheckedModel, among: Iterable[str]) -> set[str]:
     """The flags that a network raises, of these: others cost time and are not what a test is about."""
-    return {flag.name for flag in examine(subject, [one for one in DOUBTS if one.name in among]).flags}
+    return {flag.name for flag in check_sanity(checked, [one for one in SANITY_CHECKS if one.name in among]).flags}
 
 
 @pytest.mark.parametrize("name", LIARS)
 def test_a_liar_raises_its_flag(name: str, robust: nn.Module, images: tuple[Images, Images]) -> None:
     make, expected = LIARS[name]
-    assert _raised(Subject(make(robust), images[1], THREAT, n=N), expected) == expected
+    assert _raised(CheckedModel(make(robust), images[1], THREAT, n=N), expected) == expected
 
 
 def test_losses_disagree_where_one_is_saturated(natural: nn.Module, images: tuple[Images, Images]) -> None:
     """Cross-entropy finds no way, the margin does; without the factor both break the same images."""
     liar = LIARS["logits × 1e4"][0](natural)
-    assert _raised(Subject(liar, images[1], THREAT, n=N), {"loss-disagreement"}) == {"loss-disagreement"}
-    assert _raised(Subject(natural, images[1], THREAT, n=N), {"loss-disagreement"}) == set()
+    assert _raised(CheckedModel(liar, images[1], THREAT, n=N), {"loss-disagreement"}) == {"loss-disagreement"}
+    assert _raised(CheckedModel(natural, images[1], THREAT, n=N), {"loss-disagreement"}) == set()
 
 
-def test_the_twin_shows_the_way_that_rounding_hides(robust: nn.Module, images: tuple[Images, Images]) -> None:
+def test_the_float_model_shows_the_way_that_rounding_hides(robust: nn.Module, images: tuple[Images, Images]) -> None:
     liar = LIARS["rounding without straight-through"][0](robust)
     expected = {"turned-gradient", "backward-variants", "transfer-wins"}
-    assert _raised(Subject(liar, images[1], THREAT, n=N, twin=robust), expected) == expected
-    assert _raised(Subject(liar, images[1], THREAT, n=N), expected) == set()
+    assert _raised(CheckedModel(liar, images[1], THREAT, n=N, float_model=robust), expected) == expected
+    assert _raised(CheckedModel(liar, images[1], THREAT, n=N), expected) == set()
 
 
 def test_two_bits_hide_what_restarts_find(robust: nn.Module, images: tuple[Images, Images]) -> None:
     some = to_unit(images[0].x[:256], "cpu")
     coarse = quantize(robust, QuantConfig(2, fat="none"), calibration=some, estimate_statistics=True)
-    subject = Subject(coarse, images[1], THREAT, n=40)
-    assert subject.share(subject.clean) > 0.9
-    assert _raised(subject, {"not-converged"}) == {"not-converged"}
+    checked = CheckedModel(coarse, images[1], THREAT, n=40)
+    assert checked.share(checked.clean) > 0.9
+    assert _raised(checked, {"not-converged"}) == {"not-converged"}
 
 
 def test_two_bits_that_part_from_their_best_points_are_flagged_by_default(
@@ -179,59 +179,61 @@ def test_two_bits_that_part_from_their_best_points_are_flagged_by_default(
     for model, expected in ((coarse, True), (robust, False)):
         attacks = ("pgd-20", "cw-inf-20:keep=best", "apgd-ce")
         outcomes = evaluate(model, images[1], attacks=attacks, threat=THREAT, n=N)
-        subject = Subject(model, images[1], THREAT, n=N, outcomes=outcomes)
-        found = {flag.name for flag in examine(subject, CHEAP).flags}
+        checked = CheckedModel(model, images[1], THREAT, n=N, outcomes=outcomes)
+        found = {flag.name for flag in check_sanity(checked, CHEAP_CHECKS).flags}
         assert ({"earlier-wins", "numbers-part"} <= found) == expected
 
 
 def test_an_evaluation_without_last_step_attacks_has_nothing_to_part_from(images: tuple[Images, Images]) -> None:
     outcomes = evaluate(nn.Flatten(), images[1], attacks=("gn", "pgd-2:keep=best"), threat=THREAT, n=3)
-    assert numbers_part(Subject(nn.Flatten(), images[1], THREAT, n=3, outcomes=outcomes)) is None
+    assert numbers_part(CheckedModel(nn.Flatten(), images[1], THREAT, n=3, outcomes=outcomes)) is None
 
 
-def test_the_strong_network_of_doubts_keeps_best_points(robust: nn.Module, images: tuple[Images, Images]) -> None:
+def test_the_strong_network_of_checks_keeps_best_points(robust: nn.Module, images: tuple[Images, Images]) -> None:
     some = to_unit(images[0].x[:256], "cpu")
     coarse = quantize(robust, QuantConfig(2, fat="none"), calibration=some, estimate_statistics=True)
-    subject = Subject(coarse, images[1], THREAT, n=N)
-    assert not (subject.ce & ~subject.last_step).any()  # of the same points
-    assert subject.share(subject.ce) < subject.share(subject.last_step)
+    checked = CheckedModel(coarse, images[1], THREAT, n=N)
+    assert not (checked.ce & ~checked.last_step).any()  # of the same points
+    assert checked.share(checked.ce) < checked.share(checked.last_step)
     for attack in (CE, MARGIN, TRANSFER, *CURVE):
         assert named(attack, THREAT).settings["keep"] == "best"
 
 
 @pytest.mark.parametrize("caller", [torch.no_grad, torch.inference_mode])
-def test_doubts_find_gradients_whoever_asks(caller, natural: nn.Module, images: tuple[Images, Images]) -> None:
-    expected = examine(Subject(natural, images[1], THREAT, n=20), CHEAP)
+def test_checks_find_gradients_whoever_asks(caller, natural: nn.Module, images: tuple[Images, Images]) -> None:
+    expected = check_sanity(CheckedModel(natural, images[1], THREAT, n=20), CHEAP_CHECKS)
     with caller():
-        found = examine(Subject(natural, images[1], THREAT, n=20), CHEAP)
+        found = check_sanity(CheckedModel(natural, images[1], THREAT, n=20), CHEAP_CHECKS)
     assert found.measured == pytest.approx(expected.measured, abs=1e-6)
 
 
 def test_a_network_trained_on_leaked_labels_raises_one_place(
     leaky: nn.Module, natural: nn.Module, images: tuple[Images, Images]
 ) -> None:
-    subject = Subject(leaky, _leaked(images[1]), THREAT, n=N)
-    assert subject.share(subject.clean) >= 0.99  # nothing else gives it away
-    assert subject.share(subject.white_box) >= 0.9
-    assert [flag.name for flag in examine(subject, CHEAP).flags] == ["one-place"]
-    assert examine(Subject(natural, _leaked(images[1]), THREAT, n=N), CHEAP).flags == []  # the leak is there, not used
+    checked = CheckedModel(leaky, _leaked(images[1]), THREAT, n=N)
+    assert checked.share(checked.clean) >= 0.99  # nothing else gives it away
+    assert checked.share(checked.white_box) >= 0.9
+    assert [flag.name for flag in check_sanity(checked, CHEAP_CHECKS).flags] == ["one-place"]
+    assert (
+        check_sanity(CheckedModel(natural, _leaked(images[1]), THREAT, n=N), CHEAP_CHECKS).flags == []
+    )  # the leak is there, not used
 
 
 @pytest.mark.parametrize("kind", ["robust", "natural"])
 def test_an_honest_network_raises_none(kind: str, images, request: pytest.FixtureRequest) -> None:
     model = request.getfixturevalue(kind)
-    assert examine(Subject(model, images[1], THREAT, twin=model, n=N), DOUBTS).flags == []
+    assert check_sanity(CheckedModel(model, images[1], THREAT, float_model=model, n=N), SANITY_CHECKS).flags == []
 
 
 def test_another_size_of_a_batch_is_no_other_batch(robust: nn.Module, images: tuple[Images, Images]) -> None:
     """A GPU has other kernels for it, which round otherwise."""
     honest = Wrapped(robust, front=Do(lambda x: x * (1 + 1e-3 * len(x))))
-    assert _raised(Subject(honest, images[1], THREAT, n=N), {"batch-dependent"}) == set()
+    assert _raised(CheckedModel(honest, images[1], THREAT, n=N), {"batch-dependent"}) == set()
 
 
-def test_the_cheap_doubts_find_the_cheap_liars(robust: nn.Module, images: tuple[Images, Images]) -> None:
+def test_the_cheap_checks_find_the_cheap_liars(robust: nn.Module, images: tuple[Images, Images]) -> None:
     liar = LIARS["thermometer"][0](robust).eval()
-    found = examine(Subject(liar, images[1], THREAT, n=N), CHEAP).flags
+    found = check_sanity(CheckedModel(liar, images[1], THREAT, n=N), CHEAP_CHECKS).flags
     assert [flag.name for flag in found] == ["zero-gradient"]
     (flag,) = found
     assert flag.measured == 1.0
@@ -241,20 +243,22 @@ def test_the_cheap_doubts_find_the_cheap_liars(robust: nn.Module, images: tuple[
 
 def test_everything_measured_is_told_by_name(robust: nn.Module, images: tuple[Images, Images]) -> None:
     outcomes = evaluate(robust, images[1], attacks=("pgd-5", "cw-inf-5"), threat=THREAT, n=N)
-    with_twin = examine(Subject(robust, images[1], THREAT, n=N, twin=robust, outcomes=outcomes), CHEAP)
-    assert list(with_twin.measured) == [one.name for one in CHEAP]
-    assert with_twin.flags == []
-    alone = examine(Subject(robust, images[1], THREAT, n=N), CHEAP)
-    asked_of_more = ("turned-gradient", "numbers-part")  # a twin, an evaluation
-    assert alone.measured == {k: v for k, v in with_twin.measured.items() if k not in asked_of_more}
-    liar = examine(Subject(LIARS["thermometer"][0](robust), images[1], THREAT, n=N), CHEAP)
+    with_float = check_sanity(
+        CheckedModel(robust, images[1], THREAT, n=N, float_model=robust, outcomes=outcomes), CHEAP_CHECKS
+    )
+    assert list(with_float.measured) == [one.name for one in CHEAP_CHECKS]
+    assert with_float.flags == []
+    alone = check_sanity(CheckedModel(robust, images[1], THREAT, n=N), CHEAP_CHECKS)
+    asked_of_more = ("turned-gradient", "numbers-part")  # a float model, an evaluation
+    assert alone.measured == {k: v for k, v in with_float.measured.items() if k not in asked_of_more}
+    liar = check_sanity(CheckedModel(LIARS["thermometer"][0](robust), images[1], THREAT, n=N), CHEAP_CHECKS)
     assert [flag.measured for flag in liar.flags] == [liar.measured["zero-gradient"]]
 
 
-def test_a_doubt_measures_once(images: tuple[Images, Images]) -> None:
+def test_a_check_measures_once(images: tuple[Images, Images]) -> None:
     calls: list[int] = []
-    one = replace(DOUBTS[0], measure=lambda subject: calls.append(len(subject.y)) or 0.9)
-    found = examine(Subject(nn.Flatten(), images[1], THREAT, n=3), [one])
+    one = replace(SANITY_CHECKS[0], measure=lambda checked: calls.append(len(checked.y)) or 0.9)
+    found = check_sanity(CheckedModel(nn.Flatten(), images[1], THREAT, n=3), [one])
     assert calls == [3]
     assert found.measured == {one.name: 0.9}
     assert [(flag.name, flag.measured) for flag in found.flags] == [(one.name, 0.9)]
@@ -262,28 +266,28 @@ def test_a_doubt_measures_once(images: tuple[Images, Images]) -> None:
 
 @pytest.mark.parametrize(("limit", "n", "expected"), [(0.01, 100, 0.015), (0.01, 1000, 0.01), (2.0, 1, 2.0)])
 def test_shares_are_never_held_to_less_than_an_image_and_a_half(limit: float, n: int, expected: float) -> None:
-    assert replace(DOUBTS[0], limit=limit).limit_for(n) == expected
+    assert replace(SANITY_CHECKS[0], limit=limit).limit_for(n) == expected
 
 
 def test_what_is_no_number_is_a_flag(images: tuple[Images, Images]) -> None:
-    one = replace(DOUBTS[0], measure=lambda _: float("nan"))
-    assert len(examine(Subject(nn.Flatten(), images[1], THREAT, n=3), [one]).flags) == 1
+    one = replace(SANITY_CHECKS[0], measure=lambda _: float("nan"))
+    assert len(check_sanity(CheckedModel(nn.Flatten(), images[1], THREAT, n=3), [one]).flags) == 1
 
 
 def test_every_flag_has_its_paragraph() -> None:
     text, _, of_files = FLAGS.read_text().partition("\n# Flags of a file\n")
     written = re.findall(r"^## (\S+)$", text, re.M)
-    assert written == [one.name for one in DOUBTS]
+    assert written == [one.name for one in SANITY_CHECKS]
     more = re.findall(r"^## (\S+)$", of_files, re.M)
     assert written + more == list(dict.fromkeys([*written, *(one.name for one in OF_FILES)]))
     sections = re.split(r"^## \S+$", text, flags=re.M)[1:]
     assert all(len(section.split()) > 15 for section in sections)
-    cheap = [one.name for one in DOUBTS if one.cheap]
+    cheap = [one.name for one in SANITY_CHECKS if one.cheap]
     assert cheap == [name for name, text in zip(written, sections, strict=True) if "Cheap" in text]
 
 
-def test_doubting_leaves_the_network_as_it_was(robust: nn.Module, images: tuple[Images, Images]) -> None:
+def test_checking_leaves_the_network_as_it_was(robust: nn.Module, images: tuple[Images, Images]) -> None:
     before = {name: value.clone() for name, value in robust.state_dict().items()}
-    examine(Subject(robust, images[1], THREAT, n=8), CHEAP)
+    check_sanity(CheckedModel(robust, images[1], THREAT, n=8), CHEAP_CHECKS)
     assert all(torch.equal(before[name], value) for name, value in robust.state_dict().items())
     assert all(parameter.requires_grad for parameter in robust.parameters())

@@ -82,7 +82,7 @@ def shown_values(data, names, x, level):
 
 @torch.no_grad()
 def steps_apart(network, data, x, level="disable"):
-    """For each quantiser, how many steps the twin is off if it reads what the session computed before; and the logits
+    """For each quantiser, how many steps the module is off if it reads what the session computed before; and the logits
     that it then gives.
     """
     theirs = shown_values(data, [step.node.outputs[0] for step in rounding_steps(network)], x, level)

@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from qrobust.errors import GraphError
-from qrobust.onnx_module import twin
+from qrobust.onnx_module import load_onnx
 
 from .helpers import runtime, text_model
 from .operators.cases import CONSTANTS
@@ -16,7 +16,7 @@ Q = "q = QuantizeLinear (x, s, z)"
 
 def made(text, *names, opset=21, **constants):
     given = {name: CONSTANTS[name] for name in names} | constants
-    return twin(text_model(text, given, opset=opset).SerializeToString())
+    return load_onnx(text_model(text, given, opset=opset).SerializeToString())
 
 
 def ops(network):
@@ -30,11 +30,11 @@ def refused(text, *names, match, **constants):
 
 
 def test_an_exported_layer_is_one_quantiser_and_one_convolution():
-    assert ops(twin(chain())) == ["FakeQuantize", "Conv", "Flatten", "Gemm"]
+    assert ops(load_onnx(chain())) == ["FakeQuantize", "Conv", "Flatten", "Gemm"]
 
 
 def test_weights_are_constants_and_what_they_came_from_is_gone():
-    network = twin(chain())
+    network = load_onnx(chain())
     assert sorted(tuple(b.shape) for b in network.buffers() if b.dim()) == [(4, 3, 3, 3), (5, 144)]
     assert not network.plan.constants
 
@@ -107,7 +107,7 @@ def test_the_output_may_be_a_fused_value():
     constants = {name: CONSTANTS[name] for name in ("s", "z")}
     data = text_model(text, constants, flat=False).SerializeToString()
     x = uniform(2)
-    torch.testing.assert_close(twin(data)(x), runtime(data, x))
+    torch.testing.assert_close(load_onnx(data)(x), runtime(data, x))
 
 
 def test_operators_used_as_onnx_forbids_are_named():
@@ -133,10 +133,10 @@ def test_logits_are_two_dimensional_and_depend_on_images():
     constant = text_model("a = Relu (x)", flat=False)
     constant.graph.node[0].output[0] = "y"
     with pytest.raises(GraphError, match=r"expected logits \(batch, classes\) in y, got shape \(1, 3, 8, 8\)"):
-        twin(constant.SerializeToString())
+        load_onnx(constant.SerializeToString())
     fixed = text_model("y = Relu (k)", {"k": np.ones((1, 2), "f")}, flat=False)
     with pytest.raises(GraphError, match="expected logits that depend on images, got constants in y"):
-        twin(fixed.SerializeToString())
+        load_onnx(fixed.SerializeToString())
 
 
 @pytest.mark.parametrize(

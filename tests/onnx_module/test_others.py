@@ -11,7 +11,7 @@ import torch
 from onnxruntime.quantization.shape_inference import quant_pre_process
 
 from qrobust.models.inference import estimate_statistics
-from qrobust.onnx_module import twin
+from qrobust.onnx_module import load_onnx
 from qrobust.torchvision_cpu import import_torchvision
 
 from ..quant.helpers import images, shake_norms
@@ -64,7 +64,7 @@ def quantised(path, form, **settings):
     logging.getLogger().setLevel(logging.ERROR)
     prepared, written = path.with_name("prepared.onnx"), path.with_name(f"{form.name}.onnx")
     quant_pre_process(str(path), str(prepared), skip_symbolic_shape=True)
-    # 7 bits a weight where sums of 8-bit products saturate: the twin's do not.
+    # 7 bits a weight where sums of 8-bit products saturate: the module's do not.
     settings |= {"quant_format": form, "reduce_range": not has_vnni()}
     ort.quantize_static(str(prepared), str(written), Images(), **settings)
     return written.read_bytes()
@@ -73,7 +73,7 @@ def quantised(path, form, **settings):
 def assert_equal_floats(data, name):
     x = images(4, SIDE, 3, seed=7)
     with torch.no_grad():
-        got = twin(data)(x)
+        got = load_onnx(data)(x)
         expected = runtime(data, x)
         torch.testing.assert_close(got, expected, atol=1e-4, rtol=1e-4)
         torch.testing.assert_close(got, network(name)(x), atol=1e-3, rtol=1e-3)
@@ -90,7 +90,7 @@ def test_torchvision_through_an_exporter(exported, name, dynamo):
 @pytest.mark.parametrize("name", NAMES)
 def test_static_quantisation_as_pairs(exported, name, per_channel):
     data = quantised(exported(name), ort.QuantFormat.QDQ, per_channel=per_channel)
-    made = twin(data)
+    made = load_onnx(data)
     assert len(rounding_steps(made)) >= 20
     for level in ("disable", "all"):
         assert_within_a_step(made, data, level)
@@ -111,7 +111,7 @@ def test_static_quantisation_as_operators(exported, name, activation):
     data = quantised(exported(name), ort.QuantFormat.QOperator, per_channel=True, activation_type=activation)
     kinds = {node.op_type for node in onnx.load_from_string(data).graph.node}
     assert "QLinearConv" in kinds
-    assert_labels_agree(twin(data), data)
+    assert_labels_agree(load_onnx(data), data)
 
 
 def assert_labels_agree(made, data):
@@ -131,4 +131,6 @@ def test_initialisers_may_be_listed_as_inputs(exported):
         model.graph.input.append(onnx.helper.make_tensor_value_info(tensor.name, tensor.data_type, tensor.dims))
     x = images(2, SIDE, 3)
     with torch.no_grad():
-        torch.testing.assert_close(twin(model.SerializeToString())(x), network("resnet18")(x), atol=1e-3, rtol=1e-3)
+        torch.testing.assert_close(
+            load_onnx(model.SerializeToString())(x), network("resnet18")(x), atol=1e-3, rtol=1e-3
+        )

@@ -3,7 +3,7 @@
 import pytest
 
 from qrobust.errors import GraphError
-from qrobust.onnx_module import twin
+from qrobust.onnx_module import load_onnx
 
 from .helpers import text_model
 from .operators.cases import CONSTANTS
@@ -35,4 +35,4 @@ def test_bias_and_zero_points_may_be_left_out():
 def test_what_is_not_covered_is_told(text, match):
     data = text_model(text, {name: CONSTANTS[name] for name in ("s", "z")}).SerializeToString()
     with pytest.raises(GraphError, match=match):
-        twin(data)
+        load_onnx(data)

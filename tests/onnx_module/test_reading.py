@@ -13,7 +13,7 @@ import torch
 from onnx import TensorProto, helper, numpy_helper
 
 from qrobust.errors import GraphError, QrobustError
-from qrobust.onnx_module import twin
+from qrobust.onnx_module import load_onnx
 from qrobust.onnx_module.reading import read
 
 from .helpers import text_model
@@ -23,7 +23,7 @@ from .test_module import chain, uniform
 def refused(model, match):
     data = model if isinstance(model, bytes) else model.SerializeToString()
     with pytest.raises(GraphError, match=match) as caught:
-        twin(data)
+        load_onnx(data)
     assert "\n" not in str(caught.value)
     assert len(str(caught.value)) < 1500
 
@@ -33,16 +33,16 @@ def test_a_path_is_read_like_its_bytes(tmp_path):
     path.write_bytes(chain())
     x = uniform(2)
     for source in (path, str(path)):
-        assert torch.equal(twin(source)(x), twin(chain())(x))
+        assert torch.equal(load_onnx(source)(x), load_onnx(chain())(x))
 
 
 def test_no_file(tmp_path):
     with pytest.raises(
         GraphError, match=r"expected an ONNX file at .*, got: No such file or directory; check the path"
     ):
-        twin(tmp_path / "missing.onnx")
+        load_onnx(tmp_path / "missing.onnx")
     with pytest.raises(GraphError, match=r"expected an ONNX file at .*, got: Is a directory"):
-        twin(tmp_path)
+        load_onnx(tmp_path)
 
 
 def test_no_onnx():
@@ -145,6 +145,6 @@ def fuzzed(cases, seed):
             del data[generator.randrange(len(data)) :]
         with suppress(QrobustError):
             count += 1
-            twin(bytes(data))
+            load_onnx(bytes(data))
             count -= 1
     return count

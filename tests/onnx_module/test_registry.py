@@ -7,7 +7,7 @@ import torch
 from qrobust.export.target import load_target
 from qrobust.export.write import lower, optimised_ops
 from qrobust.models import names
-from qrobust.onnx_module import twin
+from qrobust.onnx_module import load_onnx
 from qrobust.quant import quantize
 
 from ..export.helpers import lowered
@@ -23,7 +23,7 @@ CASES = [case if case in FAST else pytest.param(*case, marks=pytest.mark.slow) f
 def compared(name, bits):
     x = images(6, 16, 3, seed=5)
     data = registry_file(name, bits)
-    return twin(data), data, x
+    return load_onnx(data), data, x
 
 
 @pytest.mark.parametrize("level", ["disable", "all"])
@@ -62,7 +62,7 @@ def test_networks_of_every_kind(kind):
     torch.manual_seed(0)
     model = quantize(kind().eval(), 4, calibration=[images()]).eval()
     data, x = lower(model, images(1), load_target("ort-cpu")), images(50, seed=5)
-    apart, logits = steps_apart(twin(data), data, x)
+    apart, logits = steps_apart(load_onnx(data), data, x)
     assert max(float(steps.max()) for steps in apart.values()) < 1.01
     torch.testing.assert_close(logits, runtime(data, x), atol=1e-4, rtol=1e-4)
 
@@ -70,7 +70,7 @@ def test_networks_of_every_kind(kind):
 @pytest.mark.parametrize(("activation", "shortcut"), [("hardtanh", "A"), ("silu", "B")])
 def test_every_activation_and_shortcut(activation, shortcut):
     data, x = lowered(4, activation, shortcut), images(50, seed=5)
-    apart, logits = steps_apart(twin(data), data, x)
+    apart, logits = steps_apart(load_onnx(data), data, x)
     assert max(float(steps.max()) for steps in apart.values()) < 1.01
     torch.testing.assert_close(logits, runtime(data, x), atol=1e-4, rtol=1e-4)
 
@@ -78,14 +78,14 @@ def test_every_activation_and_shortcut(activation, shortcut):
 @pytest.mark.parametrize("settings", [{"fat": "none"}, {"edge_layers": "float"}, {"target": "ort-cpu-int8"}])
 def test_other_settings(settings):
     data, x = lowered(3, **settings), images(50, seed=5)
-    _, logits = steps_apart(twin(data), data, x)
+    _, logits = steps_apart(load_onnx(data), data, x)
     torch.testing.assert_close(logits, runtime(data, x), atol=1e-4, rtol=1e-4)
 
 
 def test_the_comparison_reads_a_session_that_is_fused(tmp_path):
     """Values shown as outputs could keep onnxruntime from fusing; then nothing would have been compared."""
     data = registry_file("resnet8", 4)
-    shown = [step.node.outputs[0] for step in rounding_steps(twin(data))]
+    shown = [step.node.outputs[0] for step in rounding_steps(load_onnx(data))]
     model = onnx.load_from_string(data)
     model.graph.output.extend(onnx.ValueInfoProto(name=name) for name in shown)
     path = tmp_path / "model.onnx"

@@ -326,7 +326,7 @@ def test_a_setting_of_training_can_be_taken_back():
 
 
 @pytest.mark.parametrize("form", STRAIGHT_THROUGH)
-def test_a_doubt_gives_back_the_setting_of_training(form):
+def test_a_check_gives_back_the_setting_of_training(form):
     quantizer, x = activation_quantizer(signed=True), normal(100)
     set_straight_through(quantizer, "unclipped")
     with straight_through(quantizer, form):
@@ -335,7 +335,7 @@ def test_a_doubt_gives_back_the_setting_of_training(form):
 
 
 @pytest.mark.parametrize("setting", ["identity", "leaky", "soft", "sign"])
-def test_what_only_a_doubt_uses_is_no_setting_of_training(setting):
+def test_what_only_a_check_uses_is_no_setting_of_training(setting):
     quantizer = activation_quantizer()
     with pytest.raises(KeyError):
         set_straight_through(quantizer, setting)

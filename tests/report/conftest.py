@@ -37,7 +37,7 @@ def evaluation(bits):
         "versions": {"python": "3.11.7"}, "hardware": {"cpu": "a CPU", "gpu": None},
         "cost": {"size_bytes": 500, "macs": 10, "bops": 10 * bits * bits, "zero_share": weights["zero_share"],
                  "layers": {"conv1": weights, "fc": weights}},
-        "doubts": {"zero-gradient": 0.0}, "flags": [],
+        "sanity_checks": {"zero-gradient": 0.0}, "flags": [],
     }  # fmt: skip
 
 
@@ -49,7 +49,7 @@ def checked(passed=True, model=None):
         "measured": 0.0766,
         "limit": 0.02,
         "reason": "wide",
-        "hint": "doubt",
+        "hint": "look",
     }
     return {
         "passed": passed, "verdicts": [fine] if passed else [fine, broken], "n": 12, "worst_case": 1 / 3,
@@ -65,7 +65,7 @@ def timed():
          "images_per_second": 4321.0, "size_bytes": 10_000 * bits, "speedup": 1.5, "speedup_ci95": [1.25, 1.75]}
         for bits in WIDTHS for batch in (32, 1)
     ]  # fmt: skip
-    return {"twin": "tiny-qm-32", "hardware": {"cpu": "a CPU"}, "results": rows}
+    return {"reference": "tiny-qm-32", "hardware": {"cpu": "a CPU"}, "results": rows}
 
 
 def analysed():

@@ -209,7 +209,7 @@ def test_a_finished_run_is_shown_with_the_numbers_of_its_tables(tmp_path):
      (lambda run: [(run / f"qm-{bits}" / "eval.json").unlink() for bits in (32, 4)], "without one; continue it"),
      (lambda run: (run / "bench.json").write_text("nonsense"), "expected a JSON file at "),
      (lambda run: change(run / "qm-4" / "eval.json", lambda found: {"n": 3}), "got clean: Field required"),
-     (lambda run: change(run / "bench.json", lambda found: {"results": [{}]}), "got twin: Field required")],
+     (lambda run: change(run / "bench.json", lambda found: {"results": [{}]}), "got reference: Field required")],
 )  # fmt: skip
 def test_bad_input_is_one_line(run, break_it, message):
     before = sorted(run.rglob("*"))

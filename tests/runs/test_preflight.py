@@ -269,12 +269,12 @@ def test_a_file_that_cannot_be_attacked_where_the_recipe_attacks_it(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def none(_: Path) -> None:
-        raise GraphError("expected operators that a twin computes, got Det; covered: Abs")
+        raise GraphError("expected operators that OnnxModule computes, got Det; covered: Abs")
 
-    monkeypatch.setattr(module, "twin", none)
+    monkeypatch.setattr(module, "load_onnx", none)
     said = refusal(lambda: attempt(tmp_path, widths=(32,)))
     ending = "got Det; choose another export.target, or remove the table attack"
-    assert said == f"QM-32: expected operators that a twin computes, {ending}"
+    assert said == f"QM-32: expected operators that OnnxModule computes, {ending}"
     loaded = settings().model_copy(update={"attack": None})
     preflight(loaded, load_target("ort-cpu"), tmp_path, dataset=dataset, network=network, widths=(32,))
 

@@ -140,8 +140,8 @@ def test_a_network_of_several_widths_is_distilled_judged_and_exported(distilled:
     assert four["cost"]["bops"] < float_one["cost"]["bops"] / 16  # what 8 bits by 8 bits in every layer would be
     assert four["cost"]["macs"] == float_one["cost"]["macs"]
     assert {layer: cost["weight_bits"] for layer, cost in four["cost"]["layers"].items()} == widths
-    assert four["doubts"]
-    assert float_one["doubts"]
+    assert four["sanity_checks"]
+    assert float_one["sanity_checks"]
     record = json.loads((distilled.folder / "qm-4" / "metrics.jsonl").read_text())
     assert set(record["masks"]) == {name for name in widths if name.startswith("layer")}
     assert {q.backward for q in quantizers(distilled.network(4)) if q.masked} == {"identity"}

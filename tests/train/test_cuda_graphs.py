@@ -76,7 +76,7 @@ def test_replays_train_to_the_same_weights(tmp_path, settings, fat):
     first = deeper(fat)
     second = copy.deepcopy(first)
     plain, recorded = stepper(first, task), stepper(second, task)
-    plain._descended.possible = plain._crafted.possible = False
+    plain._descended.possible = plain._attacked.possible = False
     batches = [some_batch(seed=seed) for seed in range(6)]
     for model, worker in ((first, plain), (second, recorded)):
         generator = devices.generator(0)

@@ -1,4 +1,4 @@
-"""Every method's loss against its formula, and what is crafted for it."""
+"""Every method's loss against its formula, and what is attacked for it."""
 
 from typing import get_args
 
@@ -9,10 +9,10 @@ from torch import nn
 from qrobust import devices, recipe
 from qrobust.attacks import PgdConfig, pgd
 from qrobust.objectives import spectral_distance
-from qrobust.recipe import Craft
+from qrobust.recipe import TrainingAttack
 from qrobust.threat import Threat
 from qrobust.train import METHODS, methods
-from qrobust.train.methods import ATTACK_KINDS, Views, aligned, craft, draw_start
+from qrobust.train.methods import ATTACK_KINDS, Views, aligned, draw_start, perturb
 
 from .helpers import are_equal, network, some_batch, weights_of
 
@@ -205,7 +205,7 @@ def test_alignment_to_an_average_asks_nothing_of_it():
     assert not torch.equal(aligned(views, recipe.Sar(reference="average"), average), other)
 
 
-# Crafting
+# Attacks
 
 KINDS = {
     "at, pgd": ("at", {"kind": "pgd", "steps": 3}, 1),
@@ -220,17 +220,17 @@ KINDS = {
 }
 
 
-def crafted(training, threat=LINF, *, model=None, seed=0):
+def attacked(training, threat=LINF, *, model=None, seed=0):
     x, y = some_batch()
     start = draw_start(x, training, threat, torch.Generator().manual_seed(seed))
-    return craft(model or network().train(), x, y, start, training, threat)
+    return perturb(model or network().train(), x, y, start, training, threat)
 
 
 @pytest.mark.parametrize("threat", [LINF, L2], ids=lambda threat: threat.norm)
 @pytest.mark.parametrize(("method", "attack", "factor"), KINDS.values(), ids=KINDS)
 def test_examples_lie_within_the_threat_and_move(method, attack, factor, threat):
     (x, _), training = some_batch(), settings(method, attack=attack)
-    x_adv = crafted(training, threat)
+    x_adv = attacked(training, threat)
     distance = threat.distance(x_adv, x)
     assert distance.max() <= factor * threat.eps + 1e-6
     assert distance.min() > threat.eps / 4
@@ -242,10 +242,10 @@ def test_examples_lie_within_the_threat_and_move(method, attack, factor, threat)
 
 @pytest.mark.parametrize("mode", ["eval", "train"])
 @pytest.mark.parametrize(("method", "attack", "factor"), KINDS.values(), ids=KINDS)
-def test_statistics_stay_where_crafting_is_in_eval_mode(method, attack, factor, mode):
+def test_statistics_stay_where_an_attack_is_in_eval_mode(method, attack, factor, mode):
     model = network().train()
     before = weights_of(model)
-    crafted(settings(method, attack={**attack, "mode": mode}), model=model)
+    attacked(settings(method, attack={**attack, "mode": mode}), model=model)
     assert are_equal(weights_of(model), before) == (mode == "eval")
     assert model.training
 
@@ -254,11 +254,11 @@ def test_one_step_from_a_random_start_is_pgd_of_one_and_a_quarter_eps():
     (x, y), model = some_batch(), network().eval()
     start = LINF.random_start(x, torch.Generator().manual_seed(0))
     expected = pgd(model, x, y, threat=LINF, config=PgdConfig(steps=1, step_size=1.25 * LINF.eps), start=start)
-    assert torch.equal(crafted(settings(attack={"kind": "fgsm-rs"}), model=model), expected)
+    assert torch.equal(attacked(settings(attack={"kind": "fgsm-rs"}), model=model), expected)
 
 
 def test_every_kind_of_a_recipe_is_in_the_table():
-    kinds = get_args(Craft.model_fields["kind"].annotation)
+    kinds = get_args(TrainingAttack.model_fields["kind"].annotation)
     assert set(kinds) == set(ATTACK_KINDS) - {"kl"}
 
 
@@ -280,14 +280,14 @@ def test_the_length_of_a_step(monkeypatch, method, attack, function, factor):
 
     monkeypatch.setattr(methods, function, recording)
     for given in (None, "2/255", 0):
-        crafted(settings(method, attack={"kind": attack, "step_size": given}))
+        attacked(settings(method, attack={"kind": attack, "step_size": given}))
     assert lengths == [pytest.approx(factor * LINF.eps), 2 / 255, 0]
 
 
 def test_trades_ascends_the_divergence_without_labels():
     training, model, (x, y) = settings("trades", attack={"steps": 2}), network(), some_batch()
     start = draw_start(x, training, LINF, torch.Generator().manual_seed(0))
-    first, second = (craft(model, x, labels, start, training, LINF) for labels in (y, (y + 1) % 3))
+    first, second = (perturb(model, x, labels, start, training, LINF) for labels in (y, (y + 1) % 3))
     assert torch.equal(first, second)
 
 
@@ -296,7 +296,7 @@ def test_the_loss_rises():
     (x, y), model = some_batch(), network().eval()
     for method in ("at", "trades", "mart"):
         training = settings(method, attack={"steps": 5})
-        moved = Views(model, x, y, crafted(training, model=model))
+        moved = Views(model, x, y, attacked(training, model=model))
         still = Views(model, x, y, x)
         assert METHODS[method].loss(moved, training) > METHODS[method].loss(still, training)
 
@@ -315,6 +315,6 @@ def test_starts_are_drawn_from_the_generator_alone(method, attack, factor):
 def test_soft_labels_are_climbed():
     model, (x, _) = network().eval(), some_batch()
     training = settings(attack={"steps": 5}, mix={"kind": "mixup", "loss": "ce"})
-    x_adv = craft(model, x, shares(), x, training, LINF)
+    x_adv = perturb(model, x, shares(), x, training, LINF)
     before, after = (nn.functional.cross_entropy(model(images), shares()) for images in (x, x_adv))
     assert after > before

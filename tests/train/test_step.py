@@ -135,13 +135,13 @@ def test_clean_images_are_mixed_before_the_attack(tmp_path, kind):
 @pytest.mark.parametrize("kind", MIXES)
 def test_adversarial_images_are_mixed_after_it(tmp_path, monkeypatch, kind):
     """The clean ones stay; cut or mixed, images are further from them than the threat allows."""
-    seen, original = [], step_module.craft
+    seen, original = [], step_module.perturb
 
     def attack(model, x, y, *rest):
         seen.append((y, original(model, x, y, *rest)))
         return seen[-1][1]
 
-    monkeypatch.setattr(step_module, "craft", attack)
+    monkeypatch.setattr(step_module, "perturb", attack)
     batch, (x, y) = prepared(tmp_path, mix={"kind": kind, "on": "adversarial"}), some_batch()
     assert torch.equal(batch.x, x)
     assert torch.equal(seen[0][0], y)
@@ -235,7 +235,7 @@ STATISTICS = {"1.running_mean", "1.running_var", "1.num_batches_tracked"}
 @pytest.mark.parametrize("mode", ["eval", "train"])
 @pytest.mark.parametrize("more", [{}, {"sar": {"start": 0}, "awp": {"gamma": 0.1}}], ids=["at", "at, sar, awp"])
 def test_statistics_stand_still_from_their_epoch_on(tmp_path, mode, more):
-    """Crafting in train mode does not move them either; weights and the norm's own parameters go on."""
+    """An attack in train mode does not move them either; weights and the norm's own parameters go on."""
     task = job(tmp_path, schedule={"freeze_statistics": 2, **more}, attack={"steps": 1, "mode": mode})
     for epoch in range(4):
         before, model = weights_of(network()), network()

@@ -243,7 +243,7 @@ def test_batches_of_one_image_are_refused_where_batch_norm_needs_more(tmp_path):
 # Methods
 
 
-def test_natural_training_crafts_nothing(tmp_path, monkeypatch):
+def test_natural_training_attacks_nothing(tmp_path, monkeypatch):
     interrupt(monkeypatch, "pgd", 1)
     _, history = train(job(tmp_path, method="natural"), some_data(validation=0))
     assert len(history) == 4
@@ -275,10 +275,10 @@ def test_alignment_without_weight_changes_statistics_alone(tmp_path, monkeypatch
 
 
 def test_settings_reach_attack_and_augmentation(tmp_path, monkeypatch):
-    crafted, batched, pgd, batches = [], [], methods.pgd, trainer.epoch_batches
+    attacked, batched, pgd, batches = [], [], methods.pgd, trainer.epoch_batches
 
     def recording_pgd(model, x, y, *, start, **options):
-        crafted.append({"moved": not torch.equal(start, x), **options})
+        attacked.append({"moved": not torch.equal(start, x), **options})
         return pgd(model, x, y, start=start, **options)
 
     def recording_batches(*arguments):
@@ -288,12 +288,12 @@ def test_settings_reach_attack_and_augmentation(tmp_path, monkeypatch):
     for module in (methods, trainer):
         monkeypatch.setattr(module, "pgd", recording_pgd)
     monkeypatch.setattr(trainer, "epoch_batches", recording_batches)
-    craft = {"steps": 3, "step_size": 0.01, "random_start": False, "mode": "train", "keep": "best"}
-    task = job(tmp_path, schedule={"epochs": 1}, attack=craft, validation={"steps": 2, "step_size": 0.02})
+    perturb = {"steps": 3, "step_size": 0.01, "random_start": False, "mode": "train", "keep": "best"}
+    task = job(tmp_path, schedule={"epochs": 1}, attack=perturb, validation={"steps": 2, "step_size": 0.02})
     train(task)
-    crafting = {"moved": False, "config": PgdConfig(steps=3, step_size=0.01, keep="best", training=True)}
+    attacking = {"moved": False, "config": PgdConfig(steps=3, step_size=0.01, keep="best", training=True)}
     validating = {"moved": True, "config": PgdConfig(steps=2, step_size=0.02, loss="margin", keep="best")}
-    assert crafted == [{"threat": task.threat, **options} for options in [crafting] * 3 + [validating] * 2]
+    assert attacked == [{"threat": task.threat, **options} for options in [attacking] * 3 + [validating] * 2]
     assert batched == [(20, 1, True)]
 
 

@@ -11,7 +11,7 @@ from functools import partial
 from .activations import (
     activations_as_arithmetic,
     align_channels,
-    camera_input,
+    byte_input,
     half_precision,
     integers_through_parts,
     integers_through_shapes,
@@ -63,12 +63,12 @@ FORMATS: dict[str, tuple[Step, ...]] = {
 STORAGE = ("cast", "direct", "bytes")
 
 
-def steps(kind: str, *, storage: str, opset: int, camera: bool = False) -> list[Step]:
+def steps(kind: str, *, storage: str, opset: int, takes_bytes: bool = False) -> list[Step]:
     """The steps of a format.
 
     storage: "cast": weights at the least width that `opset` knows, a Cast to INT8 behind; "direct": without
-    one; "bytes": INT8. camera: for an input of uint8 (batch, h, w, c).
+    one; "bytes": INT8. takes_bytes: for an input of uint8 (batch, h, w, c).
     """
     narrow = partial(narrow_storage, opset=opset, cast=storage == "cast")
     middle = [narrow if step is NARROW else step for step in FORMATS[kind] if step is not NARROW or storage != "bytes"]
-    return [*FOLDED, *([camera_input] if camera else []), *middle, *CLEAN]
+    return [*FOLDED, *([byte_input] if takes_bytes else []), *middle, *CLEAN]

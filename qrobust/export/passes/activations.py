@@ -29,7 +29,7 @@ from .graph import (
 NHWC_TO_NCHW = [0, 3, 1, 2]
 
 
-def camera_input(model: ir.Model) -> bool:
+def byte_input(model: ir.Model) -> bool:
     """Ensures: the graph takes uint8 (batch, h, w, c), as a camera gives it.
 
     Images on the 8-bit grid are what the first quantiser gives, so it goes, and the result is the same to

@@ -1,4 +1,4 @@
-"""What a twin can compute: one table, operator → function."""
+"""What an `OnnxModule` can compute: one table, operator → function."""
 
 from . import layers, pointwise, quantising, shaping
 from .quantising import fake_quantise

@@ -109,7 +109,7 @@ def test_an_images_channels_are_aligned_and_no_bit_changes(channels, wider, came
     model, x = model_of(more, values, ("batch", channels, 6, 6)), images(channels=channels)
     expected = run(model, x)
     if camera:
-        passes.camera_input(model)
+        passes.byte_input(model)
         x = pixels(channels=channels)
     assert passes.align_channels(model)
     integers = constant(of_kind(model, "Conv").inputs[1].producer().inputs[0])
@@ -164,7 +164,7 @@ def test_unsigned_levels_of_eight_bits_are_floats_beside_symmetric_ones():
 def test_a_network_without_a_symmetric_layer_is_refused(camera):
     model = model_of(*integer_conv(output="y"))
     if camera:
-        passes.camera_input(model)
+        passes.byte_input(model)
         passes.pixels_as_floats(model)
     with pytest.raises(ExportError, match=r"expected activations of 7 bits or fewer.*got 8; quantise to 7 bits"):
         passes.symmetric_activations(model)

@@ -40,7 +40,7 @@ def test_a_camera_gives_the_bits_that_floats_give(name):
     x, camera = every_pixel()
     model = model_of(*NETWORKS[name](), ("batch", 4, 12, 12))
     expected = run(model, x)
-    assert passes.camera_input(model)
+    assert passes.byte_input(model)
     (source,) = model.graph.inputs
     assert (source.name, source.dtype, list(source.shape)[1:]) == ("x", ir.DataType.UINT8, [12, 12, 4])
     assert str(source.shape[0]) == "batch"
@@ -49,12 +49,12 @@ def test_a_camera_gives_the_bits_that_floats_give(name):
 
 def test_the_quantiser_of_pixels_goes_and_another_one_stays():
     model = model_of(*integer_conv(output="y"))
-    assert passes.camera_input(model)
+    assert passes.byte_input(model)
     assert "QuantizeLinear" not in kinds(model)
     nodes, values = integer_conv(output="y")
     model = model_of(nodes, values | {"x_scale": np.float32(1 / 100)})
     expected = run(model, images())
-    assert passes.camera_input(model)
+    assert passes.byte_input(model)
     assert "QuantizeLinear" in kinds(model)
     np.testing.assert_array_equal(run(model, pixels()), expected)
 
@@ -62,7 +62,7 @@ def test_the_quantiser_of_pixels_goes_and_another_one_stays():
 def test_integers_and_floats_may_be_read_side_by_side():
     model = side_by_side()
     expected = run(model, images())
-    assert passes.camera_input(model)
+    assert passes.byte_input(model)
     assert kinds(model).count("Transpose") == 1
     np.testing.assert_array_equal(run(model, pixels()), expected)
 
@@ -71,7 +71,7 @@ def test_pixels_become_floats_where_nothing_else_reads_unsigned_integers():
     model = small_network()
     expected = run(model, images())
     assert not passes.pixels_as_floats(model)  # an image of floats has a quantiser
-    passes.camera_input(model)
+    passes.byte_input(model)
     assert passes.pixels_as_floats(model)
     assert of_kind(model, "Transpose").outputs[0].consumers()[0].op_type == "Cast"
     np.testing.assert_array_equal(run(model, pixels()), expected)

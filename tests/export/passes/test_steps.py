@@ -21,7 +21,7 @@ def name(step):
 def test_after_each_step_nothing_is_left_to_it(kind, storage, camera):
     """A step says whether it changed the graph; done once, it finds nothing more to do."""
     model = small_network()
-    for step in passes.steps(kind, storage=storage, opset=25, camera=camera):
+    for step in passes.steps(kind, storage=storage, opset=25, takes_bytes=camera):
         before = data_of(model)
         assert step(model) or data_of(model) == before, f"{name(step)} changed the graph and does not say so"
         once = data_of(model)
@@ -42,7 +42,7 @@ def test_integer_and_float_layers_may_read_one_image(kind, camera):
 
 def assert_kept(model, kind, storage, camera):
     expected = run(model, images())
-    for step in passes.steps(kind, storage=storage, opset=25, camera=camera):
+    for step in passes.steps(kind, storage=storage, opset=25, takes_bytes=camera):
         step(model)
     got = (evaluate if kind == "qonnx" else run)(model, pixels() if camera else images())
     assert np.abs(got - expected).max() <= (0.2 if kind == "float16" else 1e-4)
@@ -68,6 +68,6 @@ def test_storage_decides_whether_weights_are_narrowed():
 
 
 def test_the_camera_comes_after_folding_and_before_what_reads_pixels():
-    steps = [name(step) for step in passes.steps("symmetric", storage="bytes", opset=20, camera=True)]
+    steps = [name(step) for step in passes.steps("symmetric", storage="bytes", opset=20, takes_bytes=True)]
     assert steps[len(passes.FOLDED) :][:2] == ["camera_input", "pixels_as_floats"]
     assert "camera_input" not in [name(step) for step in passes.steps("symmetric", storage="bytes", opset=20)]

@@ -1,10 +1,10 @@
-"""Every operator that a twin covers, against onnxruntime."""
+"""Every operator that a module covers, against onnxruntime."""
 
 import onnx.reference
 import pytest
 import torch
 
-from qrobust.onnx_module import covered, twin
+from qrobust.onnx_module import covered, load_onnx
 
 from ..helpers import runtime, text_model
 from .cases import CASES, CONSTANTS, OLD
@@ -27,7 +27,7 @@ def model_of(text, opset=21):
 @torch.no_grad()
 def both(model):
     data = model.SerializeToString()
-    return twin(data)(inputs()), runtime(data, inputs())
+    return load_onnx(data)(inputs()), runtime(data, inputs())
 
 
 def assert_agree(model):
@@ -79,7 +79,7 @@ def test_every_operator_has_a_case():
 def test_swish_is_what_the_reference_says():
     model = text_model("a = Swish <alpha = 1.5> (x)", opset=24)
     (expected,) = onnx.reference.ReferenceEvaluator(model).run(None, {"x": inputs().numpy()})
-    torch.testing.assert_close(twin(model.SerializeToString())(inputs()), torch.from_numpy(expected))
+    torch.testing.assert_close(load_onnx(model.SerializeToString())(inputs()), torch.from_numpy(expected))
 
 
 def test_a_mean_of_integers_over_axes():
@@ -87,4 +87,4 @@ def test_a_mean_of_integers_over_axes():
     text = f"{before} \n o = com.microsoft.QLinearReduceMean <axes = [2, 3]> (q, s, z, s2, z2)"
     plain = f"{before} \n d = DequantizeLinear (q, s, z) \n e = ReduceMean (d, i23) \n o = QuantizeLinear (e, s2, z2)"
     ours, theirs = (model_of(f"{one} \n a = DequantizeLinear (o, s2, z2)").SerializeToString() for one in (text, plain))
-    torch.testing.assert_close(twin(ours)(inputs()), runtime(theirs, inputs()))
+    torch.testing.assert_close(load_onnx(ours)(inputs()), runtime(theirs, inputs()))
