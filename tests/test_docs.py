@@ -53,3 +53,14 @@ def test_python_examples_of_the_readme_run(tmp_path: Path) -> None:
 def test_the_makefile_has_the_commands_of_the_readme() -> None:
     targets = set(re.findall(r"^([a-z]+):", (ROOT / "Makefile").read_text(), re.M))
     assert set(re.findall(r"make ([a-z]+)", README)) <= targets
+
+
+def test_the_map_names_what_is_there() -> None:
+    text = (ROOT / "docs" / "map.md").read_text()
+    named = set(re.findall(r"`((?:qrobust|tests|export|recipes|benches|docs)/[\w./]*)`", text))
+    named |= {f"qrobust/{name}" for name in re.findall(r"`((?:runs|deployed|bench|analysis|report)/\w+\.py)`", text)}
+    assert len(named) > 30
+    assert [name for name in sorted(named) if not (ROOT / name).exists()] == []
+    for table in re.findall(r"`([A-Z_]{5,})`", text):
+        homes = [path for path in (ROOT / "qrobust").rglob("*.py") if f"\n{table}" in path.read_text()]
+        assert [path for path in homes if path.relative_to(ROOT).as_posix() in named], table
