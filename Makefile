@@ -2,6 +2,8 @@ PYTHON ?= python3
 BIN := .venv/bin
 # Installed again only when a list of dependencies has changed.
 LISTS := setup.cfg pyproject.toml constraints.txt
+# Processes that share the tests, one thread each; every one spends ten seconds of CPU on imports before the first.
+WORKERS ?= 2
 
 .PHONY: demo test check docs clean
 
@@ -9,7 +11,7 @@ demo: .venv/.run           ## train, quantise, export and check three networks o
 	$(BIN)/qrobust run recipes/digits.toml
 
 test: check                ## style, types, tests
-	$(BIN)/pytest
+	$(BIN)/pytest -n $(WORKERS) --dist worksteal
 
 check: .venv/.dev
 	$(BIN)/ruff check .

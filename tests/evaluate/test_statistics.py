@@ -4,10 +4,11 @@ import itertools
 import math
 
 import pytest
-from scipy.stats import binomtest
 
 from qrobust.evaluate import mcnemar
 from qrobust.evaluate.statistics import at_least
+
+from ..conftest import evidence
 
 
 def enumerated(lost, gained):
@@ -24,6 +25,9 @@ def test_it_is_the_share_of_all_outcomes(lost, gained):
 
 @pytest.mark.parametrize(("lost", "gained"), [(1, 0), (5, 5), (2, 10), (30, 11), (100, 160), (480, 520), (3000, 2700)])
 def test_it_is_the_binomial_test(lost, gained):
+    evidence("scipy")
+    from scipy.stats import binomtest
+
     assert mcnemar(lost, gained) == pytest.approx(binomtest(lost, lost + gained).pvalue, rel=1e-9)
 
 
