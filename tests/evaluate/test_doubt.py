@@ -28,7 +28,7 @@ N = 100
 FLAGS = Path(__file__).resolve().parents[2] / "docs" / "flags.md"
 
 
-def _trained(images: Images, *, robust: bool, seed: int = 0, epochs: int = 12) -> nn.Module:
+def _trained(images: Images, *, robust: bool, seed: int = 0, epochs: int = 8) -> nn.Module:
     """A small residual network; adversarially trained if robust."""
     torch.manual_seed(seed)
     model = models.build("resnet8", in_channels=1, classes=10)
@@ -56,6 +56,12 @@ def images() -> tuple[Images, Images]:
 @pytest.fixture(scope="module")
 def robust(images: tuple[Images, Images]) -> nn.Module:
     return _trained(images[0], robust=True)
+
+
+@pytest.fixture(scope="module")
+def coarse(robust: nn.Module, images: tuple[Images, Images]) -> nn.Module:
+    """Two bits of the robust network."""
+    return quantize(robust, 2, fat="none", calibration=to_unit(images[0].x[:256], "cpu"), estimate_statistics=True)
 
 
 @pytest.fixture(scope="module")
@@ -162,19 +168,16 @@ def test_the_twin_shows_the_way_that_rounding_hides(robust: nn.Module, images: t
     assert _raised(Subject(liar, images[1], THREAT, n=N), expected) == set()
 
 
-def test_two_bits_hide_what_restarts_find(robust: nn.Module, images: tuple[Images, Images]) -> None:
-    coarse = quantize(robust, 2, fat="none", calibration=to_unit(images[0].x[:256], "cpu"), estimate_statistics=True)
+def test_two_bits_hide_what_restarts_find(coarse: nn.Module, images: tuple[Images, Images]) -> None:
     subject = Subject(coarse, images[1], THREAT, n=40)
     assert subject.share(subject.clean) > 0.9
     assert _raised(subject, {"not-converged"}) == {"not-converged"}
 
 
 def test_two_bits_that_part_from_their_best_points_are_flagged_by_default(
-    robust: nn.Module, images: tuple[Images, Images]
+    robust: nn.Module, coarse: nn.Module, images: tuple[Images, Images]
 ) -> None:
     """The float network, honest, parts by nothing."""
-    calibration = to_unit(images[0].x[:256], "cpu")
-    coarse = quantize(robust, 2, fat="none", calibration=calibration, estimate_statistics=True)
     for model, expected in ((coarse, True), (robust, False)):
         attacks = ("pgd-20", "cw-inf-20:keep=best", "apgd-ce")
         outcomes = evaluate(model, images[1], attacks=attacks, threat=THREAT, n=N)
@@ -188,8 +191,7 @@ def test_an_evaluation_without_last_step_attacks_has_nothing_to_part_from(images
     assert numbers_part(Subject(nn.Flatten(), images[1], THREAT, n=3, outcomes=outcomes)) is None
 
 
-def test_the_strong_network_of_doubts_keeps_best_points(robust: nn.Module, images: tuple[Images, Images]) -> None:
-    coarse = quantize(robust, 2, fat="none", calibration=to_unit(images[0].x[:256], "cpu"), estimate_statistics=True)
+def test_the_strong_network_of_doubts_keeps_best_points(coarse: nn.Module, images: tuple[Images, Images]) -> None:
     subject = Subject(coarse, images[1], THREAT, n=N)
     assert not (subject.ce & ~subject.last_step).any()  # of the same points
     assert subject.share(subject.ce) < subject.share(subject.last_step)
@@ -217,8 +219,11 @@ def test_a_network_trained_on_leaked_labels_raises_one_place(
 
 @pytest.mark.parametrize("kind", ["robust", "natural"])
 def test_an_honest_network_raises_none(kind: str, images, request: pytest.FixtureRequest) -> None:
-    model = request.getfixturevalue(kind)
-    assert examine(Subject(model, images[1], THREAT, twin=model, n=N), DOUBTS).flags == []
+    """The curve of restarts, half of the time of all, on the images that another test shows it to need."""
+    model, curve = request.getfixturevalue(kind), [one for one in DOUBTS if one.name == "not-converged"]
+    others = [one for one in DOUBTS if one not in curve]
+    assert examine(Subject(model, images[1], THREAT, twin=model, n=N), others).flags == []
+    assert examine(Subject(model, images[1], THREAT, twin=model, n=40), curve).flags == []
 
 
 def test_another_size_of_a_batch_is_no_other_batch(robust: nn.Module, images: tuple[Images, Images]) -> None:

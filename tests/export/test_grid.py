@@ -192,8 +192,14 @@ def assert_runs_however_opened(data, x, target):
     assert all(found.shape == logits[0].shape and np.isfinite(found).all() for found in logits)
 
 
-@pytest.mark.parametrize("target", [target for target in TARGETS if target != "qonnx"])
-@pytest.mark.parametrize("name", [*OWN, "resnet8"])
+@pytest.mark.parametrize(
+    ("name", "target"),
+    [
+        pytest.param(name, target, marks=[] if name == "resnet8" or (i + j) % 2 == 0 else pytest.mark.slow)
+        for i, name in enumerate([*OWN, "resnet8"])
+        for j, target in enumerate(target for target in TARGETS if target != "qonnx")
+    ],
+)
 def test_a_cameras_pixels_too(name, target, export):
     data = export(name, 4, target, input="uint8-nhwc")
     assert_agrees(name, 4, data, HALF if target == "ort-cuda" else EXACT)

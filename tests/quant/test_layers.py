@@ -24,6 +24,11 @@ from qrobust.spectrum import FAT_FORMS, fat_transform
 from .helpers import images, resnet
 
 KINDS = QuantizedConv2d, TransformedConv2d  # of a quantised and of a float network
+PAIRS = [
+    pytest.param(form, bits, marks=[] if i % len(FAT_FORMS) == j else pytest.mark.slow)
+    for j, form in enumerate(FAT_FORMS)
+    for i, bits in enumerate(BITS)
+]
 
 
 def some_conv(bias=True, groups=1):
@@ -106,8 +111,7 @@ def test_loading_a_state_keeps_what_was_learned():
     assert torch.equal(fresh(images()), model(images()))
 
 
-@pytest.mark.parametrize("bits", BITS)
-@pytest.mark.parametrize("form", FAT_FORMS)
+@pytest.mark.parametrize(("form", "bits"), PAIRS)
 def test_folding_is_bit_equal_and_leaves_the_original_working(form, bits):
     model = quantize(resnet(), bits, fat=form, calibration=[images(16)]).eval()
     with torch.no_grad():
