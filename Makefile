@@ -5,6 +5,8 @@ LISTS := setup.cfg pyproject.toml constraints.txt
 # What tests compare attacks with, and what that imports: its own pins are old (torchattacks': requests 2.25).
 JUDGES := torchattacks foolbox
 JUDGES_NEED := eagerpy GitPython requests tqdm
+# Processes that share the tests, one thread each; every one spends ten seconds of CPU on imports before the first.
+WORKERS ?= 2
 
 .PHONY: demo test check docs clean
 
@@ -12,7 +14,7 @@ demo: .venv/.run           ## train, quantise, export and check three networks o
 	$(BIN)/qrobust run recipes/digits.toml
 
 test: check                ## style, types, tests
-	$(BIN)/pytest
+	$(BIN)/pytest -n $(WORKERS) --dist worksteal
 
 check: .venv/.dev
 	$(BIN)/ruff check .

@@ -1,26 +1,31 @@
-"""A whole run at reduced size, made once and shared; and the command line as a user calls it."""
+"""A whole run at reduced size, made once and shared; the command line; what a test may need and not find."""
 
 from __future__ import annotations
 
 import importlib.util
 import json
 import os
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from types import ModuleType
 
 import pytest
+from filelock import FileLock
 
-os.environ.setdefault("OMP_NUM_THREADS", "1")  # before torch is there: tests are small, and machines have other work
+from qrobust.__main__ import main
+
+os.environ["OMP_NUM_THREADS"] = "1"  # before torch is there: tests are small, and every worker has a core
 SMALL = (
     "train.epochs=3", "train.milestones=[2]", "train.batch_size=128", "train.attack.steps=2",
     "train.validation.steps=2", "quant.epochs=1", "quant.milestones=[]", "data.test_size=120",
     "evaluate.n=120", "evaluate.attacks=['gn','pgd-5']", "export.suite_n=120", "export.suite_attacks=['pgd-5']",
     "bench.seconds=0.1", "attack.n=40", "attack.attacks=['pgd-5', 'square-20']",
 )  # fmt: skip
-Command = Callable[..., subprocess.CompletedProcess[str]]
+CommandLine = Callable[..., tuple[int, str, str]]
 
 
 def overrides(*more: str) -> list[str]:
@@ -46,11 +51,86 @@ def docs_generator() -> ModuleType:
     return module
 
 
+def once(factory: pytest.TempPathFactory, name: str, make: Callable[[Path], object]) -> Path:
+    """A folder that `make` fills, once for all workers; not to be changed by a test."""
+    base = factory.getbasetemp()
+    folder = (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / f"shared-{name}"
+    made = folder / ".made"
+    with FileLock(folder.with_suffix(".lock")):
+        if not made.exists():
+            shutil.rmtree(folder, ignore_errors=True)  # left by another worker's error
+            folder.mkdir()
+            make(folder)
+            made.touch()
+    return folder
+
+
+def ended(*arguments: str) -> int:
+    """The exit code of `qrobust ARGUMENTS` in this process, seconds faster than in its own."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sys, "argv", ["qrobust", *arguments])
+        with pytest.raises(SystemExit) as end:
+            main()
+    assert isinstance(end.value.code, int)
+    return end.value.code
+
+
 @pytest.fixture(scope="session")
 def small_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The folder of a finished run on digits: QM-32, QM-4 and QM-2."""
-    folder = tmp_path_factory.mktemp("small") / "run"
-    done = call(["run", "digits", *overrides(), "--out", str(folder)], folder.parent)
-    passed = json.loads((folder / "report.json").read_text())["passed"]  # which three epochs need not have
-    assert done.returncode == (0 if passed else 1), done.stderr
-    return folder
+    """The folder of a finished run on digits: QM-32, QM-4 and QM-2. Not to be changed."""
+
+    def make(folder: Path) -> None:
+        code = ended("run", "digits", *overrides(), "--out", str(folder / "run"))
+        passed = json.loads((folder / "run" / "report.json").read_text())["passed"]  # which few epochs need not have
+        assert code == (0 if passed else 1)
+
+    return once(tmp_path_factory, "small", make) / "run"
+
+
+@pytest.fixture
+def command_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> CommandLine:
+    """`qrobust ARGUMENTS` in this process and in tmp_path: exit code, output, errors, those of a child too."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("COLUMNS", "200")
+    return lambda *arguments: (ended(*arguments), *capfd.readouterr())
+
+
+# What a test may need and not find
+
+SHARED = Path(__file__).resolve().parents[2] / "shared" / "data"
+BROWSERS = ("chromium", "chromium-browser", "google-chrome", "chrome")
+PACKAGES = {"foolbox": "foolbox", "openvino": "openvino", "pyyaml": "yaml", "scipy": "scipy",
+            "torchattacks": "torchattacks"}  # fmt: skip
+EVIDENCE: dict[str, tuple[Callable[[], object], str]] = {
+    "browser": (lambda: next(filter(None, map(shutil.which, BROWSERS)), None), f"one of {', '.join(BROWSERS)}"),
+    "compiler": (lambda: shutil.which("c++"), "a C++ compiler, c++"),
+    "images": (lambda: SHARED.is_dir() and SHARED, "real images in ../shared/data, next to the repository"),
+    **{group: (partial(importlib.util.find_spec, module), f"package {group}") for group, module in PACKAGES.items()},
+}
+
+
+def asked_for(text: str) -> set[str]:
+    """The groups that QROBUST_EVIDENCE names: `all`, or some with commas between them."""
+    asked = {name.strip() for name in text.split(",")} - {""}
+    if unknown := asked - {"all", *EVIDENCE}:
+        raise pytest.UsageError(
+            f"expected QROBUST_EVIDENCE as all or some of {', '.join(EVIDENCE)}, got {', '.join(sorted(unknown))}"
+        )
+    return set(EVIDENCE) if "all" in asked else asked
+
+
+def evidence(group: str) -> object:
+    """What a group's tests need; where it is missing they are skipped, or fail if QROBUST_EVIDENCE asks for it.
+
+    Called in a test, in a fixture, or at the top of a module, whose tests it then stands for.
+    """
+    look, what = EVIDENCE[group]
+    if found := look():
+        return found
+    if group in asked_for(os.environ.get("QROBUST_EVIDENCE", "")):
+        pytest.fail(f"QROBUST_EVIDENCE asks for {group}: expected {what}; install it, or leave {group} out")
+    return pytest.skip(f"needs {what} (evidence: {group})", allow_module_level=True)
+
+
+def pytest_configure() -> None:
+    asked_for(os.environ.get("QROBUST_EVIDENCE", ""))  # a slip in a name asks for nothing, and would be silent

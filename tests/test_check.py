@@ -17,6 +17,7 @@ from qrobust import runtime
 from qrobust.__main__ import main
 from qrobust.runtime import Artifact, ArtifactError, check
 
+from .conftest import evidence
 from .test_runtime import (
     EPS,
     LIMITS,
@@ -676,7 +677,9 @@ def bash(script, cwd, **environment):
 
 def test_the_hook_of_the_page_refuses_a_broken_artifact(repository):
     """pre-commit's own work, which is to run the entry where a staged file matches, is done by four lines of shell."""
-    yaml = pytest.importorskip("yaml", reason="PyYAML is not installed")
+    evidence("pyyaml")
+    import yaml
+
     (hook,) = (hook for repo in yaml.safe_load(examples("yaml")[1])["repos"] for hook in repo["hooks"])
     assert (hook["language"], hook["pass_filenames"]) == ("system", False)
     script = repository / ".git" / "hooks" / "pre-commit"
@@ -699,7 +702,9 @@ def test_the_hook_of_the_page_refuses_a_broken_artifact(repository):
 
 @pytest.mark.parametrize(("weight", "code", "end"), [(WEIGHT, 0, "held"), (-WEIGHT, 1, "broken")])
 def test_the_action_of_the_page_fails_on_a_broken_artifact_and_says_why(repository, tmp_path, weight, code, end):
-    yaml = pytest.importorskip("yaml", reason="PyYAML is not installed")
+    evidence("pyyaml")
+    import yaml
+
     (job,) = yaml.safe_load(examples("yaml")[0])["jobs"].values()
     assert all(("uses" in step) != ("run" in step) for step in job["steps"])
     remodel(repository / "artifact", weight=weight)

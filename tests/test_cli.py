@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from .conftest import call, overrides
+from .conftest import CommandLine, overrides
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -73,30 +73,27 @@ BAD = {
 
 
 @pytest.mark.parametrize("name", BAD)
-def test_a_mistake_is_one_clear_line_and_exit_code_2(name: str, tmp_path: Path) -> None:
+def test_a_mistake_is_one_clear_line_and_exit_code_2(name: str, command_line: CommandLine, tmp_path: Path) -> None:
     prepare, expected = BAD[name]
-    done = call(prepare(tmp_path), tmp_path)
-    assert done.returncode == 2, done.stdout + done.stderr
-    assert done.stdout == ""
-    (line,) = done.stderr.strip().splitlines()
+    arguments = prepare(tmp_path)
+    before = sorted(tmp_path.iterdir())
+    code, out, error = command_line(*arguments)
+    assert (code, out) == (2, "")
+    (line,) = error.strip().splitlines()
     assert line.startswith("error: ")
     assert expected in line
+    assert sorted(tmp_path.iterdir()) == before
 
 
-def test_a_truncated_checkpoint_is_refused(small_run: Path, tmp_path: Path) -> None:
+def test_a_truncated_checkpoint_is_refused(command_line: CommandLine, small_run: Path, tmp_path: Path) -> None:
     folder = shutil.copytree(small_run, tmp_path / "run")
     (folder / "qm-2" / "train.json").unlink()
     checkpoint = folder / "qm-2" / "checkpoint" / "last.safetensors"
     checkpoint.write_bytes(checkpoint.read_bytes()[:1000])
-    done = call(["run", "digits", *overrides(), "--out", str(folder)], tmp_path)
-    assert done.returncode == 2
-    assert "whole checkpoint" in done.stderr.strip().splitlines()[-1]
-    assert "Traceback" not in done.stderr
-
-
-def test_nothing_is_left_behind_by_a_refused_recipe(tmp_path: Path) -> None:
-    call(_override("train.epoch=3"), tmp_path)
-    assert not list(tmp_path.iterdir())
+    code, _, error = command_line("run", "digits", *overrides(), "--out", str(folder))
+    assert code == 2
+    assert "whole checkpoint" in error.strip().splitlines()[-1]
+    assert "Traceback" not in error
 
 
 @pytest.mark.parametrize("arguments", [["--help"], ["check", "--help"], ["recipes"], ["targets"]])
@@ -135,22 +132,22 @@ def test_starting_takes_half_a_second_of_cpu_at_most(command: list[str]) -> None
     assert min(seconds) < 0.5, seconds
 
 
-def test_lists_name_what_is_shipped(tmp_path: Path) -> None:
-    assert "digits" in call(["recipes"], tmp_path).stdout
-    assert "ort-cpu" in call(["targets"], tmp_path).stdout
+def test_lists_name_what_is_shipped(command_line: CommandLine) -> None:
+    assert "digits" in command_line("recipes")[1]
+    assert "ort-cpu" in command_line("targets")[1]
 
 
-def test_doctor_finds_this_installation_sound(tmp_path: Path) -> None:
-    done = call(["doctor"], tmp_path)
-    assert done.returncode == 0, done.stdout
-    assert "CPUExecutionProvider" in done.stdout
+def test_doctor_finds_this_installation_sound(command_line: CommandLine) -> None:
+    code, out, _ = command_line("doctor")
+    assert code == 0, out
+    assert "CPUExecutionProvider" in out
 
 
-def test_bench_prints_a_ratio(small_run: Path, tmp_path: Path) -> None:
+def test_bench_prints_a_ratio(command_line: CommandLine, small_run: Path, tmp_path: Path) -> None:
     paths = [str(small_run / f"qm-{bits}" / "artifact") for bits in (32, 2)]
-    done = call(["bench", *paths, "--batch", "1", "--seconds", "0.1", "--json", "b.json"], tmp_path)
-    assert done.returncode == 0, done.stderr
-    assert "1.00 ×" in done.stdout
+    code, out, error = command_line("bench", *paths, "--batch", "1", "--seconds", "0.1", "--json", "b.json")
+    assert code == 0, error
+    assert "1.00 ×" in out
     assert (tmp_path / "b.json").is_file()
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from .conftest import docs_generator
+from .conftest import CommandLine, docs_generator
 
 ROOT = Path(__file__).resolve().parent.parent
 README = (ROOT / "README.md").read_text()
@@ -30,8 +30,8 @@ def test_every_command_of_the_readme_exists() -> None:
     assert verbs <= set(docs_generator().VERBS)
 
 
-def test_every_verb_is_in_the_reference() -> None:
-    help_text = subprocess.check_output([sys.executable, "-m", "qrobust", "--help"], text=True)
+def test_every_verb_is_in_the_reference(command_line: CommandLine) -> None:
+    help_text = command_line("--help")[1]
     for verb in docs_generator().VERBS:
         assert re.search(rf"^\s+{verb}\b", help_text, re.M)
 

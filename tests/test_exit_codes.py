@@ -14,9 +14,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from qrobust import __main__, __version__, cli
+from qrobust import __version__, cli
 
-from .conftest import call
+from .conftest import CommandLine, call
 from .test_runtime import WEIGHT, edit, model_bytes, suite_arrays, write
 
 FIXTURE = Path(__file__).resolve().parent / "fixtures" / "0.1.0"
@@ -39,7 +39,7 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 LIGHT = {
-    "check": [("sound", *QUICK), ("broken", *QUICK), ("damaged", *QUICK)],
+    "check": [None, None, None],  # test_verify.py, beside verify.py
     "report": [("run",), None, ("sound",)],
     "recipes": [(), None, ("extra",)],
     "targets": [(), None, ("extra",)],
@@ -110,29 +110,12 @@ def test_doctor_finds_what_is_missing(place: Path) -> None:
 # What stands around a verb
 
 
-Main = Callable[..., tuple[int, str, str]]
+def test_the_version(command_line: CommandLine) -> None:
+    assert command_line("--version") == (0, f"qrobust {__version__}\n", "")
 
 
-@pytest.fixture
-def main(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Main:
-    """`qrobust ARGUMENTS` in this process: exit code, output, errors."""
-
-    def run(*arguments: str) -> tuple[int, str, str]:
-        monkeypatch.setattr(sys, "argv", ["qrobust", *arguments])
-        with pytest.raises(SystemExit) as end:
-            __main__.main()
-        assert isinstance(end.value.code, int)
-        return end.value.code, *capsys.readouterr()
-
-    return run
-
-
-def test_the_version(main: Main) -> None:
-    assert main("--version") == (0, f"qrobust {__version__}\n", "")
-
-
-def test_nothing_asked_is_help_and_no_success(main: Main) -> None:
-    code, out, error = main()
+def test_nothing_asked_is_help_and_no_success(command_line: CommandLine) -> None:
+    code, out, error = command_line()
     assert (code, error, "Commands:" in out) == (2, "", True)
 
 
@@ -142,8 +125,8 @@ def test_nothing_asked_is_help_and_no_success(main: Main) -> None:
      (("report",), "Missing argument 'RUN'"), (("eval", "a", "-n", "x"), "Invalid value for '-n'"),
      (("eval", "a", "--json"), "Option '--json' requires an argument")],
 )  # fmt: skip
-def test_a_slip_in_the_command_is_one_line(main: Main, arguments: tuple[str, ...], said: str) -> None:
-    code, out, error = main(*arguments)
+def test_a_slip_in_the_command_is_one_line(command_line: CommandLine, arguments: tuple[str, ...], said: str) -> None:
+    code, out, error = command_line(*arguments)
     assert (code, out) == (2, "")
     assert error.startswith(f"error: {said}")
     assert error.endswith("; see qrobust --help, or the verb's\n")
@@ -154,8 +137,8 @@ def test_a_slip_in_the_command_is_one_line(main: Main, arguments: tuple[str, ...
     [("check", "A", "--baseline", ""), ("run", "digits", "--out", ""), ("report", "R", "--out="), ("check", ""),
      ("bench", "A", "--plot="), ("attack", "A", "--data", ""), ("eval", "R", "--json", ""), ("run", "")],
 )  # fmt: skip
-def test_an_empty_name_is_an_unset_variable(main: Main, arguments: tuple[str, ...]) -> None:
-    code, out, error = main(*arguments)
+def test_an_empty_name_is_an_unset_variable(command_line: CommandLine, arguments: tuple[str, ...]) -> None:
+    code, out, error = command_line(*arguments)
     option = next((part.rstrip("=") for part in arguments if part.startswith("--")), "an argument")
     assert (code, out) == (2, "")
     assert error == f"error: expected a value for {option}, got an empty one; set it, or leave it out\n"
@@ -188,10 +171,10 @@ def _raising(error: BaseException) -> Callable[[], None]:
     ],
 )
 def test_one_is_a_verdict_only(
-    main: Main, monkeypatch: pytest.MonkeyPatch, error: BaseException, code: int, said: str
+    command_line: CommandLine, monkeypatch: pytest.MonkeyPatch, error: BaseException, code: int, said: str
 ) -> None:
     monkeypatch.setattr("qrobust.resources.listing", _raising(error))
-    ended, out, told = main("recipes")
+    ended, out, told = command_line("recipes")
     assert (ended, out, said in told) == (code, "", True)
     if code == 2:
         assert (told.startswith("error: expected "), told.count("\n")) == (True, 1)
@@ -200,7 +183,6 @@ def test_one_is_a_verdict_only(
 
 SHELL = {
     "a full disk": ("{} recipes > /dev/full", 2, "expected to reach standard output, got: No space left on device"),
-    "a full disk at the end": ("{} check sound --queries 50 > /dev/full", 2, "No space left on device"),
     "a reader that has gone": ("{} recipes | true; exit ${{PIPESTATUS[0]}}", CLOSED, ""),
     "no standard output": ("{} recipes >&-", 0, ""),
     "little memory": ("ulimit -v 100000; {} check sound --queries 50", 2, "expected more memory"),

@@ -19,16 +19,21 @@ import pytest
 import qrobust
 from qrobust import resources, runtime
 
+from .conftest import once
+
 ROOT = Path(__file__).resolve().parent.parent
 
 
 @pytest.fixture(scope="module")
 def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("wheel")
-    command = [sys.executable, "-m", "build", "--wheel", "--no-isolation", "--outdir", str(folder), str(ROOT)]
-    done = subprocess.run(command, capture_output=True, text=True)
-    assert done.returncode == 0, done.stdout + done.stderr
-    return next(folder.glob("*.whl"))
+    """Built once: two that build in the checkout disturb each other."""
+
+    def make(folder: Path) -> None:
+        command = [sys.executable, "-m", "build", "--wheel", "--no-isolation", "--outdir", str(folder), str(ROOT)]
+        done = subprocess.run(command, capture_output=True, text=True)
+        assert done.returncode == 0, done.stdout + done.stderr
+
+    return next(once(tmp_path_factory, "wheel", make).glob("*.whl"))
 
 
 def test_a_wheel_holds_the_package_the_recipes_and_the_targets(wheel: Path) -> None:

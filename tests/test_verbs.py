@@ -3,44 +3,27 @@
 from __future__ import annotations
 
 import json
-import sys
-from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from qrobust.__main__ import main
 from qrobust.evaluation import read_outcomes
 
-from .conftest import call
+from .conftest import CommandLine, ended, once
 
 WIDTHS = ("qm-32", "qm-4", "qm-2")
-Here = Callable[..., tuple[int, str, str]]
-
-
-@pytest.fixture
-def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Here:
-    """`qrobust ARGUMENTS` in this process, seconds faster than in its own: exit code, output, errors."""
-    monkeypatch.chdir(tmp_path)
-
-    def run(*arguments: str) -> tuple[int, str, str]:
-        monkeypatch.setattr(sys, "argv", ["qrobust", *arguments])
-        with pytest.raises(SystemExit) as end:
-            main()
-        return int(end.value.code or 0), *capsys.readouterr()
-
-    return run
 
 
 @pytest.fixture(scope="module")
 def evaluated(small_run: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with all.json of every width, and their masks."""
-    folder = tmp_path_factory.mktemp("evaluated")
-    done = call(["eval", str(small_run), "--attacks", "fgsm,pgd-3", "-n", "40", "--json", "all.json"], folder)
-    assert done.returncode == 0, done.stderr
-    assert [name for name in WIDTHS if name.upper() not in done.stdout.upper()] == []
-    return folder
+
+    def make(folder: Path) -> None:
+        arguments = ["eval", str(small_run), "--attacks", "fgsm,pgd-3", "-n", "40", "--json", str(folder / "all.json")]
+        assert ended(*arguments) == 0
+
+    return once(tmp_path_factory, "evaluated", make)
 
 
 def test_every_width_has_its_own_result_and_masks(evaluated: Path) -> None:
@@ -57,9 +40,11 @@ def test_every_width_has_its_own_result_and_masks(evaluated: Path) -> None:
         assert isinstance(result["flags"], list)
 
 
-def test_one_width_alone_is_the_same(here: Here, small_run: Path, evaluated: Path, tmp_path: Path) -> None:
+def test_one_width_alone_is_the_same(
+    command_line: CommandLine, small_run: Path, evaluated: Path, tmp_path: Path
+) -> None:
     arguments = ["eval", str(small_run / "qm-4"), "--attacks", "pgd-3, fgsm", "-n", "40", "--json", "one.json"]
-    assert here(*arguments)[0] == 0
+    assert command_line(*arguments)[0] == 0
     assert {path.name for path in tmp_path.iterdir()} == {"one.json", "one.npz"}
     _, alone = read_outcomes(tmp_path / "one.json")
     _, among = read_outcomes(evaluated / "all.qm-4.json")
@@ -67,18 +52,18 @@ def test_one_width_alone_is_the_same(here: Here, small_run: Path, evaluated: Pat
     assert all(np.array_equal(alone[name], among[name]) for name in alone)
 
 
-def test_without_attacks_the_recipes_are_made(here: Here, small_run: Path, tmp_path: Path) -> None:
-    assert here("eval", str(small_run / "qm-2"), "-n", "20", "--json", "one.json")[0] == 0
+def test_without_attacks_the_recipes_are_made(command_line: CommandLine, small_run: Path, tmp_path: Path) -> None:
+    assert command_line("eval", str(small_run / "qm-2"), "-n", "20", "--json", "one.json")[0] == 0
     assert list(read_outcomes(tmp_path / "one.json")[0]["attacks"]) == ["gn", "pgd-5"]
 
 
-def test_the_seed_is_that_of_the_command(here: Here, small_run: Path, tmp_path: Path) -> None:
-    assert here("eval", str(small_run / "qm-2"), "-n", "9", "--seed", "5", "--json", "one.json")[0] == 0
+def test_the_seed_is_that_of_the_command(command_line: CommandLine, small_run: Path, tmp_path: Path) -> None:
+    assert command_line("eval", str(small_run / "qm-2"), "-n", "9", "--seed", "5", "--json", "one.json")[0] == 0
     assert read_outcomes(tmp_path / "one.json")[0]["seed"] == 5
 
 
-def test_compare_two_widths(here: Here, evaluated: Path, tmp_path: Path) -> None:
-    code, out, _ = here(
+def test_compare_two_widths(command_line: CommandLine, evaluated: Path, tmp_path: Path) -> None:
+    code, out, _ = command_line(
         "compare", *(str(evaluated / f"all.{width}.json") for width in WIDTHS[:2]), "--json", "paired.json"
     )
     assert code == 0
@@ -122,10 +107,10 @@ BAD = {
 
 @pytest.mark.parametrize("name", BAD)
 def test_a_mistake_is_one_clear_line_and_exit_code_2(
-    name: str, here: Here, small_run: Path, evaluated: Path, tmp_path: Path
+    name: str, command_line: CommandLine, small_run: Path, evaluated: Path, tmp_path: Path
 ) -> None:
     arguments, expected = BAD[name]
-    code, out, errors = here(
+    code, out, errors = command_line(
         *(part.replace("RUN", str(small_run)).replace("ALL", str(evaluated)) for part in arguments)
     )
     assert (code, out) == (2, "")

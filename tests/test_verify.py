@@ -116,7 +116,7 @@ def test_a_report_that_nobody_can_read_is_exit_code_2(artifact: Path) -> None:
         assert "expected an output that takes the report" in done.stderr
 
 
-@pytest.mark.parametrize("mebibytes", [30, 60, 90, 120, 240, 480])
+@pytest.mark.parametrize("mebibytes", [30, 90, 240, 480, *(pytest.param(n, marks=pytest.mark.slow) for n in (60, 120))])
 def test_little_memory_is_never_exit_code_1(artifact: Path, mebibytes: int) -> None:
     """OpenBLAS ends a process without memory by the code that would mean a broken limit."""
     command = f"ulimit -v {mebibytes * 1024}; exec {sys.executable} {artifact / 'verify.py'}"
@@ -205,14 +205,14 @@ def growing(artifact: Path) -> None:
 
 def test_a_graph_that_does_not_end_is_ended(artifact: Path) -> None:
     looping(artifact)
-    done = run(sys.executable, "verify.py", "--timeout", "3", cwd=artifact)
-    assert "expected a check within 3 s, got none; raise --timeout" in says_one_line(done)
+    done = run(sys.executable, "verify.py", "--timeout", "2", cwd=artifact)
+    assert "expected a check within 2 s, got none; raise --timeout" in says_one_line(done)
 
 
 def test_a_graph_that_grows_without_end_is_ended(artifact: Path) -> None:
     growing(artifact)
     assert (artifact / "model.onnx").stat().st_size < 8000
-    done = run(sys.executable, "verify.py", "--timeout", "3", "--memory", "0.5", cwd=artifact)
+    done = run(sys.executable, "verify.py", "--timeout", "2", "--memory", "0.5", cwd=artifact)
     assert "expected a check within" in says_one_line(done)
 
 
@@ -256,8 +256,12 @@ def below(pid: int) -> list[int]:
 
 
 @pytest.mark.skipif(not runtime.LINUX, reason="asks /proc")
-@pytest.mark.parametrize("name", ["verify.py", "qrobust check"])
-@pytest.mark.parametrize("kind", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize(
+    ("name", "kind"),
+    [("verify.py", signal.SIGINT), ("qrobust check", signal.SIGTERM),
+     pytest.param("verify.py", signal.SIGTERM, marks=pytest.mark.slow),
+     pytest.param("qrobust check", signal.SIGINT, marks=pytest.mark.slow)],
+)  # fmt: skip
 def test_a_check_that_is_stopped_leaves_no_process(artifact: Path, name: str, kind: int) -> None:
     looping(artifact)
     depth = {"verify.py": 1, "qrobust check": 2}[name]

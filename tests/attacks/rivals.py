@@ -8,7 +8,6 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-import pytest
 import torch
 from torch import nn
 
@@ -18,13 +17,15 @@ from qrobust.recipe import load
 from qrobust.runs.run import Run
 from qrobust.threat import Threat
 
+from ..conftest import evidence
 from ..data.helpers import shared
 from .helpers import digits, digits_net, seeded
 
 with warnings.catch_warnings():
     warnings.simplefilter("ignore")  # theirs, about other packages
-    torchattacks = pytest.importorskip("torchattacks")
-    foolbox = pytest.importorskip("foolbox")
+    evidence("torchattacks"), evidence("foolbox")
+    import foolbox
+    import torchattacks
     from foolbox.attacks.carlini_wagner import best_other_classes
 
 # Few epochs of weak attacks: seconds for digits, a minute or two for CIFAR-10; both far above chance.

@@ -36,10 +36,12 @@ def driven(x, y, threat, batch_size, *parts):
     return x_adv, labels == y
 
 
-@pytest.mark.parametrize("threat", THREATS.values(), ids=THREATS)
-@pytest.mark.parametrize("batch_size", [16, 500])
-def test_an_evaluation_is_the_drivers(threat, batch_size):
-    some = images()
+@pytest.mark.parametrize(
+    ("norm", "batch_size"),
+    [("linf", 16), ("l2", 500), *(pytest.param(*case, marks=pytest.mark.slow) for case in (("linf", 500), ("l2", 16)))],
+)
+def test_an_evaluation_is_the_drivers(norm, batch_size):
+    some, threat = images(), THREATS[norm]
     _, right = driven(to_unit(some.x, "cpu", channels_last=True), some.y, threat, batch_size)
     attacks = [named("autoattack", threat)]
     found = evaluate(digits_net(), some, attacks=attacks, threat=threat, seed=SEED, batch_size=batch_size)

@@ -46,8 +46,17 @@ def share(mask):
     return float(mask.float().mean())
 
 
-@pytest.mark.parametrize("rival", RIVALS)
-@pytest.mark.parametrize("network", ["small", "demo", CIFAR])
+FAST = {*(("small", rival) for rival in RIVALS), *(("demo", rival) for rival in [*RIVALS][::2])}
+
+
+@pytest.mark.parametrize(
+    ("network", "rival"),
+    [
+        pytest.param(network, rival, marks=[] if (network, rival) in FAST else pytest.mark.slow)
+        for network in NETWORKS
+        for rival in RIVALS
+    ],
+)
 def test_no_weaker(network, rival):
     right = share(clean(NETWORKS[network]()))
     (_, ours), (_, theirs) = (attacked(network, rival, own) for own in (True, False))

@@ -10,6 +10,7 @@ from qrobust.bench.executed import Node, compute_type, executed, multiply_adds, 
 from qrobust.export.sessions import OPENVINO, PROVIDERS
 from qrobust.runtime import ArtifactError
 
+from ..conftest import evidence
 from ..export.helpers import network
 
 CPU, CUDA = PROVIDERS["cpu"], PROVIDERS["cuda"]
@@ -32,7 +33,7 @@ def test_float_convolutions_are_seen(artifacts):
 
 
 def test_openvinos_nodes_are_seen(artifacts):
-    pytest.importorskip("openvino", reason="openvino is for development only")
+    evidence("openvino")
     nodes = executed(artifacts[8], OPENVINO)
     assert placement(nodes)[OPENVINO]["Convolution"] == 9
     assert compute_type(nodes) in ("u8", "i8")

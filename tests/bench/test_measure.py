@@ -11,6 +11,7 @@ from qrobust.bench.measure import Candidate, Scenario, bench, side_by_side, suit
 from qrobust.errors import RecipeError
 from qrobust.export.sessions import PROVIDERS
 
+from ..conftest import evidence
 from .conftest import written
 
 CPU, CUDA = PROVIDERS["cpu"], PROVIDERS["cuda"]
@@ -75,7 +76,7 @@ def test_the_worst_case_is_counted_image_by_image():
 
 
 def test_several_providers_race_in_one_run(artifacts):
-    pytest.importorskip("openvino", reason="openvino is for development only")
+    evidence("openvino")
     result = bench([artifacts[8]], QUICK.changed(batch=[1], threads=[1]), providers=("cpu", "openvino"))
     assert [row["name"] for row in result["results"]] == ["tiny-qm-8 (cpu)", "tiny-qm-8 (openvino)"]
     assert result["reference"] == "tiny-qm-8 (cpu)"

@@ -23,6 +23,7 @@ from qrobust.export.sessions import (  # fmt: skip
 )
 from qrobust.runtime import ArtifactError, sums_saturate
 
+from ..conftest import evidence
 from ..onnx_module.helpers import has_vnni
 
 CPU = PROVIDERS["cpu"]
@@ -99,7 +100,7 @@ def test_openvino_that_is_not_installed_is_named(artifacts, monkeypatch):
 
 @pytest.mark.parametrize("bits", [32, 8])
 def test_openvino_says_what_onnxruntime_says(bits, artifacts):
-    pytest.importorskip("openvino", reason="openvino is for development only")
+    evidence("openvino")
     if bits == 8 and not has_vnni():
         pytest.skip("expected a processor with VNNI: without it OpenVINO's sums of 8-bit products saturate")
     one, x = artifacts[bits], images_for(artifacts[bits], 5)
@@ -111,7 +112,7 @@ def test_openvino_says_what_onnxruntime_says(bits, artifacts):
 
 
 def test_openvino_refuses_in_one_line(artifacts, tmp_path):
-    pytest.importorskip("openvino", reason="openvino is for development only")
+    evidence("openvino")
     from qrobust.export.sessions import OpenVinoSession
 
     (tmp_path / "model.onnx").write_bytes(b"no graph")

@@ -2,19 +2,16 @@
 
 from pathlib import Path
 
-import pytest
 import torch
 
 from qrobust.data import Images
 
-SHARED = Path(__file__).resolve().parents[2].parent / "shared" / "data"
+from ..conftest import evidence
 
 
 def shared(name: str) -> Path:
-    """The shared folder of this name; skips the test where it is absent."""
-    if not (SHARED / name).is_dir():
-        pytest.skip(f"needs {name} in ../shared/data, next to the repository")
-    return SHARED / name
+    """The folder of this name among the real images, which are evidence."""
+    return Path(str(evidence("images"))) / name
 
 
 def some_images(n: int = 12, classes: int = 3, side: int = 6, seed: int = 0) -> Images:

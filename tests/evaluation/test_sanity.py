@@ -19,7 +19,7 @@ from qrobust.deployed.sanity import SANITY_CHECKS as OF_FILES
 from qrobust.evaluation import SANITY_CHECKS, evaluate
 from qrobust.evaluation.sanity import CHEAP_CHECKS, check_sanity
 from qrobust.evaluation.sanity_measures import CE, CURVE, MARGIN, TRANSFER, CheckedModel, numbers_part
-from qrobust.quant import QuantConfig, quantize
+from qrobust.quant import quantize
 from qrobust.threat import Threat
 
 THREAT = Threat("linf", 20 / 255)
@@ -27,7 +27,7 @@ N = 100
 FLAGS = Path(__file__).resolve().parents[2] / "docs" / "flags.md"
 
 
-def _trained(images: Images, *, robust: bool, seed: int = 0, epochs: int = 12) -> nn.Module:
+def _trained(images: Images, *, robust: bool, seed: int = 0, epochs: int = 8) -> nn.Module:
     """A small residual network; adversarially trained if robust."""
     torch.manual_seed(seed)
     model = models.build("resnet8", in_channels=1, classes=10)
@@ -56,6 +56,14 @@ def images() -> tuple[Images, Images]:
 @pytest.fixture(scope="module")
 def robust(images: tuple[Images, Images]) -> nn.Module:
     return _trained(images[0], robust=True)
+
+
+@pytest.fixture(scope="module")
+def coarse(robust: nn.Module, images: tuple[Images, Images]) -> nn.Module:
+    """Two bits of the robust network."""
+    return quantize(
+        robust, QuantConfig(2, fat="none"), calibration=to_unit(images[0].x[:256], "cpu"), estimate_statistics=True
+    )
 
 
 @pytest.fixture(scope="module")
@@ -162,20 +170,16 @@ def test_the_float_model_shows_the_way_that_rounding_hides(robust: nn.Module, im
     assert _raised(CheckedModel(liar, images[1], THREAT, n=N), expected) == set()
 
 
-def test_two_bits_hide_what_restarts_find(robust: nn.Module, images: tuple[Images, Images]) -> None:
-    some = to_unit(images[0].x[:256], "cpu")
-    coarse = quantize(robust, QuantConfig(2, fat="none"), calibration=some, estimate_statistics=True)
+def test_two_bits_hide_what_restarts_find(coarse: nn.Module, images: tuple[Images, Images]) -> None:
     checked = CheckedModel(coarse, images[1], THREAT, n=40)
     assert checked.share(checked.clean) > 0.9
     assert _raised(checked, {"not-converged"}) == {"not-converged"}
 
 
 def test_two_bits_that_part_from_their_best_points_are_flagged_by_default(
-    robust: nn.Module, images: tuple[Images, Images]
+    robust: nn.Module, coarse: nn.Module, images: tuple[Images, Images]
 ) -> None:
     """The float network, honest, parts by nothing."""
-    calibration = to_unit(images[0].x[:256], "cpu")
-    coarse = quantize(robust, QuantConfig(2, fat="none"), calibration=calibration, estimate_statistics=True)
     for model, expected in ((coarse, True), (robust, False)):
         attacks = ("pgd-20", "cw-inf-20:keep=best", "apgd-ce")
         outcomes = evaluate(model, images[1], attacks=attacks, threat=THREAT, n=N)
@@ -189,9 +193,7 @@ def test_an_evaluation_without_last_step_attacks_has_nothing_to_part_from(images
     assert numbers_part(CheckedModel(nn.Flatten(), images[1], THREAT, n=3, outcomes=outcomes)) is None
 
 
-def test_the_strong_network_of_checks_keeps_best_points(robust: nn.Module, images: tuple[Images, Images]) -> None:
-    some = to_unit(images[0].x[:256], "cpu")
-    coarse = quantize(robust, QuantConfig(2, fat="none"), calibration=some, estimate_statistics=True)
+def test_the_strong_network_of_checks_keeps_best_points(coarse: nn.Module, images: tuple[Images, Images]) -> None:
     checked = CheckedModel(coarse, images[1], THREAT, n=N)
     assert not (checked.ce & ~checked.last_step).any()  # of the same points
     assert checked.share(checked.ce) < checked.share(checked.last_step)
@@ -221,8 +223,17 @@ def test_a_network_trained_on_leaked_labels_raises_one_place(
 
 @pytest.mark.parametrize("kind", ["robust", "natural"])
 def test_an_honest_network_raises_none(kind: str, images, request: pytest.FixtureRequest) -> None:
-    model = request.getfixturevalue(kind)
-    assert check_sanity(CheckedModel(model, images[1], THREAT, float_model=model, n=N), SANITY_CHECKS).flags == []
+    """Of all but the curve of restarts, which takes as long as the rest."""
+    model, quick = request.getfixturevalue(kind), [one for one in SANITY_CHECKS if one.name != "not-converged"]
+    assert check_sanity(CheckedModel(model, images[1], THREAT, float_model=model, n=N), quick).flags == []
+
+
+@pytest.mark.parametrize(
+    ("kind", "n"), [("robust", 40), *(pytest.param(kind, N, marks=pytest.mark.slow) for kind in ("robust", "natural"))]
+)
+def test_restarts_find_nothing_more_in_an_honest_network(kind, n, images, request: pytest.FixtureRequest) -> None:
+    """On as many images as show what they find at two bits."""
+    assert _raised(CheckedModel(request.getfixturevalue(kind), images[1], THREAT, n=n), {"not-converged"}) == set()
 
 
 def test_another_size_of_a_batch_is_no_other_batch(robust: nn.Module, images: tuple[Images, Images]) -> None:

@@ -34,11 +34,11 @@ def shapes_of(graph):
     return {t.name: tuple(t.dims) for t in graph.initializer}
 
 
-CASES = [(8, "ort-cpu"), *((bits, target) for target in LONG for bits in (2, 32))]
+CASES = [(2, "ort-cpu"), (8, "ort-cpu"), *((bits, target) for target in LONG for bits in (4, 32))]
 
 
 @pytest.mark.parametrize("shortcut", ["A", "B"])
-@pytest.mark.parametrize(("bits", "target"), [(2, "ort-cpu"), (32, "ort-cpu"), (2, "ort-cuda"), (2, "qonnx")])
+@pytest.mark.parametrize(("bits", "target"), [(4, "ort-cpu"), (32, "ort-cpu"), (4, "ort-cuda"), (4, "qonnx")])
 def test_every_name_is_unique(bits, target, shortcut):
     graph = graph_of(bits, target, shortcut=shortcut)
     named = [n.name for n in graph.node if n.name]
@@ -108,7 +108,7 @@ def test_a_network_without_paths_is_named_by_kind():
 
 
 def test_short_names_are_numbers_of_values_alone():
-    graph = graph_of(2, "compact")
+    graph = graph_of(4, "compact")
     assert not any(n.name for n in graph.node)
     inner = set(values_of(graph)) - {"x", "logits"}
     assert len(inner) == len(values_of(graph)) - 2

@@ -16,6 +16,7 @@ from qrobust.export.target import load_target
 from qrobust.export.write import lower
 from qrobust.quant import quantize, quantizers, round_biases
 
+from ..conftest import evidence
 from ..quant.helpers import Plain, images
 from .helpers import lowered, network, torch_logits
 
@@ -167,7 +168,7 @@ def test_refuses_another_networks_file_and_unknown_runtimes():
 
 
 def test_openvino_is_a_second_judge():
-    pytest.importorskip("openvino")
+    evidence("openvino")
     found = parity(network(4), lowered(4, target="openvino"), X, runtime="openvino")
     assert found.share < 1e-3
     assert found.flips == 0

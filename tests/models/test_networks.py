@@ -32,7 +32,8 @@ IMAGENET_COUNTS = {
     "mobilenet_v2": 3_504_872,
     "efficientnet_b0": 5_288_548,
 }
-BIG = ("resnet152", "wrn28_10", "wrn34_10", "wrn34_15")
+BIG = ("resnet152", "wrn28_10", "wrn34_10", "wrn34_15")  # resnet50's and resnet34's blocks, more of them
+ALL = [pytest.param(name, marks=pytest.mark.slow) if name in BIG else name for name in COUNTS]
 
 
 def light(name, in_channels=3, classes=10, **options):
@@ -67,7 +68,7 @@ def test_number_of_parameters_for_imagenet(name):
     assert count(light(name, classes=1000, stem="imagenet")) == IMAGENET_COUNTS[name]
 
 
-@pytest.mark.parametrize("name", COUNTS)
+@pytest.mark.parametrize("name", ALL)
 @pytest.mark.parametrize(("channels", "height", "width"), [(3, 32, 32), (1, 32, 32), (3, 64, 64), (4, 33, 20)])
 def test_shape_of_the_logits(name, channels, height, width):
     x = torch.empty(2, channels, height, width, device="meta")
@@ -85,14 +86,14 @@ def test_how_much_networks_without_a_stem_shrink(name, side):
     assert before_pooling(light(name), 32) == (side, side)
 
 
-@pytest.mark.parametrize("name", COUNTS)
+@pytest.mark.parametrize("name", ALL)
 def test_the_graph_can_be_traced(name):
     network = light(name)
     graph = fx.symbolic_trace(network)
     assert graph(torch.empty(2, 3, 32, 32, device="meta")).shape == (2, 10)
 
 
-@pytest.mark.parametrize("name", [pytest.param(n, marks=pytest.mark.slow) if n in BIG else n for n in COUNTS])
+@pytest.mark.parametrize("name", ALL)
 def test_gradients_reach_every_pixel(name):
     torch.manual_seed(0)
     network = build(name, in_channels=1, classes=3)

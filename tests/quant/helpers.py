@@ -10,6 +10,7 @@ from qrobust.models import build
 from qrobust.models.inference import estimate_statistics
 from qrobust.quant import bits_per_layer, quantizers
 from qrobust.quant._brevitas import QuantIdentity
+from qrobust.torchvision_cpu import import_torchvision
 
 
 def images(n=32, side=8, channels=1, seed=0):
@@ -151,6 +152,19 @@ class Branched(nn.Module):
     def forward(self, x):
         x = self.bn(self.conv1(x))
         return self.fc(self.conv3(x + self.conv2(x)).flatten(1))
+
+
+def short(kind, classes=4):
+    """torchvision's architecture for colour images with a block or two of each kind: depth adds none."""
+    found = import_torchvision().models
+    if kind == "resnet":
+        model = found.ResNet(found.resnet.BasicBlock, [1, 1, 1, 1])
+        model.layer3, model.layer4, model.fc = nn.Identity(), nn.Identity(), nn.Linear(128, classes)  # the wider half
+        return model
+    if kind == "mobilenet":
+        return found.MobileNetV2(num_classes=classes, inverted_residual_setting=[[1, 8, 1, 1], [6, 8, 2, 2]])
+    blocks = [found.efficientnet.MBConvConfig(*row) for row in ((1, 3, 1, 16, 8, 1, 1, 1), (4, 5, 2, 8, 12, 2, 1, 1))]
+    return found.EfficientNet(blocks, dropout=0.2, stochastic_depth_prob=0.2, num_classes=classes)
 
 
 def module_of(model, node):

@@ -11,25 +11,42 @@ from torch.nn import functional as F
 from qrobust.errors import ModelError
 from qrobust.models import build, names
 from qrobust.models.inference import estimate_statistics
+from qrobust.models.mobile import _adapt
 from qrobust.quant import FAT, QuantConfig, Quantizer, bits_per_layer, fold_fat, parameter_groups, quantize, quantizers
 from qrobust.torchvision_cpu import import_torchvision
 
-from .helpers import Dense, Functional, Plain, Shuffled, Squeezed, images, layer_nodes, quantiser_above, shake_norms
+from .helpers import (
+    Dense,
+    Functional,
+    Plain,
+    Shuffled,
+    Squeezed,
+    images,
+    layer_nodes,
+    quantiser_above,
+    shake_norms,
+    short,
+)
 
 OWN = {"plain": Plain, "functional": Functional, "dense": Dense, "squeezed": Squeezed, "shuffled": Shuffled}
+# Ours are torchvision's, adapted. The whole networks repeat these blocks, for a minute.
+SHORT = {
+    **{f"short.{kind}": functools.partial(short, kind) for kind in ("resnet", "mobilenet", "efficientnet")},
+    **{f"adapted.{kind}": lambda kind=kind: _adapt(short(kind), 1, "cifar") for kind in ("mobilenet", "efficientnet")},
+}
 TORCHVISION = ("resnet18", "mobilenet_v2", "efficientnet_b0")
 BIG = ("resnet18", "resnet34", "resnet50", "resnet152", "preactresnet18", "wrn28_10", "wrn34_10", "wrn34_15")
 SLOW = pytest.mark.slow
-CASES = [
-    *OWN,
-    *(pytest.param(name, marks=SLOW) if name in BIG else name for name in names()),
-    *(f"torchvision.{name}" for name in TORCHVISION),
-]
-FAST = [case for case in CASES if isinstance(case, str)]
+MOST = [
+    *OWN, *SHORT, "resnet8", "resnet20",
+    *(pytest.param(name, marks=SLOW) for name in ("mobilenet_v2", "efficientnet_b0")),
+    *(pytest.param(f"torchvision.{name}", marks=SLOW) for name in TORCHVISION),
+]  # fmt: skip
+CASES = [*MOST, *(pytest.param(name, marks=SLOW) for name in BIG)]
 
 
 def batch(name, n=8):
-    if name.startswith("torchvision"):
+    if name.startswith(("torchvision.", "short.")):
         return images(n, side=48, channels=3)
     return images(n, side=16, channels=1)
 
@@ -40,6 +57,8 @@ def network(name):
     torch.manual_seed(0)
     if name in OWN:
         model = OWN[name]()
+    elif name in SHORT:
+        model = SHORT[name]()
     elif name.startswith("torchvision."):
         model = getattr(import_torchvision().models, name.removeprefix("torchvision."))(weights=None, num_classes=4)
     else:
@@ -53,6 +72,10 @@ def network(name):
 def quantised(name, bits=4, fat="normalised"):
     """Not to be changed."""
     return quantize(network(name), QuantConfig(bits, fat=fat), calibration=[batch(name)]).eval()
+
+
+def test_every_network_of_the_registry_is_here():
+    assert {"resnet8", "resnet20", "mobilenet_v2", "efficientnet_b0", *BIG} == set(names())
 
 
 @pytest.mark.parametrize("name", CASES)
@@ -144,7 +167,7 @@ def pass_through(quantiser, x):
     return x.clamp(low, quantiser.ceiling), quantiser.scale(), quantiser.zero_point, quantiser.bit_width
 
 
-@pytest.mark.parametrize("name", FAST)
+@pytest.mark.parametrize("name", MOST)
 def test_without_rounding_it_is_the_same_network(name, monkeypatch):
     model = quantize(network(name), QuantConfig(4, fat="none"), calibration=None).eval()
     monkeypatch.setattr(Quantizer, "forward", pass_through)
@@ -152,7 +175,7 @@ def test_without_rounding_it_is_the_same_network(name, monkeypatch):
         torch.testing.assert_close(model(batch(name)), network(name)(batch(name)), rtol=1e-3, atol=1e-4)
 
 
-@pytest.mark.parametrize("name", [*OWN, "resnet8", "resnet20", "torchvision.resnet18"])
+@pytest.mark.parametrize("name", [*OWN, "resnet8", "resnet20", pytest.param("torchvision.resnet18", marks=SLOW)])
 def test_eight_bits_keep_the_outputs(name):
     """Not of the deeper ones: untrained, they make 50 % of 0.5 % noise behind each batch-norm."""
     model = quantize(network(name), QuantConfig(8, fat="none"), calibration=[batch(name)]).eval()
@@ -161,7 +184,7 @@ def test_eight_bits_keep_the_outputs(name):
         assert (model(batch(name)) - expected).norm() < 0.1 * expected.norm()
 
 
-@pytest.mark.parametrize("name", FAST)
+@pytest.mark.parametrize("name", MOST)
 def test_every_quantiser_is_used_and_placed(name):
     model, seen = quantised(name), set()
     handles = [
@@ -175,7 +198,7 @@ def test_every_quantiser_is_used_and_placed(name):
     assert all(quantiser.fixed or (quantiser.clip != 1).any() for quantiser in quantizers(model))
 
 
-@pytest.mark.parametrize("name", FAST)
+@pytest.mark.parametrize("name", MOST)
 def test_convolutions_are_followed_by_one_quantiser(name):
     """Only then does onnxruntime run them on integers: see placement.py."""
     model = quantised(name)
@@ -240,9 +263,9 @@ def test_a_weight_of_one_number_is_refused_unless_it_stays_in_float():
 
 def test_dropping_residuals_lasts():
     """torchvision's efficientnet drops rows in training; its quantised form does so too."""
-    model = quantised("torchvision.efficientnet_b0")
+    model = quantised("short.efficientnet")
     kept = [module for module in model.modules() if type(module).__name__ == "StochasticDepth"]
-    assert len(kept) == 9
+    assert len(kept) == 1
     assert all(module.p > 0 for module in kept)
-    own = quantised("efficientnet_b0")
+    own = quantize(build("efficientnet_b0", in_channels=1, classes=4), QuantConfig(4, fat="none"), calibration=None)
     assert not [module for module in own.modules() if type(module).__name__ == "StochasticDepth"]

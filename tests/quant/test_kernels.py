@@ -1,7 +1,6 @@
 """The kernels for a GPU: their source compiled for the CPU, and on a GPU themselves, beside torch's operations."""
 
 import ctypes
-import shutil
 import subprocess
 
 import pytest
@@ -9,6 +8,8 @@ import torch
 
 from qrobust.quant import quantizer
 from qrobust.quant.quantizer import fake_quantize, integer_range
+
+from ..conftest import evidence
 
 CLIP, COUNT = 1.3, 20_000
 CASES = [(bits, signed) for bits in range(2, 9) for signed in (False, True)]
@@ -26,9 +27,7 @@ extern "C" void all(int n, const float* g, const float* x, float clip, float low
 
 @pytest.fixture(scope="module")
 def compiled(tmp_path_factory):
-    compiler = shutil.which("c++")
-    if compiler is None:
-        pytest.skip("expected a C++ compiler, c++, to build the kernels' source with; got none")
+    compiler = evidence("compiler")
     folder = tmp_path_factory.mktemp("kernels")
     source = "#include <cmath>\n" + quantizer._QUANTIZE + quantizer._PASS + quantizer._TRAIN + CALLS
     (folder / "all.cpp").write_text(source)

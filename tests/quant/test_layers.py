@@ -25,6 +25,11 @@ from qrobust.spectrum.fat import TransformedConv2d, transformed_conv
 from .helpers import images, resnet
 
 KINDS = QuantizedConv2d, TransformedConv2d  # of a quantised and of a float network
+PAIRS = [
+    pytest.param(form, bits, marks=[] if i % len(FAT_FORMS) == j else pytest.mark.slow)
+    for j, form in enumerate(FAT_FORMS)
+    for i, bits in enumerate(BITS)
+]
 
 
 def some_conv(bias=True, groups=1):
@@ -107,8 +112,7 @@ def test_loading_a_state_keeps_what_was_learned():
     assert torch.equal(fresh(images()), model(images()))
 
 
-@pytest.mark.parametrize("bits", BITS)
-@pytest.mark.parametrize("form", FAT_FORMS)
+@pytest.mark.parametrize(("form", "bits"), PAIRS)
 def test_folding_is_bit_equal_and_leaves_the_original_working(form, bits):
     model = quantize(resnet(), QuantConfig(bits, fat=form), calibration=[images(16)]).eval()
     with torch.no_grad():

@@ -5,8 +5,6 @@ import math
 import numpy as np
 import pytest
 import torch
-from brevitas.core.function_wrapper import OverOutputChannelView
-from brevitas.core.quant import IntQuant
 from torch import nn
 
 from qrobust.quant import (
@@ -66,28 +64,6 @@ def test_values_lie_on_the_grid_and_use_all_of_it(bits, signed, narrow):
     steps = (fake_quantize(x, torch.tensor(1.7), low, high).double() / (1.7 / high)).numpy()
     np.testing.assert_allclose(steps, np.rint(steps), atol=1e-4)
     assert set(np.rint(steps).astype(int)) == set(range(low, high + 1))
-
-
-@pytest.mark.parametrize("bits", WIDTHS)
-@pytest.mark.parametrize(("signed", "narrow"), KINDS)
-def test_forward_is_brevitas_own_quantiser(bits, signed, narrow):
-    own = IntQuant(narrow_range=narrow, signed=signed, input_view_impl=nn.Identity())
-    quantizer = Quantizer(bits, QuantizerConfig(signed, narrow, masked=True))
-    quantizer.clip.data.fill_(1.3)
-    x = normal(5000)
-    value, scale, zero_point, width = quantizer(x)
-    assert (float(zero_point), float(width)) == (0, bits)
-    assert torch.equal(value, own(scale, zero_point, width, x))
-
-
-def test_forward_per_channel_is_brevitas_own_quantiser():
-    own = IntQuant(narrow_range=True, signed=True, input_view_impl=OverOutputChannelView(None))
-    quantizer = weight_quantizer(3, channels=4)
-    quantizer.clip.data.copy_(torch.tensor([0.5, 1, 1.5, 2]).view(4, 1, 1, 1))
-    x = normal(4, 3, 3, 3)
-    value, scale, zero_point, width = quantizer(x)
-    expected = own(scale.view(4, 1), zero_point, width, x)
-    assert torch.equal(value, expected.view_as(x))
 
 
 def test_rounds_half_to_even():

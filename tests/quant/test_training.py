@@ -75,12 +75,6 @@ def test_widths_carry_module_paths():
     assert set(bits_per_layer(quantize(model, 3, calibration=[images(8)]))) == set(bits_per_layer(model))
 
 
-def test_widths_are_those_that_patterns_ask_for():
-    widths = bits_per_layer(quantize(resnet(), {"*": 4, "layer3.*": 8, "layer1.0.conv1": 32}, calibration=[images(8)]))
-    assert {width for name, width in widths.items() if name.startswith("layer3")} == {8}
-    assert (widths["layer1.0.conv1"], widths["layer1.0.conv2"], widths["fc"]) == (32, 4, 8)
-
-
 @pytest.mark.parametrize("bits", [4, 32])
 @pytest.mark.parametrize("fat", ["paper", "normalised"])
 def test_statistics_of_masks_are_those_of_every_inner_convolution(fat, bits):

@@ -3,7 +3,6 @@
 import html
 import json
 import re
-import shutil
 import subprocess
 from pathlib import Path
 
@@ -12,14 +11,11 @@ import pytest
 from qrobust.report import write
 from qrobust.storage import write_json
 
+from ..conftest import evidence
 from .conftest import share
 
-BROWSERS = ("chromium", "chromium-browser", "google-chrome", "chrome")
-BROWSER = next((path for path in map(shutil.which, BROWSERS) if path), None)
+BROWSER = evidence("browser")
 SIZES = (400, 1400)
-pytestmark = pytest.mark.skipif(
-    BROWSER is None, reason=f"needs a browser: {' or '.join(BROWSERS)}; apt install chromium"
-)
 
 LOOK = Path(__file__).with_name("look.js").read_text()
 

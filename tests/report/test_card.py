@@ -1,13 +1,13 @@
 """The model card as a hub reads it."""
 
-import pytest
-
 from qrobust.report import CARD, write
 from qrobust.report.page import plain
 
+from ..conftest import evidence
 from .conftest import change
 
-yaml = pytest.importorskip("yaml", reason="needs pyyaml")
+evidence("pyyaml")
+import yaml  # noqa: E402
 
 
 def card(run):

@@ -19,7 +19,7 @@ from qrobust.tables import places_table, run_table
 from qrobust.train import load_weights, plain_images, trainer
 from qrobust.train.checkpoint import load_state
 
-from ..conftest import call, overrides
+from ..conftest import ended, overrides
 
 WIDTHS = (32, 4, 2)
 RESULTS = (
@@ -103,8 +103,7 @@ def test_every_inner_convolution_runs_as_integers(small_run: Path) -> None:
 
 
 def test_a_run_exports_for_another_target(small_run: Path, tmp_path: Path) -> None:
-    done = call(["export", str(small_run), "--target", "ort-cpu-int8", "--out", "out"], tmp_path)
-    assert done.returncode == 0, done.stderr
+    assert ended("export", str(small_run), "--target", "ort-cpu-int8", "--out", str(tmp_path / "out")) == 0
     plain, narrow = (path / "model.onnx" for path in (tmp_path / "out" / "qm-4", small_run / "qm-4" / "artifact"))
     assert plain.stat().st_size > narrow.stat().st_size
     assert Artifact.load(tmp_path / "out" / "qm-4").manifest["opset"] == 20
