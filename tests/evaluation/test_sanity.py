@@ -19,7 +19,7 @@ from qrobust.deployed.sanity import SANITY_CHECKS as OF_FILES
 from qrobust.evaluation import SANITY_CHECKS, evaluate
 from qrobust.evaluation.sanity import CHEAP_CHECKS, check_sanity
 from qrobust.evaluation.sanity_measures import CE, CURVE, MARGIN, TRANSFER, CheckedModel, numbers_part
-from qrobust.quant import quantize
+from qrobust.quant import QuantConfig, quantize
 from qrobust.threat import Threat
 
 THREAT = Threat("linf", 20 / 255)
