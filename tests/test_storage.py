@@ -19,6 +19,7 @@ from qrobust.storage import (
     is_stream,
     read_json,
     read_lines,
+    read_result,
     write_bytes,
     write_json,
     write_text,
@@ -228,3 +229,9 @@ def test_lines_are_read_up_to_one_that_is_none(tmp_path):
     for last in (b'{"epoch": 2, "epo', b"[1]", b"3", b'{"a": 1, "a": 2}', b'{"a": NaN}', b"\xff", b"[" * 99_999):
         path.write_bytes(b'{"epoch": 1}\n' + last)
         assert read_lines(path) == ({"epoch": 1},), last
+
+
+def test_keys_of_older_results_have_today_s_names(tmp_path):
+    path = tmp_path / "bench.json"
+    path.write_text('{"twin": "a", "doubts": {"twin": 1}, "n": 2}')
+    assert read_result(path) == {"reference": "a", "sanity_checks": {"twin": 1}, "n": 2}

@@ -12,6 +12,7 @@ from rich.console import Console
 
 from qrobust import progress
 from qrobust.progress import bar, note, plain
+from qrobust.storage import read_result
 from qrobust.tables import (
     accuracy_text,
     artifact_table,
@@ -31,7 +32,7 @@ AS_TEXT = "a[/b] [link=http://x]y[/link] :smile: [red] ?[2J z"
 
 
 def load(name):
-    return json.loads((FIXTURE / name).read_text())
+    return read_result(FIXTURE / name)
 
 
 def renamed(value, key=None):

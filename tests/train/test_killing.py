@@ -59,7 +59,7 @@ CASES = {
 POINTS = {
     "attack": [(methods, "pgd"), (methods, "tpgd"), (methods, "n_fgsm"), (trainer, "pgd")],
     "step": [(torch.optim.SGD, "step")],
-    "average": [(Average, "update"), (Average, "estimate")],
+    "average": [(Average, "update_parameters"), (Average, "estimate")],
     "checkpoint": [(trainer, "save_state"), (trainer, "write_text")],
     "writing": [(storage.os, "fsync")],
     "renaming": [(Path, "replace")],

@@ -124,7 +124,8 @@ def stopping(error):
             raise error
         put(start, pixels)
 
-    return lambda paths, size, put: files.decode(paths, size, partial(put_until, put))
+    decode = files.decode
+    return lambda paths, size, put: decode(paths, size, partial(put_until, put))
 
 
 @pytest.mark.parametrize(

@@ -69,5 +69,5 @@ def test_storage_decides_whether_weights_are_narrowed():
 
 def test_the_camera_comes_after_folding_and_before_what_reads_pixels():
     steps = [name(step) for step in passes.steps("symmetric", storage="bytes", opset=20, takes_bytes=True)]
-    assert steps[len(passes.FOLDED) :][:2] == ["camera_input", "pixels_as_floats"]
-    assert "camera_input" not in [name(step) for step in passes.steps("symmetric", storage="bytes", opset=20)]
+    assert steps[len(passes.FOLDED) :][:2] == ["byte_input", "pixels_as_floats"]
+    assert "byte_input" not in [name(step) for step in passes.steps("symmetric", storage="bytes", opset=20)]
