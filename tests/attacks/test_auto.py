@@ -142,3 +142,26 @@ def test_what_is_not_broken_is_left_where_the_loss_was_highest(name):
     assert (threat.distance(found, x)[left] > 0.01).all()
     assert (lead > clean)[left].all()
     assert threat.distance(found, x).max() <= threat.eps + 1e-6
+
+
+class Torn(torch.nn.Module):
+    """A linear network whose gradient of the first pixel is no number."""
+
+    def __init__(self):
+        super().__init__()
+        torch.manual_seed(0)
+        self.linear = torch.nn.Linear(48, 10)
+
+    def forward(self, x):
+        flat = x.flatten(1)
+        return self.linear(flat) + 0 * (flat[:, :1] - flat[:, :1].detach()).sqrt()
+
+
+@pytest.mark.parametrize("part", ["apgd-ce", "apgd-t", "fab-t"])
+def test_a_pixel_without_a_gradient_stops_no_attack(part):
+    """As in PGD: the others lead it."""
+    model, x = Torn().eval(), torch.rand(20, 3, 4, 4, generator=torch.Generator().manual_seed(0))
+    y = model(x).argmax(1)
+    x_adv = autoattack_part(model, x, y, part=part, threat=Threat("linf", 0.3))
+    assert torch.isfinite(x_adv).all()
+    assert (model(x_adv).argmax(1) != y).float().mean() > 0.9

@@ -11,7 +11,7 @@ from onnx import numpy_helper
 from torch import nn
 
 from qrobust.errors import ExportError
-from qrobust.export.parity import LEVELS, Difference, Parity, parity
+from qrobust.export.parity import LEVELS, Difference, Parity, judge, parity
 from qrobust.export.target import load_target
 from qrobust.export.write import lower
 from qrobust.quant import quantize, quantizers, round_biases
@@ -178,3 +178,26 @@ def test_a_plain_module_is_a_float_network():
     model = nn.Sequential(nn.Conv2d(1, 2, 3), nn.Flatten(), nn.Linear(72, 2)).eval()
     found = parity(model, lower(model, X[:1], load_target("ort-cpu")), X)
     assert (found.layers, found.logits < 1e-5) == ((), True)
+
+
+def of_steps(largest):
+    """A file of 100 images, in one layer of which elements differ by so many steps."""
+    layers = (Difference("a", 4, 0.1, 1000, 0.0, 0, "first"), Difference("b", 4, 0.1, 1000, 0.01, largest, "second"))
+    return Parity("all", 100, 0.0, 0.0, layers)
+
+
+@pytest.mark.parametrize(("target", "most"), [("ort-cpu", 1), ("ort-cuda", 16)])
+def test_a_layer_may_miss_torch_s_integers_by_so_many_steps(target, most):
+    whole = Parity("all", 100, 0.0, 0.0, ())
+    for steps in (most, most + 1):
+        verdict = judge(whole, of_steps(steps), load_target(target))[0]
+        assert (verdict.name, verdict.measured, verdict.limit) == ("steps", steps, most)
+        assert verdict.passed == (steps == most)
+    assert verdict.reason == f"second differs from torch's by {most + 1} steps"
+
+
+@pytest.mark.parametrize(("flips", "held"), [(0.01, True), (0.03, False)])
+def test_labels_may_flip_as_the_target_says(flips, held):
+    target = load_target("ort-cpu")
+    verdicts = judge(Parity("all", 100, flips, 0.0, ()), of_steps(0), target)
+    assert [verdict.name for verdict in verdicts if not verdict.passed] == ([] if held else ["label_flips"])
