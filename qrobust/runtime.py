@@ -21,8 +21,8 @@ if __name__ == "__main__":
     def _end(kind: object, error: object, _trace: object) -> None:
         # Python's own exit code is 1 here, which would say that a limit was broken; imports fail where memory is short.
         try:
-            said = f"got {getattr(kind, '__name__', kind)}: {' '.join(str(error).split())}"
-            print(f"error: expected Python to start, {said}; free memory, or mend it", file=sys.stderr, flush=True)
+            got = f"got {getattr(kind, '__name__', kind)}: {' '.join(str(error).split())}"
+            print(f"error: expected Python to start, {got}; free memory, or mend it", file=sys.stderr, flush=True)
         finally:
             os._exit(66 if sys.argv[1:2] == [INSIDE] else 2)
 
@@ -74,8 +74,8 @@ def _one_line(text: object) -> str:
     return "".join(letter if letter.isprintable() else "?" for letter in " ".join(str(text).split()))
 
 
-def _expect(held: object, expected: str, got: object, do: str = "export the artifact again") -> None:
-    if not held:
+def _expect(condition: object, expected: str, got: object, do: str = "export the artifact again") -> None:
+    if not condition:
         raise ArtifactError(_one_line(f"expected {expected}, got {_one_line(got)[:200]}; {do}"))
 
 
@@ -119,10 +119,10 @@ def arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--seed", type=int, default=0, metavar="N", help="seed of Square")
     parser.add_argument("--timeout", type=float, default=MAX_SECONDS, metavar="S", help="end a check after S seconds")
     parser.add_argument("--memory", type=float, default=MAX_GIB, metavar="GIB", help="most memory of a check (Linux)")
-    said = parser.parse_args(argv)
-    held = 0 < said.timeout < 1e7 and 0 < said.memory < 1e5
-    _expect(held, "--timeout and --memory above 0", (said.timeout, said.memory), "raise them")
-    return said
+    options = parser.parse_args(argv)
+    valid = 0 < options.timeout < 1e7 and 0 < options.memory < 1e5
+    _expect(valid, "--timeout and --memory above 0", (options.timeout, options.memory), "raise them")
+    return options
 
 
 def _refused(error: BaseException) -> int:
@@ -139,7 +139,7 @@ def _refused(error: BaseException) -> int:
 def apart(argv: Sequence[str]) -> int:
     """`main` in a process of its own, whose time and memory are limited; returns 0, 1 or 2, whatever ends it."""
     try:
-        said = arguments(argv)
+        options = arguments(argv)
         cleared = sorted(name for name in os.environ if name.startswith(SETTINGS) and name not in HARMLESS)
         if cleared:
             print(f"note: a check does not pass on {', '.join(cleared)}", file=sys.stderr)
@@ -150,19 +150,19 @@ def apart(argv: Sequence[str]) -> int:
         command = [sys.executable, *flags, __file__, INSIDE, *argv]
         with subprocess.Popen(command, env=environment) as process:
             try:
-                code = process.wait(said.timeout)
+                code = process.wait(options.timeout)
             except subprocess.TimeoutExpired:
-                _expect(False, f"a check within {said.timeout:g} s", "none", "raise --timeout, or mend the model")
+                _expect(False, f"a check within {options.timeout:g} s", "none", "raise --timeout, or mend the model")
             finally:
                 process.kill()
         do = "raise --memory, or mend the model"
-        _expect(code in CODES, f"a check within {said.memory:g} GiB that ends by itself", f"exit code {code}", do)
+        _expect(code in CODES, f"a check within {options.memory:g} GiB that ends by itself", f"exit code {code}", do)
         return CODES[code]
     except (Exception, KeyboardInterrupt) as error:
         return _refused(error)
 
 
-def _enclose(said: argparse.Namespace) -> None:
+def _enclose(options: argparse.Namespace) -> None:
     """Limit this process, let it end with its parent, and leave stderr to Python: C libraries write pages there."""
     with suppress(OSError, AttributeError):  # either is closed
         sys.stdout.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]
@@ -173,7 +173,7 @@ def _enclose(said: argparse.Namespace) -> None:
     if LINUX:
         ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG
         resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
-        limit_memory(int(said.memory * 2**30))
+        limit_memory(int(options.memory * 2**30))
 
 
 def limit_memory(most: int) -> None:
@@ -355,8 +355,8 @@ def _fewest_lost(gained: Array, n: int, drop: float, least: float) -> Array:
     low, high = np.full(len(gained), -1), n - gained + 1
     while (high - low > 1).any():
         middle = (low + high) // 2
-        held = (middle >= 0) & (drop_score(middle, gained, n, drop) >= least)
-        low, high = np.where(held, low, middle), np.where(held, middle, high)
+        valid = (middle >= 0) & (drop_score(middle, gained, n, drop) >= least)
+        low, high = np.where(valid, low, middle), np.where(valid, middle, high)
     return high
 
 
@@ -371,10 +371,10 @@ def _chance(fewest: Array, n: int, won: float, drop: float, logs: Array) -> floa
     gained = np.arange(first, _most_counted(won, n) + 1)[:, None]
     lost = np.arange(fewest[gained].min(), _most_counted(won + drop, n) + 1)
     same = n - gained - lost
-    held, same = (same >= 0) & (lost >= fewest[gained]), np.maximum(same, 0)
+    valid, same = (same >= 0) & (lost >= fewest[gained]), np.maximum(same, 0)
     log_lost, log_won, log_same = (math.log(max(p, 1e-300)) for p in (won + drop, won, 1 - 2 * won - drop))
     terms = logs[n] - logs[lost] - logs[gained] - logs[same] + lost * log_lost + gained * log_won + same * log_same
-    return float(np.exp(terms[held]).sum())
+    return float(np.exp(terms[valid]).sum())
 
 
 def drop_p_value(lost: int, gained: int, n: int, tolerated: float, level: float = 0.025) -> float:
@@ -485,10 +485,10 @@ def _read_manifest(path: Path) -> dict[str, Any]:
     for key, kind in {**MANIFEST, **{f"reference {name}": float for name in reference}}.items():
         with _expecting(f"{key!r} in manifest.json"):
             value: Any = reduce(lambda part, name: part[name], key.split(" ", 1), manifest)
-        held = isinstance(value, (int, float) if kind is float else kind)
-        if held and kind in (int, float):
-            held = not isinstance(value, bool) and (0 <= value <= 1 if kind is float else value >= 1)
-        _expect(held, f"a valid {kind.__name__} as {key!r} in manifest.json", repr(value))
+        valid = isinstance(value, (int, float) if kind is float else kind)
+        if valid and kind in (int, float):
+            valid = not isinstance(value, bool) and (0 <= value <= 1 if kind is float else value >= 1)
+        _expect(valid, f"a valid {kind.__name__} as {key!r} in manifest.json", repr(value))
     manifest["statistics"].setdefault("test", FIRST_TEST)
     _check_meaning(manifest)
     _check_policy(manifest)
@@ -499,14 +499,14 @@ def _check_meaning(manifest: dict[str, Any]) -> None:
     image, classes, threat = manifest["input"], manifest["classes"], manifest["threat"]
     got = (image.get("layout"), image.get("dtype"), image.get("range"))
     _expect(got in IMAGES, f"images as one of {IMAGES}", got)
-    held = len(image["shape"]) == 3 and all(type(size) is int and size >= 1 for size in image["shape"])
-    held = held and math.prod(image["shape"]) <= MAX_PIXELS and len(classes) >= 2
-    _expect(held, f"a shape of three sizes, up to {MAX_PIXELS} in all, and two classes", (image["shape"], classes))
+    valid = len(image["shape"]) == 3 and all(type(size) is int and size >= 1 for size in image["shape"])
+    valid = valid and math.prod(image["shape"]) <= MAX_PIXELS and len(classes) >= 2
+    _expect(valid, f"a shape of three sizes, up to {MAX_PIXELS} in all, and two classes", (image["shape"], classes))
     _expect(threat["norm"] in NORMS, f"a norm out of {NORMS}", repr(threat["norm"]), "upgrade qrobust")
     eps, most = threat.get("eps"), 1 if threat["norm"] == "linf" else math.sqrt(math.prod(image["shape"]))
     # An image of bytes moves by a step or not at all.
-    held = type(eps) in (int, float) and 1 / 255 - 1e-9 <= eps <= most
-    _expect(held, f"eps in [1/255, {most:.4g}] of a pixel's range as 'threat eps'", repr(eps))
+    valid = type(eps) in (int, float) and 1 / 255 - 1e-9 <= eps <= most
+    _expect(valid, f"eps in [1/255, {most:.4g}] of a pixel's range as 'threat eps'", repr(eps))
     _expect("square" not in manifest["reference"], "another name for a stored attack", "square")
     _expect(len(manifest["reference"]) > 1, "a stored attack in 'reference'", "clean images alone")
     for name in (manifest["name"], *classes, *manifest["reference"]):
@@ -515,31 +515,31 @@ def _check_meaning(manifest: dict[str, Any]) -> None:
 
 
 def _check_policy(manifest: dict[str, Any]) -> None:
-    said, limits, square = manifest["statistics"], manifest["limits"], manifest["square"]
+    statistics, limits, square = manifest["statistics"], manifest["limits"], manifest["square"]
     for name in TOLERATED:
         expected = f"a limit of {name} up to {MOST_TOLERATED}"
         _expect(limits[name] <= MOST_TOLERATED, expected, limits[name], "tolerate less")
     most = max(limits["accuracy_drop"], limits["robust_drop"])
-    held = LEAST_ALPHA <= said["alpha"] < 0.5 <= said["power"] <= 1 - 1e-6
-    held = held and most + 1e-6 < said["detected_drop"] <= MOST_DETECTED
+    valid = LEAST_ALPHA <= statistics["alpha"] < 0.5 <= statistics["power"] <= 1 - 1e-6
+    valid = valid and most + 1e-6 < statistics["detected_drop"] <= MOST_DETECTED
     expected = f"{LEAST_ALPHA} <= alpha < 0.5 <= power < 1 and detected_drop above the tolerated {most}, up to"
-    _expect(held, f"{expected} {MOST_DETECTED}", said)
-    held = isinstance(said["test"], str) and said["test"] in TESTS
-    _expect(held, f"a statistical test out of {', '.join(TESTS)}", repr(said["test"]), "upgrade qrobust")
-    held = LEAST_QUERIES <= square["queries"] <= MOST_QUERIES
-    _expect(held, f"{LEAST_QUERIES} to {MOST_QUERIES} queries of Square", square["queries"])
+    _expect(valid, f"{expected} {MOST_DETECTED}", statistics)
+    valid = isinstance(statistics["test"], str) and statistics["test"] in TESTS
+    _expect(valid, f"a statistical test out of {', '.join(TESTS)}", repr(statistics["test"]), "upgrade qrobust")
+    valid = LEAST_QUERIES <= square["queries"] <= MOST_QUERIES
+    _expect(valid, f"{LEAST_QUERIES} to {MOST_QUERIES} queries of Square", square["queries"])
     for limit in (limits.get(name) for name in ("logit_change", "latency_ms", "size_bytes")):
-        held = limit is None or (type(limit) in (int, float) and 0 < limit < math.inf)
-        _expect(held, "null or a number above 0 as limit of logit_change, latency_ms and size_bytes", repr(limit))
+        valid = limit is None or (type(limit) in (int, float) and 0 < limit < math.inf)
+        _expect(valid, "null or a number above 0 as limit of logit_change, latency_ms and size_bytes", repr(limit))
 
 
 def _read_files(folder: Path, entries: dict[str, Any]) -> dict[str, bytes]:
     """The bytes of model.onnx and suite.npz as they were hashed; each file is read once, and none is there unlisted."""
     _expect(len(entries) <= MAX_FILES, f"up to {MAX_FILES} files in manifest.json", len(entries))
     for found in sorted(folder.iterdir()):
-        held = found.name in {*entries, "manifest.json"} or (found.name.startswith("signature.") and found.is_file())
-        _expect(held, f"no file in {folder} that manifest.json does not list", repr(found.name), "remove it")
-    kept = {}
+        valid = found.name in {*entries, "manifest.json"} or (found.name.startswith("signature.") and found.is_file())
+        _expect(valid, f"no file in {folder} that manifest.json does not list", repr(found.name), "remove it")
+    files = {}
     for name, entry in entries.items():
         # Plain names only: a manifest must not make its reader open ../../somewhere.
         _expect(Path(name).name == name, "plain file names in manifest.json", repr(name))
@@ -551,8 +551,8 @@ def _read_files(folder: Path, entries: dict[str, Any]) -> dict[str, bytes]:
         measured = {"sha256": hashlib.sha256(data).hexdigest(), "size_bytes": len(data)}
         _expect(measured == entry, f"{name} as {entry}", measured)
         if name in ("model.onnx", "suite.npz"):
-            kept[name] = data
-    return kept
+            files[name] = data
+    return files
 
 
 def _read_suite(data: bytes, manifest: dict[str, Any]) -> dict[str, Array]:
@@ -575,11 +575,11 @@ def _read_suite(data: bytes, manifest: dict[str, Any]) -> dict[str, Array]:
     for name, header in expected.items():
         array = suite[name]
         _expect((array.shape, str(array.dtype)) == header, f"{name} as {header}", f"{array.shape}, {array.dtype}")
-        held = header[1] != "int64" or (array.min() >= 0 and array.max() < classes)
-        _expect(held, f"labels {name} in [0, {classes})", f"[{array.min()}, {array.max()}]")
-    for name, said in manifest["reference"].items():
+        valid = header[1] != "int64" or (array.min() >= 0 and array.max() < classes)
+        _expect(valid, f"labels {name} in [0, {classes})", f"[{array.min()}, {array.max()}]")
+    for name, stated in manifest["reference"].items():
         share = float((suite[f"label.{name}"] == suite["y"]).mean())
-        _expect(abs(share - said) < 1e-9, f"labels of {name} that are right in {said}, as the manifest says", share)
+        _expect(abs(share - stated) < 1e-9, f"labels of {name} that are right in {stated}, as the manifest says", share)
     _check_ball(suite, manifest)
     return suite
 
@@ -595,9 +595,9 @@ def _check_ball(suite: dict[str, Array], manifest: dict[str, Any]) -> None:
         furthest = float(moved.max()) / 255  # export rounds inwards: what is beyond is beyond by more than float32 errs
         _expect(furthest <= eps * (1 + 1e-5) + 1e-5, f"images of {name} within eps {eps:.4g} in {norm}", furthest)
         _expect(name == "clean" or moved.any(), f"images of {name} that differ from the clean ones", "the same")
-    held = manifest["square"]["n"] >= min(LEAST_IMAGES, len(clean))
+    valid = manifest["square"]["n"] >= min(LEAST_IMAGES, len(clean))
     expected = f"Square on {LEAST_IMAGES} images or more, or on the whole suite"
-    _expect(held, expected, manifest["square"]["n"])
+    _expect(valid, expected, manifest["square"]["n"])
 
 
 def load_session(
@@ -669,8 +669,8 @@ def _as_float(x: Array) -> Array:
         return x.astype(np.float32) / np.float32(255)
     low, high = x.min(initial=0), x.max(initial=1)
     do = "pass unnormalised float32 or uint8, normalisation belongs inside the model"
-    held = x.dtype == np.float32 and low >= 0 and high <= 1
-    _expect(held, "images in [0, 1]", f"[{low:.3g}, {high:.3g}] of {x.dtype}", do)
+    valid = x.dtype == np.float32 and low >= 0 and high <= 1
+    _expect(valid, "images in [0, 1]", f"[{low:.3g}, {high:.3g}] of {x.dtype}", do)
     return x
 
 
@@ -711,9 +711,9 @@ class Artifact:
         _expect(len(inputs) == 1, "a model.onnx of one input", len(inputs))
         first, kind = inputs[0], "tensor(uint8)" if self.takes_bytes else "tensor(float)"
         expected = (source["name"], kind, source["shape"], self.manifest["output"]["name"])
-        held = (first.name, first.type, first.shape[1:]) == expected[:3] and expected[3] in last
+        valid = (first.name, first.type, first.shape[1:]) == expected[:3] and expected[3] in last
         got = (first.name, first.type, first.shape, last)
-        _expect(held and not isinstance(first.shape[0], int), f"any batch and {expected} of model.onnx", got)
+        _expect(valid and not isinstance(first.shape[0], int), f"any batch and {expected} of model.onnx", got)
         return session
 
     @cached_property
@@ -844,8 +844,8 @@ def square_attack(
             steps = (trial - x[active]) * np.float32(255)
             trial = x[active] + np.trunc(steps + np.copysign(np.float32(1e-3), steps)) / np.float32(255)
         trial_margin, wrong = _judge(logits_fn(trial), y[active])
-        kept = wrong | (trial_margin < margin[active]) | (step == 0)
-        best[active[kept]], margin[active[kept]] = trial[kept], trial_margin[kept]
+        better = wrong | (trial_margin < margin[active]) | (step == 0)
+        best[active[better]], margin[active[better]] = trial[better], trial_margin[better]
         broken[active], used[active] = wrong, used[active] + 1
         if on_step:
             on_step(step + 1, queries)
@@ -856,8 +856,8 @@ def policy_of(manifest: Mapping[str, Any]) -> dict[str, Any]:
     """What a baseline pins beside outcomes: limits, statistics, target, threat, Square's bounds, names of classes."""
     target = {key: manifest["target"][key] for key in ("name", "provider", "session_options")}
     threat = {key: manifest["threat"][key] for key in ("norm", "eps")}
-    kept = {key: manifest[key] for key in ("limits", "statistics", "square", "classes")}
-    return {**kept, "target": target, "threat": threat}
+    policy = {key: manifest[key] for key in ("limits", "statistics", "square", "classes")}
+    return {**policy, "target": target, "threat": threat}
 
 
 def _flat(table: Mapping[str, Any], above: str = "") -> dict[str, Any]:
@@ -891,15 +891,15 @@ def read_baseline(path: Path, model: str, suite: str, **same: Any) -> tuple[Outc
         for key in dict.fromkeys((*now, *was)):
             then, found = was.get(key, "nothing"), now.get(key, "nothing")
             _expect(then == found, f"{key.removeprefix('policy.')} {then}, as {path} pins it", found, HINT_PIN)
-        held = all(len(bytes.fromhex(pinned[key])) == 32 for key in ("model", "suite"))
-        _expect(held, f"sha256 of model and suite in {path}", (pinned["model"], pinned["suite"]), do)
-        held = pinned["suite"] == suite or pinned["model"] != model
-        _expect(held, f"the suite that {path} pins for this model.onnx", "another suite.npz", HINT_PIN)
+        valid = all(len(bytes.fromhex(pinned[key])) == 32 for key in ("model", "suite"))
+        _expect(valid, f"sha256 of model and suite in {path}", (pinned["model"], pinned["suite"]), do)
+        valid = pinned["suite"] == suite or pinned["model"] != model
+        _expect(valid, f"the suite that {path} pins for this model.onnx", "another suite.npz", HINT_PIN)
         for name, count in same["counts"].items():
             packed = np.frombuffer(bytes.fromhex(pinned["outcomes"][name]), np.uint8)
             outcomes[name] = np.unpackbits(packed, count=count).astype(bool)
-            share, said = outcomes[name].mean(), float(pinned["accuracy"][name])
-            _expect(abs(share - said) < 1e-9, f"outcomes of {name} in {path} that are right in {said}", share, do)
+            share, stated = outcomes[name].mean(), float(pinned["accuracy"][name])
+            _expect(abs(share - stated) < 1e-9, f"outcomes of {name} in {path} that are right in {stated}", share, do)
     return outcomes, pinned["suite"] == suite, named
 
 
@@ -942,18 +942,20 @@ def _facts(artifact: Artifact, right: Outcomes, flips: float, change: float) -> 
 
 def _tests(right: Outcomes, reference: Outcomes, manifest: dict[str, Any], hint: str) -> Iterator[Verdict]:
     """Verdicts on each set of `reference`, image by image: is the drop larger than tolerated, beyond luck?"""
-    said, limits, rows = manifest["statistics"], manifest["limits"], []
+    statistics, limits, rows = manifest["statistics"], manifest["limits"], []
     for name, before in reference.items():
         lost, gained = int((before & ~right[name]).sum()), int((right[name] & ~before).sum())
         rows.append((lost, gained, len(before), limits["accuracy_drop" if name == "clean" else "robust_drop"]))
-    level = said["alpha"] / len(rows)  # the first of Holm's steps: a limit is broken there or not at all
-    p_values = holm([TESTS[said["test"]](*row, level) for row in rows])
+    level = statistics["alpha"] / len(rows)  # the first of Holm's steps: a limit is broken there or not at all
+    p_values = holm([TESTS[statistics["test"]](*row, level) for row in rows])
     for name, (lost, gained, n, limit), p_value in zip(reference, rows, p_values, strict=True):
         drop, interval = (lost - gained) / n, paired_interval(lost, gained, n)
-        needed = images_needed(said["detected_drop"], limit, gained / n, level, said["power"])
+        needed = images_needed(statistics["detected_drop"], limit, gained / n, level, statistics["power"])
         bounds = "{:.1%} to {:.1%}".format(*interval)
         reason = f"drop {drop:.1%} ({bounds}), lost {lost}, gained {gained}, tolerated {limit:.1%}, p {p_value:.2g}"
-        yield Verdict(f"{name} accuracy", p_value > said["alpha"], drop, limit, reason, hint, interval, p_value, needed)
+        yield Verdict(
+            f"{name} accuracy", p_value > statistics["alpha"], drop, limit, reason, hint, interval, p_value, needed
+        )
 
 
 def check(
@@ -973,8 +975,8 @@ def check(
 
     start, suite, manifest = time.perf_counter(), artifact.suite, artifact.manifest
     y, budget = suite["y"], manifest["square"]["queries"] if queries is None else queries
-    held, expected = LEAST_QUERIES <= budget <= MOST_QUERIES, f"{LEAST_QUERIES} to {MOST_QUERIES} queries for Square"
-    _expect(held and seed >= 0, f"{expected} and a seed of 0 or more", (budget, seed), "change --queries or --seed")
+    valid, expected = LEAST_QUERIES <= budget <= MOST_QUERIES, f"{LEAST_QUERIES} to {MOST_QUERIES} queries for Square"
+    _expect(valid and seed >= 0, f"{expected} and a seed of 0 or more", (budget, seed), "change --queries or --seed")
     counts = {**dict.fromkeys(artifact.sets, len(y)), "square": min(manifest["square"]["n"], len(y))}
     # Clean images tell suites apart: adversarial ones are made anew against every network.
     images = hashlib.sha256(np.ascontiguousarray(suite["x.clean"]).tobytes() + y.tobytes()).hexdigest()
@@ -1033,9 +1035,9 @@ def format_report(report: Report) -> str:
         before, interval = report.reference.get(name), "{:.1%} to {:.1%}".format(*report.ci95[name])
         cells = [report.counts[name], f"{accuracy:.1%}", interval, "-" if before is None else f"{before:.1%}"]
         lines.append(columns.format(name, *cells, tests.get(f"{name} accuracy", "-")))
-    said = "at alpha {alpha:.2g}, with power {power:.0%} for a drop of {detected_drop:.1%}"
+    text = "at alpha {alpha:.2g}, with power {power:.0%} for a drop of {detected_drop:.1%}"
     against = "the network before export" if report.baseline is None else _one_line(report.baseline)
-    against = f"Tested against {against}, {said.format(**report.statistics)}."
+    against = f"Tested against {against}, {text.format(**report.statistics)}."
     against += "" if report.same_suite else " Its adversarial images were made against another network."
     lines += [f"{'worst case':<16}{report.n:>6}{report.worst_case:>10.1%}", against, NOTE]
     lines += [f"broken {v.name}: {v.reason}; {v.hint}" for v in report.verdicts if not v.passed]
@@ -1054,11 +1056,13 @@ def format_junit(report: Report) -> str:
 
 def _expect_power(artifact: Artifact) -> None:
     """Before a baseline is pinned: on fewer images every check against it would end without a verdict."""
-    said, limits, n = artifact.manifest["statistics"], artifact.manifest["limits"], len(artifact.suite["y"])
+    statistics, limits, n = artifact.manifest["statistics"], artifact.manifest["limits"], len(artifact.suite["y"])
     counts = {**dict.fromkeys(artifact.sets, n), "square": min(artifact.manifest["square"]["n"], n)}
     for name, count in counts.items():
         limit = limits["accuracy_drop" if name == "clean" else "robust_drop"]
-        needed = images_needed(said["detected_drop"], limit, 0.0, said["alpha"] / len(counts), said["power"])
+        needed = images_needed(
+            statistics["detected_drop"], limit, 0.0, statistics["alpha"] / len(counts), statistics["power"]
+        )
         expected = f"{needed} images or more for a baseline of {name} with the power asked for"
         _expect(count >= needed, expected, count, "export a larger suite, or raise detected_drop")
 
@@ -1077,8 +1081,8 @@ def _expect_places(artifact: Path, files: Mapping[str, MaybePath]) -> None:
         printed, place = str(path) == "-", os.path.realpath(path)
         _expect(option != "baseline" or not printed, "a file as --baseline", "-", "name one")
         _expect(place not in taken, "another file for each result", path, f"change --{option}")
-        held = printed or os.path.commonpath([place, folder]) != folder
-        _expect(held, "a place outside of the artifact, which holds its own files alone", path, f"change --{option}")
+        valid = printed or os.path.commonpath([place, folder]) != folder
+        _expect(valid, "a place outside of the artifact, which holds its own files alone", path, f"change --{option}")
         with _expecting(f"a file as --{option}", "give it a shorter name"):
             _expect(not path.is_dir(), f"a file as --{option}", f"{path}, a folder", "name a file in it")
         taken.add(place)
@@ -1181,22 +1185,22 @@ def _meter() -> OnStep:
 def main(argv: Sequence[str] | None = None) -> int:
     """The command line of verify.py, in this process; returns the exit code 0, 1 or 2."""
     try:
-        said = arguments(argv)
+        options = arguments(argv)
         kinds = ("json", "junit", "markdown", "baseline")
-        _expect_places(said.artifact, {kind: getattr(said, kind) for kind in kinds})
-        artifact = Artifact.load(said.artifact)
-        if said.update_baseline:
+        _expect_places(options.artifact, {kind: getattr(options, kind) for kind in kinds})
+        artifact = Artifact.load(options.artifact)
+        if options.update_baseline:
             _expect_power(artifact)
-        pin = pinned_at(artifact, said.baseline, said.update_baseline, said.reason)
+        pin = pinned_at(artifact, options.baseline, options.update_baseline, options.reason)
         if artifact.manifest["target"]["provider"] in ON_GPU:
             limit_memory(-1)  # its driver maps more than it takes
-        baseline = None if pin else said.baseline
-        report = check(artifact, baseline=baseline, queries=said.queries, seed=said.seed, on_step=_meter())
-        return conclude(report, {**vars(said), "baseline": pin}, said.reason)
+        baseline = None if pin else options.baseline
+        report = check(artifact, baseline=baseline, queries=options.queries, seed=options.seed, on_step=_meter())
+        return conclude(report, {**vars(options), "baseline": pin}, options.reason)
     except (Exception, KeyboardInterrupt) as error:
         return _refused(error)  # exit code 1 is a verdict: a crash must not look like one
 
 
 if __name__ == "__main__":
     # Without what Python does at its end: libraries crash there, and it would print what a closed pipe did not take.
-    os._exit({code: said for said, code in CODES.items()}[main(sys.argv[2:])])
+    os._exit({code: exit_code for exit_code, code in CODES.items()}[main(sys.argv[2:])])

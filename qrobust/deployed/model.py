@@ -103,8 +103,8 @@ class Deployed:
     @property
     def session_options(self) -> dict[str, Any]:
         """What its session is opened with."""
-        said = self.artifact.manifest["target"]["session_options"] if self.artifact else {}
-        return {**said, "graph_optimization_level": self.level}
+        manifest = self.artifact.manifest["target"]["session_options"] if self.artifact else {}
+        return {**manifest, "graph_optimization_level": self.level}
 
     def served(self) -> Served:
         """The network that judges."""
@@ -134,8 +134,8 @@ def open_deployed(path: Path) -> Deployed:
 
 
 def _artifact(artifact: Artifact) -> Deployed:
-    said = artifact.manifest
-    path, target, data = artifact.path / "model.onnx", said["target"], artifact.model
+    manifest = artifact.manifest
+    path, target, data = artifact.path / "model.onnx", manifest["target"], artifact.model
     level = target["session_options"].get("graph_optimization_level", "all")
 
     def at(level: str) -> Logits:
@@ -146,8 +146,8 @@ def _artifact(artifact: Artifact) -> Deployed:
     return Deployed(
         name=artifact.name,
         path=path,
-        sha256=said["files"]["model.onnx"]["sha256"],
-        module=load_onnx(as_floats(data) if artifact.takes_bytes else data, output=said["output"]["name"]),
+        sha256=manifest["files"]["model.onnx"]["sha256"],
+        module=load_onnx(as_floats(data) if artifact.takes_bytes else data, output=manifest["output"]["name"]),
         at=at,
         level=level,
         provider=target["provider"],

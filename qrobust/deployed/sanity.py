@@ -32,8 +32,8 @@ def first_apart(deployed: Deployed, x: Tensor) -> str | None:
     """The value's name in the file, on images x (n, c, h, w) in [0,1]; None if no quantiser is to blame."""
     inside = deployed.module.inside(deployed.gradient().fed(x))
     proto = onnx.load(str(deployed.path), load_external_data=False)
-    held = {name for node in proto.graph.node for name in node.output}
-    watched = [node for node in rounding(deployed.module) if node.outputs[0] in held]
+    named = {name for node in proto.graph.node for name in node.output}
+    watched = [node for node in rounding(deployed.module) if node.outputs[0] in named]
     theirs = _session_values(deployed, proto, [node.outputs[0] for node in watched], x)
     for node, value in zip(watched, theirs, strict=True):
         name = node.outputs[0]
@@ -183,11 +183,11 @@ def check_file_sanity(checked: CheckedFile) -> SanityReport:
     """All that is asked of a file, and the cheap checks of its gradients; the first layer apart is named."""
     found, cheap = check_sanity(checked, SANITY_CHECKS), check_sanity(checked, CHEAP_CHECKS)
     return SanityReport(
-        cheap.measured | found.measured, [*cheap.flags, *(_placed(checked, one) for one in found.flags)]
+        cheap.measured | found.measured, [*cheap.flags, *(_located(checked, one) for one in found.flags)]
     )
 
 
-def _placed(checked: CheckedFile, flag: Flag) -> Flag:
+def _located(checked: CheckedFile, flag: Flag) -> Flag:
     if flag.name != "module-differs":
         return flag
     layer = first_apart(checked.deployed, checked.x[: checked.batch_size])

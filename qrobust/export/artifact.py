@@ -112,10 +112,10 @@ def _rounded_l2(change: Tensor, radius: float) -> Tensor:
     """
     flat = change.double().flatten(1)
     low = flat.abs().floor()
-    room = flat.square().sum(1).add(0.5).clamp_max(radius**2 + 1e-6).floor() - low.square().sum(1)
+    spare = flat.square().sum(1).add(0.5).clamp_max(radius**2 + 1e-6).floor() - low.square().sum(1)
     left, order = (flat.abs() - low).sort(dim=1, descending=True)
     cost = (2 * low + 1).gather(1, order).cumsum(1)  # in squared length
-    up = ((cost <= room[:, None]) & (left > 1e-4)).double()  # below it lies the noise of float32
+    up = ((cost <= spare[:, None]) & (left > 1e-4)).double()  # below it lies the noise of float32
     return ((low + torch.zeros_like(low).scatter(1, order, up)) * flat.sign()).view_as(change).float()
 
 

@@ -243,12 +243,12 @@ def _guarded(step: Step, inputs: list[Tensor | None]) -> Any:
 
 def _needed(nodes: Iterable[Node], output: str) -> list[Node]:
     """The nodes that an output depends on, in order."""
-    wanted, kept = {output}, []
+    wanted, needed = {output}, []
     for node in reversed(tuple(nodes)):
         if wanted & set(filter(None, node.outputs)):
             wanted |= set(node.inputs)
-            kept.append(node)
-    return kept[::-1]
+            needed.append(node)
+    return needed[::-1]
 
 
 def _check_covered(nodes: Iterable[Node]) -> None:

@@ -28,8 +28,8 @@ class OnnxModule(nn.Module):
         for name, value in built.constants.items():
             if _computed_with(value):
                 self.homes[name] = f"constant{len(self.homes)}"
-                held = value if value.is_floating_point() else value.float()
-                self.register_buffer(self.homes[name], held.contiguous())
+                values = value if value.is_floating_point() else value.float()
+                self.register_buffer(self.homes[name], values.contiguous())
 
     @property
     def backward_form(self) -> str:

@@ -105,7 +105,7 @@ def quantize(
         if images is not None:
             check_pools(captured, images)
     with device_of(model):  # where new layers are made
-        made = _transformed(model, reading, config.fat) if config.bits == FLOAT_BITS else _placed(reading, config)
+        made = _transformed(model, reading, config.fat) if config.bits == FLOAT_BITS else _quantised(reading, config)
     if images is not None:
         anew = config.fat != "none" if estimate_statistics is None else estimate_statistics
         calibrate(made, chain([images], batches), estimate_statistics=anew)
@@ -186,7 +186,7 @@ def _transformed(model: nn.Module, reading: Reading, form: str) -> nn.Module:
     return copied
 
 
-def _placed(reading: Reading, config: QuantConfig) -> fx.GraphModule:
+def _quantised(reading: Reading, config: QuantConfig) -> fx.GraphModule:
     names = {str(node.target): node for node in reading.layers}
     edges = {str(node.target) for node in reading.edges}
     widths = layer_widths(

@@ -116,8 +116,8 @@ def bits_per_layer(model: nn.Module) -> dict[str, int]:
     widths = {}
     for name, module in model.named_modules():
         if isinstance(module, (nn.Conv2d, nn.Linear)):
-            held = [m.bits for m in module.modules() if isinstance(m, Quantizer) and not m.masked]
-            widths[name] = held[0] if held else 32
+            bits = [m.bits for m in module.modules() if isinstance(m, Quantizer) and not m.masked]
+            widths[name] = bits[0] if bits else 32
     return widths
 
 

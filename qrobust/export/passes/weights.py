@@ -27,7 +27,7 @@ from .graph import (
 )
 
 LARGEST_BIAS = 2**30
-KEPT = ("QuantizeLinear", "DequantizeLinear", "Clip")  # of weights: they stay integers
+NOT_FOLDED = ("QuantizeLinear", "DequantizeLinear", "Clip")  # of weights: they stay integers
 
 
 def fold_constants(model: ir.Model) -> bool:
@@ -35,7 +35,7 @@ def fold_constants(model: ir.Model) -> bool:
     changed = False
     for node in list(model.graph):
         values = [constant(value) for value in node.inputs]
-        if node.op_type in KEPT or len(node.outputs) != 1 or any(value is None for value in values):
+        if node.op_type in NOT_FOLDED or len(node.outputs) != 1 or any(value is None for value in values):
             continue
         replace(node, initialiser(model, _evaluated(node, values)))
         changed = True

@@ -76,10 +76,10 @@ def _pads(node: Node, sizes: Sequence[int], spans: Sequence[int], strides: Seque
 
 
 def _size(n: int, begin: int, end: int, span: int, stride: int, ceil: bool) -> int:
-    room = n + begin + end - span
+    free = n + begin + end - span
     if not ceil:
-        return room // stride + 1
-    size = -(-room // stride) + 1
+        return free // stride + 1
+    size = -(-free // stride) + 1
     return size - 1 if (size - 1) * stride >= n + begin else size
 
 

@@ -34,7 +34,7 @@ INTEGERS: dict[int, tuple[torch.dtype, int, int]] = {
 }
 TYPES: dict[int, torch.dtype] = {
     **FLOATS,
-    **{kind: held for kind, (held, _, _) in INTEGERS.items()},
+    **{kind: dtype for kind, (dtype, _, _) in INTEGERS.items()},
     TensorProto.BOOL: torch.bool,
 }
 
