@@ -37,6 +37,8 @@ BANNED = {
     "material": "images, sources",
     "parting": "first difference",
     "placed": "on the device",
+    "said": "text, options",
+    "kept": "files, result",
     "routes": "networks of an attack",
     "routed": "networks of an attack",
 }
@@ -189,7 +191,10 @@ def main() -> None:
     if asked.json:
         import record
 
-        record.write_json(asked.json, {**record.origin(), "trees": found})
+        commits = {
+            record.commit(tree.resolve()): values for tree, values in zip(asked.trees, found.values(), strict=True)
+        }
+        record.write_json(asked.json, {"commit": record.commit(), "trees": commits})
 
 
 if __name__ == "__main__":
