@@ -25,6 +25,11 @@ def names() -> tuple[str, ...]:
     return tuple(sorted(_BUILDERS))
 
 
+def networks() -> dict[str, Builder]:
+    """Every network's builder by its name, sorted; what it takes besides `in_channels` and `classes` are options."""
+    return dict(sorted(_BUILDERS.items()))
+
+
 def build(name: str, *, in_channels: int, classes: int, **options: Any) -> nn.Module:
     """A fresh network. Raises ModelError for an unknown name or option."""
     if name not in _BUILDERS:
