@@ -21,7 +21,7 @@ from qrobust.__main__ import main
 os.environ["OMP_NUM_THREADS"] = "1"  # before torch is there: tests are small, and every worker has a core
 SMALL = (
     "train.epochs=3", "train.milestones=[2]", "train.batch_size=128", "train.attack.steps=2",
-    "train.validation.steps=2", "quant.epochs=1", "quant.milestones=[]", "data.test_size=120",
+    "train.validation.steps=2", "quant.epochs=1", "quant.milestones=[]", "data.test_size=120", "data.train_size=800",
     "evaluate.n=120", "evaluate.attacks=['gn','pgd-5']", "export.suite_n=120", "export.suite_attacks=['pgd-5']",
     "bench.seconds=0.1", "attack.n=40", "attack.attacks=['pgd-5', 'square-20']",
 )  # fmt: skip

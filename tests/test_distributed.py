@@ -35,7 +35,8 @@ def alone(tmp_path_factory):
 def together(request, tmp_path_factory):
     """What each of several processes gets."""
     folder = tmp_path_factory.mktemp("together")
-    done = torchrun(request.param, "tests.distributed_job", str(folder))
+    command = [sys.executable, "-m", "tests.distributed_job", str(folder), str(request.param)]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, timeout=300)
     assert done.returncode == 0, done.stderr
     assert done.stderr.count("epoch 2/2") == len(distributed_job.CASES) + 2  # one process speaks
     return [torch.load(folder / f"result-{rank}.pt") for rank in range(request.param)]

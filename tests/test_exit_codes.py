@@ -206,7 +206,7 @@ def test_ctrl_c_ends_a_check_with_130(place: Path) -> None:
     command = [sys.executable, "-m", "qrobust", "check", "sound", "--queries", "1000000"]
     with subprocess.Popen(command, cwd=place, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as running:
         with pytest.raises(subprocess.TimeoutExpired):
-            running.wait(3)
+            running.wait(2)
         running.send_signal(signal.SIGINT)
         out, error = running.communicate(timeout=60)
     assert (running.returncode, out, "Traceback" in error) == (130, "", False), error

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -40,9 +41,18 @@ def test_a_report_is_written(run: Path) -> None:
     assert "QM-4" in write(run).read_text()
 
 
-def test_a_run_goes_on_and_trains_nothing_anew(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    started = Run.open(run)
-    started.all_stages()
+def _quantised(run: Run) -> None:
+    """Every stage of one width: of both, as much again."""
+    run.train()
+    for stage in (run.evaluate, run.export, run.check, run.attack_file):
+        stage(4)
+
+
+@pytest.mark.parametrize("stages", [_quantised, pytest.param(Run.all_stages, marks=pytest.mark.slow)])
+def test_a_run_goes_on_and_trains_nothing_anew(
+    run: Path, stages: Callable[[Run], object], capsys: pytest.CaptureFixture[str]
+) -> None:
+    stages(Run.open(run))
     assert [(run / name).read_bytes() for name in WEIGHTS] == [(OLD / "run" / name).read_bytes() for name in WEIGHTS]
     assert [line for line in capsys.readouterr().err.splitlines() if "epoch" in line] == []
     old, new = (json.loads((folder / "qm-4" / "eval.json").read_text()) for folder in (OLD / "run", run))

@@ -201,7 +201,7 @@ def rejections(name, n, tolerated, gained, drop, alpha, most=None):
     return (stats.binom.pmf(won, n, gained) * tails).sum()
 
 
-@pytest.mark.parametrize("n", [50, 200])
+@pytest.mark.parametrize("n", [50, pytest.param(200, marks=pytest.mark.slow)])
 @pytest.mark.parametrize("tolerated", [0, 0.02, 0.1])
 def test_a_tolerated_drop_is_called_broken_in_at_most_alpha_of_cases(n, tolerated):
     shares = (0, 0.002, 0.005, 0.01, 0.02, 0.05)
@@ -212,7 +212,7 @@ def test_a_tolerated_drop_is_called_broken_in_at_most_alpha_of_cases(n, tolerate
 
 
 @pytest.mark.parametrize("tolerated", [0, 0.02])
-@pytest.mark.parametrize("gained", [0, 0.01, 0.05])
+@pytest.mark.parametrize("gained", [0, pytest.param(0.01, marks=pytest.mark.slow), 0.05])
 @pytest.mark.parametrize(("alpha", "power"), [(0.0125, 0.8), (0.05, 0.9)])
 def test_the_images_asked_for_give_the_power_stated_and_half_of_them_do_not(tolerated, gained, alpha, power):
     needed = images_needed(0.1, tolerated, gained, alpha, power)

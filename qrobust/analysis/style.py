@@ -39,7 +39,10 @@ Data = Mapping[str, Any]
 
 
 def page(title: str, width: float, height: float) -> Any:
-    """An empty figure of a size in inches."""
+    """An empty matplotlib figure with a title.
+
+    width, height: of all of it, in inches.
+    """
     from matplotlib.figure import Figure
     from matplotlib.layout_engine import ConstrainedLayoutEngine
 
@@ -49,7 +52,10 @@ def page(title: str, width: float, height: float) -> Any:
 
 
 def panels(title: str, count: int, *, width: float = 3.6, height: float = 3.4, **shared: Any) -> tuple[Any, list[Any]]:
-    """A figure of `count` panels of a size in inches, at most four in a row."""
+    """A figure of `count` panels, at most four in a row; returns it and its axes, row by row.
+
+    width, height: of a panel, in inches. shared: what matplotlib's `subplots` takes, as `sharey=True`.
+    """
     columns = min(count, MOST_COLUMNS)
     rows = -(-count // columns)
     figure = page(title, max(4.8, width * columns + 0.8), height * rows + 1.1)
@@ -60,7 +66,11 @@ def panels(title: str, count: int, *, width: float = 3.6, height: float = 3.4, *
 
 
 def caption(figure: Any, data: Data, text: str, *, images: bool = True) -> None:
-    """What is seen, on how many images, by which seed and settings, below the figure."""
+    """What is seen, on how many images, by which seed and settings, below the figure.
+
+    data: a figure's JSON, whose `n`, `data`, `seed`, `threat`, `settings` and `paper` are read. images: whether what is
+    shown was measured on test images, which are then counted.
+    """
     parts = [text]
     if images and "n" in data:
         parts.append(f"n = {data['n']} test images of {data['data']}, seed {data['seed']}.")
@@ -78,7 +88,11 @@ def look(index: int) -> dict[str, Any]:
 
 
 def curve(panel: Any, x: Sequence[float], found: Data, label: str, style: Mapping[str, Any]) -> None:
-    """Accuracies in percent over x, with their intervals as a band."""
+    """Accuracies in percent over x, with their intervals as a band.
+
+    x: one number a point. found: `accuracy`, shares in [0, 1], and `ci95`, pairs (low, high), one a point. style: what
+    matplotlib's `plot` takes, its `color` among it.
+    """
     low, high = ([100 * bound for bound in bounds] for bounds in zip(*found["ci95"], strict=True))
     panel.plot(x, [100 * share for share in found["accuracy"]], label=label, **style)
     panel.fill_between(x, low, high, color=style["color"], alpha=0.13, linewidth=0)
@@ -90,12 +104,18 @@ def legend(panel: Any) -> None:
 
 
 def colour_bar(figure: Any, shown: Any, beside: Sequence[Any], label: str) -> None:
-    """The scale of a picture, at the right of all panels that share it."""
+    """The scale of a picture, at the right of all panels that share it.
+
+    shown: what `picture` returned. beside: those panels. label: of the scale, with its unit.
+    """
     figure.colorbar(shown, ax=beside, label=label, shrink=0.85, panchor=False)
 
 
 def picture(panel: Any, values: Any, **options: Any) -> Any:
-    """An array as a picture without ticks."""
+    """An array as a picture without ticks; returns matplotlib's image.
+
+    values: (h, w), or colours (h, w, 3) in [0, 1]. options: what matplotlib's `imshow` takes.
+    """
     panel.set(xticks=[], yticks=[])
     panel.grid(visible=False)
     for spine in panel.spines.values():

@@ -55,7 +55,10 @@ def _recording(tensor: Tensor) -> bool:
 
 
 def gaussian_noise(x: Tensor, *, std: float = 0.1, generator: Generator | None = None) -> Tensor:
-    """x + N(0, std²), clipped to [0,1]; std in units of [0,1]. Not bounded by any eps."""
+    """x + N(0, std²), clipped to [0,1]. Not bounded by any eps.
+
+    x: (n, c, h, w) in [0,1]. std: in units of [0,1]. Raises DataError for what are no such images.
+    """
     check_images(x)
     source = x.device if generator is None else generator.device
     noise = torch.empty(x.shape, dtype=x.dtype, device=source).normal_(generator=generator)
@@ -164,12 +167,18 @@ def last_and_best(
 
 
 def fgsm(model: nn.Module, x: Tensor, y: Tensor, *, threat: Threat) -> Tensor:
-    """One step of length eps from x (Goodfellow et al. 2015, arXiv 1412.6572); shapes as in `pgd`."""
+    """One step of length eps from x (Goodfellow et al. 2015, arXiv 1412.6572).
+
+    Shapes, ranges and errors as in `pgd`.
+    """
     return bim(model, x, y, threat=threat, config=PgdConfig(steps=1, step_size=threat.eps))
 
 
 def bim(model: nn.Module, x: Tensor, y: Tensor, *, threat: Threat, config: PgdConfig = PgdConfig()) -> Tensor:
-    """PGD from x itself (Kurakin et al. 2017, arXiv 1611.01236), whatever `random_start` says; shapes as in `pgd`."""
+    """PGD from x itself (Kurakin et al. 2017, arXiv 1611.01236), whatever `random_start` says.
+
+    Shapes, ranges and errors as in `pgd`.
+    """
     return pgd(model, x, y, threat=threat, config=replace(config, random_start=False))
 
 
@@ -201,7 +210,10 @@ def tpgd(
 
 
 def nearby(x: Tensor, threat: Threat, generator: Generator | None = None) -> Tensor:
-    """x + 0.001·N(0, 1), within the threat."""
+    """x + 0.001·N(0, 1), within the threat: where TPGD starts, whose gradient at x itself is zero.
+
+    x: (n, c, h, w) in [0,1]; the result has its shape, dtype and device.
+    """
     source = x.device if generator is None else generator.device
     noise = torch.empty(x.shape, dtype=x.dtype, device=source).normal_(generator=generator)
     return threat.project(x + TPGD_START * noise.to(x.device), x)
@@ -233,7 +245,10 @@ def n_fgsm(
 
 
 def far_off(x: Tensor, threat: Threat, generator: Generator | None = None) -> Tensor:
-    """A random point within twice eps."""
+    """A random point within twice eps: where N-FGSM takes its step, and the result may lie beyond the threat.
+
+    x: (n, c, h, w) in [0,1]; the result has its shape, dtype and device.
+    """
     return threat.scaled(N_FGSM_NOISE).random_start(x, generator)
 
 

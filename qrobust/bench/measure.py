@@ -25,19 +25,20 @@ NotNegative = Annotated[Int, Field(ge=0)]
 
 
 class Scenario(Table):
-    """A way to load artifacts with work.
-
-    batch: images a call. threads: of a session, 0 for as many as the runtime likes; each count is a run of
-    its own. min_seconds: for each batch and thread count, all artifacts together. min_runs: of each artifact.
-    warmup: runs that are not counted. metric: the figure that the scenario is about.
-    """
+    """A way to load artifacts with work."""
 
     batch: Annotated[tuple[CallSize, ...], Field(min_length=1)] = (1, 32)
+    """Images of a call, each size timed on its own."""
     threads: Annotated[tuple[Threads, ...], Field(min_length=1)] = (1,)
+    """Threads of a session, 0 for as many as the runtime likes; each count is a run of its own."""
     min_seconds: Seconds = 2.0
+    """Least time in seconds of each batch size and thread count, all artifacts together."""
     min_runs: Count = 20
+    """Least number of calls of each artifact."""
     warmup: NotNegative = 5
+    """Calls of each artifact before, which are not counted."""
     metric: Literal["p50_ms", "p90_ms", "p99_ms", "images_per_second"] = "p50_ms"
+    """The figure that the scenario is about: a percentile of latency in milliseconds, or throughput."""
 
     def changed(
         self, batch: Sequence[int] | None = None, threads: Sequence[int] | None = None, seconds: float | None = None
@@ -49,7 +50,10 @@ class Scenario(Table):
 
 
 class _File(Table):
+    """A file of a scenario."""
+
     description: str
+    """One line that says what it stands for."""
     scenario: Scenario
 
 

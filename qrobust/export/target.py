@@ -13,60 +13,80 @@ Share = Annotated[float, Field(ge=0, le=runtime.MOST_TOLERATED)]
 
 
 class Session(Table):
-    """How the runtime opens the file, by onnxruntime's names of its options.
-
-    x64quantprecision: 1 keeps sums of 8-bit products exact on processors where they could saturate, which are asked
-    when a session opens; 0 never: onnxruntime breaks files with INT8 activations by it.
-    """
+    """How the runtime opens the file, by onnxruntime's names of its options."""
 
     graph_optimization_level: Literal["disable", "basic", "extended", "all"]
+    """How far onnxruntime rewrites the graph when it opens the file."""
     intra_op_num_threads: Threads
+    """Threads of a session; 0: as many as the runtime likes."""
     x64quantprecision: Annotated[int, Field(ge=0, le=1)]
+    """1 keeps sums of 8-bit products exact on processors where they could saturate, which are asked when a session
+    opens; 0 never: onnxruntime breaks files with INT8 activations by it.
+    """
 
 
 class Limits(Table):
-    """What a check of the artifact tolerates; shares of images, differences of accuracies."""
+    """What a check of the artifact tolerates; shares of images, differences of accuracies as shares."""
 
     label_flips: Share
+    """Share of suite images whose label differs from torch's."""
     accuracy_drop: Share
+    """Clean accuracy lost, against torch on the same images."""
     robust_drop: Share
+    """Accuracy lost under each stored attack, against torch on the same images."""
     square_gap: Share
-    logit_change: Annotated[float, Field(gt=0)] | None = None  # of the median image, as a share of their length
-    latency_ms: Annotated[float, Field(gt=0, allow_inf_nan=False)] | None = None  # median of one image
-    size_bytes: Annotated[int, Field(gt=0)] | None = None  # of model.onnx
+    """How far below the replayed worst case the accuracy under Square may lie."""
+    logit_change: Annotated[float, Field(gt=0)] | None = None
+    """How far the logits of the median clean image moved, as a share of their length; left out: not asked."""
+    latency_ms: Annotated[float, Field(gt=0, allow_inf_nan=False)] | None = None
+    """Median latency of one image in milliseconds, on the machine that checks; left out: not asked."""
+    size_bytes: Annotated[int, Field(gt=0)] | None = None
+    """Size of model.onnx in bytes; left out: not asked."""
 
 
 class Statistics(Table):
-    """How sure a check must be of a drop larger than tolerated.
-
-    alpha: chance that any test of a check fails where all drops are tolerated. power: chance that a test of a set
-    whose accuracy dropped by `detected_drop` fails; a suite that is too small for it is refused.
-    """
+    """How sure a check must be of a drop larger than tolerated: see [checking](../docs/checking.md)."""
 
     alpha: Annotated[float, Field(ge=runtime.LEAST_ALPHA, lt=0.5)]
+    """Chance that any test of a check fails where all drops are tolerated."""
     power: Annotated[float, Field(ge=0.5, le=1 - 1e-6)]
+    """Chance that a test of a set whose accuracy dropped by `detected_drop` fails; a smaller suite is refused."""
     detected_drop: Annotated[float, Field(gt=0, le=runtime.MOST_DETECTED)]
+    """The drop of accuracy that is caught with that power; above every tolerated drop."""
 
 
 class Square(Table):
-    """The gradient-free attack of a check: queries an image, number of images."""
+    """The gradient-free attack of a check."""
 
     queries: Annotated[int, Field(ge=runtime.LEAST_QUERIES, le=runtime.MOST_QUERIES)]
+    """Queries an image."""
     n: Annotated[int, Field(ge=runtime.LEAST_IMAGES)]
+    """Images of the suite that are attacked."""
 
 
 class Target(Table):
     """One deployment target, as a TOML file states it over the defaults of all, `export/_defaults.toml`."""
 
     name: Name
+    """Name of the target; left out: that of the file."""
     description: str
+    """One line, for `qrobust targets`."""
     provider: str
+    """onnxruntime's execution provider; another one is never taken silently."""
     format: Literal["integer", "compact", "float", "float16", "symmetric", "qonnx"]
+    """What the graph is made of, below."""
     opset: Annotated[int, Field(ge=20, le=25)]
+    """The highest that may be asked of the runtime: INT4 takes 21, INT2 25; with a lower one weights lie wider."""
     storage: Literal["cast", "direct", "bytes"]
+    """`"cast"`: weights at the least width that holds them, a Cast to INT8 behind, which onnxruntime folds at load
+    (1.23 or later; INT2 1.24); `"direct"`: no Cast but INT2's; `"bytes"`: one byte a weight.
+    """
     names: Literal["paths", "short"]
+    """`"paths"`: tensors carry the layer's module path; `"short"`: the fewest bytes."""
     required_ops: tuple[str, ...]
+    """One of each for every quantised convolution in the optimised graph, or nothing is written."""
     forbidden_ops: tuple[str, ...]
+    """None of these in the optimised graph, or nothing is written."""
     session: Session
     limits: Limits
     statistics: Statistics

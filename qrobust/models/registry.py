@@ -25,8 +25,16 @@ def names() -> tuple[str, ...]:
     return tuple(sorted(_BUILDERS))
 
 
+def networks() -> dict[str, Builder]:
+    """Every network's builder by its name, sorted; what it takes besides `in_channels` and `classes` are options."""
+    return dict(sorted(_BUILDERS.items()))
+
+
 def build(name: str, *, in_channels: int, classes: int, **options: Any) -> nn.Module:
-    """A fresh network. Raises ModelError for an unknown name or option."""
+    """A fresh network that takes images (n, in_channels, h, w) in [0,1] and gives logits (n, classes).
+
+    name: one of `names()`. options: what its builder takes besides. Raises ModelError for an unknown name or option.
+    """
     if name not in _BUILDERS:
         raise ModelError(f"expected a network, got {name!r}{did_you_mean(name, _BUILDERS)}")
     known = set(inspect.signature(_BUILDERS[name]).parameters) - {"in_channels", "classes"}

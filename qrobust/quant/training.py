@@ -88,7 +88,11 @@ CLIP_WEIGHT_DECAY = 1e-4
 
 
 def parameter_groups(model: nn.Module, *, lr: float, weight_decay: float) -> list[dict[str, Any]]:
-    """Groups for an optimiser: weights; activation clips; weight clips and FAT mixing."""
+    """Groups for an optimiser: weights; activation clips; weight clips and FAT mixing. Each parameter that asks for a
+    gradient stands in one; empty groups are left out.
+
+    lr, weight_decay: of the weights; clips have multiples of lr as rates, and a decay of their own.
+    """
     activation: list[nn.Parameter] = []
     weight: list[nn.Parameter] = []
     for module in model.modules():

@@ -42,7 +42,10 @@ def parse(table: Mapping[str, Any], *, source: str) -> Recipe:
 
 
 def checked(schema: type[TableT], table: Mapping[str, Any], *, source: str) -> TableT:
-    """A table as `schema`. Raises RecipeError: where, what was expected, what came."""
+    """A table, as TOML gives it, as `schema`.
+
+    source: where it is from, for the error. Raises RecipeError: where, what was expected, what came.
+    """
     try:
         found = schema.model_validate(dict(table))
     except ValidationError as error:

@@ -76,25 +76,36 @@ Weight = Annotated[float, BeforeValidator(_number), Field(ge=0)]
 
 
 class Table(BaseModel):
-    """A TOML table: unknown keys are errors, values do not change."""
+    """A TOML table: unknown keys are errors, values do not change. The text under a key is its meaning, in docs too."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False, use_attribute_docstrings=True)
 
 
 class Data(Table):
     """Which images, and how many of them."""
 
     name: str
+    """Source of the images: `digits`, `spectral-shapes`, `cifar10`, `cifar100`, `tiny-imagenet`, `folder` or `npz`."""
     root: str | None = None
+    """Folder of the data set (`npz`: its file), from where the command is started; left out: `data`."""
     download: bool = False
+    """Whether missing files may be fetched (`cifar10`, `cifar100`)."""
     train_size: Count | None = None
+    """Images taken at random for training and validation together; left out: all."""
     test_size: Count | None = None
+    """Images taken at random for testing; left out: all."""
     validation: Annotated[Float, Field(ge=0, le=0.5)] = 0.1
+    """Share of the training images that is set aside, stratified, to choose the best epoch."""
     size: Count | None = None
-    cache: str | None = None  # folder of decoded images, mapped instead of held in memory
-    texture: Annotated[Float, Field(ge=0, le=1)] | None = None  # share that agrees with the label
-    crop: Annotated[Int, Field(ge=0)] = 0  # padding of the random crop, pixels
+    """Side in pixels of the square that images are resized and cropped to (`folder`); left out: as they are."""
+    cache: str | None = None
+    """Folder of decoded images, mapped instead of held in memory (`folder`); left out: in memory."""
+    texture: Annotated[Float, Field(ge=0, le=1)] | None = None
+    """Share of the images whose texture agrees with the label (`spectral-shapes`); left out: 0.8."""
+    crop: Annotated[Int, Field(ge=0)] = 0
+    """Zeros around a training image, in pixels, before a random crop to its size; 0: no crop."""
     flip: bool = False
+    """Whether training images are mirrored left to right at random."""
 
     @model_serializer(mode="wrap")
     def _without_unset(self, plain: SerializerFunctionWrapHandler) -> dict[str, Any]:
@@ -105,8 +116,10 @@ class Data(Table):
 class Model(BaseModel):
     """Which network; other keys are its options."""
 
-    model_config = ConfigDict(extra="allow", frozen=True)
+    model_config = ConfigDict(extra="allow", frozen=True, use_attribute_docstrings=True)
+
     name: str
+    """[Network](#networks); other keys of the table are its options."""
 
     @model_validator(mode="after")
     def _own(self) -> Model:
@@ -121,60 +134,68 @@ class Model(BaseModel):
 
 
 class ThreatModel(Table):
-    """What the attacker may do: all images within eps (in units of [0,1]) in a norm."""
+    """What the attacker may do to an image: move it by eps in a norm, within [0, 1]."""
 
     norm: Literal["linf", "l2"] = "linf"
+    """`"linf"`: the largest change of a value; `"l2"`: the length of all changes together."""
     eps: Radius
+    """Largest change in that norm, pixels counted in [0, 1], as `"8/255"`."""
 
 
 class TrainingAttack(Table):
-    """The attack inside training. step_size None: what its kind is published with, eps/4 for pgd, 1.25 eps for
-    fgsm-rs, eps for n-fgsm. keep: which of the points that an image passes is learned from: the "last", as published,
-    or the "best" for the attacker.
-    """
+    """The attack inside training, of the float network and of the quantised ones."""
 
     kind: Literal["pgd", "fgsm-rs", "n-fgsm"] = "pgd"
-    steps: Count = 7  # of pgd; the others take one
+    """Many steps, or one step from a random start (FGSM-RS) or from noise around the image (N-FGSM)."""
+    steps: Count = 7
+    """Steps of `pgd`; the other kinds take one."""
     step_size: Radius | None = None
+    """Length of a step, pixels in [0, 1]; left out: eps/4 for `pgd`, 1.25 eps for `fgsm-rs`, eps for `n-fgsm`."""
     random_start: bool = True
+    """Whether it starts at a random point of the ball, not at the image."""
     keep: Literal["last", "best"] = "last"
-    mode: Literal["eval", "train"] = "eval"  # of batch-norm, while attacking
+    """Which point of its way is learned from: the `"last"`, as published, or the `"best"` for the attacker."""
+    mode: Literal["eval", "train"] = "eval"
+    """Mode of batch-norm during the attack; in `train` the attack moves its statistics."""
 
 
 class Sar(Table):
-    """Spectral alignment: its weight, form, and first epoch (or the first learning-rate drop).
-
-    reference: whose logits of the clean images are aligned to: the "model"'s own (SAR) or its weight
-    "average"'s (SARWA).
-    """
+    """Spectral alignment of clean and adversarial logits, a term of the loss; none where the table is left out."""
 
     weight: Weight = 0.1
+    """Weight of the term; of the form "batch" it belongs to a batch size."""
     form: Form = "batch"
+    """Fourier transform over images and classes, as the authors' code, or over each image's classes, as the paper."""
     distance: Distance = "l1"
+    """Distance of the two transforms."""
     start: Start = "first-drop"
+    """First epoch with the term, counted from 0, or the first milestone."""
     reference: Literal["model", "average"] = "model"
+    """Whose clean logits are aligned to: the model's own (SAR) or its weight average's (SARWA)."""
 
 
 class Awp(Table):
-    """Adversarial weight perturbation: gradients are taken at weights moved by gamma·‖w‖ along the ascent."""
+    """Adversarial weight perturbation: gradients are taken at weights moved uphill; none where it is left out."""
 
     gamma: Weight = 0.01
+    """Length of the move as a share of each layer's weight norm."""
     start: Start = 0
+    """First epoch with it, counted from 0, or the first milestone."""
 
 
 class Average(Table):
-    """Weight averaging from `start` on: an equal mean over epochs, or an exponential one over steps.
-
-    statistics: the images on which batch-norm's statistics are taken anew for the mean weights: "augmented" as training
-    augments them, which is what the authors of averaging do, or "plain". deploy: whether the averaged network, not the
-    trained one, is evaluated, quantised and exported.
-    """
+    """Averaging of weights during training; none where the table is left out."""
 
     kind: Literal["equal", "exponential"] = "equal"
-    decay: Annotated[Float, Field(gt=0, lt=1)] = 0.999  # of the exponential mean, a step
+    """`"equal"`: the mean over epochs; `"exponential"`: a moving mean over steps."""
+    decay: Annotated[Float, Field(gt=0, lt=1)] = 0.999
+    """Share of the exponential mean that a step leaves."""
     start: Start = "first-drop"
+    """First epoch that is averaged, counted from 0, or the first milestone."""
     statistics: Literal["augmented", "plain"] = "augmented"
+    """Images for the average's batch-norm statistics: augmented as in training, as its authors do, or plain."""
     deploy: bool = False
+    """Whether the average, not the trained network, is evaluated, quantised and exported."""
 
     @model_serializer(mode="wrap")
     def _without_usual(self, plain: SerializerFunctionWrapHandler) -> dict[str, Any]:
@@ -183,42 +204,58 @@ class Average(Table):
 
 
 class Mix(Table):
-    """Images and labels mixed within a batch, before the attack ("clean") or after it ("adversarial")."""
+    """Images and labels mixed within a batch; none where the table is left out."""
 
     kind: Literal["mixup", "cutout", "cutmix"]
+    """Two images blended, a patch set to 0, or a patch from another image."""
     on: Literal["clean", "adversarial"] = "clean"
-    alpha: Positive = 1.0  # of the share's beta distribution
+    """`"clean"`: mixed before the attack; `"adversarial"`: after it."""
+    alpha: Positive = 1.0
+    """The share that is mixed is drawn from Beta(alpha, alpha), anew for each image; 1: uniform."""
     loss: Literal["bce", "ce"] = "bce"
+    """Binary cross-entropy of every class, or cross-entropy with mixed labels."""
 
 
 class Validation(Table):
-    """Margin PGD, judged at its best points, on the validation split, after every `every`-th epoch and the last; the
-    best epoch is kept.
-    """
+    """PGD on the margin, judged at its best points, on the validation split; the best epoch is kept."""
 
     every: Count = 1
+    """Epochs from one validation to the next; the last epoch is always validated."""
     steps: Count = 20
-    step_size: Radius | None = None  # None: eps/4
+    """Steps of the attack."""
+    step_size: Radius | None = None
+    """Length of a step, pixels in [0, 1]; left out: eps/4."""
 
 
 class Schedule(Table):
-    """Epochs and SGD. shape "step": `lr` is multiplied by `factors[i]` at epoch `milestones[i]`; "cosine": down
-    to 0; "cyclic": up from 0 over the first two fifths, then down to 0.
-    """
+    """Epochs, SGD and what is added to it."""
 
     epochs: Count
+    """Passes over the training images."""
     batch_size: Count = 128
+    """Images of a step, of all processes together."""
     lr: Positive = 0.1
+    """Learning rate of SGD, at its highest."""
     momentum: Annotated[Float, Field(ge=0, lt=1)] = 0.9
+    """Momentum of SGD."""
     weight_decay: Weight = 5e-4
+    """L2 penalty of the weights."""
     shape: Literal["step", "cosine", "cyclic"] = "step"
+    """`"step"`: lr drops at milestones; `"cosine"`: down to 0; `"cyclic"`: up from 0 for two fifths, down to 0."""
     milestones: tuple[Int, ...] = ()
+    """Epochs at which lr drops, counted from 0, rising."""
     factors: tuple[Float, ...] | None = None
-    gradient_clip: Positive | None = None  # largest norm of all gradients together
-    kurtosis: Weight = 0.0  # of KURE, which makes weights easy to quantise
-    lipschitz: Weight = 0.0  # of Defensive Quantization's regularisation
-    freeze_statistics: Annotated[Int, Field(ge=0)] | None = None  # epoch from which batch-norm's stand still
-    estimate_statistics: bool = False  # batch-norm's, once more over the training images at the end
+    """What lr is multiplied by at each milestone; left out: 0.1."""
+    gradient_clip: Positive | None = None
+    """Largest norm of all gradients together; left out: no clipping."""
+    kurtosis: Weight = 0.0
+    """Weight of KURE, which makes weights easy to quantise."""
+    lipschitz: Weight = 0.0
+    """Weight of Defensive Quantization's regularisation."""
+    freeze_statistics: Annotated[Int, Field(ge=0)] | None = None
+    """Epoch, counted from 0, from which batch-norm's statistics stand still; left out: never."""
+    estimate_statistics: bool = False
+    """Whether batch-norm's statistics are taken once more over the training images at the end."""
     sar: Sar | None = None
     awp: Awp | None = None
     average: Average | None = None
@@ -271,27 +308,31 @@ def _refuse_conflicts(train: Training, method: str, sar: Sar | None) -> None:
 
 
 class Training(Schedule):
-    """Training of the float network, and the attack that the quantised ones train against too.
-
-    beta: weight of the second term of trades and mart. temperature: of ard; share: of its and rslad's adversarial
-    term; both are methods of [quant]. smoothing: of labels. low_pass: bandwidth that natural
-    training keeps of its images (L-model). fat: on the float network's inner convolutions; when training ends it is
-    folded into their weights. precision: of the forward and backward passes. log_frequency_ratio: low to high
-    frequencies of the first activation, after every epoch, into the metrics.
-    """
+    """Training of the float network, and the method and attack that the quantised ones are trained with too."""
 
     method: Literal["natural", "at", "trades", "mart"] = "at"
+    """Loss: on clean images, on adversarial ones (adversarial training), TRADES or MART."""
     beta: Weight = 6.0
+    """Weight of the second term of `trades` and `mart`."""
     temperature: Positive = 1.0
+    """Temperature of the logits of `ard`, a method of [quant]."""
     share: Annotated[Float, Field(ge=0, le=1)] = 5 / 6
+    """Share of the adversarial term of `ard` and `rslad`, methods of [quant]; the rest is the clean term's."""
     smoothing: Annotated[Float, Field(ge=0, lt=1)] = 0.0
+    """Label smoothing: share of the target that is spread evenly over all classes."""
     low_pass: Count | None = None
+    """Bandwidth, in frequencies, that natural training keeps of its images (L-model); left out: all."""
     fat: Fat = "none"
+    """Form of the frequency-aware transformation (FAT) of inner convolutions' weights; it is folded into them when
+    training ends.
+    """
     precision: Literal["float32", "tf32", "bf16"] = "float32"
+    """Precision of the forward and backward passes."""
     attack: TrainingAttack = TrainingAttack()
     mix: Mix | None = None
     validation: Validation = Validation()
     log_frequency_ratio: bool = False
+    """Whether the first activation's low to high frequencies go into the metrics of every epoch."""
 
     @model_serializer(mode="wrap")
     def _without_logging(self, plain: SerializerFunctionWrapHandler) -> dict[str, Any]:
@@ -305,31 +346,37 @@ class Training(Schedule):
 
 
 class Quantisation(Schedule):
-    """Quantisation-aware training of each width, from the width before it.
-
-    method: None trains as [train] does; "ard" and "rslad" distil from the float network on adversarial images.
-    layers: widths of layers that do not follow the network's, by name or pattern, as {"layer3.*" = 8}.
-    straight_through: whether activations' gradients stop outside the clip. precision: of the passes; none that
-    would round what lies on the quantisers' grids to a coarser one.
-    """
+    """Quantisation-aware training of each width, from the width before it. Needed for widths below 32."""
 
     method: Literal["natural", "at", "trades", "mart", "ard", "rslad"] | None = None
+    """Loss; left out: that of [train]. `ard` and `rslad` distil from the float network on adversarial images."""
     layers: dict[str, Bits] = Field(default_factory=dict)
+    """Widths of layers that do not follow the network's, by name or pattern, as `{"layer3.*" = 8}`."""
     activation_bits: Width | None = None
+    """Width of what inner layers read; left out: that of their weights."""
     straight_through: Literal["clipped", "unclipped"] = "clipped"
+    """Whether gradients of activations stop outside the quantiser's clip, or pass."""
     precision: Literal["float32", "tf32"] = "float32"
+    """Precision of the passes; a coarser one would round what lies on the quantisers' grids."""
     fat: Fat = "normalised"
+    """Form of the frequency-aware transformation (FAT) of inner convolutions' weights."""
     edge_layers: Literal["int8", "float"] = "int8"
+    """Weights and inputs of the first layers and of the classifier."""
     per_channel: bool = True
-    calibration: Count = 512  # images
+    """Whether weights have a clip, and so a scale, for each output channel, not one for the layer."""
+    calibration: Count = 512
+    """Training images that place the clips before training."""
 
 
 class Evaluation(Table):
-    """Attacks by name, and how many test images (None: all), a stratified choice."""
+    """Evaluation in torch, before the export."""
 
     attacks: tuple[str, ...] = ("gn", "fgsm", "pgd-20", "cw-inf-20:keep=best", "apgd-ce", "apgd-t")
+    """[Names of attacks](#names-of-attacks); the worst case is over the bounded ones."""
     n: Count | None = None
+    """Test images, a stratified choice; left out: all."""
     batch_size: Count = 250
+    """Images of a pass."""
 
     @model_validator(mode="after")
     def _some(self) -> Evaluation:
@@ -339,37 +386,51 @@ class Evaluation(Table):
 
 
 class Export(Table):
-    """Where the artifact must run, and the frozen suite that travels with it."""
+    """Where the artifact must run, and the suite of adversarial images that travels with it."""
 
     target: str = "ort-cpu"
-    input: Literal["float32-nchw", "uint8-nhwc"] = "float32-nchw"  # in [0,1], or a camera's bytes
-    suite_n: Count | None = None  # None: as many as are evaluated
+    """Deployment target: a name of `qrobust targets`, or a path."""
+    input: Literal["float32-nchw", "uint8-nhwc"] = "float32-nchw"
+    """What the file reads: floats in [0, 1], channels first, or bytes as a camera gives them, channels last."""
+    suite_n: Count | None = None
+    """Test images of the suite; left out: as many as are evaluated."""
     suite_attacks: tuple[str, ...] = ("cw-inf-20:keep=best", "apgd-t")
+    """Names of the attacks that make its adversarial images."""
 
 
 class Attacking(Table):
-    """White-box attacks on the exported file itself, by name, and on how many of the suite's images (None: all)."""
+    """White-box attacks on the exported file itself; none where the table is left out."""
 
     attacks: tuple[str, ...] = ("cw-inf-20x5:keep=best", "apgd-t", "square-500")
+    """Names of the attacks."""
     n: Count | None = None
+    """Images of the suite; left out: all."""
 
 
 class Benchmark(Table):
-    """What is timed."""
+    """Timing of the artifacts, side by side."""
 
     batches: Annotated[tuple[CallSize, ...], Field(min_length=1)] = (1, 32)
+    """Images of a call, each size timed on its own."""
     threads: Threads = 1
+    """Threads of the runtime; 0: as many as it likes."""
     seconds: Seconds = 2.0
+    """Least time of a batch size, in seconds, all artifacts together."""
 
 
 class Recipe(Table):
-    """A whole recipe. `claim` holds numbers that a paper prints; nothing reads them but people."""
+    """A whole recipe."""
 
     name: Name
+    """Name of the recipe and of its run folder below `runs/`; left out: that of the file."""
     seed: Int = 0
-    threads: Count | None = None  # of torch on the CPU; None: chosen by a short trial
-    tensorboard: bool = False  # events of every epoch in the run folder; needs the extra of that name
+    """Seed of everything random: split, weights, batches, attacks."""
+    threads: Count | None = None
+    """Threads of torch on the CPU; left out: chosen by a short trial."""
+    tensorboard: bool = False
+    """Whether events of every epoch are written into the run folder; needs the extra `tensorboard`."""
     bits: tuple[Bits, ...] = (32, 4, 2)
+    """Widths in bits, falling from 32, the float network; each is trained from the one before it."""
     data: Data
     model: Model
     threat: ThreatModel
@@ -380,6 +441,7 @@ class Recipe(Table):
     bench: Benchmark = Benchmark()
     attack: Attacking | None = None
     claim: dict[str, Any] = Field(default_factory=dict)
+    """Numbers that a paper prints; nothing reads them but people."""
 
     @model_serializer(mode="wrap")
     def _without_events(self, plain: SerializerFunctionWrapHandler) -> dict[str, Any]:

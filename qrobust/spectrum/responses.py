@@ -57,7 +57,10 @@ def perturbed_accuracy(
 
 
 def banded(x: Tensor, x_adv: Tensor, bandwidths: Sequence[int], *, band: Band) -> Iterator[Tensor]:
-    """x + F_k(x_adv - x), clamped to [0,1], for one bandwidth after the other; shapes (n, c, h, w)."""
+    """x + F_k(x_adv - x), clamped to [0,1], for one bandwidth k after the other.
+
+    x, x_adv: (n, c, h, w) in [0,1]; so is each result. band: what F_k keeps, "low" or "high" frequencies.
+    """
     for delta in filtered(x_adv - x, bandwidths, band):
         yield (x + delta).clamp_(0, 1)
 

@@ -49,7 +49,10 @@ class State:
 
 
 def save_weights(path: Path, model: nn.Module, metadata: Mapping[str, Any]) -> None:
-    """A network's weights with what describes them (JSON), written whole or not at all."""
+    """A network's weights with what describes them, written whole or not at all.
+
+    path: a .safetensors file, replaced if it is there. metadata: values that JSON takes; `load_weights` returns them.
+    """
     _write(path, dict(model.state_dict()), {**metadata, "kind": "weights"})
 
 

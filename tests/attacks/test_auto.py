@@ -38,7 +38,7 @@ def driven(x, y, threat, batch_size, *parts):
 
 @pytest.mark.parametrize(
     ("norm", "batch_size"),
-    [("linf", 16), ("l2", 500), *(pytest.param(*case, marks=pytest.mark.slow) for case in (("linf", 500), ("l2", 16)))],
+    [("linf", 32), ("l2", 500), *(pytest.param(*case, marks=pytest.mark.slow) for case in (("linf", 500), ("l2", 16)))],
 )
 def test_an_evaluation_is_the_drivers(norm, batch_size):
     some, threat = images(), THREATS[norm]

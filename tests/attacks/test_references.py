@@ -46,7 +46,7 @@ def share(mask):
     return float(mask.float().mean())
 
 
-FAST = {*(("small", rival) for rival in RIVALS), *(("demo", rival) for rival in [*RIVALS][::2])}
+FAST = {*(("small", rival) for rival in RIVALS), *(("demo", rival) for rival in [*RIVALS][::3])}
 
 
 @pytest.mark.parametrize(
@@ -102,7 +102,7 @@ def shorten(monkeypatch):
 @pytest.mark.parametrize(
     ("network", "n", "full"),
     [
-        ("demo", 40, False),
+        ("demo", 24, False),
         pytest.param("demo", 60, True, marks=pytest.mark.slow),
         pytest.param("cifar", 16, True, marks=pytest.mark.slow),
     ],

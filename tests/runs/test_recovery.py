@@ -66,6 +66,11 @@ def findings(folder: Path) -> dict[str, Any]:
     }
 
 
+def weights(folder: Path) -> list[bytes]:
+    """Of both networks. What comes after follows from them, and is compared where it is what was damaged."""
+    return [(folder / f"qm-{bits}" / "model.safetensors").read_bytes() for bits in (32, 4)]
+
+
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run that nothing disturbed."""
@@ -118,8 +123,8 @@ def test_a_killed_run_continues(whole: Path, tmp_path: Path) -> None:
         assert next(line for line in process.stderr if "epoch 1/2" in line)
         process.kill()
     assert not (folder / "report.json").exists()
-    started(folder).all_stages()
-    assert findings(folder) == findings(whole)
+    started(folder).train()
+    assert weights(folder) == weights(whole)
 
 
 def test_the_list_of_files_is_whole(whole: Path) -> None:
@@ -203,8 +208,8 @@ def test_damaged_weights_without_training_state_are_told_with_a_remedy(whole: Pa
         started(copy).all_stages()
     assert "\n" not in str(caught.value)
     shutil.rmtree(copy / "qm-4")
-    started(copy).all_stages()
-    assert findings(copy) == findings(whole)
+    started(copy).train()
+    assert weights(copy) == weights(whole)
 
 
 def test_a_damaged_training_state_is_told_with_a_remedy(whole: Path, copy: Path) -> None:
@@ -214,8 +219,8 @@ def test_a_damaged_training_state_is_told_with_a_remedy(whole: Path, copy: Path)
     with pytest.raises(CheckpointError, match=r"last\.safetensors, got .*; remove it to train anew"):
         started(copy).all_stages()
     (copy / "qm-4" / "checkpoint" / "last.safetensors").unlink()
-    started(copy).all_stages()
-    assert findings(copy) == findings(whole)
+    started(copy).train()
+    assert weights(copy) == weights(whole)
 
 
 def test_weights_of_others_are_kept_and_told_with_a_remedy(whole: Path, copy: Path) -> None:

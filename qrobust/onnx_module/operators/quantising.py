@@ -32,7 +32,10 @@ def dequantise(node: Node, x: Tensor, scale: Tensor, zero_point: Tensor | None =
 
 
 def fake_quantise(node: Node, x: Tensor, scale: Tensor, zero_point: Tensor | None = None) -> Tensor:
-    """QuantizeLinear and DequantizeLinear in one; attributes "low" and "high" may narrow the range."""
+    """QuantizeLinear and DequantizeLinear in one, on x of any shape; the result has its shape.
+
+    scale, zero_point: a number each, or one along the node's `axis`. Attributes "low" and "high" may narrow the range.
+    """
     grid, _ = grid_of(node, x, scale, zero_point)
     return on_grid(x, grid, node.backward, values=True)
 
