@@ -124,10 +124,14 @@ def fit(model: nn.Module, dataset: Dataset, job: Job, *, teacher: nn.Module | No
         work = _Work(model, dataset, job, teacher)
         with (
             closing(EventLog(job.folder, work.state.epoch, wanted=job.tensorboard)) as log,
-            bar(job.label, job.schedule.epochs * len(dataset.train), "images") as moving,
+            bar(
+                job.label,
+                job.schedule.epochs * len(dataset.train),
+                "images",
+                done=work.state.epoch * len(dataset.train),
+            ) as moving,
             distributed.synchronised(model) as whole,
         ):
-            moving.advance(work.state.epoch * len(dataset.train))
             for epoch in range(work.state.epoch, job.schedule.epochs):
                 record = work.epoch(whole, epoch, moving)
                 log.write(record)
