@@ -369,6 +369,7 @@ class Recipe(Table):
     seed: Int = 0
     threads: Count | None = None  # of torch on the CPU; None: chosen by a short trial
     tensorboard: bool = False  # events of every epoch in the run folder; needs the extra of that name
+    on_event: str | None = None  # package.module:function or FILE.py:function, which hears of epochs and stages
     bits: tuple[Bits, ...] = (32, 4, 2)
     data: Data
     model: Model
@@ -383,8 +384,8 @@ class Recipe(Table):
 
     @model_serializer(mode="wrap")
     def _without_events(self, plain: SerializerFunctionWrapHandler) -> dict[str, Any]:
-        """No `tensorboard` where it is off, so that keys of older runs stay what they were."""
-        return {key: value for key, value in plain(self).items() if key != "tensorboard" or value}
+        """No `tensorboard` or `on_event` where they are off, so that keys of older runs stay what they were."""
+        return {key: value for key, value in plain(self).items() if key not in ("tensorboard", "on_event") or value}
 
     @model_validator(mode="after")
     def _widths(self) -> Recipe:
