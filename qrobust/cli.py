@@ -69,6 +69,7 @@ def _recipe_names(incomplete: str) -> list[str]:
     return [name for name, _ in resources.listing("recipes") if name.startswith(incomplete)]
 
 
+IMAGES_HELP = "Of FOLDER/train/CLASS/* and FOLDER/test/CLASS/*, or of FOLDER/CLASS/*. Default: where you are."
 EVENT_HELP = "A function that hears of epochs and stages: package.module:function or FILE.py:function."
 RecipeName = Annotated[
     str,
@@ -116,6 +117,22 @@ def _common(
     if quiet and verbose:
         raise QrobustError("expected -q or -v, got both; leave one out")
     set_volume(quiet=quiet, verbose=verbose)
+
+
+@app.command()
+def init(
+    folder: Annotated[Path, typer.Argument(metavar="[FOLDER]", help=IMAGES_HELP)] = Path(),
+    out: Annotated[Optional[Path], typer.Option("--out", metavar="F.toml", help="Default: FOLDER's name.")] = None,  # noqa: UP045
+) -> int:
+    """Write a recipe for a folder of your own images, and say why it is as it is."""
+    screen = _screen()
+    from .runs.init import init as write_recipe
+
+    path, reasons = write_recipe(folder, out)
+    for reason in reasons:
+        _say(screen, f"  {reason}")
+    _say(screen, f"recipe: {path}; next: qrobust run {path}")
+    return 0
 
 
 @app.command()
