@@ -91,8 +91,8 @@ folder, every key spelt out.
 ## Keys
 """
 VERBS = (
-    "run", "train", "eval", "compare", "analyze", "export", "bench", "check", "attack", "report", "recipes", "targets",
-    "doctor",
+    "init", "run", "train", "eval", "compare", "analyze", "export", "bench", "check", "attack", "report", "recipes",
+    "targets", "doctor",
 )  # fmt: skip
 
 
