@@ -109,7 +109,7 @@ def _common(
         bool, typer.Option("--version", callback=_version, is_eager=True, help="Show the version and exit.")
     ] = False,
     quiet: Annotated[bool, typer.Option("-q", "--quiet", help="Errors and the result only.")] = False,
-    verbose: Annotated[bool, typer.Option("-v", "--verbose", help="Also what was chosen, and why it is done.")] = False,
+    verbose: Annotated[bool, typer.Option("-v", "--verbose", help="Also threads, and why a stage is done.")] = False,
 ) -> None:
     from .errors import QrobustError
     from .progress import set_volume
@@ -121,7 +121,7 @@ def _common(
 
 @app.command()
 def init(
-    folder: Annotated[Path, typer.Argument(metavar="[FOLDER]", help=IMAGES_HELP)] = Path(),
+    folder: Annotated[Path, typer.Argument(metavar="FOLDER", help=IMAGES_HELP, show_default=False)] = Path(),
     out: Annotated[Optional[Path], typer.Option("--out", metavar="F.toml", help="Default: FOLDER's name.")] = None,  # noqa: UP045
 ) -> int:
     """Write a recipe for a folder of your own images, and say why it is as it is."""
