@@ -516,5 +516,5 @@ def test_a_listener_s_file_lies_beside_the_recipe_that_names_it(folder):
     (folder / "further.toml").write_text('extends = "more/heard"\n')
     for path in ("more/heard.toml", "further.toml"):
         assert recipe.load(str(folder / path)).on_event == f"{(folder / 'more').absolute()}/own.py:listen"
-    assert overridden("on_event=own.py:listen").on_event == "own.py:listen"
+    assert overridden("on_event=own.py:listen").on_event.endswith("own.py:listen")  # where one stands
     assert overridden("on_event=package.module:listen").on_event == "package.module:listen"

@@ -187,13 +187,15 @@ class Run:
             bits=bits,
             seed=self.recipe.seed,
             threat=self.threat,
-            recipe=self.recipe.model_dump(mode="json", exclude_none=True),
+            recipe=self.recipe.model_dump(mode="json", exclude_none=True, exclude={"on_event"}),
             suite=self._suite(bits),
             before=before,
             input=images_as,
         )
-        write_artifact(place, self.network(bits), self.dataset, chosen, contents, ours=folder is None)
+        with working(f"export {place}"):
+            write_artifact(place, self.network(bits), self.dataset, chosen, contents, ours=folder is None)
         ops = optimised_ops(place / "model.onnx", chosen)
+        detail(f"{place}: runs as {', '.join(f'{count} {op}' for op, count in ops.items())}")
         self._finish(stage, {"target": chosen.name, "optimised_ops": dict(ops)})
         return place
 
@@ -291,15 +293,17 @@ class Run:
     def _set_threads(self, *, trial: bool = False) -> None:
         """Threads of torch: as the recipe says, as they were, or, with `trial`, as a short one finds them."""
         if devices.device().type != "cpu" or distributed.world() > 1:  # torchrun divides the cores
+            detail(f"device: {devices.device()}, {distributed.world()} process{'es' * (distributed.world() > 1)}")
             return
-        found = Stage(self.files.threads, None).recorded() or {}
-        count = self.recipe.threads or found.get("threads")
-        if trial and not (isinstance(count, int) and count > 0):
-            count = devices.choose_threads(self.networks.one_pass())
+        found, how = (Stage(self.files.threads, None).recorded() or {}).get("threads"), "as it was trained"
+        count = self.recipe.threads or found
+        if self.recipe.threads:
+            how = "by the recipe"
+        elif trial and not (isinstance(count, int) and count > 0):
+            count, how = devices.choose_threads(self.networks.one_pass()), "by a short trial"
             write_json(self.files.threads, {"threads": count, "hardware": devices.hardware()})
         if isinstance(count, int) and count > 0:
-            how = "of the recipe" if self.recipe.threads else "by a trial" if trial else "as it was trained"
-            detail(f"threads: {count}, {how}")
+            detail(f"device: cpu, threads: {count}, {how}")
             devices.use_threads(count)
 
     def _preflight(self) -> None:

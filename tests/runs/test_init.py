@@ -184,7 +184,8 @@ def test_from_mixed_images_to_a_checked_artifact(tmp_path: Path, monkeypatch: py
     assert ended("init", "photos") == 0
     written = recipe.load("photos.toml")
     assert (written.data.skip_unreadable, written.data.test_share, written.data.size) == (True, 0.3, 8)
-    small = ("train.epochs=3", "quant.epochs=1", "attack.n=40", "bench.seconds=0.1", "threads=1")
+    small = ("train.epochs=3", "quant.epochs=1", "bench.seconds=0.1", "threads=1", "evaluate.attacks=['pgd-5']",
+             "export.suite_attacks=['pgd-5']", "attack.n=20", "attack.attacks=['pgd-5']")  # fmt: skip
     assert ended("run", "photos.toml", *(part for one in small for part in ("-o", one))) in (0, 1)
     report = json.loads(Path("runs/photos/report.json").read_text())
     assert [width["bits"] for width in report["widths"]] == [32, 8, 4]

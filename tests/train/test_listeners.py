@@ -137,10 +137,10 @@ def test_a_listener_changes_nothing_and_one_that_raises_hears_no_more(capfd):
 
 OWN = "heard = []\nnumber = 3\n\n\ndef listen(record):\n    heard.append(record)\n"
 WRONG = {
-    "listen": "package.module:function or FILE.py:function, got 'listen'",
-    "own.py:": "package.module:function or FILE.py:function",
-    "nowhere.py:listen": "FileNotFoundError",
-    "no_such_module:listen": "No module named 'no_such_module'",
+    "listen": "FILE.py:",
+    "own.py:": "FILE.py:",
+    "nowhere.py:listen": "nowhere.py",
+    "no_such_module:listen": "no_such_module",
     "own.py:listne": "expected a function 'listne' in own.py, got none; did you mean 'listen'?",
     "own.py:number": "expected a function 'number'",
     "broken.py:listen": "SyntaxError",
