@@ -100,8 +100,8 @@ meaning says what holds then. Lengths and positions of pixels are in [0, 1]; epo
 
 """
 VERBS = (
-    "run", "train", "eval", "compare", "analyze", "export", "bench", "check", "attack", "report", "recipes", "targets",
-    "doctor",
+    "init", "run", "train", "eval", "compare", "analyze", "export", "bench", "check", "attack", "report", "recipes",
+    "targets", "doctor",
 )  # fmt: skip
 
 

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Optional
 
 import typer
+from typer.core import TyperGroup
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -16,12 +17,25 @@ if TYPE_CHECKING:
 
 TABLE_WIDTH = 150  # columns, where output is no terminal
 
+VOLUME = ("-q", "--quiet", "-v", "--verbose")
+
+
+class _Verbs(TyperGroup):
+    """The verbs; how much is said may also be asked for behind one of them."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        """Options of the volume, wherever they stand, are those of the whole command."""
+        end = args.index("--") if "--" in args else len(args)
+        asked = [one for one in args[:end] if one in VOLUME]
+        return super().parse_args(ctx, [*asked, *(one for one in args[:end] if one not in VOLUME), *args[end:]])
+
+
 app = typer.Typer(
     name="qrobust",
+    cls=_Verbs,
     help="From a recipe to a quantised ONNX network whose robustness to attack is known before and after export.\n\n"
     "Exit codes: 0 held, 1 it ran and a limit was broken, 2 it could not run; 70 a fault of qrobust's own.",
     no_args_is_help=True,
-    add_completion=False,
     rich_markup_mode=None,
     pretty_exceptions_enable=False,
 )
@@ -46,12 +60,29 @@ PERTURBATIONS_HELP = "As in eval; the first makes the perturbations that are loo
 PROVIDER_HELP = "cpu, cuda, tensorrt, openvino; several with commas. Default: each artifact's own."
 SCENARIO_HELP = "single-stream, offline, or a TOML file. Default: batch 1 and 32, one thread, two seconds each."
 PAGE_HELP = "Default: RUN/report.html; - is standard output."
-RecipeName = Annotated[str, typer.Argument(metavar="RECIPE", help="Name of a shipped recipe, or path of a TOML file.")]
+
+
+def _recipe_names(incomplete: str) -> list[str]:
+    """For completion in a shell."""
+    from . import resources
+
+    return [name for name, _ in resources.listing("recipes") if name.startswith(incomplete)]
+
+
+IMAGES_HELP = "Of FOLDER/train/CLASS/* and FOLDER/test/CLASS/*, or of FOLDER/CLASS/*. Default: where you are."
+EVENT_HELP = "A function that hears of epochs and stages: package.module:function or FILE.py:function."
+RecipeName = Annotated[
+    str,
+    typer.Argument(
+        metavar="RECIPE", help="Name of a shipped recipe, or path of a TOML file.", autocompletion=_recipe_names
+    ),
+]
 Overrides = Annotated[
     Optional[list[str]],  # noqa: UP045
     typer.Option("-o", "--override", metavar="KEY=VALUE", help="Override a value of the recipe; may be repeated."),
 ]
 Out = Annotated[Optional[Path], typer.Option("--out", metavar="DIR", help="Run folder (default: runs/RECIPE).")]  # noqa: UP045
+OnEvent = Annotated[str, typer.Option("--on-event", metavar="F", help=EVENT_HELP)]
 Artifacts = Annotated[list[Path], typer.Argument(metavar="ARTIFACT...", help="Artifact folders.")]
 Json = Annotated[
     Optional[Path],  # noqa: UP045
@@ -74,20 +105,45 @@ def _version(wanted: bool) -> None:
 
 @app.callback()
 def _common(
-    version: Annotated[
+    version: Annotated[  # noqa: ARG001
         bool, typer.Option("--version", callback=_version, is_eager=True, help="Show the version and exit.")
     ] = False,
+    quiet: Annotated[bool, typer.Option("-q", "--quiet", help="Errors and the result only.")] = False,
+    verbose: Annotated[bool, typer.Option("-v", "--verbose", help="Also threads, and why a stage is done.")] = False,
 ) -> None:
-    pass
+    from .errors import QrobustError
+    from .progress import set_volume
+
+    if quiet and verbose:
+        raise QrobustError("expected -q or -v, got both; leave one out")
+    set_volume(quiet=quiet, verbose=verbose)
 
 
 @app.command()
-def run(recipe: RecipeName, override: Overrides = None, out: Out = None, json: Json = None) -> int:
+def init(
+    folder: Annotated[Path, typer.Argument(metavar="FOLDER", help=IMAGES_HELP, show_default=False)] = Path(),
+    out: Annotated[Optional[Path], typer.Option("--out", metavar="F.toml", help="Default: FOLDER's name.")] = None,  # noqa: UP045
+) -> int:
+    """Write a recipe for a folder of your own images, and say why it is as it is."""
+    screen = _screen()
+    from .runs.init import init as write_recipe
+
+    path, reasons = write_recipe(folder, out)
+    for reason in reasons:
+        _say(screen, f"  {reason}")
+    _say(screen, f"recipe: {path}; next: qrobust run {path}")
+    return 0
+
+
+@app.command()
+def run(
+    recipe: RecipeName, override: Overrides = None, out: Out = None, json: Json = None, on_event: OnEvent = ""
+) -> int:
     """Train, quantize, evaluate, export, bench, check and attack the file; continues where it stopped."""
     from .report import write
     from .tables import places_table, run_table
 
-    screen, started = _screen(json), _open(recipe, override, out)
+    screen, started = _screen(json), _open(recipe, override, out, on_event)
     with _joined():
         result = started.all_stages()
     if result is None:  # another process has it
@@ -104,9 +160,9 @@ def run(recipe: RecipeName, override: Overrides = None, out: Out = None, json: J
 
 
 @app.command()
-def train(recipe: RecipeName, override: Overrides = None, out: Out = None) -> int:
+def train(recipe: RecipeName, override: Overrides = None, out: Out = None, on_event: OnEvent = "") -> int:
     """Train the float network and quantise it to every width of the recipe; continues where it stopped."""
-    started = _open(recipe, override, out)
+    started = _open(recipe, override, out, on_event)
     with _joined():
         started.train()
         if _speaks():
@@ -362,13 +418,15 @@ def doctor() -> int:
     return 0 if all(finding.passed for finding in result) else 1
 
 
-def _open(name: str, overrides: list[str] | None, out: Path | None) -> Run:
+def _open(name: str, overrides: list[str] | None, out: Path | None, on_event: str) -> Run:
     from .recipe import load
 
     settings = load(name, overrides or ())  # before torch: a wrong recipe is told at once
     from .runs.run import Run
+    from .train.listeners import load_listener
 
-    return Run(settings, out or Path("runs") / settings.name)
+    named = on_event or settings.on_event
+    return Run(settings, out or Path("runs") / settings.name, on_event=load_listener(named) if named else None)
 
 
 def _joined() -> AbstractContextManager[None]:

@@ -48,6 +48,7 @@ LIGHT = {
     "no-such-verb": [None, None, ()],
 }
 HEAVY = {
+    "init": [None, None, ("sound",)],
     "run": [("run/recipe.toml", "--out", "run"), ("run/recipe.toml", "--out", "run", "-o", "export.target=strict.toml"),
             ("run/recipe.toml", "--out", "run", "-o", "train.lr=0.5")],
     "train": [("run/recipe.toml", "--out", "run"), None, ("run/recipe.toml", "--out", "run", "-o", "seed=5")],
@@ -112,6 +113,25 @@ def test_doctor_finds_what_is_missing(place: Path) -> None:
 
 def test_the_version(command_line: CommandLine) -> None:
     assert command_line("--version") == (0, f"qrobust {__version__}\n", "")
+
+
+def test_the_volume_stands_anywhere_and_is_one(command_line: CommandLine) -> None:
+    for arguments in (("-q", "recipes"), ("recipes", "-q"), ("recipes", "--verbose")):
+        assert command_line(*arguments)[0] == 0
+    assert command_line("recipes", "-q", "-v")[2] == "error: expected -q or -v, got both; leave one out\n"
+    assert command_line("check", "--", "-q")[2].startswith("error: expected an artifact in -q")
+
+
+@pytest.mark.parametrize(
+    ("words", "found"), [("qrobust ben", "bench"), ("qrobust run digi", "digits"), ("qrobust run --on", "--on-event")]
+)
+def test_a_shell_completes(words: str, found: str) -> None:
+    """As the script of --show-completion asks, and without torch."""
+    asked = {"_QROBUST_COMPLETE": "complete_bash", "COMP_WORDS": words, "COMP_CWORD": str(words.count(" "))}
+    program = "import sys; sys.argv = ['qrobust']; import qrobust.__main__ as m\ntry: m.main()\n"
+    program += "finally: assert 'torch' not in sys.modules"
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, env={**os.environ, **asked})
+    assert (done.returncode, done.stdout.split()) == (0, [found]), done.stderr
 
 
 def test_nothing_asked_is_help_and_no_success(command_line: CommandLine) -> None:

@@ -159,15 +159,18 @@ def judges() -> set[str]:
     return declared("\n".join(re.search(r"^JUDGES := (.*)$", (ROOT / "Makefile").read_text(), re.M)[1].split()))  # type: ignore[index]
 
 
+EXTRAS = {"tensorboard", "trackio"}  # of one project each
+
+
 def test_what_is_imported_is_declared_and_nothing_else() -> None:
     setup, found = setup_of(ROOT), imported("qrobust")
     needed, extra = (
         declared(setup["options"]["install_requires"]),
-        declared(setup["options.extras_require"]["tensorboard"]),
+        declared("".join(setup["options.extras_require"][name] for name in EXTRAS)),
     )
     assert needed == (found | set(NOT_IMPORTED)) - set(NOT_DECLARED) - extra
     assert set(NOT_DECLARED) <= found
-    assert extra == {"tensorboard"} <= found
+    assert extra == EXTRAS <= found
 
 
 def test_what_tests_and_benches_import_is_declared_for_developers() -> None:

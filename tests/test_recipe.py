@@ -497,9 +497,9 @@ def test_logging_that_is_off_leaves_no_trace(folder):
     """So that keys of runs from before it stay what they were; on, it survives a dump."""
     assert "log_frequency_ratio" not in recipe.dump(recipe.load("base"))
     assert "log_frequency_ratio" not in recipe.load("base").model_dump(mode="json")["train"]
-    assert "tensorboard" not in recipe.dump(recipe.load("base"))
-    for key in ("train.log_frequency_ratio", "tensorboard"):
-        logging = overridden(f"{key}=true")
+    assert not {"tensorboard", "on_event"} & recipe.load("base").model_dump(mode="json").keys()
+    for setting in ("train.log_frequency_ratio=true", "tensorboard=true", "on_event=own.py:listen"):
+        logging = overridden(setting)
         assert recipe.parse(tomllib.loads(recipe.dump(logging)), source="dump") == logging
 
 
@@ -508,3 +508,13 @@ def test_no_more_images_are_attacked_than_the_suite_has(folder, stored):
     assert overridden("attack.n=100", *stored).attack.n == 100
     told = "expected attack.n of at most 100, the suite's images, got 101; lower it"
     assert refusal(overridden, "attack.n=101", *stored).endswith(told)
+
+
+def test_a_listener_s_file_lies_beside_the_recipe_that_names_it(folder):
+    (folder / "more").mkdir()
+    (folder / "more" / "heard.toml").write_text('extends = "base"\non_event = "own.py:listen"\n')
+    (folder / "further.toml").write_text('extends = "more/heard"\n')
+    for path in ("more/heard.toml", "further.toml"):
+        assert recipe.load(str(folder / path)).on_event == f"{(folder / 'more').absolute()}/own.py:listen"
+    assert overridden("on_event=own.py:listen").on_event.endswith("own.py:listen")  # where one stands
+    assert overridden("on_event=package.module:listen").on_event == "package.module:listen"

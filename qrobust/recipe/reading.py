@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import tomllib
 from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
 from typing import Any, TypeVar, get_args
 
 import tomli_w
@@ -64,6 +65,8 @@ def _extended(kind: str, found: resources.Found, seen: tuple[resources.Found, ..
         chain = " → ".join(one.variant or one.path.stem for one in (*seen, found))
         raise RecipeError(f"expected {kind} that extend others, got a circle: {chain}; remove one `extends`")
     table = found.table
+    if isinstance(name := table.get("on_event"), str) and name.rpartition(":")[0].endswith(".py"):
+        table["on_event"] = str(found.path.parent.absolute() / Path(name).expanduser())  # beside the recipe
     parent = _parent(kind, found, table.pop("extends", None))
     if parent is None:
         return table

@@ -429,6 +429,8 @@ class Recipe(Table):
     """Threads of torch on the CPU; left out: chosen by a short trial."""
     tensorboard: bool = False
     """Whether events of every epoch are written into the run folder; needs the extra `tensorboard`."""
+    on_event: str | None = None
+    """Function that hears of every epoch and stage, `package.module:function` or `FILE.py:function`; left out: none."""
     bits: tuple[Bits, ...] = (32, 4, 2)
     """Widths in bits, falling from 32, the float network; each is trained from the one before it."""
     data: Data
@@ -445,8 +447,8 @@ class Recipe(Table):
 
     @model_serializer(mode="wrap")
     def _without_events(self, plain: SerializerFunctionWrapHandler) -> dict[str, Any]:
-        """No `tensorboard` where it is off, so that keys of older runs stay what they were."""
-        return {key: value for key, value in plain(self).items() if key != "tensorboard" or value}
+        """No `tensorboard` or `on_event` where they are off, so that keys of older runs stay what they were."""
+        return {key: value for key, value in plain(self).items() if key not in ("tensorboard", "on_event") or value}
 
     @model_validator(mode="after")
     def _widths(self) -> Recipe:

@@ -34,7 +34,7 @@ from ..progress import bar
 from ..recipe import Recipe
 from ..runtime import MAX_FILE_BYTES, MAX_PIXELS, MAX_SUITE_BYTES, images_needed
 from ..threat import Threat
-from ..train.trainer import check_tensorboard
+from ..train.listeners import check_tensorboard
 
 SEVERAL = 4  # images that go through
 

@@ -26,29 +26,36 @@ from ..evaluation.outcomes import result_file, stream
 from ..export.artifact import Contents, make_suite, write_artifact
 from ..export.target import Target, load_target
 from ..export.write import optimised_ops
-from ..progress import note
+from ..progress import detail, note, working
 from ..recipe import Recipe
 from ..storage import read_json, write_json, write_text
 from ..threat import Threat
+from ..train.listeners import Listener, event, teller
 from .evaluation import Request, evaluate_as_file, evaluate_width
 from .folder import FLOAT, RunFolder, judged, locked
 from .networks import Networks
 from .preflight import check_provider, preflight
 from .results import results
-from .stages import Stage, without_key
+from .stages import Stage, told, without_key
 from .training import TrainStage
 
 Record = dict[str, Any]
 
 
 class Run:
-    """A recipe at work in a folder. averaged: use weight averages where there are some, deployed or not."""
+    """A recipe at work in a folder. averaged: use weight averages where there are some, deployed or not.
 
-    def __init__(self, settings: Recipe, folder: Path, *, averaged: bool = False) -> None:
+    on_event: hears of every epoch and stage, see `train.listeners`; not the recipe's own, which a verb loads.
+    """
+
+    def __init__(
+        self, settings: Recipe, folder: Path, *, averaged: bool = False, on_event: Listener | None = None
+    ) -> None:
         self.recipe, self.folder, self.files = settings, folder, RunFolder(folder)
         self.threat = Threat(settings.threat.norm, settings.threat.eps)
         self.target = load_target(settings.export.target)
         self.networks = Networks(settings, self.files, averaged=averaged)
+        self.tell = teller(on_event)
 
     @classmethod
     def open(cls, folder: Path, *, averaged: bool = False) -> Run:
@@ -107,13 +114,19 @@ class Run:
 
     def train_stage(self, bits: int) -> TrainStage:
         """The training of a width."""
-        return TrainStage(self.networks, self.threat, bits)
+        return TrainStage(self.networks, self.threat, bits, self.tell)
 
     @contextmanager
     def _alone(self) -> Iterator[None]:
-        """Others keep out of the folder; of several processes of one run the first sees to it."""
+        """Others keep out of the folder; of several processes of one run the first sees to it, and tells of it."""
         with locked(self.folder) if distributed.is_first() else nullcontext():
-            yield
+            said, status = {"run": self.recipe.name, "folder": str(self.folder)}, "stopped"
+            self.tell(event("run", **said, status="started", recipe=self.recipe.model_dump(mode="json")))
+            try:
+                yield
+                status = "finished"
+            finally:
+                self.tell(event("run", **said, status=status))
 
     def evaluate(self, bits: int) -> None:
         """Attack the torch network."""
@@ -155,7 +168,7 @@ class Run:
         stage = Stage(
             place.with_name(f"{place.name}.json") if folder else files.export,
             [
-                self.recipe.model_dump(mode="json", exclude={"bench", "attack", "tensorboard"}),
+                self.recipe.model_dump(mode="json", exclude={"bench", "attack", "tensorboard", "on_event"}),
                 chosen.model_dump(mode="json"),
                 images_as,
             ],
@@ -174,13 +187,15 @@ class Run:
             bits=bits,
             seed=self.recipe.seed,
             threat=self.threat,
-            recipe=self.recipe.model_dump(mode="json", exclude_none=True),
+            recipe=self.recipe.model_dump(mode="json", exclude_none=True, exclude={"on_event"}),
             suite=self._suite(bits),
             before=before,
             input=images_as,
         )
-        write_artifact(place, self.network(bits), self.dataset, chosen, contents, ours=folder is None)
+        with working(f"export {place}"):
+            write_artifact(place, self.network(bits), self.dataset, chosen, contents, ours=folder is None)
         ops = optimised_ops(place / "model.onnx", chosen)
+        detail(f"{place}: runs as {', '.join(f'{count} {op}' for op, count in ops.items())}")
         self._finish(stage, {"target": chosen.name, "optimised_ops": dict(ops)})
         return place
 
@@ -216,7 +231,9 @@ class Run:
         files = self.files.network(bits)
         stage = Stage(files.check, "check", {"artifact": files.artifact})
         if not self._done(stage):
-            self._finish(stage, runtime.check(runtime.Artifact.load(files.artifact)).to_dict())
+            with working(self.files.name_of(files.check)):
+                result = runtime.check(runtime.Artifact.load(files.artifact)).to_dict()
+            self._finish(stage, result)
 
     def attack_file(self, bits: int) -> None:
         """Attack the artifact itself, white-box, if the recipe says so, and the torch network by the same attacks.
@@ -276,13 +293,17 @@ class Run:
     def _set_threads(self, *, trial: bool = False) -> None:
         """Threads of torch: as the recipe says, as they were, or, with `trial`, as a short one finds them."""
         if devices.device().type != "cpu" or distributed.world() > 1:  # torchrun divides the cores
+            detail(f"device: {devices.device()}, {distributed.world()} process{'es' * (distributed.world() > 1)}")
             return
-        found = Stage(self.files.threads, None).recorded() or {}
-        count = self.recipe.threads or found.get("threads")
-        if trial and not (isinstance(count, int) and count > 0):
-            count = devices.choose_threads(self.networks.one_pass())
+        found, how = (Stage(self.files.threads, None).recorded() or {}).get("threads"), "as it was trained"
+        count = self.recipe.threads or found
+        if self.recipe.threads:
+            how = "by the recipe"
+        elif trial and not (isinstance(count, int) and count > 0):
+            count, how = devices.choose_threads(self.networks.one_pass()), "by a short trial"
             write_json(self.files.threads, {"threads": count, "hardware": devices.hardware()})
         if isinstance(count, int) and count > 0:
+            detail(f"device: cpu, threads: {count}, {how}")
             devices.use_threads(count)
 
     def _preflight(self) -> None:
@@ -313,13 +334,16 @@ class Run:
         return [self.threat.norm, self.threat.eps, self.recipe.seed]
 
     def _done(self, stage: Stage) -> bool:
+        name = self.files.name_of(stage.record)
         if done := stage.done():
-            note(f"{self.files.name_of(stage.record)}: done before")
+            told(self.tell, name, "done before", stage.recorded() or {})
+        else:
+            detail(f"{name}: {stage.why()}")
         return done
 
     def _finish(self, stage: Stage, result: Record) -> None:
         stage.finish(result)
-        note(f"{self.files.name_of(stage.record)}: written")
+        told(self.tell, self.files.name_of(stage.record), "written", result)
 
 
 def _described(attacks: Sequence[Attack]) -> list[Any]:

@@ -11,7 +11,9 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import RunError
+from ..progress import note
 from ..storage import digest, read_json, write_json
+from ..train.listeners import Listener, event
 
 
 @dataclass(frozen=True)
@@ -47,6 +49,20 @@ class Stage:
         found = self.recorded()
         return found is not None and "result" in found and found.get("key") == self.key and self.stands(found)
 
+    def why(self) -> str:
+        """Why it is not done, in a few words."""
+        found = self.recorded()
+        if found is None or "result" not in found:
+            return "its record is damaged" if self.record.exists() else "not done yet"
+        for what, then, now in (
+            ("read", found.get("reads"), self.digests_read()),
+            ("wrote", found.get("writes"), _digests(self.writes)),
+        ):
+            then = then if isinstance(then, dict) else {}
+            if changed := [name for name in {**then, **now} if then.get(name) != now.get(name)]:
+                return f"what it {what} has changed: {', '.join(changed)}"
+        return "settings have changed"
+
     def stands(self, found: Mapping[str, Any]) -> bool:
         """Whether everything that a record says was written is there, unchanged."""
         return bool(found.get("writes") == _digests(self.writes))
@@ -60,6 +76,12 @@ class Stage:
         files = {"reads": self.digests_read(), "writes": _digests(self.writes)}
         kept = json.loads(json.dumps(without_key(result)))  # as it will be read
         write_json(self.record, {"key": self.key, **files, "result": digest(kept), **kept})
+
+
+def told(tell: Listener, name: str, status: str, result: Mapping[str, Any]) -> None:
+    """Say on stderr and to a run's listener what became of a stage. name: of the record, as it is printed."""
+    note(f"{name}: {status}")
+    tell(event("stage", stage=name, status=status, result=without_key(result)))
 
 
 def without_key(record: Mapping[str, Any]) -> dict[str, Any]:

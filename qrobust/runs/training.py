@@ -15,13 +15,14 @@ from torch import fx, nn
 from .. import devices, distributed, quant
 from ..errors import CheckpointError, RecipeError, RunError
 from ..models.inference import estimate_statistics
-from ..progress import note
+from ..progress import detail, note
 from ..recipe import Recipe, difference, load, parse
 from ..threat import Threat
 from ..train import AVERAGE, METHODS, MODEL, Job, fit, is_whole, plain_images, read_metadata, save_weights
+from ..train.listeners import Listener, teller
 from .folder import FLOAT, NetworkFolder
 from .networks import Networks
-from .stages import Stage, without_key
+from .stages import Stage, told, without_key
 
 WEIGHTS = {MODEL, AVERAGE}
 
@@ -39,8 +40,8 @@ def training_settings(recipe: Recipe, bits: int) -> dict[str, Any]:
 class TrainStage:
     """The training of one width of a run."""
 
-    def __init__(self, networks: Networks, threat: Threat, bits: int) -> None:
-        self.networks, self.threat, self.bits = networks, threat, bits
+    def __init__(self, networks: Networks, threat: Threat, bits: int, on_event: Listener | None = None) -> None:
+        self.networks, self.threat, self.bits, self.tell = networks, threat, bits, teller(on_event)
         self.files: NetworkFolder = networks.files.network(bits)
         self.settings = training_settings(networks.recipe, bits)
 
@@ -71,13 +72,14 @@ class TrainStage:
         """Train, unless it is done."""
         stage, name = self.stage, self.networks.files.name_of(self.files.training)
         if stage.done() or self._adopted(stage):
-            note(f"{name}: done before")
+            told(self.tell, name, "done before", stage.recorded() or {})
             return
+        detail(f"{name}: {stage.why()}")
         self._expect_remakeable(stage)
         result = self._train()
         if distributed.is_first():
             stage.finish(result)
-            note(f"{name}: written")
+            told(self.tell, name, "written", result)
 
     def _trained_with(self) -> dict[str, Any] | None:
         """Settings of what was trained, or is in training, here, as today's schema reads them; None if nothing was."""
@@ -156,6 +158,7 @@ class TrainStage:
             precision=(recipe.train if bits == FLOAT or not recipe.quant else recipe.quant).precision,
             settings=self.settings,
             tensorboard=recipe.tensorboard,
+            on_event=self.tell,
         )
 
     def _train(self) -> dict[str, Any]:

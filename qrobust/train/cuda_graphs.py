@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from .. import distributed
-from ..progress import note
+from ..progress import detail, note
 
 Tensors = Sequence[Tensor | None]
 Work = Callable[..., Tensors]
@@ -47,6 +47,7 @@ class Replayed:
     def _record(self, form: Form, inputs: Tensors, settings: dict[str, Hashable]) -> None:
         try:
             self.recorded[form] = _Recording(self.work, inputs, settings)
+            detail("a step of training is recorded as a CUDA graph")
         except RuntimeError as error:  # a network that reads numbers back while it computes, or too little memory
             self.possible = False
             torch.cuda.synchronize()

@@ -10,6 +10,7 @@ from typing import Any
 
 from ..recipe import Data, Schedule, Training
 from ..threat import Threat
+from .listeners import Listener
 
 DROP = 0.1  # the factor of a milestone where a recipe gives none
 RISE = 0.4  # share of a cyclic schedule in which the rate rises
@@ -50,6 +51,7 @@ class Job:
     checkpoint with another key is refused. settings: what the key is a digest of, as nested JSON values, for the
     refusal to name what differs. folder: gets checkpoint/ and metrics.jsonl.
     precision: of the passes, as a recipe's `train.precision`. tensorboard: whether the folder gets its events too.
+    on_event: a listener of the user's own, see `listeners`.
     """
 
     label: str
@@ -63,6 +65,7 @@ class Job:
     precision: str = "float32"
     settings: Mapping[str, Any] = field(default_factory=dict, hash=False)
     tensorboard: bool = False
+    on_event: Listener | None = None
 
     def started(self, part: str, epoch: int) -> bool:
         """Whether the schedule has a part ("sar", "awp", "average") and it has begun by this epoch, from 0."""

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import json
 import math
 import re
 import time
-from collections.abc import Iterable, Iterator, Mapping
-from contextlib import closing, contextmanager
-from importlib.util import find_spec
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -24,63 +22,11 @@ from ..progress import Bar, bar, note
 from ..quant import mask_statistics, parameter_groups
 from ..recipe import difference
 from ..spectrum import first_activation, low_pass, low_to_high
-from ..storage import write_text
 from .checkpoint import State, capture, load_state, part, restore, save_state
 from .job import Job, learning_rate
+from .listeners import event, listening
 from .methods import METHODS
 from .step import Average, Stepper
-
-
-def json_lines(records: Iterable[Mapping[str, Any]]) -> str:
-    """One JSON object a line."""
-    return "".join(json.dumps(record) + "\n" for record in records)
-
-
-def check_tensorboard() -> None:
-    """Raises RunError where TensorBoard is not installed."""
-    if find_spec("tensorboard") is None:
-        raise RunError(
-            'expected TensorBoard for tensorboard = true, got none; pip install "qrobust[tensorboard]", or set it to '
-            "false: metrics.jsonl holds the same numbers"
-        )
-
-
-class EventLog:
-    """TensorBoard events in a run's folder; a continued run hides what was written beyond `epoch`.
-
-    Only the first of several processes writes, and none if they are not wanted. Raises RunError as `check_tensorboard`.
-    """
-
-    def __init__(self, folder: Path, epoch: int, *, wanted: bool = True) -> None:
-        self._writer = None
-        if wanted and distributed.is_first():
-            check_tensorboard()
-            from torch.utils.tensorboard import SummaryWriter  # half a second, and an extra
-
-            self._writer = SummaryWriter(str(folder), purge_step=epoch + 1)
-
-    def write(self, record: Mapping[str, Any]) -> None:
-        """All numbers of an epoch."""
-        if self._writer is None:
-            return
-        for name, value in _numbers(record):
-            if name != "epoch":
-                self._writer.add_scalar(name, value, record["epoch"])
-        self._writer.flush()
-
-    def close(self) -> None:
-        """End the writer's thread and its file."""
-        if self._writer is not None:
-            self._writer.close()
-
-
-def _numbers(record: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, float]]:
-    """Every number of nested records, by its path."""
-    for name, value in record.items():
-        if isinstance(value, Mapping):
-            yield from _numbers(value, f"{prefix}{name}/")
-        else:
-            yield f"{prefix}{name}", value
 
 
 def accuracies(model: nn.Module, images: Images, job: Job) -> tuple[float, float]:
@@ -123,14 +69,18 @@ def fit(model: nn.Module, dataset: Dataset, job: Job, *, teacher: nn.Module | No
     with _interruptible(job), devices.own_randomness(), devices.precision(job.precision):
         work = _Work(model, dataset, job, teacher)
         with (
-            closing(EventLog(job.folder, work.state.epoch, wanted=job.tensorboard)) as log,
-            bar(job.label, job.schedule.epochs * len(dataset.train), "images") as moving,
+            listening(job.folder, work.state.history, tensorboard=job.tensorboard, on_event=job.on_event) as tell,
+            bar(
+                job.label,
+                job.schedule.epochs * len(dataset.train),
+                "images",
+                done=work.state.epoch * len(dataset.train),
+            ) as moving,
             distributed.synchronised(model) as whole,
         ):
-            moving.advance(work.state.epoch * len(dataset.train))
             for epoch in range(work.state.epoch, job.schedule.epochs):
                 record = work.epoch(whole, epoch, moving)
-                log.write(record)
+                tell(event("epoch", stage=job.label, epoch=epoch + 1, epochs=job.schedule.epochs, metrics=record))
                 _say(job, record, moving)
     model.load_state_dict(work.state.best_of(MODEL))
     return work.state
@@ -258,7 +208,6 @@ class _Work:
             state.tensors |= {f"best.{name}.{key}": value for key, value in tensors.items()}
         if distributed.is_first():
             save_state(_checkpoint(self.job), state)
-            _write_metrics(state, self.job)
         distributed.wait()
 
     def _rank(self, record: dict[str, Any] | None, name: str) -> tuple[float, float]:
@@ -284,10 +233,8 @@ class _Work:
         restore(state, self.model, self.optimizer, path)
         if self.average is not None:
             self.average.load_state_dict(_as_today(part(state.tensors, "average.")))
-        if distributed.is_first():
-            _write_metrics(state, job)  # the run may have stopped between the two files
-            if state.epoch < job.schedule.epochs:
-                note(f"{job.label}: continuing after epoch {state.epoch} of {job.schedule.epochs}")
+        if distributed.is_first() and state.epoch < job.schedule.epochs:
+            note(f"{job.label}: continuing after epoch {state.epoch} of {job.schedule.epochs}")
         distributed.wait()
         return state
 
@@ -317,10 +264,6 @@ def _as_today(average: dict[str, Tensor]) -> dict[str, Tensor]:
     return {
         "n_averaged" if name == "count" else re.sub(r"^network\.", "module.", name): average[name] for name in average
     }
-
-
-def _write_metrics(state: State, job: Job) -> None:
-    write_text(job.folder / "metrics.jsonl", json_lines(state.history))
 
 
 def _checkpoint(job: Job) -> Path:

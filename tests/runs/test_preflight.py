@@ -21,7 +21,7 @@ from qrobust.recipe import Recipe
 from qrobust.runs import preflight as module
 from qrobust.runs.preflight import check_folder, check_provider, check_recipe, check_space, preflight
 from qrobust.runtime import Artifact, check
-from qrobust.train import trainer
+from qrobust.train import listeners
 
 from ..test_runtime import STATISTICS, suite_arrays, write
 
@@ -113,7 +113,7 @@ def test_what_a_recipe_alone_shows(tmp_path: Path, overrides: tuple[str, ...], t
 
 
 def test_tensorboard_that_is_asked_for_and_missing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(trainer, "find_spec", lambda name: None)
+    monkeypatch.setattr(listeners, "find_spec", lambda name: None)
     attempt(tmp_path / "run", widths=(32,))
     said = refusal(lambda: attempt(tmp_path / "run", "tensorboard=true", widths=(32,)))
     assert 'pip install "qrobust[tensorboard]"' in said

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
 import torch
 
 from qrobust import data, devices, models, recipe
-from qrobust.errors import ModelError
+from qrobust.errors import ModelError, RunError
 from qrobust.quant import QuantConfig, mask_statistics, quantize, quantizers
 from qrobust.recipe import difference
 from qrobust.runs.run import Run
@@ -37,6 +38,38 @@ def test_a_run_leaves_every_result(small_run: Path) -> None:
         assert width["label_flips"] <= 0.02
     sizes = [width["size_bytes"] for width in report["widths"]]
     assert sizes[0] > 4 * sizes[1] > 4 * sizes[2]
+
+
+def test_a_function_hears_of_every_stage(
+    small_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """The listener of docs/everyday.md, named by the command."""
+    text = (Path(__file__).parents[2] / "docs" / "everyday.md").read_text()
+    (tmp_path / "own.py").write_text(text.partition("```python\n")[2].partition("```")[0])
+    folder = shutil.copytree(small_run, tmp_path / "run")
+    (folder / "qm-2" / "check.json").unlink()
+    monkeypatch.chdir(tmp_path)
+    assert ended("run", "run/recipe.toml", "--out", "run", "--on-event", "own.py:listen", "-v") in (0, 1)
+    heard = [json.loads(line) for line in Path("events.jsonl").read_text().splitlines()]
+    assert [one["status"] for one in heard if one["kind"] == "run"] == ["started", "finished"]
+    assert heard[0]["recipe"]["name"] == "digits"
+    stages = {one["stage"]: one for one in heard[1:-1]}
+    names = ("train", "eval", "export", "check", "attack")
+    assert stages.keys() == {"bench.json", *(f"qm-{bits}/{name}.json" for bits in WIDTHS for name in names)}
+    assert [name for name, one in stages.items() if one["status"] == "written"] == ["qm-2/check.json"]
+    assert {"clean", "worst_case", "attacks"} <= set(stages["qm-4/eval.json"]["result"])
+    error = capfd.readouterr().err
+    assert "threads: " in error
+    assert "qm-2/check.json: not done yet" in error
+
+
+def test_a_run_that_is_refused_tells_that_it_stopped(small_run: Path, tmp_path: Path) -> None:
+    folder = shutil.copytree(small_run, tmp_path / "run", ignore=shutil.ignore_patterns("artifact"))
+    heard: list[dict] = []
+    run = Run(recipe.load(str(folder / "recipe.toml"), ("train.lr=0.5",)), folder, on_event=heard.append)
+    with pytest.raises(RunError, match=r"train.lr: trained with 0.1"):
+        run.train()
+    assert [one["status"] for one in heard] == ["started", "stopped"]
 
 
 def test_training_learns_something(small_run: Path) -> None:

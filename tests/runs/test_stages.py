@@ -44,6 +44,22 @@ def test_a_file_that_was_changed_emptied_or_removed_undoes_it(
     assert stage().done() == (content is None and name == "artifact/new")
 
 
+@pytest.mark.parametrize(
+    ("harm", "said"),
+    [({}, "settings have changed"), ({"weights": "other"}, "what it read has changed: weights"),
+     ({"masks": None, "artifact/new": "file"}, "what it wrote has changed: masks, artifact"),
+     ({"eval.json": "{"}, "its record is damaged"), ({"eval.json": None}, "not done yet")],
+)  # fmt: skip
+def test_why_it_is_done_again(
+    stage: Callable[..., Stage], tmp_path: Path, harm: dict[str, str | None], said: str
+) -> None:
+    for name, content in harm.items():
+        (tmp_path / name).unlink(missing_ok=True)
+        if content is not None:
+            (tmp_path / name).write_text(content)
+    assert stage(settings=2).why() == said
+
+
 @pytest.mark.parametrize("record", ["[1]", "{", '{"key": 1}', "null"])
 def test_a_record_that_is_none_is_not_believed(stage: Callable[..., Stage], record: str) -> None:
     stage().record.write_text(record)

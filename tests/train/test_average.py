@@ -8,7 +8,7 @@ from torch import nn
 from qrobust import devices, recipe
 from qrobust.data import to_unit
 from qrobust.spectrum import low_pass
-from qrobust.train import fit, trainer
+from qrobust.train import fit, listeners, trainer
 from qrobust.train import step as average_module
 from qrobust.train.checkpoint import load_state, part, save_state
 from qrobust.train.step import Average
@@ -226,7 +226,7 @@ def test_without_a_validation_split_the_last_average_is_kept(tmp_path):
 
 def test_the_count_survives_a_checkpoint_of_an_older_version(tmp_path, monkeypatch):
     counts = snapshots(monkeypatch, Average, "update_parameters", lambda average, model: int(average.n_averaged))
-    original, calls = trainer.write_text, []
+    original, calls = listeners.write_text, []
 
     def stopping(*arguments):
         calls.append(1)
@@ -235,7 +235,7 @@ def test_the_count_survives_a_checkpoint_of_an_older_version(tmp_path, monkeypat
         return original(*arguments)
 
     with monkeypatch.context() as patch:
-        patch.setattr(trainer, "write_text", stopping)
+        patch.setattr(listeners, "write_text", stopping)
         with pytest.raises(KeyboardInterrupt):
             fit(network(), DATA, job(tmp_path, schedule=EQUAL))
     path = tmp_path / "checkpoint" / "last.safetensors"

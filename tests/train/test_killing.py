@@ -15,7 +15,7 @@ import pytest
 import torch
 
 from qrobust import storage
-from qrobust.train import METHODS, fit, methods, trainer
+from qrobust.train import METHODS, fit, listeners, methods, trainer
 from qrobust.train.checkpoint import load_state
 from qrobust.train.step import Average
 
@@ -60,7 +60,7 @@ POINTS = {
     "attack": [(methods, "pgd"), (methods, "tpgd"), (methods, "n_fgsm"), (trainer, "pgd")],
     "step": [(torch.optim.SGD, "step")],
     "average": [(Average, "update_parameters"), (Average, "estimate")],
-    "checkpoint": [(trainer, "save_state"), (trainer, "write_text")],
+    "checkpoint": [(trainer, "save_state"), (listeners, "write_text")],
     "writing": [(storage.os, "fsync")],
     "renaming": [(Path, "replace")],
 }

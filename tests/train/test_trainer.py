@@ -12,11 +12,11 @@ from qrobust import devices, objectives
 from qrobust.attacks import PgdConfig
 from qrobust.errors import CheckpointError, RunError
 from qrobust.spectrum import low_pass, low_to_high
-from qrobust.train import fit, methods, save_weights, trainer
+from qrobust.train import fit, listeners, methods, save_weights, trainer
 from qrobust.train.checkpoint import load_state
 
 from .helpers import are_equal, deeper, distilling, job, metrics, network, some_data, weights_of
-from .test_metrics import events
+from .test_listeners import events
 
 DATA = some_data()
 
@@ -34,7 +34,7 @@ def train(task, data=DATA):
 
 def interrupt(monkeypatch, name, call):
     """Stop with Ctrl-C at a call of a function that training uses: attacks while it learns and while it validates."""
-    modules = (methods, trainer) if name == "pgd" else (trainer,)
+    modules = {"pgd": (methods, trainer), "write_text": (listeners,)}.get(name, (trainer,))
     original, calls = getattr(modules[0], name), []
 
     def stopping(*arguments, **options):
