@@ -508,3 +508,42 @@ def test_no_more_images_are_attacked_than_the_suite_has(folder, stored):
     assert overridden("attack.n=100", *stored).attack.n == 100
     told = "expected attack.n of at most 100, the suite's images, got 101; lower it"
     assert refusal(overridden, "attack.n=101", *stored).endswith(told)
+
+
+# Images of one's own
+
+
+def test_code_lies_beside_the_recipe_that_names_it(folder, monkeypatch):
+    (folder / "deep").mkdir()
+    write(folder, "deep/mine", "extends = 'base'\ndata = {name = 'mine.py:make', of = 3, crop = 1}")
+    found = recipe.load(write(folder, "outer", "extends = 'deep/mine'\nseed = 3"))
+    assert found.data.name == f"{folder}/deep/mine.py:make"
+    assert (found.data.options, found.data.crop) == ({"of": 3}, 1)
+    monkeypatch.chdir(folder)
+    over = overridden("data.name=other.py:make", "data.n=5", "data.size=[12, 20]")
+    assert (over.data.name, over.data.options, over.data.size) == (f"{folder}/other.py:make", {"n": 5}, (12, 20))
+    for one in (found, over):
+        assert recipe.parse(tomllib.loads(recipe.dump(one)), source="again") == one
+
+
+def test_further_keys_of_other_images_are_unknown(folder):
+    assert "unknown key 'data.siz'; did you mean 'size'?" in refusal(overridden, "data.siz=3")
+    assert "unknown key 'data.cutout'" in refusal(overridden, "data.cutout=3")
+
+
+SIZES = ["data.size=0", "data.size=[12]", "data.size=[12, 0]", "data.size=[1, 2, 3]", "data.size=true", "data.size='x'"]
+
+
+@pytest.mark.parametrize("override", SIZES)
+def test_sizes_that_are_none(folder, override):
+    assert "data.size: expected a side in pixels, or [HEIGHT, WIDTH], got" in refusal(overridden, override)
+
+
+def test_a_square_is_one_however_it_is_written(folder):
+    assert overridden("data.name=folder", "data.size=[12, 12]").data.size == 12
+
+
+def test_keys_that_came_later_are_not_spelt_out_where_they_are_not_used(folder):
+    later = {"texture", "test_share", "skip_unreadable", "options"}
+    assert not later & overridden().data.model_dump().keys()
+    assert overridden("data.skip_unreadable=true").data.model_dump()["skip_unreadable"] is True

@@ -44,7 +44,7 @@ def image_batches(given: object) -> Iterator[Tensor]:
     if isinstance(given, Images):
         yield from (to_unit(batch.x, batch.x.device) for batch in given.batches(BATCH))
         return
-    if isinstance(given, (tuple, list)) and len(given) == 2 and _are_labels(given[1]):
+    if isinstance(given, (tuple, list)) and len(given) == 2 and are_labels(given[1]):
         given = given[0]
     if isinstance(given, (Tensor, np.ndarray)):
         given = [given]
@@ -106,7 +106,7 @@ def _pixels(x: Tensor, name: str) -> Tensor:
     return (x.clamp(0, 1) * 255).round().to(torch.uint8)
 
 
-def _are_labels(value: object) -> bool:
+def are_labels(value: object) -> bool:
     """Whether it has one dimension, as no images have."""
     if isinstance(value, (tuple, list)):
         return all(isinstance(one, int) for one in value)

@@ -48,6 +48,13 @@ def _start(value: Any) -> Any:
     return value
 
 
+def _size(value: Any) -> Any:
+    sides = value if isinstance(value, (list, tuple)) else (value, value)
+    if len(sides) != 2 or any(type(side) is not int or side < 1 for side in sides):
+        raise ValueError("expected a side in pixels, or [HEIGHT, WIDTH]")
+    return sides[0] if sides[0] == sides[1] else tuple(sides)
+
+
 def _number(value: Any) -> Any:
     if isinstance(value, bool):  # which Python counts among the integers
         raise ValueError("expected a number")
@@ -65,6 +72,7 @@ def _folder(value: str) -> str:
 Name = Annotated[str, AfterValidator(_folder)]
 Start = Annotated[int | Literal["first-drop"], BeforeValidator(_start)]
 Radius = Annotated[float, BeforeValidator(_number), BeforeValidator(_radius), Field(ge=0, le=1)]
+Size = Annotated[int | tuple[int, int], BeforeValidator(_size)]
 Int = Annotated[int, BeforeValidator(_number)]
 Float = Annotated[float, BeforeValidator(_number)]
 Count = Annotated[int, BeforeValidator(_number), Field(gt=0)]
@@ -82,7 +90,7 @@ class Table(BaseModel):
 
 
 class Data(Table):
-    """Which images, and how many of them."""
+    """Which images, and how many of them; where `name` is a function of your own, other keys are its options."""
 
     name: str
     root: str | None = None
@@ -90,16 +98,31 @@ class Data(Table):
     train_size: Count | None = None
     test_size: Count | None = None
     validation: Annotated[Float, Field(ge=0, le=0.5)] = 0.1
-    size: Count | None = None
+    size: Size | None = None
     cache: str | None = None  # folder of decoded images, mapped instead of held in memory
     texture: Annotated[Float, Field(ge=0, le=1)] | None = None  # share that agrees with the label
+    test_share: Annotated[Float, Field(gt=0, le=0.5)] | None = None  # of training images, where none are for testing
+    skip_unreadable: bool = False  # leave files out that are no whole images
+    options: dict[str, Any] = Field(default_factory=dict)  # of your own factory
     crop: Annotated[Int, Field(ge=0)] = 0  # padding of the random crop, pixels
     flip: bool = False
 
     @model_serializer(mode="wrap")
     def _without_unset(self, plain: SerializerFunctionWrapHandler) -> dict[str, Any]:
-        """No `texture` where there is none, so that keys of runs on other images stay what they were."""
-        return {key: value for key, value in plain(self).items() if key != "texture" or value is not None}
+        """Keys that came later only where they are used, so that keys of runs on other images stay what they were."""
+        later = ("texture", "test_share", "skip_unreadable", "options")
+        return {key: value for key, value in plain(self).items() if key not in later or value not in (None, False, {})}
+
+    @model_validator(mode="before")
+    @classmethod
+    def _further(cls, table: Any) -> Any:
+        """Of a user's own factory further keys are its options; of any other source they are unknown."""
+        if not isinstance(table, dict) or ":" not in str(table.get("name")):
+            return table
+        given = table.get("options", {})
+        further = {key: value for key, value in table.items() if key not in cls.model_fields}
+        known = {key: value for key, value in table.items() if key in cls.model_fields}
+        return {**known, "options": {**given, **further} if isinstance(given, dict) else given}
 
 
 class Model(BaseModel):

@@ -8,6 +8,7 @@ from __future__ import annotations
 import copy
 import time
 from collections.abc import Mapping
+from pathlib import PurePath
 from typing import Any
 
 from torch import fx, nn
@@ -30,6 +31,9 @@ def training_settings(recipe: Recipe, bits: int) -> dict[str, Any]:
     """All keys of a recipe that decide the weights of a width, as tables of a recipe."""
     tables: dict[str, Any] = recipe.model_dump(mode="json", include={"model", "threat", "train", "seed"})
     tables["data"] = recipe.data.model_dump(mode="json", exclude={"root", "download", "cache"})
+    folder, mark, function = recipe.data.name.rpartition(":")  # its code may move: images have a fingerprint
+    if mark:
+        tables["data"]["name"] = f"{PurePath(folder).name}:{function}"
     if bits != FLOAT:
         tables["bits"] = [FLOAT, *(width for width in recipe.bits if FLOAT > width >= bits)]
         tables["quant"] = recipe.model_dump(mode="json", include={"quant"})["quant"]
