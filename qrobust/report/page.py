@@ -14,7 +14,7 @@ from ..storage import is_stream, write_text
 from ..tables import threat_text
 from .collect import Collected, Record, Width, collect
 from .pictures import Chart, Line, chart, figures
-from .words import cards, columns, flags, headline, layers, parity, rows, settings
+from .words import MOST_CLASSES, cards, classes, columns, flags, headline, layers, parity, rows, settings
 
 if TYPE_CHECKING:
     from jinja2 import Environment
@@ -56,6 +56,8 @@ def page(run: Collected) -> str:
         costs=_costs(run),
         curves=_curves(run.widths),
         figures=figures(run.analysis),
+        classes=[(width, classes(width)) for width in run.evaluated],
+        most_classes=MOST_CLASSES,
         layers=[(width, layers(width)) for width in run.evaluated],
         parity=parity,
     )
