@@ -547,3 +547,18 @@ def test_keys_that_came_later_are_not_spelt_out_where_they_are_not_used(folder):
     later = {"texture", "test_share", "skip_unreadable", "options"}
     assert not later & overridden().data.model_dump().keys()
     assert overridden("data.skip_unreadable=true").data.model_dump()["skip_unreadable"] is True
+
+
+@pytest.mark.parametrize("value", ["'equal'", "[1]", "[1, 0]", "[1, -1]", "[1, true]", "3"])
+def test_class_weights_that_are_none(folder, value):
+    text = refusal(overridden, f"train.class_weights={value}")
+    assert "train.class_weights: expected 'balanced', or a positive number a class, got" in text
+
+
+def test_class_weights_go_with_cross_entropy_to_labels(folder):
+    assert overridden("train.class_weights=[1, 2.5]").train.class_weights == (1, 2.5)
+    assert "class_weights" not in overridden().train.model_dump()
+    for more in ("train.mix={kind='mixup'}", "quant.method=rslad"):
+        assert "expected cross-entropy to labels for class_weights" in refusal(
+            overridden, "train.class_weights=balanced", more
+        )

@@ -55,6 +55,13 @@ def _size(value: Any) -> Any:
     return sides[0] if sides[0] == sides[1] else tuple(sides)
 
 
+def _class_weights(value: Any) -> Any:
+    many = isinstance(value, (list, tuple)) and len(value) > 1
+    if value != "balanced" and not (many and all(type(one) in (int, float) and 0 < one < 2**63 for one in value)):
+        raise ValueError("expected 'balanced', or a positive number a class")
+    return value
+
+
 def _number(value: Any) -> Any:
     if isinstance(value, bool):  # which Python counts among the integers
         raise ValueError("expected a number")
@@ -72,6 +79,7 @@ def _folder(value: str) -> str:
 Name = Annotated[str, AfterValidator(_folder)]
 Start = Annotated[int | Literal["first-drop"], BeforeValidator(_start)]
 Radius = Annotated[float, BeforeValidator(_number), BeforeValidator(_radius), Field(ge=0, le=1)]
+ClassWeights = Annotated[Literal["balanced"] | tuple[float, ...], BeforeValidator(_class_weights)]
 Size = Annotated[int | tuple[int, int], BeforeValidator(_size)]
 Int = Annotated[int, BeforeValidator(_number)]
 Float = Annotated[float, BeforeValidator(_number)]
@@ -289,6 +297,10 @@ def _refuse_conflicts(train: Training, method: str, sar: Sar | None) -> None:
         raise ValueError(f"expected attack.kind = 'pgd' for 'trades', got {train.attack.kind!r}")
     if method == "trades" and train.attack.keep == "best":  # by the lead of a wrong class, which it does not ascend
         raise ValueError("expected attack.keep = 'last' for 'trades', got 'best'; remove it")
+    if train.class_weights and (method == "rslad" or (mix is not None and mix.loss == "bce")):
+        raise ValueError(
+            "expected cross-entropy to labels for class_weights, got 'rslad' or mix.loss = 'bce'; remove one"
+        )
     if train.smoothing and (method == "mart" or mix):
         raise ValueError("expected no label smoothing with mart or mixed labels, got some; remove smoothing")
 
@@ -297,7 +309,8 @@ class Training(Schedule):
     """Training of the float network, and the attack that the quantised ones train against too.
 
     beta: weight of the second term of trades and mart. temperature: of ard; share: of its and rslad's adversarial
-    term; both are methods of [quant]. smoothing: of labels. low_pass: bandwidth that natural
+    term; both are methods of [quant]. smoothing: of labels. class_weights: of the classification term, one a class, or
+    "balanced", n / (classes · n_k), for classes of many and of few images. low_pass: bandwidth that natural
     training keeps of its images (L-model). fat: on the float network's inner convolutions; when training ends it is
     folded into their weights. precision: of the forward and backward passes. log_frequency_ratio: low to high
     frequencies of the first activation, after every epoch, into the metrics.
@@ -308,6 +321,7 @@ class Training(Schedule):
     temperature: Positive = 1.0
     share: Annotated[Float, Field(ge=0, le=1)] = 5 / 6
     smoothing: Annotated[Float, Field(ge=0, lt=1)] = 0.0
+    class_weights: ClassWeights | None = None
     low_pass: Count | None = None
     fat: Fat = "none"
     precision: Literal["float32", "tf32", "bf16"] = "float32"
@@ -318,8 +332,9 @@ class Training(Schedule):
 
     @model_serializer(mode="wrap")
     def _without_logging(self, plain: SerializerFunctionWrapHandler) -> dict[str, Any]:
-        """No `log_frequency_ratio` where it is off, so that keys of runs without it stay what they were."""
-        return {key: value for key, value in plain(self).items() if key != "log_frequency_ratio" or value}
+        """Keys that came later only where they are used, so that keys of runs without them stay what they were."""
+        later = ("log_frequency_ratio", "class_weights")
+        return {key: value for key, value in plain(self).items() if key not in later or value}
 
     @model_validator(mode="after")
     def _composed(self) -> Training:
