@@ -48,7 +48,8 @@ def make_suite(
 
     Returns arrays: "y" int64 (n,), and for "clean" and every attack "x.NAME" uint8 (n, c, h, w) and
     "label.NAME" int64 (n,); "logits.clean" float32 (n, classes). Rounding stays inside the threat, and labels
-    are those of the rounded images. images: as `data.as_images` takes them. float_model: what transfer attacks take gradients from.
+    are those of the rounded images. images: as `data.as_images` takes them. float_model: what transfer attacks take
+    gradients from.
     Raises ExportError for an attack that the threat does not bound, or whose images are the clean ones.
     """
     check_suite_attacks(attacks)
