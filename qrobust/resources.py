@@ -204,6 +204,16 @@ def located(text: str, base: Path) -> str:
     return f"{base.absolute() / Path(file).expanduser()}:{name}" if mark and file.endswith(".py") else text
 
 
+def unplaced(text: str) -> str:
+    """FILE.py:NAME without the folders of FILE; anything else as it is.
+
+    >>> unplaced("/home/me/mine.py:make")
+    'mine.py:make'
+    """
+    file, mark, name = text.rpartition(":")
+    return f"{Path(file).name}:{name}" if mark and file.endswith(".py") else text
+
+
 def named_factory(text: str, base: Path) -> Callable[..., Any]:
     """What "FILE.py:NAME" (FILE relative to `base`) or "package.module:NAME" names; this runs the code there.
 

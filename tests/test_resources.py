@@ -296,4 +296,4 @@ def test_a_path_of_code_becomes_whole(tmp_path):
     assert resources.located("deep/mine.py:f", tmp_path) == f"{tmp_path / 'deep' / 'mine.py'}:f"
     assert resources.located("/mine.py:f", tmp_path) == "/mine.py:f"
     for other in ("digits", "package.module:f", "mine.py", "torchvision:resnet18"):
-        assert resources.located(other, tmp_path) == other
+        assert resources.located(other, tmp_path) == resources.unplaced(other) == other

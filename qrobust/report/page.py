@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from .. import __version__
 from ..errors import RunError, printable
+from ..resources import unplaced
 from ..storage import is_stream, write_text
 from ..tables import threat_text
 from .collect import Collected, Record, Width, collect
@@ -88,6 +89,7 @@ def _rendered(name: str, run: Collected, *, escaped: bool, **more: Any) -> str:
     accuracies = [(width, rows(width)) for width in run.widths]  # a width cannot be hashed
     shared = {
         "run": run,
+        "images": unplaced(run.recipe.data.name),
         "version": __version__,
         "threat": threat_text(run.recipe.threat.model_dump()),
         "cards": cards(run),

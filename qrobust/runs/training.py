@@ -8,7 +8,6 @@ from __future__ import annotations
 import copy
 import time
 from collections.abc import Mapping
-from pathlib import PurePath
 from typing import Any
 
 from torch import fx, nn
@@ -18,6 +17,7 @@ from ..errors import CheckpointError, RecipeError, RunError
 from ..models.inference import estimate_statistics
 from ..progress import note
 from ..recipe import Recipe, difference, load, parse
+from ..resources import unplaced
 from ..threat import Threat
 from ..train import AVERAGE, METHODS, MODEL, Job, fit, is_whole, plain_images, read_metadata, save_weights
 from .folder import FLOAT, NetworkFolder
@@ -30,10 +30,8 @@ WEIGHTS = {MODEL, AVERAGE}
 def training_settings(recipe: Recipe, bits: int) -> dict[str, Any]:
     """All keys of a recipe that decide the weights of a width, as tables of a recipe."""
     tables: dict[str, Any] = recipe.model_dump(mode="json", include={"model", "threat", "train", "seed"})
-    tables["data"] = recipe.data.model_dump(mode="json", exclude={"root", "download", "cache"})
-    folder, mark, function = recipe.data.name.rpartition(":")  # its code may move: images have a fingerprint
-    if mark:
-        tables["data"]["name"] = f"{PurePath(folder).name}:{function}"
+    tables["data"] = recipe.data.model_dump(mode="json", exclude={"root", "download", "cache", "skip_unreadable"})
+    tables["data"]["name"] = unplaced(recipe.data.name)  # its code may move: images have a fingerprint
     if bits != FLOAT:
         tables["bits"] = [FLOAT, *(width for width in recipe.bits if FLOAT > width >= bits)]
         tables["quant"] = recipe.model_dump(mode="json", include={"quant"})["quant"]

@@ -174,6 +174,16 @@ def test_classes_that_do_not_agree_are_refused(lean):
         write(lean)
 
 
+def test_code_is_named_without_its_folder(lean):
+    """A card is published."""
+    text = (lean / "recipe.toml").read_text().replace('name = "digits"\n', 'name = "/home/me/mine.py:make"\n', 2)
+    (lean / "recipe.toml").write_text(text.replace("/home/me/mine.py:make", "tiny", 1))
+    assert "resnet8 on mine.py:make, attacked in" in page(lean).text
+    card = (lean / CARD).read_text()
+    assert "mine.py:make" in card
+    assert "/home/me" not in card
+
+
 def test_flags_say_what_to_do(lean):
     assert "No sanity check raised a flag" in page(lean).text
     flag = {"name": "square-wins", "measured": 0.1, "limit": 0.01, "reason": "a way is hidden", "hint": "use queries"}
