@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import BinaryIO
 
 import numpy as np
 import torch
@@ -24,10 +24,10 @@ from ... import distributed
 from ...errors import DataError
 from ...progress import bar, note
 from ...storage import read_json, write_json
+from ..given import colour
 from .registry import Size, height_width
 
 PIECE = 512  # images decoded at a time
-DEEP = ("PNG", "PPM")  # formats whose integers Pillow may hold in 32 bits, though they are of 16
 Pixels = NDArray[np.uint8]
 
 
@@ -111,34 +111,6 @@ def _read(path: Path, size: Size | None) -> Pixels:
     if size is not None:
         image = ImageOps.fit(image, height_width(size)[::-1], Image.Resampling.BILINEAR)
     return np.asarray(image, dtype=np.uint8).transpose(2, 0, 1)
-
-
-def colour(image: Image.Image, kind: str | None, path: object) -> Image.Image:
-    """RGB of 8 bits a channel. kind: the file's format. path: its place in an error."""
-    if image.mode.startswith("I;16") or (image.mode == "I" and kind in DEEP):
-        image = _from_unit(np.asarray(image) / 65535)
-    elif image.mode == "F":
-        image = _from_unit(_in_range(np.asarray(image), path))
-    elif image.mode == "I":
-        raise DataError(
-            f"expected 8 or 16 bits a pixel, got 32-bit integers of no known range at {path}; convert it to 16 bits"
-        )
-    elif image.has_transparency_data:
-        above = image.convert("RGBA")
-        image = Image.alpha_composite(Image.new("RGBA", above.size, "white"), above)
-    return image.convert("RGB")
-
-
-def _from_unit(values: NDArray[np.floating[Any]]) -> Image.Image:
-    return Image.fromarray(np.rint(values * 255).astype(np.uint8))
-
-
-def _in_range(values: NDArray[np.float32], path: object) -> NDArray[np.float32]:
-    if not ((values >= 0) & (values <= 1)).all():  # NaN is not
-        raise DataError(
-            f"expected float pixels in [0, 1], got [{values.min():g}, {values.max():g}] at {path}; scale them"
-        )
-    return values
 
 
 def _check_size(image: Pixels, first: Pixels, path: Path) -> None:

@@ -18,9 +18,8 @@ from ... import devices
 from ...errors import MOST_NAMES, DataError, QrobustError, shown
 from ...progress import note
 from ...resources import named_factory, place_in
-from ..given import are_labels, as_images
+from ..given import are_labels, as_images, picture
 from ..images import Images, check_labels
-from .files import colour
 from .registry import Loaded, Settings, Size, height_width
 
 WANTED = "return (train, test), each a pair (x, y), a Dataset, a DataLoader or Images; or train alone"
@@ -105,8 +104,7 @@ def _of_dataset(dataset: TorchDataset[Any], size: Size | None, name: str) -> tup
 def _pixels(value: Any, name: str) -> Tensor:
     """One image, uint8 (c, h, w)."""
     if isinstance(value, Image.Image):
-        rgb = np.asarray(colour(value, value.format, name), dtype=np.uint8)
-        return torch.from_numpy(rgb.transpose(2, 0, 1).copy())
+        return picture(value, name)
     one = torch.as_tensor(value)
     return as_images((one[None], torch.zeros(1, dtype=torch.int64)), name=name).x[0]
 
