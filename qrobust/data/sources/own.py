@@ -22,7 +22,9 @@ from ..given import are_labels, as_images, picture
 from ..images import Images, check_labels
 from .registry import Loaded, Settings, Size, height_width
 
-WANTED = "return (train, test), each a pair (x, y) with labels y (n,), a Dataset, a DataLoader or Images; or train alone"
+WANTED = (
+    "return (train, test), each a pair (x, y) with labels y (n,), a Dataset, a DataLoader or Images; or train alone"
+)
 PARTS = {1: ("training",), 2: ("training", "test"), 3: ("training", "validation", "test")}
 
 
