@@ -40,13 +40,17 @@ def _spectrum(logits: Tensor, form: str) -> Tensor:
     return torch.view_as_real(transformed).flatten(1)
 
 
-def cross_entropy(logits: Tensor, y: Tensor, *, smoothing: float = 0.0) -> Tensor:
-    """mean_i -Σ_k t_ik log softmax(z_i)_k, with targets t = (1 - smoothing)·y + smoothing/classes.
+def cross_entropy(logits: Tensor, y: Tensor, *, smoothing: float = 0.0, class_weights: Tensor | None = None) -> Tensor:
+    """mean_i -Σ_k w_k t_ik log softmax(z_i)_k, with targets t = (1 - smoothing)·y + smoothing/classes.
 
     logits: (n, classes). y: labels (n,), which stand for their one-hot rows, or probabilities (n, classes)
-    of mixed images. smoothing: in [0, 1] (Szegedy et al. 2016, arXiv 1512.00567, section 7).
+    of mixed images. smoothing: in [0, 1] (Szegedy et al. 2016, arXiv 1512.00567, section 7). class_weights: w
+    (classes,), None for ones. The sum is divided by n, not by the weights of the labels as torch does, so that the mean
+    over the parts of a batch is that of the batch.
     """
-    return F.cross_entropy(logits, y, label_smoothing=smoothing)
+    if class_weights is None:
+        return F.cross_entropy(logits, y, label_smoothing=smoothing)
+    return F.cross_entropy(logits, y, class_weights, label_smoothing=smoothing, reduction="none").mean()
 
 
 def binary_cross_entropy(logits: Tensor, targets: Tensor) -> Tensor:
@@ -71,21 +75,30 @@ def divergence(clean: Tensor, adversarial: Tensor) -> Tensor:
     return _divergences(clean, adversarial).mean()
 
 
-def trades(clean: Tensor, adversarial: Tensor, y: Tensor, *, beta: float = 6.0, smoothing: float = 0.0) -> Tensor:
+def trades(
+    clean: Tensor,
+    adversarial: Tensor,
+    y: Tensor,
+    *,
+    beta: float = 6.0,
+    smoothing: float = 0.0,
+    class_weights: Tensor | None = None,
+) -> Tensor:
     """cross_entropy(clean, y) + beta · divergence(clean, adversarial).
 
-    clean, adversarial: logits (n, classes), both with gradient. y, smoothing: as in `cross_entropy`.
+    clean, adversarial: logits (n, classes), both with gradient. y, smoothing, class_weights: as in `cross_entropy`.
 
     Zhang et al. 2019, arXiv 1901.08573; beta is their 1/λ.
     """
-    return cross_entropy(clean, y, smoothing=smoothing) + beta * divergence(clean, adversarial)
+    classified = cross_entropy(clean, y, smoothing=smoothing, class_weights=class_weights)
+    return classified + beta * divergence(clean, adversarial)
 
 
-def boosted_cross_entropy(logits: Tensor, y: Tensor) -> Tensor:
-    """mean_i -log p_y - log(1 - max_{k≠y} p_k), p = softmax(z_i): the label up, its closest rival down.
+def boosted_cross_entropy(logits: Tensor, y: Tensor, *, class_weights: Tensor | None = None) -> Tensor:
+    """mean_i w_y (-log p_y - log(1 - max_{k≠y} p_k)), p = softmax(z_i): the label up, its closest rival down.
 
     logits: (n, classes), at least two classes, in which case it is twice the cross-entropy. y: labels (n,).
-    Raises DataError for mixed labels.
+    class_weights: w (classes,), None for ones. Raises DataError for mixed labels.
 
     Wang et al. 2020, "Improving Adversarial Robustness Requires Revisiting Misclassified Examples".
     The second term is exact here, as the log of the summed probabilities of all classes but the rival.
@@ -97,19 +110,22 @@ def boosted_cross_entropy(logits: Tensor, y: Tensor) -> Tensor:
     log_p = F.log_softmax(logits, dim=1)
     rival = log_p.scatter(1, y[:, None], float("-inf")).argmax(dim=1, keepdim=True)
     log_rest = log_p.scatter(1, rival, float("-inf")).logsumexp(dim=1)
-    return -(_of_label(log_p, y) + log_rest).mean()
+    boosted = -(_of_label(log_p, y) + log_rest)
+    return (boosted if class_weights is None else boosted * class_weights[y]).mean()
 
 
-def mart(clean: Tensor, adversarial: Tensor, y: Tensor, *, beta: float = 6.0) -> Tensor:
+def mart(
+    clean: Tensor, adversarial: Tensor, y: Tensor, *, beta: float = 6.0, class_weights: Tensor | None = None
+) -> Tensor:
     """boosted_cross_entropy(adversarial, y) + beta · mean_i KL(p_i ‖ q_i) (1 - p_i,y), p and q as in `divergence`.
 
     clean, adversarial: logits (n, classes), both with gradient, the weight 1 - p_y too. y: labels (n,).
-    Raises DataError for mixed labels.
+    class_weights: of the first term, as in `boosted_cross_entropy`. Raises DataError for mixed labels.
 
     Wang et al. 2020, as in `boosted_cross_entropy`; beta is their λ. The authors' code adds 1e-12 to q
     and 1e-7 to the weight, here both are exact.
     """
-    boosted = boosted_cross_entropy(adversarial, y)
+    boosted = boosted_cross_entropy(adversarial, y, class_weights=class_weights)
     weights = -torch.expm1(_of_label(F.log_softmax(clean, dim=1), y))
     return boosted + beta * (_divergences(clean, adversarial) * weights).mean()
 
@@ -122,18 +138,19 @@ def ard(
     *,
     temperature: float = 30.0,
     weight: float = 1.0,
+    class_weights: Tensor | None = None,
 ) -> Tensor:
     """weight · t² · mean_i KL(T_i ‖ S_i) + (1 - weight) · cross_entropy(student_clean, y).
 
     T = softmax(teacher_clean / t), S = softmax(student_adversarial / t), t: temperature. Logits (n, classes);
-    gradients reach the student alone. y: as in `cross_entropy`, which takes logits at temperature 1.
+    gradients reach the student alone. y, class_weights: as in `cross_entropy`, which takes logits at temperature 1.
 
     Adversarially robust distillation: Goldblum et al. 2020, arXiv 1905.09747; weight is their α. The authors' code
     means KL over n·classes numbers, so its first term is this one divided by the number of classes.
     """
     teacher = teacher_clean.detach()
     soft = temperature**2 * divergence(teacher / temperature, student_adversarial / temperature)
-    return weight * soft + (1 - weight) * cross_entropy(student_clean, y)
+    return weight * soft + (1 - weight) * cross_entropy(student_clean, y, class_weights=class_weights)
 
 
 def rslad(student_clean: Tensor, student_adversarial: Tensor, teacher_clean: Tensor, *, share: float = 5 / 6) -> Tensor:

@@ -7,12 +7,18 @@ is one. A file whose name begins with "_" has no name of its own: others build o
 
 from __future__ import annotations
 
+import hashlib
+import importlib
+import importlib.util
 import os
+import sys
 import sysconfig
 import tomllib
+import traceback
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 from .errors import RecipeError, did_you_mean, shown
@@ -190,3 +196,82 @@ def read_toml(path: Path) -> dict[str, Any]:
         raise RecipeError(f"expected a TOML file at {path}: {error.strerror}") from error
     except (ValueError, RecursionError) as error:  # of text, TOML, or an integer of thousands of digits
         raise RecipeError(f"{path}: expected TOML: {error}") from error
+
+
+def located(text: str, base: Path) -> str:
+    """FILE.py:NAME with FILE, which is relative to `base`, as a whole path; anything else as it is."""
+    file, mark, name = text.rpartition(":")
+    return f"{base.absolute() / Path(file).expanduser()}:{name}" if mark and file.endswith(".py") else text
+
+
+def unplaced(text: str) -> str:
+    """FILE.py:NAME without the folders of FILE; anything else as it is.
+
+    >>> unplaced("/home/me/mine.py:make")
+    'mine.py:make'
+    """
+    file, mark, name = text.rpartition(":")
+    return f"{Path(file).name}:{name}" if mark and file.endswith(".py") else text
+
+
+def named_factory(text: str, base: Path) -> Callable[..., Any]:
+    """What "FILE.py:NAME" (FILE relative to `base`) or "package.module:NAME" names; this runs the code there.
+
+    A file finds its neighbours by `import`, and is run once however often it is asked, until it changes. Raises
+    RecipeError for a file or module that is missing or raises, and for a name that it lacks or that cannot be called.
+    """
+    source, _, name = text.rpartition(":")
+    if not source or not name.isidentifier():
+        raise RecipeError(f"expected FILE.py:NAME or package.module:NAME, got {text!r}; name a function in it")
+    module = _run_file(base / Path(source).expanduser()) if source.endswith(".py") else _imported(source)
+    found = getattr(module, name, None)
+    if not callable(found):
+        public = [one for one, value in vars(module).items() if callable(value) and not one.startswith("_")]
+        raise RecipeError(f"expected a function {name!r} in {source}, got none{did_you_mean(name, public)}")
+    function: Callable[..., Any] = found
+    return function
+
+
+def place_in(path: object, error: BaseException) -> str:
+    """`, line N` of a file in which an error was raised, as far as its traceback says."""
+    lines = [frame.lineno for frame in traceback.extract_tb(error.__traceback__) if frame.filename == str(path)]
+    return f", line {lines[-1]}" if lines else ""
+
+
+def _run_file(path: Path) -> ModuleType:
+    path = path.absolute()
+    try:
+        code = path.read_bytes()
+    except OSError as error:
+        raise RecipeError(f"expected Python code at {path}: {error.strerror}; put it there, or name another") from error
+    name = f"_own_{path.stem}_{hashlib.sha256(str(path).encode() + code).hexdigest()[:16]}"
+    if name in sys.modules:
+        return sys.modules[name]
+    spec = importlib.util.spec_from_file_location(name, path)
+    if spec is None or spec.loader is None:
+        raise RecipeError(f"expected Python code at {path}, got a file that is none; name a .py file")
+    module = sys.modules[name] = importlib.util.module_from_spec(spec)  # where classes in it are looked for
+    sys.path.insert(0, str(path.parent))
+    try:
+        spec.loader.exec_module(module)
+    except (Exception, SystemExit) as error:  # whatever is raised by what is not ours
+        del sys.modules[name]
+        raise _raised(f"{path}{place_in(path, error)}", error) from error
+    finally:
+        sys.path.remove(str(path.parent))
+    return module
+
+
+def _imported(name: str) -> ModuleType:
+    try:
+        return importlib.import_module(name)
+    except (Exception, SystemExit) as error:  # as in a file
+        if isinstance(error, ModuleNotFoundError) and error.name and f"{name}.".startswith(f"{error.name}."):
+            raise RecipeError(
+                f"expected a module {name}, got none; install it, or name a file, FILE.py:NAME"
+            ) from error
+        raise _raised(f"module {name}", error) from error
+
+
+def _raised(where: str, error: BaseException) -> RecipeError:
+    return RecipeError(f"expected code that runs in {where}, it raised {type(error).__name__}: {error}; mend it")

@@ -518,3 +518,57 @@ def test_a_listener_s_file_lies_beside_the_recipe_that_names_it(folder):
         assert recipe.load(str(folder / path)).on_event == f"{(folder / 'more').absolute()}/own.py:listen"
     assert overridden("on_event=own.py:listen").on_event.endswith("own.py:listen")  # where one stands
     assert overridden("on_event=package.module:listen").on_event == "package.module:listen"
+
+
+# Images of one's own
+
+
+def test_code_lies_beside_the_recipe_that_names_it(folder, monkeypatch):
+    (folder / "deep").mkdir()
+    write(folder, "deep/mine", "extends = 'base'\ndata = {name = 'mine.py:make', of = 3, crop = 1}")
+    found = recipe.load(write(folder, "outer", "extends = 'deep/mine'\nseed = 3"))
+    assert found.data.name == f"{folder}/deep/mine.py:make"
+    assert (found.data.options, found.data.crop) == ({"of": 3}, 1)
+    monkeypatch.chdir(folder)
+    over = overridden("data.name=other.py:make", "data.n=5", "data.size=[12, 20]")
+    assert (over.data.name, over.data.options, over.data.size) == (f"{folder}/other.py:make", {"n": 5}, (12, 20))
+    for one in (found, over):
+        assert recipe.parse(tomllib.loads(recipe.dump(one)), source="again") == one
+
+
+def test_further_keys_of_other_images_are_unknown(folder):
+    assert "unknown key 'data.siz'; did you mean 'size'?" in refusal(overridden, "data.siz=3")
+    assert "unknown key 'data.cutout'" in refusal(overridden, "data.cutout=3")
+
+
+SIZES = ["data.size=0", "data.size=[12]", "data.size=[12, 0]", "data.size=[1, 2, 3]", "data.size=true", "data.size='x'"]
+
+
+@pytest.mark.parametrize("override", SIZES)
+def test_sizes_that_are_none(folder, override):
+    assert "data.size: expected a side in pixels, or [HEIGHT, WIDTH], got" in refusal(overridden, override)
+
+
+def test_a_square_is_one_however_it_is_written(folder):
+    assert overridden("data.name=folder", "data.size=[12, 12]").data.size == 12
+
+
+def test_keys_that_came_later_are_not_spelt_out_where_they_are_not_used(folder):
+    later = {"texture", "test_share", "skip_unreadable", "options"}
+    assert not later & overridden().data.model_dump().keys()
+    assert overridden("data.skip_unreadable=true").data.model_dump()["skip_unreadable"] is True
+
+
+@pytest.mark.parametrize("value", ["'equal'", "[1]", "[1, 0]", "[1, -1]", "[1, true]", "3"])
+def test_class_weights_that_are_none(folder, value):
+    text = refusal(overridden, f"train.class_weights={value}")
+    assert "train.class_weights: expected 'balanced', or a positive number a class, got" in text
+
+
+def test_class_weights_go_with_cross_entropy_to_labels(folder):
+    assert overridden("train.class_weights=[1, 2.5]").train.class_weights == (1, 2.5)
+    assert "class_weights" not in overridden().train.model_dump()
+    for more in ("train.mix={kind='mixup'}", "quant.method=rslad"):
+        assert "expected cross-entropy to labels for class_weights" in refusal(
+            overridden, "train.class_weights=balanced", more
+        )

@@ -226,3 +226,74 @@ def test_toml_is_utf8_in_every_locale(tmp_path):
     code = f"{imports}; read_toml(pathlib.Path(sys.argv[1], 'a.toml'))"
     environment = os.environ | {"LC_ALL": "C", "PYTHONCOERCECLOCALE": "0"}
     subprocess.run([sys.executable, "-X", "utf8=0", "-c", code, str(tmp_path)], env=environment, check=True)
+
+
+# Functions of the user's own
+
+
+CODE = """
+import neighbour
+runs = getattr(neighbour, "runs", 0) + 1
+neighbour.runs = runs
+def make(): return neighbour.value
+text = "no function"
+"""
+
+
+@pytest.fixture
+def code(tmp_path, monkeypatch):
+    (tmp_path / "neighbour.py").write_text("value = 3")
+    (tmp_path / "mine.py").write_text(CODE)
+    monkeypatch.delitem(sys.modules, "neighbour", raising=False)
+    return tmp_path
+
+
+def test_a_function_in_a_file_finds_its_neighbours_and_runs_once(code):
+    path = list(sys.path)
+    first = resources.named_factory("mine.py:make", code)
+    assert first() == 3
+    assert resources.named_factory(f"{code / 'mine.py'}:make", Path("elsewhere")) is first
+    assert sys.path == path
+    (code / "mine.py").write_text("def make(): return 4")
+    assert resources.named_factory("mine.py:make", code)() == 4
+
+
+def test_a_function_in_a_module(code):
+    assert resources.named_factory("os.path:join", code) is os.path.join
+
+
+FACTORIES = [
+    ("mine.py:mak", "expected a function 'mak' in mine.py, got none; did you mean 'make'?"),
+    ("mine.py:text", "expected a function 'text' in mine.py, got none; did you mean 'next'?"),
+    ("mine.py:", "expected FILE.py:NAME or package.module:NAME, got 'mine.py:'; name a function in it"),
+    (":make", "expected FILE.py:NAME or package.module:NAME, got ':make'; name a function in it"),
+    ("none.py:make", "expected Python code at {0}/none.py: No such file or directory; put it there, or name another"),
+    ("no.such.module:f", "expected a module no.such.module, got none; install it, or name a file, FILE.py:NAME"),
+    ("raises.py:f", "expected code that runs in {0}/raises.py, line 2, it raised ZeroDivisionError: division by zero"),
+    ("leaves.py:f", "expected code that runs in {0}/leaves.py, line 1, it raised SystemExit: 3; mend it"),
+    ("syntax.py:f", "expected code that runs in {0}/syntax.py, it raised SyntaxError: '(' was never closed"),
+    ("lacks.py:f", "expected code that runs in {0}/lacks.py, line 1, it raised ModuleNotFoundError: No module named"),
+]
+
+
+@pytest.mark.parametrize(("text", "message"), FACTORIES, ids=[text for text, _ in FACTORIES])
+def test_what_is_no_function_is_refused_in_a_line(code, text, message):
+    for name, wrong in {
+        "raises": "\n1 / 0",
+        "leaves": "raise SystemExit(3)",
+        "syntax": "f(",
+        "lacks": "import nosuch",
+    }.items():
+        (code / f"{name}.py").write_text(wrong)
+    before = set(sys.modules)
+    with pytest.raises(RecipeError) as caught:
+        resources.named_factory(text, code)
+    assert str(caught.value).startswith(message.format(code).replace("; did you mean 'next'?", ""))
+    assert not [name for name in set(sys.modules) - before if name.startswith("_own_") and "mine" not in name]
+
+
+def test_a_path_of_code_becomes_whole(tmp_path):
+    assert resources.located("deep/mine.py:f", tmp_path) == f"{tmp_path / 'deep' / 'mine.py'}:f"
+    assert resources.located("/mine.py:f", tmp_path) == "/mine.py:f"
+    for other in ("digits", "package.module:f", "mine.py", "torchvision:resnet18"):
+        assert resources.located(other, tmp_path) == resources.unplaced(other) == other

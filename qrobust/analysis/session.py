@@ -14,6 +14,7 @@ from .. import devices
 from ..attacks import named
 from ..errors import DataError, ModelError, QrobustError, RecipeError, RunError
 from ..progress import note
+from ..resources import unplaced
 from ..runs.folder import FLOAT
 from ..spectrum.similarity import LEAST
 from ..storage import digest, read_json, write_text
@@ -210,6 +211,6 @@ def _data(name: str, cases: Sequence[Any], settings: Settings, found: list[Data]
     if isinstance(cases[0], Case):
         first = cases[0]
         threats = [{"norm": case.run.threat.norm, "eps": case.run.threat.eps} for case in cases]
-        data |= {"n": len(first.images), "seed": settings.seed, "data": first.run.recipe.data.name}
+        data |= {"n": len(first.images), "seed": settings.seed, "data": unplaced(first.run.recipe.data.name)}
         data |= {"threat": threats[0] if threats.count(threats[0]) == len(threats) else None}
     return data | {"versions": devices.versions(), "hardware": devices.hardware()}

@@ -7,8 +7,10 @@ from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
+from PIL import Image
 from torch import Tensor
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, default_collate
 from torch.utils.data import Dataset as TorchDataset
 
 from ..errors import DataError
@@ -16,6 +18,7 @@ from .images import Images, Mapped, make_images, to_unit
 
 ROUNDING = 1e-6  # what resizing in float32 leaves beyond [0, 1]
 BATCH = 256
+DEEP = ("PNG", "PPM")  # formats whose integers Pillow may hold in 32 bits, though they are of 16
 AT_REST = (torch.uint8, torch.int64)  # types of pixels and labels
 Given = Images | tuple[Any, Any] | list[Any] | DataLoader[Any] | TorchDataset[Any]
 WANTED = "give Images, a pair (x, y), or a DataLoader of such pairs"
@@ -25,8 +28,8 @@ def as_images(given: object, *, name: str = "images") -> Images:
     """Images of `Images`, of a pair (x, y), or of torch's Dataset or DataLoader that gives such pairs.
 
     x: (n, c, h, w), uint8, or floats in [0,1], which are rounded to 8 bits, as a camera hands them over. y: (n,), of
-    any integer type. Both may be tensors, arrays or lists. name: what to call them in an error. Raises DataError for
-    anything else.
+    any integer type. Both may be tensors, arrays or lists, and images of a Dataset pictures (PIL), which become colour.
+    name: what to call them in an error. Raises DataError for anything else.
     """
     if isinstance(given, Mapped) or (isinstance(given, Images) and (given.x.dtype, given.y.dtype) == AT_REST):
         return given
@@ -44,12 +47,12 @@ def image_batches(given: object) -> Iterator[Tensor]:
     if isinstance(given, Images):
         yield from (to_unit(batch.x, batch.x.device) for batch in given.batches(BATCH))
         return
-    if isinstance(given, (tuple, list)) and len(given) == 2 and _are_labels(given[1]):
+    if isinstance(given, (tuple, list)) and len(given) == 2 and are_labels(given[1]):
         given = given[0]
     if isinstance(given, (Tensor, np.ndarray)):
         given = [given]
     elif isinstance(given, TorchDataset):
-        given = DataLoader(given, BATCH)
+        given = _batches(given)
     if not isinstance(given, Iterable):
         raise DataError(f"expected batches of images, got {type(given).__name__}; {WANTED}")
     for batch in given:
@@ -57,9 +60,57 @@ def image_batches(given: object) -> Iterator[Tensor]:
         yield to_unit(x, x.device) if x.dtype == torch.uint8 else x
 
 
+def picture(image: Image.Image, place: object = "a picture") -> Tensor:
+    """A picture as uint8 (3, h, w). place: its name in an error. Raises DataError for pixels of no known range."""
+    return torch.from_numpy(np.asarray(colour(image, image.format, place), dtype=np.uint8).transpose(2, 0, 1).copy())
+
+
+def colour(image: Image.Image, kind: str | None, path: object) -> Image.Image:
+    """RGB of 8 bits a channel. kind: the file's format. path: its place in an error."""
+    if image.mode.startswith("I;16") or (image.mode == "I" and kind in DEEP):
+        image = _from_unit(np.asarray(image) / 65535)
+    elif image.mode == "F":
+        image = _from_unit(_in_range(np.asarray(image), path))
+    elif image.mode == "I":
+        raise DataError(
+            f"expected 8 or 16 bits a pixel, got 32-bit integers of no known range at {path}; convert it to 16 bits"
+        )
+    elif image.has_transparency_data:
+        above = image.convert("RGBA")
+        image = Image.alpha_composite(Image.new("RGBA", above.size, "white"), above)
+    return image.convert("RGB")
+
+
+def _from_unit(values: NDArray[np.floating[Any]]) -> Image.Image:
+    return Image.fromarray(np.rint(values * 255).astype(np.uint8))
+
+
+def _in_range(values: NDArray[np.float32], path: object) -> NDArray[np.float32]:
+    if not ((values >= 0) & (values <= 1)).all():  # NaN is not
+        raise DataError(
+            f"expected float pixels in [0, 1], got [{values.min():g}, {values.max():g}] at {path}; scale them"
+        )
+    return values
+
+
+def _batches(dataset: TorchDataset[Any]) -> DataLoader[Any]:
+    """Its items in batches, pictures among them as tensors."""
+    return DataLoader(dataset, BATCH, collate_fn=_collated)
+
+
+def _collated(items: list[Any]) -> Any:
+    return default_collate([_tensors(item) for item in items])
+
+
+def _tensors(item: Any) -> Any:
+    if isinstance(item, Image.Image):
+        return picture(item)
+    return type(item)(map(_tensors, item)) if type(item) in (tuple, list) else item
+
+
 def _pair(given: object, name: str) -> tuple[Any, Any]:
     if isinstance(given, TorchDataset):
-        given = DataLoader(given, BATCH)
+        given = _batches(given)
     if isinstance(given, DataLoader):
         return _collected(given, name)
     if isinstance(given, (tuple, list)) and len(given) == 2:
@@ -106,7 +157,7 @@ def _pixels(x: Tensor, name: str) -> Tensor:
     return (x.clamp(0, 1) * 255).round().to(torch.uint8)
 
 
-def _are_labels(value: object) -> bool:
+def are_labels(value: object) -> bool:
     """Whether it has one dimension, as no images have."""
     if isinstance(value, (tuple, list)):
         return all(isinstance(one, int) for one in value)

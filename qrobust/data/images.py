@@ -66,7 +66,8 @@ class Dataset:
 
     name: of its source. classes: names, label k is `classes[k]`. train, validation, test: disjoint images of
     one shape; validation may be empty. fingerprint: sha256 over shapes, pixels and labels of the three, after
-    subset and split, so two runs with equal fingerprints saw the same data.
+    subset and split, so two runs with equal fingerprints saw the same data. skipped: files that were left out, as none
+    of them could be read.
     """
 
     name: str
@@ -75,6 +76,7 @@ class Dataset:
     validation: Images
     test: Images
     fingerprint: str
+    skipped: tuple[str, ...] = ()
 
     @property
     def shape(self) -> tuple[int, int, int]:

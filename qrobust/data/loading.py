@@ -6,9 +6,13 @@ import torch
 from torch import Generator, Tensor
 
 from ..errors import DataError, did_you_mean
+from ..progress import note
 from .images import Dataset, Images, fingerprint
 from .sources import SOURCES, Loaded
-from .sources.registry import Settings, check_settings
+from .sources.own import own
+from .sources.registry import Settings, check_settings, is_own
+
+TEST_SHARE = 0.2  # where a source has no images for testing
 
 
 def stratified_order(y: Tensor, seed: int) -> Tensor:
@@ -56,17 +60,17 @@ def subset(images: Images, size: int | None, generator: Generator, *, key: str) 
     return images.take(torch.randperm(len(images), generator=generator)[:size])
 
 
-def split(images: Images, share: float, generator: Generator) -> tuple[Images, Images]:
+def split(images: Images, share: float, generator: Generator, *, what: str = "validation") -> tuple[Images, Images]:
     """Training and validation images: every class gives `share` of its images to the latter, within one.
 
-    A class with a single image keeps it for training. Both parts keep the order of `images`.
-    Raises DataError if a share above 0 is too small to give one image.
+    A class with a single image keeps it for training. Both parts keep the order of `images`. what: the latter are, for
+    the error. Raises DataError if a share above 0 is too small to give one image.
     """
     if share == 0:
         return images, images.take(slice(0, 0))
     aside = _choose(images.y.cpu(), share, generator)
     if not aside.any():
-        raise DataError(f"expected a validation share that gives an image, got {share:g} of {len(images)}; raise it")
+        raise DataError(f"expected a {what} share that gives an image, got {share:g} of {len(images)}; raise it")
     return images.take(torch.where(~aside)[0]), images.take(torch.where(aside)[0])
 
 
@@ -95,26 +99,47 @@ def _quotas(counts: Tensor, share: float) -> Tensor:
 def load(settings: Settings) -> Dataset:
     """The data set that the settings name: loaded, cut to size, split and fingerprinted.
 
-    `train_size` images are taken first, then `validation` of them is set aside. Subsets and split depend on
-    `seed` alone, and the test images on nothing that concerns training.
+    `train_size` images are taken first, then `validation` of them is set aside, unless the source has images for it.
+    Subsets and split depend on `seed` alone, and the test images on nothing that concerns training. Where a source has
+    no test images, `test_share` of the training images become some, the same for every seed, and this is said.
     Raises DataError for an unknown name, missing or damaged data, and settings that cannot be met.
 
     >>> from qrobust.data import DataSettings
     >>> len(load(DataSettings("digits", test_size=100)).test)
     100
     """
-    if settings.name not in SOURCES:
+    if settings.name not in SOURCES and not is_own(settings.name):
         raise DataError(f"expected a data set, got {settings.name!r}{did_you_mean(settings.name, SOURCES)}")
     check_settings(settings)
-    loaded = SOURCES[settings.name](settings)
+    loaded = own(settings) if is_own(settings.name) else SOURCES[settings.name](settings)
     _check_shapes(loaded)
     if len(loaded.classes) < 2:
         raise DataError(f"expected two classes or more to tell apart, got {loaded.classes[0]!r} alone; add others")
-    chosen = subset(loaded.train, settings.train_size, _generator(settings), key="train_size")
-    train, validation = split(chosen, settings.validation, _generator(settings))
-    test = subset(loaded.test, settings.test_size, _generator(settings), key="test_size")
+    learned, judged = _tested(loaded, settings)
+    train = subset(learned, settings.train_size, _generator(settings), key="train_size")
+    validation = loaded.validation
+    if validation is None:
+        train, validation = split(train, settings.validation, _generator(settings))
+    test = subset(judged, settings.test_size, _generator(settings), key="test_size")
     digest = fingerprint(train, validation, test)
-    return Dataset(settings.name, loaded.classes, train, validation, test, digest)
+    return Dataset(settings.name, loaded.classes, train, validation, test, digest, loaded.skipped)
+
+
+def _tested(loaded: Loaded, settings: Settings) -> tuple[Images, Images]:
+    """Training and test images; the latter drawn from the former where a source has none."""
+    share = settings.test_share
+    if loaded.test is not None:
+        if share is not None:
+            raise DataError(f"expected no test_share where there are test images, got {share:g}; remove it")
+        return loaded.train, loaded.test
+    share = TEST_SHARE if share is None else share
+    # One seed for all: runs of several seeds are judged on the same images, and none was trained on another's.
+    train, test = split(loaded.train, share, Generator().manual_seed(0), what="test")
+    note(
+        f"{settings.name}: no images for testing, so {len(test)} of {len(loaded.train)} training images are set aside, "
+        f"by class, always the same (data.test_share = {share:g})"
+    )
+    return train, test
 
 
 def _generator(settings: Settings) -> Generator:
@@ -123,6 +148,8 @@ def _generator(settings: Settings) -> Generator:
 
 
 def _check_shapes(loaded: Loaded) -> None:
-    train, test = loaded.train.shape[1:], loaded.test.shape[1:]
-    if train != test:
-        raise DataError(f"expected test images of shape {train} as in training, got {test}; give both one shape")
+    train = loaded.train.shape[1:]
+    for what, others in (("validation", loaded.validation), ("test", loaded.test)):
+        if others is not None and others.shape[1:] != train:
+            other = others.shape[1:]
+            raise DataError(f"expected {what} images of shape {train} as in training, got {other}; give both one shape")

@@ -248,6 +248,7 @@ def evaluate(
     first = images.take(slice(0, batch_size))
     classes = check_logits(model, to_unit(first.x, devices.device_of(model), channels_last=True))
     _check_classes(images, classes, attacks)
+    outcomes.labels, outcomes.classes = images.y.cpu().numpy(), classes
     journal = Journal.of(scene, images, outcomes, batch_size, distributed.own(state) if state else None)
     passes = 1 + sum(len(attack.parts) for attack in attacks)
     with bar("evaluate", passes * len(images), "images") as moving:

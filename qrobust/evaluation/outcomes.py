@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import zipfile
 import zlib
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -52,6 +53,7 @@ CLEAN = "clean"
 UNREADABLE = (OSError, EOFError, KeyError, RuntimeError, TypeError, ValueError, zipfile.BadZipFile, zlib.error)
 REMEDY = "write one by qrobust eval --json, or a run's own by qrobust run"
 Mask = npt.NDArray[np.bool_]
+Labels = npt.NDArray[np.int64]
 
 
 @dataclass
@@ -59,7 +61,8 @@ class Outcomes:
     """`correct[name]` is a bool mask (n,) for "clean" and every attack; `seconds[name]` what it took.
 
     images: sha256 over the pixels and labels attacked; results compare only where it agrees. indices: their positions
-    among all images, as `data.choose` gives them; None for all, in their order.
+    among all images, as `data.choose` gives them; None for all, in their order. labels: (n,), in [0, classes); None
+    where they are not known, and nothing is said by class.
     """
 
     threat: Threat
@@ -69,6 +72,8 @@ class Outcomes:
     correct: dict[str, Mask] = field(default_factory=dict)
     seconds: dict[str, float] = field(default_factory=dict)
     indices: list[int] | None = None
+    labels: Labels | None = None
+    classes: int = 0
 
     @property
     def n(self) -> int:
@@ -82,7 +87,7 @@ class Outcomes:
         return result
 
     def to_dict(self) -> dict[str, Any]:
-        """JSON-ready: accuracies are shares of all n images, `ci95` Wilson intervals."""
+        """JSON-ready: accuracies are shares of all n images, `ci95` Wilson intervals; "per_class" as `by_class`."""
         attacks = {
             attack.name: accuracy(self.correct[attack.name])
             | {"settings": attack.settings, "bounded": attack.bounded}
@@ -98,9 +103,16 @@ class Outcomes:
             "clean": accuracy(self.correct[CLEAN]),
             "attacks": attacks,
             "worst_case": accuracy(self.worst_case()),
+            **self._per_class(),
             "versions": devices.versions(),
             "hardware": devices.hardware(),
         }
+
+    def _per_class(self) -> dict[str, Any]:
+        if self.labels is None:
+            return {}
+        found = {"clean": self.correct[CLEAN], "worst_case": self.worst_case()}
+        return {"per_class": by_class(self.labels, self.classes, found)}
 
     def save(self, path: Path, **more: Any) -> None:
         """`to_dict` and `more` as JSON, and the masks packed to bits beside it, in a .npz of the same stem."""
@@ -163,6 +175,20 @@ def accuracy(correct: Mask) -> dict[str, Any]:
     """Share of true entries, with its Wilson 95 % interval."""
     low, high = wilson(int(correct.sum()), len(correct))
     return {"accuracy": float(correct.mean()), "ci95": [low, high]}
+
+
+def by_class(labels: Labels, classes: int, masks: Mapping[str, Mask]) -> dict[str, list[Any]]:
+    """By label k: "n", the number of images, and of each mask (n,) the share of them that is true; None without images.
+
+    >>> by_class(np.array([0, 0, 2]), 3, {"clean": np.array([True, False, True])})
+    {'n': [2, 0, 1], 'clean': [0.5, None, 1.0]}
+    """
+    counts = np.bincount(labels, minlength=classes)
+    found: dict[str, list[Any]] = {"n": counts.tolist()}
+    for name, mask in masks.items():
+        right = np.bincount(labels[mask], minlength=classes)
+        found[name] = [float(k / n) if n else None for k, n in zip(right, counts, strict=True)]
+    return found
 
 
 def compare(first: Path, second: Path) -> dict[str, Any]:

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from .. import __version__, devices, runtime
 from ..attacks import Attack, Scene
-from ..data import Dataset, Images, choose, to_unit
+from ..data import Dataset, Given, as_images, choose, to_unit
 from ..errors import ExportError, RunError
 from ..evaluation import predict
 from ..quant import bits_per_layer
@@ -36,7 +36,7 @@ Arrays = dict[str, npt.NDArray[Any]]
 @devices.exact_products()
 def make_suite(
     model: nn.Module,
-    images: Images,
+    images: Given,
     *,
     attacks: Sequence[Attack],
     threat: Threat,
@@ -48,10 +48,12 @@ def make_suite(
 
     Returns arrays: "y" int64 (n,), and for "clean" and every attack "x.NAME" uint8 (n, c, h, w) and
     "label.NAME" int64 (n,); "logits.clean" float32 (n, classes). Rounding stays inside the threat, and labels
-    are those of the rounded images. float_model: what transfer attacks take gradients from.
+    are those of the rounded images. images: as `data.as_images` takes them. float_model: what transfer attacks take
+    gradients from.
     Raises ExportError for an attack that the threat does not bound, or whose images are the clean ones.
     """
     check_suite_attacks(attacks)
+    images = as_images(images)
     model.eval()
     scene = Scene(model, threat, float_model, seed)
     parts: dict[str, list[Tensor]] = {}

@@ -19,12 +19,15 @@ DEEPEST, LARGEST = 20, 2.0**63
 
 
 def load(name: str, overrides: Iterable[str] = ()) -> Recipe:
-    """The recipe of a name or path, with what it extends and `key=value` overrides. Raises RecipeError."""
+    """The recipe of a name or path, with what it extends and `key=value` overrides. Raises RecipeError.
+
+    Code that a file names, as data.name = "FILE.py:NAME", lies relative to it; by an override, to where one stands.
+    """
     table, found = read("recipes", name)
     table.pop("description", None)  # for `qrobust recipes`
     table.setdefault("name", resources.name_of("recipes", found))
     for override in overrides:
-        table = _merge(table, _override(override))
+        table = _merge(table, _located(_override(override), Path.cwd()))
     return parse(table, source=str(found))
 
 
@@ -64,9 +67,7 @@ def _extended(kind: str, found: resources.Found, seen: tuple[resources.Found, ..
     if found.place in (one.place for one in seen):
         chain = " → ".join(one.variant or one.path.stem for one in (*seen, found))
         raise RecipeError(f"expected {kind} that extend others, got a circle: {chain}; remove one `extends`")
-    table = found.table
-    if isinstance(name := table.get("on_event"), str) and name.rpartition(":")[0].endswith(".py"):
-        table["on_event"] = str(found.path.parent.absolute() / Path(name).expanduser())  # beside the recipe
+    table = _located(found.table, found.path.parent)
     parent = _parent(kind, found, table.pop("extends", None))
     if parent is None:
         return table
@@ -83,6 +84,16 @@ def _parent(kind: str, found: resources.Found, name: Any) -> resources.Found | N
     if not isinstance(name, str):
         raise RecipeError(f"{found}: expected extends = 'NAME', got {shown(name)}")
     return found.near(name) or resources.find(kind, name)
+
+
+def _located(table: dict[str, Any], base: Path) -> dict[str, Any]:
+    """With whole paths of the code that it names."""
+    found = dict(table)
+    if isinstance(data := table.get("data"), dict) and isinstance(data.get("name"), str):
+        found["data"] = {**data, "name": resources.located(data["name"], base)}
+    if isinstance(name := table.get("on_event"), str):
+        found["on_event"] = resources.located(name, base)
+    return found
 
 
 def _merge(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:

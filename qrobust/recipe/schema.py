@@ -48,6 +48,20 @@ def _start(value: Any) -> Any:
     return value
 
 
+def _size(value: Any) -> Any:
+    sides = value if isinstance(value, (list, tuple)) else (value, value)
+    if len(sides) != 2 or any(type(side) is not int or side < 1 for side in sides):
+        raise ValueError("expected a side in pixels, or [HEIGHT, WIDTH]")
+    return sides[0] if sides[0] == sides[1] else tuple(sides)
+
+
+def _class_weights(value: Any) -> Any:
+    many = isinstance(value, (list, tuple)) and len(value) > 1
+    if value != "balanced" and not (many and all(type(one) in (int, float) and 0 < one < 2**63 for one in value)):
+        raise ValueError("expected 'balanced', or a positive number a class")
+    return value
+
+
 def _number(value: Any) -> Any:
     if isinstance(value, bool):  # which Python counts among the integers
         raise ValueError("expected a number")
@@ -65,6 +79,8 @@ def _folder(value: str) -> str:
 Name = Annotated[str, AfterValidator(_folder)]
 Start = Annotated[int | Literal["first-drop"], BeforeValidator(_start)]
 Radius = Annotated[float, BeforeValidator(_number), BeforeValidator(_radius), Field(ge=0, le=1)]
+ClassWeights = Annotated[Literal["balanced"] | tuple[float, ...], BeforeValidator(_class_weights)]
+Size = Annotated[int | tuple[int, int], BeforeValidator(_size)]
 Int = Annotated[int, BeforeValidator(_number)]
 Float = Annotated[float, BeforeValidator(_number)]
 Count = Annotated[int, BeforeValidator(_number), Field(gt=0)]
@@ -82,7 +98,7 @@ class Table(BaseModel):
 
 
 class Data(Table):
-    """Which images, and how many of them."""
+    """Which images, and how many of them; where `name` is a function of your own, other keys are its options."""
 
     name: str
     """Source of the images: `digits`, `spectral-shapes`, `cifar10`, `cifar100`, `tiny-imagenet`, `folder` or `npz`."""
@@ -96,12 +112,18 @@ class Data(Table):
     """Images taken at random for testing; left out: all."""
     validation: Annotated[Float, Field(ge=0, le=0.5)] = 0.1
     """Share of the training images that is set aside, stratified, to choose the best epoch."""
-    size: Count | None = None
-    """Side in pixels of the square that images are resized and cropped to (`folder`); left out: as they are."""
+    size: Size | None = None
+    """Side in pixels, or [height, width], that images are resized and cropped to; left out: as they are."""
     cache: str | None = None
     """Folder of decoded images, mapped instead of held in memory (`folder`); left out: in memory."""
     texture: Annotated[Float, Field(ge=0, le=1)] | None = None
     """Share of the images whose texture agrees with the label (`spectral-shapes`); left out: 0.8."""
+    test_share: Annotated[Float, Field(gt=0, le=0.5)] | None = None
+    """Share of the training images that is set aside for testing where none are; left out: 0.2."""
+    skip_unreadable: bool = False
+    """Whether files that are no whole images are left out, counted and listed (`folder`)."""
+    options: dict[str, Any] = Field(default_factory=dict)
+    """Arguments of your own function: what else the table holds."""
     crop: Annotated[Int, Field(ge=0)] = 0
     """Zeros around a training image, in pixels, before a random crop to its size; 0: no crop."""
     flip: bool = False
@@ -109,8 +131,20 @@ class Data(Table):
 
     @model_serializer(mode="wrap")
     def _without_unset(self, plain: SerializerFunctionWrapHandler) -> dict[str, Any]:
-        """No `texture` where there is none, so that keys of runs on other images stay what they were."""
-        return {key: value for key, value in plain(self).items() if key != "texture" or value is not None}
+        """Keys that came later only where they are used, so that keys of runs on other images stay what they were."""
+        later = ("texture", "test_share", "skip_unreadable", "options")
+        return {key: value for key, value in plain(self).items() if key not in later or value not in (None, False, {})}
+
+    @model_validator(mode="before")
+    @classmethod
+    def _further(cls, table: Any) -> Any:
+        """Of a user's own factory further keys are its options; of any other source they are unknown."""
+        if not isinstance(table, dict) or ":" not in str(table.get("name")):
+            return table
+        given = table.get("options", {})
+        further = {key: value for key, value in table.items() if key not in cls.model_fields}
+        known = {key: value for key, value in table.items() if key in cls.model_fields}
+        return {**known, "options": {**given, **further} if isinstance(given, dict) else given}
 
 
 class Model(BaseModel):
@@ -303,6 +337,10 @@ def _refuse_conflicts(train: Training, method: str, sar: Sar | None) -> None:
         raise ValueError(f"expected attack.kind = 'pgd' for 'trades', got {train.attack.kind!r}")
     if method == "trades" and train.attack.keep == "best":  # by the lead of a wrong class, which it does not ascend
         raise ValueError("expected attack.keep = 'last' for 'trades', got 'best'; remove it")
+    if train.class_weights and (method == "rslad" or (mix is not None and mix.loss == "bce")):
+        raise ValueError(
+            "expected cross-entropy to labels for class_weights, got 'rslad' or mix.loss = 'bce'; remove one"
+        )
     if train.smoothing and (method == "mart" or mix):
         raise ValueError("expected no label smoothing with mart or mixed labels, got some; remove smoothing")
 
@@ -320,6 +358,8 @@ class Training(Schedule):
     """Share of the adversarial term of `ard` and `rslad`, methods of [quant]; the rest is the clean term's."""
     smoothing: Annotated[Float, Field(ge=0, lt=1)] = 0.0
     """Label smoothing: share of the target that is spread evenly over all classes."""
+    class_weights: ClassWeights | None = None
+    """Weights of the classification term, one a class, or `"balanced"`: n / (classes · n_k); left out: all 1."""
     low_pass: Count | None = None
     """Bandwidth, in frequencies, that natural training keeps of its images (L-model); left out: all."""
     fat: Fat = "none"
@@ -336,8 +376,9 @@ class Training(Schedule):
 
     @model_serializer(mode="wrap")
     def _without_logging(self, plain: SerializerFunctionWrapHandler) -> dict[str, Any]:
-        """No `log_frequency_ratio` where it is off, so that keys of runs without it stay what they were."""
-        return {key: value for key, value in plain(self).items() if key != "log_frequency_ratio" or value}
+        """Keys that came later only where they are used, so that keys of runs without them stay what they were."""
+        later = ("log_frequency_ratio", "class_weights")
+        return {key: value for key, value in plain(self).items() if key not in later or value}
 
     @model_validator(mode="after")
     def _composed(self) -> Training:

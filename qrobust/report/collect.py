@@ -102,6 +102,21 @@ class Attacked(Result):
     flags: list[Flag] = Field(default_factory=list)
 
 
+class PerClass(Result):
+    """By label: images, and shares of them; older results have none."""
+
+    n: list[Whole]
+    clean: list[Share | None]
+    worst_case: list[Share | None]
+
+    @model_validator(mode="after")
+    def _matching(self) -> PerClass:
+        for shares in (self.clean, self.worst_case):
+            if [share is not None for share in shares] != [n > 0 for n in self.n]:
+                raise ValueError("expected a share for every class with images, got others")
+        return self
+
+
 class Evaluation(Attacked):
     """RUN/qm-N/eval.json."""
 
@@ -110,6 +125,7 @@ class Evaluation(Attacked):
     images: str
     clean: Cell
     worst_case: Cell
+    per_class: PerClass | None = None
     cost: Cost | None = None
     sanity_checks: dict[str, Number] = Field(default_factory=dict)
     versions: Facts

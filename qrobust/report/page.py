@@ -10,11 +10,12 @@ from typing import TYPE_CHECKING, Any
 
 from .. import __version__
 from ..errors import RunError, printable
+from ..resources import unplaced
 from ..storage import is_stream, write_text
 from ..tables import threat_text
 from .collect import Collected, Record, Width, collect
 from .pictures import Chart, Line, chart, figures
-from .words import cards, columns, flags, headline, layers, parity, rows, settings
+from .words import MOST_CLASSES, cards, classes, columns, flags, headline, layers, parity, rows, settings
 
 if TYPE_CHECKING:
     from jinja2 import Environment
@@ -56,6 +57,8 @@ def page(run: Collected) -> str:
         costs=_costs(run),
         curves=_curves(run.widths),
         figures=figures(run.analysis),
+        classes=[(width, classes(width)) for width in run.evaluated],
+        most_classes=MOST_CLASSES,
         layers=[(width, layers(width)) for width in run.evaluated],
         parity=parity,
     )
@@ -86,6 +89,7 @@ def _rendered(name: str, run: Collected, *, escaped: bool, **more: Any) -> str:
     accuracies = [(width, rows(width)) for width in run.widths]  # a width cannot be hashed
     shared = {
         "run": run,
+        "images": unplaced(run.recipe.data.name),
         "version": __version__,
         "threat": threat_text(run.recipe.threat.model_dump()),
         "cards": cards(run),

@@ -13,6 +13,7 @@ from .collect import Collected, Record, Width
 SIGNS = {"held": "✓", "broken": "✗", "not checked": "?"}
 CLEAN, SQUARE, WORST = "clean", "square", "worst case"
 FRESH = "§"  # mark of attacks on the session, which are no replays
+MOST_CLASSES = 20  # rows of a table by class
 TORCH, REPLAYED, ATTACKED = "in torch", "replayed on the runtime", "attacked on the artifact"
 
 
@@ -123,6 +124,31 @@ class Layer:
     size_bytes: float
     steps: tuple[float, float] | None
     mask: Record | None
+
+
+@dataclass(frozen=True)
+class ClassRow:
+    """Of n images of one class, the shares that are right clean and under every attack."""
+
+    name: str
+    n: int
+    clean: float
+    worst_case: float
+
+
+def classes(width: Width) -> list[ClassRow]:
+    """The classes with images, the least robust first, as many as a table shows; none of an older evaluation."""
+    found = (width.evaluation or {}).get("per_class")
+    if not found:
+        return []
+    named = (width.manifest or {}).get("classes", ())
+    columns = zip(found["n"], found["clean"], found["worst_case"], strict=True)
+    every = [
+        ClassRow(str(named[label]) if label < len(named) else str(label), *cells)
+        for label, cells in enumerate(columns)
+        if cells[0]
+    ]
+    return sorted(every, key=lambda row: (row.worst_case, row.clean))[:MOST_CLASSES]
 
 
 def rows(width: Width) -> tuple[Row, Row, Row]:

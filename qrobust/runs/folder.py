@@ -1,6 +1,7 @@
 """Where every file of a run lies, which file a result is of, and who is at work in the folder.
 
 RUN/recipe.toml                      resolved
+RUN/skipped.json                     files of images that were left out, as none of them could be read
 RUN/qm-N/train.json                  training, or quantisation below 32 bits
 RUN/qm-N/checkpoint/, metrics.jsonl, events    training state
 RUN/qm-N/model.safetensors           also average.safetensors
@@ -59,6 +60,7 @@ class RunFolder:
         self.path = path
         self.recipe, self.bench, self.report = (path / name for name in ("recipe.toml", "bench.json", "report.json"))
         self.analysis, self.older, self.threads = path / "analysis", path / "older", path / "threads.json"
+        self.skipped = path / "skipped.json"
 
     @classmethod
     def find(cls, path: Path) -> tuple[RunFolder, int | None]:

@@ -33,8 +33,10 @@ from ..onnx_module import load_onnx
 from ..progress import bar
 from ..recipe import Recipe
 from ..runtime import MAX_FILE_BYTES, MAX_PIXELS, MAX_SUITE_BYTES, images_needed
+from ..spectrum import low_pass
 from ..threat import Threat
 from ..train.listeners import check_tensorboard
+from ..train.methods import class_weights
 
 SEVERAL = 4  # images that go through
 
@@ -193,6 +195,9 @@ def check_images(recipe: Recipe, target: Target, images: Dataset) -> None:
     """Raises DataError or RecipeError for images that do not go with a recipe, or into an artifact."""
     count = len(images.test)
     _check_classes(images)
+    class_weights(recipe.train, images.train.y, len(images.classes))
+    if recipe.train.low_pass is not None:
+        low_pass(torch.zeros(1, *images.shape), recipe.train.low_pass)
     for key, wanted in (("evaluate.n", recipe.evaluate.n), ("export.suite_n", recipe.export.suite_n)):
         if wanted and wanted > count:
             raise DataError(f"expected {key} of at most {count}, all test images there are, got {wanted}; lower it")

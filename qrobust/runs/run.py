@@ -108,6 +108,8 @@ class Run:
         distributed.wait()
         if distributed.is_first():
             write_text(self.files.recipe, recipe.dump(self.recipe))
+            if self._missing and self.dataset.skipped:
+                write_json(self.files.skipped, list(self.dataset.skipped))
         for stage in stages:
             stage.run()
             distributed.wait()

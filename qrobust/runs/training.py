@@ -17,6 +17,7 @@ from ..errors import CheckpointError, RecipeError, RunError
 from ..models.inference import estimate_statistics
 from ..progress import detail, note
 from ..recipe import Recipe, difference, load, parse
+from ..resources import unplaced
 from ..threat import Threat
 from ..train import AVERAGE, METHODS, MODEL, Job, fit, is_whole, plain_images, read_metadata, save_weights
 from ..train.listeners import Listener, teller
@@ -30,7 +31,8 @@ WEIGHTS = {MODEL, AVERAGE}
 def training_settings(recipe: Recipe, bits: int) -> dict[str, Any]:
     """All keys of a recipe that decide the weights of a width, as tables of a recipe."""
     tables: dict[str, Any] = recipe.model_dump(mode="json", include={"model", "threat", "train", "seed"})
-    tables["data"] = recipe.data.model_dump(mode="json", exclude={"root", "download", "cache"})
+    tables["data"] = recipe.data.model_dump(mode="json", exclude={"root", "download", "cache", "skip_unreadable"})
+    tables["data"]["name"] = unplaced(recipe.data.name)  # its code may move: images have a fingerprint
     if bits != FLOAT:
         tables["bits"] = [FLOAT, *(width for width in recipe.bits if FLOAT > width >= bits)]
         tables["quant"] = recipe.model_dump(mode="json", include={"quant"})["quant"]

@@ -10,8 +10,6 @@ A record is a dict of JSON values: `kind`, `time` (UTC), and
 from __future__ import annotations
 
 import copy
-import importlib
-import importlib.util
 import json
 import sys
 import time
@@ -21,8 +19,8 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from .. import distributed
-from ..errors import RecipeError, RunError, did_you_mean
+from .. import distributed, resources
+from ..errors import RunError
 from ..progress import note, stamp
 from ..storage import write_text
 
@@ -146,28 +144,7 @@ def load_listener(name: str) -> Listener:
 
     Raises RecipeError: no such module, file or function, or code that raises.
     """
-    place, colon, function = name.rpartition(":")
-    if not colon or not place or not function.isidentifier():
-        raise RecipeError(f"expected on_event as package.module:function or FILE.py:function, got {name!r}")
-    try:
-        module = _from_file(Path(place)) if place.endswith(".py") else importlib.import_module(place)
-    except Exception as error:  # of somebody's code, any
-        raise RecipeError(
-            f"expected on_event = {name!r} to load, got {type(error).__name__}: {error}; name what does"
-        ) from error
-    found = getattr(module, function, None)
-    if not callable(found):
-        raise RecipeError(f"expected a function {function!r} in {place}, got none{did_you_mean(function, dir(module))}")
-    return found  # type: ignore[no-any-return]
-
-
-def _from_file(path: Path) -> Any:
-    spec = importlib.util.spec_from_file_location(path.stem, path.expanduser())
-    if spec is None or spec.loader is None:
-        raise ImportError(f"no python file at {path}")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    return resources.named_factory(name, Path.cwd())
 
 
 class Trackio:

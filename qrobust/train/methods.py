@@ -12,6 +12,7 @@ from torch import Generator, Tensor, nn
 
 from .. import distributed, objectives
 from ..attacks import PgdConfig, far_off, n_fgsm, nearby, pgd, tpgd
+from ..errors import DataError, RecipeError
 from ..recipe import Sar, Training, TrainingAttack
 from ..threat import Threat
 
@@ -20,13 +21,21 @@ class Views:
     """A batch as a loss sees it; each pass through the network is made once, when first asked for.
 
     x, x_adv: (n, c, h, w) in [0,1]; x_adv is None where nothing is attacked. y: labels (n,), or shares of
-    mixed labels (n, classes). taught: a teacher's logits of the clean images, where the method has one.
+    mixed labels (n, classes). taught: a teacher's logits of the clean images, where the method has one. class_weights:
+    (classes,), of the classification term.
     """
 
     def __init__(
-        self, model: nn.Module, x: Tensor, y: Tensor, x_adv: Tensor | None, taught: Tensor | None = None
+        self,
+        model: nn.Module,
+        x: Tensor,
+        y: Tensor,
+        x_adv: Tensor | None,
+        taught: Tensor | None = None,
+        class_weights: Tensor | None = None,
     ) -> None:
         self.model, self.x, self.y, self.x_adv, self.taught = model, x, y, x_adv, taught
+        self.class_weights = class_weights
 
     @cached_property
     def clean(self) -> Tensor:
@@ -50,7 +59,29 @@ class Views:
         """The classification term: cross-entropy, or the binary one where the recipe mixes labels with it."""
         if settings.mix is not None and settings.mix.loss == "bce":
             return objectives.binary_cross_entropy(logits, self.y)
-        return objectives.cross_entropy(logits, self.y, smoothing=settings.smoothing)
+        return objectives.cross_entropy(logits, self.y, smoothing=settings.smoothing, class_weights=self.class_weights)
+
+
+def class_weights(settings: Training, y: Tensor, classes: int) -> Tensor | None:
+    """What the recipe weighs each class by, float32 (classes,) on the device of the training labels y (n,); None if by
+    nothing.
+
+    "balanced": w_k = n / (classes · n_k), n_k the labels that are k: every class weighs the same, and the mean over the
+    labels is 1. Raises RecipeError for a list of another length, DataError for a class without images.
+    """
+    said = settings.class_weights
+    if said is None:
+        return None
+    if said != "balanced":
+        if len(said) != classes:
+            raise RecipeError(
+                f"expected a number a class, {classes}, in train.class_weights, got {len(said)}; change it"
+            )
+        return torch.tensor(said, device=y.device)
+    counts = torch.bincount(y, minlength=classes)
+    if not counts.all():
+        raise DataError(f"expected training images of every class, got none of class {int(counts.argmin())}; add some")
+    return (len(y) / (classes * counts)).float()
 
 
 @dataclass(frozen=True)
@@ -71,11 +102,24 @@ METHODS = {
     "natural": Method(lambda v, s: v.classify(v.clean, s), ascends=None, judged="clean"),
     "at": Method(lambda v, s: v.classify(v.adversarial, s)),
     "trades": Method(
-        lambda v, s: objectives.trades(v.clean, v.adversarial, v.y, beta=s.beta, smoothing=s.smoothing), ascends="kl"
+        lambda v, s: objectives.trades(
+            v.clean, v.adversarial, v.y, beta=s.beta, smoothing=s.smoothing, class_weights=v.class_weights
+        ),
+        ascends="kl",
     ),
-    "mart": Method(lambda v, s: objectives.mart(v.clean, v.adversarial, v.y, beta=s.beta)),
+    "mart": Method(
+        lambda v, s: objectives.mart(v.clean, v.adversarial, v.y, beta=s.beta, class_weights=v.class_weights)
+    ),
     "ard": Method(
-        lambda v, s: objectives.ard(v.clean, v.adversarial, v.lesson, v.y, temperature=s.temperature, weight=s.share),
+        lambda v, s: objectives.ard(
+            v.clean,
+            v.adversarial,
+            v.lesson,
+            v.y,
+            temperature=s.temperature,
+            weight=s.share,
+            class_weights=v.class_weights,
+        ),
         teacher=True,
     ),
     "rslad": Method(

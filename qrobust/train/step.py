@@ -108,6 +108,7 @@ class Stepper:
     job: Job
     classes: int
     teacher: nn.Module | None = None
+    class_weights: Tensor | None = None
 
     def step(self, whole: nn.Module, x: Tensor, y: Tensor, epoch: int, generator: Generator) -> Tensor:
         """Descend on a batch that all processes hold; (sum of losses, number right, number) of this one's part.
@@ -165,7 +166,7 @@ class Stepper:
 
         def objective(network: nn.Module) -> tuple[Tensor, Tensor]:
             with computed_once(self.model, nn.Conv2d):
-                loss, logits = self.loss(Views(network, x, y, x_adv, taught), sar="sar" in due)
+                loss, logits = self.loss(Views(network, x, y, x_adv, taught, self.class_weights), sar="sar" in due)
             return loss * share, logits
 
         with self._perturbed(objective) if "awp" in due else nullcontext():

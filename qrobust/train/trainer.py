@@ -25,7 +25,7 @@ from ..spectrum import first_activation, low_pass, low_to_high
 from .checkpoint import State, capture, load_state, part, restore, save_state
 from .job import Job, learning_rate
 from .listeners import event, listening
-from .methods import METHODS
+from .methods import METHODS, class_weights
 from .step import Average, Stepper
 
 
@@ -99,7 +99,8 @@ class _Work:
         )
         self.rates = [group["lr"] / schedule.lr for group in self.optimizer.param_groups]
         self.average = Average(model, schedule.average) if schedule.average else None
-        self.stepper = Stepper(model, self.optimizer, self.average, job, len(dataset.classes), teacher)
+        weights = class_weights(job.training, dataset.train.y.to(devices.device()), len(dataset.classes))
+        self.stepper = Stepper(model, self.optimizer, self.average, job, len(dataset.classes), teacher, weights)
         self.state = self._resume()
 
     def epoch(self, whole: nn.Module, epoch: int, moving: Bar) -> dict[str, Any]:

@@ -3,7 +3,8 @@
 import numpy as np
 import pytest
 import torch
-from torch.utils.data import DataLoader, TensorDataset
+from PIL import Image
+from torch.utils.data import DataLoader, Dataset, TensorDataset
 
 from qrobust.data import Images, as_images, image_batches
 from qrobust.errors import DataError
@@ -35,6 +36,31 @@ def test_all_give_the_same_images(make):
     assert (found.x.dtype, found.y.dtype) == (torch.uint8, torch.int64)
     assert torch.equal(found.x, X)
     assert torch.equal(found.y, Y)
+
+
+def test_pictures_of_a_data_set_become_colour():
+    """As torchvision's data sets give them without a transform."""
+    pictures = [
+        (Image.fromarray(np.full((4, 6), 20 * k, np.uint8)).convert(("L", "RGB")[k % 2]), k % 3) for k in range(5)
+    ]
+    expected = (20 * torch.arange(5)).to(torch.uint8).view(5, 1, 1, 1).expand(5, 3, 4, 6)
+    found = as_images(Listed(pictures))
+    assert torch.equal(found.x, expected)
+    assert found.y.tolist() == [0, 1, 2, 0, 1]
+    assert torch.equal(torch.cat(list(image_batches(Listed(pictures)))), expected / 255)
+    with pytest.raises(DataError, match=r"expected float pixels in \[0, 1\], got \[3, 3\] at a picture; scale them"):
+        as_images(Listed([(Image.fromarray(np.full((4, 6), 3, np.float32)), 0)]))
+
+
+class Listed(Dataset):
+    def __init__(self, items):
+        self.items = items
+
+    def __len__(self):
+        return len(self.items)
+
+    def __getitem__(self, position):
+        return self.items[position]
 
 
 @pytest.mark.parametrize("dtype", INTEGERS, ids=str)

@@ -27,6 +27,13 @@ WRONG = [
         {"name": "spectral-shapes", "texture": 1.5},
         "expected texture in [0, 1], got 1.5; give a share of the images, as 0.8",
     ),
+    ({"test_share": 0}, "expected test_share in (0, 0.5], got 0; give a share, as 0.2"),
+    ({"name": "folder", "size": (8, 0)}, "expected size of at least 1, got (8, 0); leave it out to take what is there"),
+    (
+        {"skip_unreadable": True},
+        "expected no skip_unreadable for digits, which is no folder of files; remove it",
+    ),
+    ({"options": {"n": 1}}, "expected no options for digits, which is no factory of yours, got 'n'; remove it"),
     ({"seed": -1}, "expected a seed in [0, 2^63), got -1; choose another"),
 ]
 
@@ -44,6 +51,8 @@ def test_refused(change, message):
         DIGITS,
         replace(DIGITS, validation=0.5),
         DataSettings("folder", size=64),
+        DataSettings("folder", size=(12, 20), skip_unreadable=True),
+        DataSettings("mine.py:make", size=8, options={"n": 1}, test_share=0.5),
         DataSettings("folder", cache="there"),
         DataSettings("spectral-shapes", texture=0.0),
     ],

@@ -129,6 +129,16 @@ def test_images_and_attacks_as_users_have_them():
     assert list(evaluate(network(), (x, y), attacks="pgd-2", threat=THREAT).correct) == ["clean", "pgd-2"]
 
 
+def test_accuracy_by_class_is_that_of_the_chosen_images():
+    """Those of n = 12, not of all 30."""
+    images = some_images()
+    found = run("fgsm", "gn", n=12, seed=2)
+    y, per_class = images.y[found.indices].numpy(), found.to_dict()["per_class"]
+    assert per_class["n"] == [4, 4, 4]
+    assert per_class["clean"] == [found.correct["clean"][y == k].mean() for k in range(3)]
+    assert per_class["worst_case"] == [found.worst_case()[y == k].mean() for k in range(3)]
+
+
 def test_labels_that_the_network_has_no_class_for_are_refused():
     """Else they would count as wrong, and their images never be attacked."""
     images = some_images()

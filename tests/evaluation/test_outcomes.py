@@ -8,7 +8,7 @@ import pytest
 
 from qrobust.errors import RunError
 from qrobust.evaluation import compare, read_outcomes
-from qrobust.evaluation.outcomes import accuracy
+from qrobust.evaluation.outcomes import accuracy, by_class
 from qrobust.runtime import wilson
 
 from .helpers import mask, outcomes
@@ -143,3 +143,30 @@ def test_a_result_of_version_0_1_is_read_and_compared():
     result = compare(OLD, OLD)
     assert result["n"] == table["n"]
     assert result["sets"]["worst_case"]["difference"] == 0
+
+
+# By class
+
+
+def test_shares_by_class_add_up_to_the_whole():
+    found = some()
+    assert "per_class" not in found.to_dict()
+    found.labels, found.classes = np.array([0, 2, 2, 0]), 4
+    table = json.loads(json.dumps(found.to_dict()))
+    assert table["per_class"] == {
+        "n": [2, 0, 2, 0],
+        "clean": [1.0, None, 1.0, None],
+        "worst_case": [1.0, None, 0.0, None],
+    }
+    for name in ("clean", "worst_case"):
+        shares = table["per_class"]
+        right = sum(n * share for n, share in zip(shares["n"], shares[name], strict=True) if n)
+        assert right / found.n == table[name]["accuracy"]
+
+
+def test_by_class_against_its_definition():
+    generator = np.random.default_rng(0)
+    labels, right = generator.integers(5, size=200), generator.random(200) < 0.5
+    found = by_class(labels, 6, {"some": right})
+    assert found["n"] == [int((labels == k).sum()) for k in range(6)]
+    assert found["some"] == [float(right[labels == k].mean()) for k in range(5)] + [None]

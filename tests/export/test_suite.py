@@ -5,6 +5,7 @@ import io
 import numpy as np
 import pytest
 import torch
+from torch.utils.data import DataLoader, TensorDataset
 
 from qrobust.attacks import named
 from qrobust.data import Images, to_unit
@@ -80,6 +81,15 @@ def test_a_suite_holds_images_in_the_ball_judged_as_they_are_stored(threat):
         np.testing.assert_array_equal(arrays[f"label.{name}"], expected)
     assert arrays["logits.clean"].dtype == np.float32
     np.testing.assert_array_equal(arrays["logits.clean"].argmax(1), arrays["label.clean"])
+
+
+def test_a_suite_takes_images_as_users_have_them():
+    x, y, threat = to_unit(pixels(), "cpu"), torch.arange(20) % 10, Threat("linf", 8 / 255)
+    settings = {"attacks": [named("fgsm", threat)], "threat": threat, "seed": 0, "batch_size": 8}
+    first = make_suite(network(4), Images(pixels(), y), **settings)
+    for given in ((x, y), (x.numpy(), y.tolist()), DataLoader(TensorDataset(x, y), 7), TensorDataset(x, y)):
+        found = make_suite(network(4), given, **settings)
+        assert all(np.array_equal(found[name], first[name]) for name in first)
 
 
 def test_a_suite_depends_on_the_seed_alone():

@@ -154,6 +154,36 @@ def test_a_run_without_metrics_says_so(run):
     assert "No metrics of training lie in this run" in page(run).text
 
 
+def test_classes_by_name_the_least_robust_first(lean):
+    assert "By class" not in page(lean).text  # of an older evaluation
+    per_class = {"n": [5, 0, 7], "clean": [1.0, None, 0.857], "worst_case": [0.6, None, 0.143]}
+    change(lean / "qm-4" / "eval.json", lambda found: found.update(per_class=per_class))
+    change(
+        lean / "qm-4" / "artifact" / "manifest.json",
+        lambda found: found.update(classes=["<ant>", "bee", "cat", *"defghij"]),
+    )
+    assert "QM-4 cat 7 85.7 14.3 QM-4 <ant> 5 100.0 60.0" in page(lean).text
+    shutil.rmtree(lean / "qm-4" / "artifact")
+    assert "QM-4 2 7 85.7 14.3 QM-4 0 5 100.0 60.0" in page(lean).text
+
+
+def test_classes_that_do_not_agree_are_refused(lean):
+    per_class = {"n": [5, 1], "clean": [1.0, None], "worst_case": [0.6, 1.0]}
+    change(lean / "qm-4" / "eval.json", lambda found: found.update(per_class=per_class))
+    with pytest.raises(RunError, match="got per_class: expected a share for every class with images, got others"):
+        write(lean)
+
+
+def test_code_is_named_without_its_folder(lean):
+    """A card is published."""
+    text = (lean / "recipe.toml").read_text().replace('name = "digits"\n', 'name = "/home/me/mine.py:make"\n', 2)
+    (lean / "recipe.toml").write_text(text.replace("/home/me/mine.py:make", "tiny", 1))
+    assert "resnet8 on mine.py:make, attacked in" in page(lean).text
+    card = (lean / CARD).read_text()
+    assert "mine.py:make" in card
+    assert "/home/me" not in card
+
+
 def test_flags_say_what_to_do(lean):
     assert "No sanity check raised a flag" in page(lean).text
     flag = {"name": "square-wins", "measured": 0.1, "limit": 0.01, "reason": "a way is hidden", "hint": "use queries"}

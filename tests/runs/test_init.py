@@ -14,16 +14,11 @@ from PIL import Image
 
 from qrobust import devices, recipe
 from qrobust.errors import DataError, RunError
-from qrobust.recipe.schema import Data
 from qrobust.runs import init as beginning
 from qrobust.runs.init import Found, Part, Plan, init, look
 from qrobust.runs.run import Run
 
 from ..conftest import CommandLine, ended
-
-needs_keys = pytest.mark.skipif(
-    not {"skip_unreadable", "test_share"} <= Data.model_fields.keys(), reason="needs data.skip_unreadable, test_share"
-)
 
 
 def draw(folder: Path, count: int, size: tuple[int, int] = (12, 12), mode: str = "RGB") -> None:
@@ -172,7 +167,6 @@ def test_a_run_takes_what_is_written(photos: Path, tmp_path: Path) -> None:
     Run(recipe.load(str(path)), tmp_path / "run")._preflight()
 
 
-@needs_keys
 @pytest.mark.slow
 def test_from_mixed_images_to_a_checked_artifact(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)

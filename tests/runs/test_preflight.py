@@ -14,12 +14,13 @@ from torch import nn
 
 from qrobust import models, recipe, resources
 from qrobust.data import Dataset, Images
+from qrobust.data.sources.registry import height_width
 from qrobust.errors import GraphError, QrobustError
 from qrobust.export.target import Target, load_target
 from qrobust.quant import quantize
 from qrobust.recipe import Recipe
 from qrobust.runs import preflight as module
-from qrobust.runs.preflight import check_folder, check_provider, check_recipe, check_space, preflight
+from qrobust.runs.preflight import check_folder, check_images, check_provider, check_recipe, check_space, preflight
 from qrobust.runtime import Artifact, check
 from qrobust.train import listeners
 
@@ -31,8 +32,8 @@ TEN = tuple("0123456789")
 SMALL = ("evaluate.attacks=['pgd-5']", "export.suite_attacks=['pgd-5']", "attack.attacks=['pgd-5']", "attack.n=10")
 
 
-def dataset(n: int = 300, side: int = 8, classes: tuple[str, ...] = TEN) -> Dataset:
-    x = torch.randint(256, (n, 1, side, side), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+def dataset(n: int = 300, side: int | tuple[int, int] = 8, classes: tuple[str, ...] = TEN) -> Dataset:
+    x = torch.randint(256, (n, 1, *height_width(side)), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
     part = Images(x, torch.arange(n) % len(classes))
     return Dataset("random", classes, part, part.take(slice(0, 0)), part, "0" * 64)
 
@@ -72,9 +73,10 @@ def refusal(action: Callable[[], object]) -> str:
     return str(caught.value)
 
 
-@pytest.mark.parametrize("more", [(), ("export.input=uint8-nhwc", *L2)], ids=["linf", "l2 on bytes"])
+@pytest.mark.parametrize("more", [(), ("export.input=uint8-nhwc", *L2)], ids=["linf", "l2 on wide bytes"])
 def test_a_sound_run_passes_and_leaves_nothing(tmp_path: Path, more: tuple[str, ...]) -> None:
-    attempt(tmp_path / "new" / "run", *more, widths=(32, 4))
+    images = dataset(side=(12, 20) if more else 8)
+    attempt(tmp_path / "new" / "run", *more, images=images, widths=(32, 4))
     assert not list(tmp_path.iterdir())
 
 
@@ -151,6 +153,11 @@ OF_IMAGES = {
         replace(dataset(), classes=(*TEN, "none")),
         "expected training images of every class, got none of 'none' in 300; add some, raise data.train_size, or leave",
     ),
+    "weights of other classes": (
+        ("train.class_weights=[1, 2]",),
+        dataset(),
+        "expected a number a class, 10, in train.class_weights, got 2; change it",
+    ),
     "a huge batch": (
         ("bench.batches=[1, 65536]",),
         WIDE,
@@ -164,6 +171,14 @@ def test_what_the_images_show(tmp_path: Path, name: str) -> None:
     overrides, images, text = OF_IMAGES[name]
     fitting = () if any("evaluate" in one for one in overrides) else (f"evaluate.n={len(images.test)}",)
     assert refusal(lambda: attempt(tmp_path, *fitting, *overrides, images=images)).startswith(text)
+
+
+def test_a_filter_that_does_not_fit_the_images() -> None:
+    loaded, target = settings(), load_target("ort-cpu")
+    filtering = loaded.model_copy(update={"train": loaded.train.model_copy(update={"low_pass": 9})})
+    said = refusal(lambda: check_images(filtering, target, dataset(side=(8, 20))))
+    assert said == "expected a bandwidth in [1, 8], the side of the images, got 9; change it"
+    check_images(filtering, target, dataset(side=(9, 20)))
 
 
 def test_every_process_gets_an_image(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

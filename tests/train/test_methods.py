@@ -8,11 +8,12 @@ from torch import nn
 
 from qrobust import devices, recipe
 from qrobust.attacks import PgdConfig, pgd
+from qrobust.errors import DataError, RecipeError
 from qrobust.objectives import spectral_distance
 from qrobust.recipe import TrainingAttack
 from qrobust.threat import Threat
 from qrobust.train import METHODS, methods
-from qrobust.train.methods import ATTACK_KINDS, Views, aligned, draw_start, perturb
+from qrobust.train.methods import ATTACK_KINDS, Views, aligned, class_weights, draw_start, perturb
 
 from .helpers import are_equal, network, some_batch, weights_of
 
@@ -63,12 +64,12 @@ def diverging(v):
     return kl(v.clean, v.adversarial)
 
 
-def boosted(v):
+def boosted(v, weights=torch.ones(3)):
     p = log_p(v.adversarial).exp()
     rows = torch.arange(len(p))
     rival = p.clone()
     rival[rows, v.y] = -1
-    return (-p[rows, v.y].log() - (1 - rival.amax(1)).log()).mean()
+    return (weights.to(p)[v.y] * (-p[rows, v.y].log() - (1 - rival.amax(1)).log())).mean()
 
 
 def asked(logits, targets):
@@ -98,6 +99,27 @@ LOSSES = {
     "rslad": (
         {"share": 0.3},
         lambda v: 0.3 * kl(v.taught, v.adversarial).mean() + 0.7 * kl(v.taught, v.clean).mean(),
+    ),
+}
+W = torch.tensor([0.5, 1.0, 4.0])
+
+
+def weighed(logits, targets, smoothing=0.0):
+    """-Σ_i Σ_k w_k t_ik log p_ik / n."""
+    if targets.dim() == 1:
+        targets = torch.eye(3, dtype=torch.float64, device=targets.device)[targets]
+    targets = (1 - smoothing) * targets.double() + smoothing / 3
+    return -(targets * log_p(logits) * W.to(targets)).sum() / len(targets)
+
+
+WEIGHED = {
+    "natural": ({}, lambda v: weighed(v.clean, v.y)),
+    "at": ({"smoothing": 0.2}, lambda v: weighed(v.adversarial, v.y, 0.2)),
+    "trades": ({"beta": 3, "smoothing": 0.2}, lambda v: weighed(v.clean, v.y, 0.2) + 3 * diverging(v).mean()),
+    "mart": ({"beta": 3}, lambda v: boosted(v, W) + 3 * (diverging(v) * unsure(v)).mean()),
+    "ard": (
+        {"temperature": 4, "share": 0.3},
+        lambda v: 0.3 * 16 * kl(v.taught, v.adversarial, 4).mean() + 0.7 * weighed(v.clean, v.y),
     ),
 }
 MIXED = {
@@ -318,3 +340,48 @@ def test_soft_labels_are_climbed():
     x_adv = perturb(model, x, shares(), x, training, LINF)
     before, after = (nn.functional.cross_entropy(model(images), shares()) for images in (x, x_adv))
     assert after > before
+
+
+# Weights of classes
+
+
+@pytest.mark.parametrize("name", WEIGHED)
+def test_class_weights_are_of_the_classification_term(name):
+    more, expected = WEIGHED[name]
+    views = some_views()
+    plain = METHODS[name].loss(views, settings(name, **more))
+    views.class_weights = W.to(devices.device())
+    loss = METHODS[name].loss(views, settings(name, **more))
+    assert close(loss, expected(views))
+    assert not close(plain, loss)
+
+
+def test_class_weights_of_mixed_labels():
+    views = some_views(shares())
+    views.class_weights = W.to(devices.device())
+    assert close(METHODS["natural"].loss(views, settings("natural")), weighed(views.clean, views.y))
+
+
+def test_weights_of_ones_change_nothing():
+    views = some_views()
+    plain = METHODS["at"].loss(views, settings("at"))
+    views.class_weights = torch.ones(3, device=devices.device())
+    assert close(METHODS["at"].loss(views, settings("at")), plain)
+
+
+def test_balanced_classes_weigh_the_same():
+    y = torch.tensor([0] * 12 + [1] * 3 + [2])
+    weights = class_weights(settings(class_weights="balanced"), y, 3)
+    assert torch.allclose(weights, torch.tensor([16 / 36, 16 / 9, 16 / 3]))
+    assert torch.allclose(weights * y.bincount(), torch.full((3,), 16 / 3))
+    assert weights[y].mean().item() == pytest.approx(1)
+
+
+def test_class_weights_as_they_are_said():
+    y = torch.arange(3)
+    assert class_weights(settings(), y, 3) is None
+    assert class_weights(settings(class_weights=[1, 2.5, 3]), y, 3).tolist() == [1, 2.5, 3]
+    with pytest.raises(RecipeError, match=r"expected a number a class, 3, in train\.class_weights, got 2; change it"):
+        class_weights(settings(class_weights=[1, 2]), y, 3)
+    with pytest.raises(DataError, match=r"expected training images of every class, got none of class 3"):
+        class_weights(settings(class_weights="balanced"), y, 4)

@@ -458,3 +458,19 @@ def test_weights_that_are_no_numbers_are_not_kept(tmp_path):
         "lower lr (the checkpoint before stands)"
     )
     assert not checkpoint_of(task).exists()
+
+
+def test_class_weights_reach_every_step(tmp_path):
+    def trained(name, **training):
+        model = network()
+        fit(model, some_data(), job(tmp_path / name, schedule={"epochs": 1, "milestones": []}, **training))
+        return weights_of(model)
+
+    plain, ones, balanced = (
+        trained("plain"),
+        trained("ones", class_weights=[1, 1, 1]),
+        trained("balanced", class_weights="balanced"),
+    )  # of as many images a class
+    for same in (ones, balanced):
+        assert all(torch.allclose(same[name], value, atol=1e-6) for name, value in plain.items())
+    assert not torch.allclose(trained("first", class_weights=[9, 1, 1])["5.bias"], plain["5.bias"], atol=1e-3)

@@ -1,6 +1,6 @@
 """Where images come from: one function per source, found by name in `SOURCES`."""
 
-from . import folder, npz, published, spectral_shapes
+from . import folder, npz, own, published, spectral_shapes
 from .registry import SOURCES, Loaded, Source, source
 
 __all__ = [
@@ -9,6 +9,7 @@ __all__ = [
     "Source",
     "folder",
     "npz",
+    "own",
     "published",
     "source",
     "spectral_shapes",

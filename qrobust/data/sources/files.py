@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import BinaryIO
 
 import numpy as np
 import torch
@@ -23,19 +23,25 @@ from torch import Tensor
 from ... import distributed
 from ...errors import DataError
 from ...progress import bar, note
+from ...storage import read_json, write_json
+from ..given import colour
+from .registry import Size, height_width
 
 PIECE = 512  # images decoded at a time
-DEEP = ("PNG", "PPM")  # formats whose integers Pillow may hold in 32 bits, though they are of 16
 Pixels = NDArray[np.uint8]
 
 
-def read_images(paths: Sequence[Path], size: int | None = None) -> Tensor:
+class Unreadable(DataError):
+    """A file that is no whole image."""
+
+
+def read_images(paths: Sequence[Path], size: Size | None = None) -> Tensor:
     """The images in these files (at least one) as uint8 (n, 3, h, w), upright as their EXIF data say.
 
     Grey ones become colour; of 16 bits v becomes round(v / 257); floats in [0, 1] become round(255 v); what is
-    transparent is laid on white. size: side in pixels to which the largest centred square of each image is resized
-    (bilinear); with None all must have the size of the first. Raises DataError for a file that is no image, whose
-    pixels have no known range, or that has another size.
+    transparent is laid on white. size: (height, width) in pixels, or both in one, to which the largest centred part of
+    these proportions of each image is resized (bilinear); with None all must have the size of the first. Raises
+    DataError for a file that is no image, whose pixels have no known range, or that has another size.
     """
     x = np.empty((len(paths), *image_shape(paths[0], size)), dtype=np.uint8)
 
@@ -46,7 +52,7 @@ def read_images(paths: Sequence[Path], size: int | None = None) -> Tensor:
     return torch.from_numpy(x)
 
 
-def decode(paths: Sequence[Path], size: int | None, put: Callable[[int, Pixels], object]) -> None:
+def decode(paths: Sequence[Path], size: Size | None, put: Callable[[int, Pixels], object]) -> None:
     """`put(start, pixels)` for piece after piece of the images, uint8 (n, 3, h, w), which it must copy or write.
 
     size and errors: as for `read_images`.
@@ -67,51 +73,44 @@ def decode(paths: Sequence[Path], size: int | None, put: Callable[[int, Pixels],
             put(start, piece[: len(some)])
 
 
-def image_shape(path: Path, size: int | None = None) -> tuple[int, ...]:
+def unreadable(paths: Sequence[Path]) -> list[Path]:
+    """Those that are no whole images, for which all are decoded; what `read_images` refuses otherwise is not among."""
+
+    def is_broken(path: Path) -> bool:
+        try:
+            _read(path, None)
+        except Unreadable:
+            return True
+        except DataError:
+            return False
+        finally:
+            moving.advance()
+        return False
+
+    with ThreadPoolExecutor() as pool, bar("look through", len(paths), "images") as moving:
+        return [path for path, broken in zip(paths, pool.map(is_broken, paths), strict=True) if broken]
+
+
+def image_shape(path: Path, size: Size | None = None) -> tuple[int, ...]:
     """(3, h, w) of the image in a file. Raises DataError for a file that is no image."""
     return _read(path, size).shape
 
 
-def _read(path: Path, size: int | None) -> Pixels:
+def _read(path: Path, size: Size | None) -> Pixels:
     """One image, (3, h, w)."""
     try:
         with Image.open(path) as file:
-            image = _colour(ImageOps.exif_transpose(file), file.format, path)
+            image = colour(ImageOps.exif_transpose(file), file.format, path)
     except DataError:
         raise
     except Exception as error:  # what a damaged file makes Pillow's decoders raise is of many kinds
-        raise DataError(f"expected an image at {path}, cannot read it: {error}; replace or remove it") from error
+        raise Unreadable(
+            f"expected an image at {path}, cannot read it: {error}; replace or remove it, or leave all such files out "
+            "with -o data.skip_unreadable=true (folder only)"
+        ) from error
     if size is not None:
-        image = ImageOps.fit(image, (size, size), Image.Resampling.BILINEAR)
+        image = ImageOps.fit(image, height_width(size)[::-1], Image.Resampling.BILINEAR)
     return np.asarray(image, dtype=np.uint8).transpose(2, 0, 1)
-
-
-def _colour(image: Image.Image, kind: str | None, path: Path) -> Image.Image:
-    """RGB of 8 bits a channel. kind: the file's format."""
-    if image.mode.startswith("I;16") or (image.mode == "I" and kind in DEEP):
-        image = _from_unit(np.asarray(image) / 65535)
-    elif image.mode == "F":
-        image = _from_unit(_in_range(np.asarray(image), path))
-    elif image.mode == "I":
-        raise DataError(
-            f"expected 8 or 16 bits a pixel, got 32-bit integers of no known range at {path}; convert it to 16 bits"
-        )
-    elif image.has_transparency_data:
-        above = image.convert("RGBA")
-        image = Image.alpha_composite(Image.new("RGBA", above.size, "white"), above)
-    return image.convert("RGB")
-
-
-def _from_unit(values: NDArray[np.floating[Any]]) -> Image.Image:
-    return Image.fromarray(np.rint(values * 255).astype(np.uint8))
-
-
-def _in_range(values: NDArray[np.float32], path: Path) -> NDArray[np.float32]:
-    if not ((values >= 0) & (values <= 1)).all():  # NaN is not
-        raise DataError(
-            f"expected float pixels in [0, 1], got [{values.min():g}, {values.max():g}] at {path}; scale them"
-        )
-    return values
 
 
 def _check_size(image: Pixels, first: Pixels, path: Path) -> None:
@@ -128,7 +127,7 @@ STALE = 3600.0  # seconds without a write after which an unfinished file was lef
 PAUSE = 0.5  # seconds
 
 
-def decoded(paths: Sequence[Path], root: Path, size: int | None, cache: Path) -> Path:
+def decoded(paths: Sequence[Path], root: Path, size: Size | None, cache: Path) -> Path:
     """The .npy file in the folder `cache` that holds these images, below `root`, as `read_images` returns them.
 
     Its name has a digest of the files' names, sizes and times of change, and of `size`. The first process writes
@@ -143,7 +142,18 @@ def decoded(paths: Sequence[Path], root: Path, size: int | None, cache: Path) ->
     return path
 
 
-def _digest(paths: Sequence[Path], root: Path, size: int | None) -> str:
+def unreadable_before(paths: Sequence[Path], root: Path, cache: Path) -> list[Path]:
+    """What `unreadable` finds, kept in the folder `cache` for the next time, as long as no file changes."""
+    place = cache / f"{root.name}-{_digest(paths, root, None)}.unreadable.json"
+    if place.exists():
+        return [paths[position] for position in read_json(place)]
+    found = set(unreadable(paths))
+    cache.mkdir(parents=True, exist_ok=True)
+    write_json(place, [position for position, path in enumerate(paths) if path in found])
+    return [path for path in paths if path in found]
+
+
+def _digest(paths: Sequence[Path], root: Path, size: Size | None) -> str:
     state = hashlib.sha256(f"{LAYOUT}/{size}\n".encode())
     for path in paths:
         try:
@@ -163,7 +173,7 @@ def _watch(path: Path) -> None:
         time.sleep(PAUSE)
 
 
-def _write(path: Path, paths: Sequence[Path], size: int | None) -> None:
+def _write(path: Path, paths: Sequence[Path], size: Size | None) -> None:
     shape = (len(paths), *image_shape(paths[0], size))
     try:
         path.parent.mkdir(parents=True, exist_ok=True)

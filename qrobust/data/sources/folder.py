@@ -10,7 +10,7 @@ import torch
 from ...errors import MOST_NAMES, DataError, did_you_mean
 from ...progress import note
 from ..images import Images, make_images, map_images
-from .files import decoded, read_images
+from .files import decoded, read_images, unreadable, unreadable_before
 from .registry import Loaded, Settings, missing, root_of, source
 
 SUFFIXES = {".bmp", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp"}
@@ -21,34 +21,53 @@ REMEDY = "lay the files out as ROOT/train/CLASS/* and ROOT/test/CLASS/* and set 
 def folder(settings: Settings) -> Loaded:
     """Colour images from ROOT/train/CLASS/* and ROOT/test/CLASS/*, or ROOT/val where there is no ROOT/test.
 
+    Where there is neither, test images are drawn from training's; the classes may then lie in ROOT itself.
     The layout of torchvision's ImageFolder: classes are the folders of ROOT/train in alphabetical order,
     files are found at any depth, and what has no image's suffix is left aside; so is what is hidden (its name begins
     with a dot, as of `.ipynb_checkpoints` and `._1.png`), and a folder without images is no class. With `size` each
-    image is resized and centre-cropped to size×size; without it all must have one size. With `cache` they are
-    decoded once, and mapped from there on. `read_images` says what becomes of their pixels.
+    image is centre-cropped and resized to it; without it all must have one size. With `cache` they are
+    decoded once, and mapped from there on. With `skip_unreadable` files that cannot be decoded are left out, for which
+    every one is decoded once more. `read_images` says what becomes of pixels: grey ones become colour.
     Raises DataError for a missing folder, or a test class not in training.
     """
     root = root_of(settings)
-    train = _folder(root / "train", "training images")
-    test = _folder(root / "test" if (root / "test").is_dir() else root / "val", "test images")
-    learned, judged = _by_class(train), _by_class(test)
-    if not learned:
-        raise missing("a folder with images per class", train, REMEDY)
-    if not judged:
-        raise missing("a folder with images per class", test, REMEDY)
+    test = next((root / name for name in ("test", "val") if (root / name).is_dir()), None)
+    train = root if test is None and not (root / "train").is_dir() and root.is_dir() else root / "train"
+    if not train.is_dir():
+        raise missing("a folder of training images", train, REMEDY)
+    learned, broken = _by_class(train, settings)
+    if test is None:
+        return Loaded(_read(train, learned, tuple(learned), settings), None, tuple(learned), skipped=_names(broken))
+    judged, broken_too = _by_class(test, settings)
     _compare_classes(learned, test, judged)
-    classes = tuple(learned)
-    return Loaded(_read(train, learned, classes, settings), _read(test, judged, classes, settings), classes)
+    classes, skipped = tuple(learned), _names([*broken, *broken_too])
+    judged_images = _read(test, judged, classes, settings)
+    return Loaded(_read(train, learned, classes, settings), judged_images, classes, skipped=skipped)
 
 
-def _folder(path: Path, what: str) -> Path:
-    if not path.is_dir():
-        raise missing(f"a folder of {what}", path, REMEDY)
-    return path
+def _names(paths: list[Path]) -> tuple[str, ...]:
+    return tuple(str(path) for path in paths)
 
 
-def _by_class(path: Path) -> dict[str, list[Path]]:
-    """The image files of every class that has some, in alphabetical order."""
+def _by_class(path: Path, settings: Settings) -> tuple[dict[str, list[Path]], list[Path]]:
+    """The image files of every class that has some, in alphabetical order, and those that are left out."""
+    found, broken = _found(path), []
+    if settings.skip_unreadable:
+        every = [file for files in found.values() for file in files]
+        cache = Path(settings.cache).expanduser() if settings.cache else None
+        broken = unreadable_before(every, path, cache) if cache else unreadable(every)
+        left_out = set(broken)
+        left = {name: [file for file in files if file not in left_out] for name, files in found.items()}
+        found = {name: files for name, files in left.items() if files}
+        if broken:
+            names = _listed([str(file.relative_to(path)) for file in broken])
+            note(f"{path}: {len(broken)} of {len(every)} files cannot be read and are left out: {names}")
+    if not found:
+        raise missing("a folder with images per class", path, REMEDY)
+    return found, broken
+
+
+def _found(path: Path) -> dict[str, list[Path]]:
     names = sorted(entry.name for entry in path.iterdir() if entry.is_dir() and not entry.name.startswith("."))
     found = {name: _files(path / name) for name in names}
     if empty := [name for name, files in found.items() if not files]:

@@ -6,7 +6,8 @@ import pytest
 import torch
 from PIL import Image
 
-from qrobust.data import DataSettings
+from qrobust.data import DataSettings, load
+from qrobust.data.sources import files
 from qrobust.data.sources.folder import REMEDY, folder
 from qrobust.errors import DataError
 from qrobust.torchvision_cpu import import_torchvision
@@ -60,13 +61,81 @@ def test_without_size_another_size_is_refused(root):
         read(root)
 
 
+@pytest.mark.parametrize("size", [(4, 6), (6, 4)])
+def test_a_size_may_have_two_sides(root, size):
+    """Of each image the largest centred part of these proportions."""
+    height, width = size
+    image = Image.new("RGB", (6 * width + 60, 6 * height), (200, 0, 0))
+    image.paste((0, 100, 0), (30, 0, 6 * width + 30, 6 * height))
+    image.save(root / "train" / "dog" / "wide.png")
+    loaded = read(root, size=size)
+    assert loaded.train.x.shape == (5, 3, *size)
+    assert loaded.train.x[-1, :, :, 1:-1].flatten(1).unique(dim=1).tolist() == [[0], [100], [0]]
+
+
 def test_missing_folders(root):
-    shutil.rmtree(root / "test")
+    shutil.rmtree(root / "train")
     with pytest.raises(DataError) as caught:
         read(root)
-    assert str(caught.value) == f"expected a folder of test images at {root / 'val'}, got none; {REMEDY}"
+    assert str(caught.value) == f"expected a folder of training images at {root / 'train'}, got none; {REMEDY}"
     with pytest.raises(DataError, match="expected a folder of training images at"):
         read(root / "nowhere")
+
+
+def test_without_a_folder_for_it_test_images_are_drawn(root, capfd):
+    shutil.rmtree(root / "test")
+    assert read(root).test is None
+    for value in range(20):
+        save(root / "train" / "dog" / f"{value}.png", value)
+    found = load(DataSettings("folder", root=str(root), validation=0))
+    assert (len(found.train), len(found.test)) == (19, 5)
+    assert "folder: no images for testing, so 5 of 24 training images are set aside" in capfd.readouterr().err
+    plain = read(root / "train")  # classes in ROOT itself
+    assert plain.classes == ("ant", "cat", "dog")
+    assert torch.equal(plain.train.x, read(root).train.x)
+
+
+@pytest.fixture
+def broken(root):
+    """A picture that was cut, and one that is none."""
+    whole = root / "train" / "dog" / "whole.png"
+    Image.effect_noise((6, 6), 90).convert("RGB").save(whole)
+    (root / "train" / "dog" / "cut.png").write_bytes(whole.read_bytes()[:-60])
+    (root / "train" / "bee").mkdir()
+    (root / "train" / "bee" / "none.jpg").write_bytes(b"no picture")
+    return root
+
+
+@pytest.mark.parametrize("cached", [False, True])
+def test_unreadable_files_are_left_out_where_this_is_asked_for(broken, cached, tmp_path, monkeypatch, capfd):
+    options = {"skip_unreadable": True, "cache": str(tmp_path / "cache") if cached else None}
+    loaded = read(broken, **options)
+    train = broken / "train"
+    assert loaded.skipped == (str(train / "bee" / "none.jpg"), str(train / "dog" / "cut.png"))
+    assert loaded.classes == ("ant", "cat", "dog")
+    assert len(loaded.train) == 5
+    said = f"{train}: 2 of 7 files cannot be read and are left out: 'bee/none.jpg', 'dog/cut.png'"
+    assert said in capfd.readouterr().err
+    assert load(DataSettings("folder", root=str(broken), **options)).skipped == loaded.skipped
+    if cached:  # looked for once
+        monkeypatch.setattr(files, "unreadable", None)
+        assert torch.equal(read(broken, **options).train.x, loaded.train.x)
+
+
+def test_unreadable_files_are_refused_otherwise(broken):
+    shutil.rmtree(broken / "train" / "bee")
+    with pytest.raises(DataError, match=r"cut.png, cannot read it: .* with -o data.skip_unreadable=true"):
+        read(broken)
+
+
+def test_skipping_leaves_other_errors(root):
+    save(root / "train" / "dog" / "wide.png", 77, size=(30, 9))
+    with pytest.raises(DataError, match="expected images of 6x6 pixels, as the first, got 9x30 at"):
+        read(root, skip_unreadable=True)
+    for file in (root / "test" / "dog").iterdir():
+        file.write_bytes(b"")
+    with pytest.raises(DataError, match=f"expected a folder with images per class at {root / 'test'}, got none"):
+        read(root, skip_unreadable=True)
 
 
 def test_no_classes(tmp_path):
