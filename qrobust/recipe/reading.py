@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import tomllib
 from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
 from typing import Any, TypeVar, get_args
 
 import tomli_w
@@ -60,7 +62,7 @@ def _extended(kind: str, found: resources.Found, seen: tuple[resources.Found, ..
     if found.place in (one.place for one in seen):
         chain = " → ".join(one.variant or one.path.stem for one in (*seen, found))
         raise RecipeError(f"expected {kind} that extend others, got a circle: {chain}; remove one `extends`")
-    table = found.table
+    table = located(found.table, found.path.parent)
     parent = _parent(kind, found, table.pop("extends", None))
     if parent is None:
         return table
@@ -98,7 +100,19 @@ def _override(text: str) -> dict[str, Any]:
     parsed: Any = found["value"] if found.keys() == {"value"} else value  # a second line would be another key
     for part in reversed(key.strip().split(".")):
         parsed = {part: parsed}
-    return dict(parsed)
+    return located(parsed, Path.cwd())
+
+
+def located(table: Mapping[str, Any], folder: Path) -> dict[str, Any]:
+    """The table with whole paths for the files that it names, which are relative to the file that names them."""
+    model = table.get("model")
+    if not isinstance(model, Mapping):
+        return dict(table)
+    whole = dict(model)
+    for key, is_path in (("name", lambda text: ".py:" in text), ("weights", bool)):
+        if isinstance(text := whole.get(key), str) and is_path(text):
+            whole[key] = str(Path(os.path.abspath(folder / Path(text).expanduser())))  # noqa: PTH100, links stay
+    return {**table, "model": whole}
 
 
 def _expect_plain(value: Any, source: str, where: tuple[object, ...] = ()) -> None:

@@ -75,6 +75,19 @@ Seconds = Annotated[float, BeforeValidator(_number), Field(gt=0, le=86_400)]  # 
 Weight = Annotated[float, BeforeValidator(_number), Field(ge=0)]
 
 
+def _one_or_more(value: Any) -> Any:
+    return [value] if isinstance(value, (int, float, str)) else value
+
+
+def _above_zero(value: tuple[float, ...]) -> tuple[float, ...]:
+    if not all(one > 0 for one in value):
+        raise ValueError("expected numbers above 0")
+    return value
+
+
+PerChannel = Annotated[tuple[Float, ...], BeforeValidator(_one_or_more)]
+
+
 class Table(BaseModel):
     """A TOML table: unknown keys are errors, values do not change."""
 
@@ -103,10 +116,25 @@ class Data(Table):
 
 
 class Model(BaseModel):
-    """Which network; other keys are its options."""
+    """Which network; other keys are its options.
 
-    model_config = ConfigDict(extra="allow", frozen=True)
+    name: of the registry, or a user's own: "FILE.py:factory", "package.module:factory", "torchvision:NAME" or
+    "timm:NAME". weights: a file (.safetensors, .pth, .pt) that it starts from. mean, std: it reads (x - mean) / std, by
+    one number or one a channel. sha256: of the factory's file; a run writes it, and another file is refused.
+    """
+
+    model_config = ConfigDict(extra="allow", frozen=True, allow_inf_nan=False)
     name: str
+    weights: str | None = None
+    mean: PerChannel = ()
+    std: Annotated[PerChannel, AfterValidator(_above_zero)] = ()
+    sha256: str | None = None
+
+    @model_serializer(mode="wrap")
+    def _without_unset(self, plain: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """No key that is not used, so that keys of older runs stay what they were."""
+        own = ("weights", "mean", "std", "sha256")
+        return {key: value for key, value in plain(self).items() if key not in own or value not in (None, [], ())}
 
     @model_validator(mode="after")
     def _own(self) -> Model:
@@ -202,11 +230,11 @@ class Validation(Table):
 
 
 class Schedule(Table):
-    """Epochs and SGD. shape "step": `lr` is multiplied by `factors[i]` at epoch `milestones[i]`; "cosine": down
-    to 0; "cyclic": up from 0 over the first two fifths, then down to 0.
+    """Epochs (0: untrained) and SGD. shape "step": `lr` is multiplied by `factors[i]` at epoch `milestones[i]`;
+    "cosine": down to 0; "cyclic": up from 0 over the first two fifths, then down to 0.
     """
 
-    epochs: Count
+    epochs: Annotated[Int, Field(ge=0)]
     batch_size: Count = 128
     lr: Positive = 0.1
     momentum: Annotated[Float, Field(ge=0, lt=1)] = 0.9
@@ -222,6 +250,17 @@ class Schedule(Table):
     sar: Sar | None = None
     awp: Awp | None = None
     average: Average | None = None
+
+    @model_validator(mode="after")
+    def _trains(self) -> Schedule:
+        if not self.epochs and self.average is not None:
+            raise ValueError("expected no table average with epochs = 0, got one; remove it")
+        fat = getattr(self, "fat", "none")
+        if not self.epochs and fat != "none":
+            raise ValueError(
+                f"expected fat = 'none' with epochs = 0, got {fat!r}, whose weights need training; set it to 'none'"
+            )
+        return self
 
     @model_validator(mode="after")
     def _drops(self) -> Schedule:
@@ -362,18 +401,27 @@ class Benchmark(Table):
     seconds: Seconds = 2.0
 
 
+def _with_float(bits: tuple[int, ...]) -> tuple[int, ...]:
+    if not bits or list(bits) != sorted(set(bits), reverse=True):
+        raise ValueError(f"expected widths that fall, as [32, 4, 2], got {list(bits)}")
+    return bits if bits[0] == 32 else (32, *bits)
+
+
 class Recipe(Table):
-    """A whole recipe. `claim` holds numbers that a paper prints; nothing reads them but people."""
+    """A whole recipe. bits: widths that fall; 32, the float network that all are compared with, is always made.
+    train: without it, or with epochs = 0, the float network is taken as it is. `claim` holds numbers that a paper
+    prints; nothing reads them but people.
+    """
 
     name: Name
     seed: Int = 0
     threads: Count | None = None  # of torch on the CPU; None: chosen by a short trial
     tensorboard: bool = False  # events of every epoch in the run folder; needs the extra of that name
-    bits: tuple[Bits, ...] = (32, 4, 2)
+    bits: Annotated[tuple[Bits, ...], AfterValidator(_with_float)] = (32, 4, 2)
     data: Data
     model: Model
     threat: ThreatModel
-    train: Training
+    train: Training = Training(epochs=0)
     quant: Quantisation | None = None
     evaluate: Evaluation = Evaluation()
     export: Export = Export()
@@ -388,10 +436,18 @@ class Recipe(Table):
 
     @model_validator(mode="after")
     def _widths(self) -> Recipe:
-        if 32 not in self.bits or list(self.bits) != sorted(set(self.bits), reverse=True):
-            raise ValueError(f"expected bits to fall from 32, the float network, as [32, 4, 2], got {list(self.bits)}")
         if len(self.bits) > 1 and self.quant is None:
-            raise ValueError("expected a table [quant] for widths below 32, got none")
+            raise ValueError("expected a table [quant] for widths below 32, got none; add one")
+        return self
+
+    @model_validator(mode="after")
+    def _trained(self) -> Recipe:
+        own = ":" in self.model.name and not self.model.name.startswith(("torchvision:", "timm:"))
+        if not (self.train.epochs or self.model.weights or own):
+            raise ValueError(
+                "expected train.epochs above 0, model.weights, or a factory as model.name that loads its own weights, "
+                "got none of them; add one"
+            )
         return self
 
     @model_validator(mode="after")

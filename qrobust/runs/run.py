@@ -32,7 +32,7 @@ from ..storage import read_json, write_json, write_text
 from ..threat import Threat
 from .evaluation import Request, evaluate_as_file, evaluate_width
 from .folder import FLOAT, RunFolder, judged, locked
-from .networks import Networks
+from .networks import Networks, with_source
 from .preflight import check_provider, preflight
 from .results import results
 from .stages import Stage, without_key
@@ -42,18 +42,21 @@ Record = dict[str, Any]
 
 
 class Run:
-    """A recipe at work in a folder. averaged: use weight averages where there are some, deployed or not."""
+    """A recipe at work in a folder. averaged: use weight averages where there are some, deployed or not. model: whose
+    factory makes its networks instead of the recipe's, see `with_source`.
+    """
 
-    def __init__(self, settings: Recipe, folder: Path, *, averaged: bool = False) -> None:
+    def __init__(self, settings: Recipe, folder: Path, *, averaged: bool = False, model: str = "") -> None:
+        settings = with_source(settings, folder, model)
         self.recipe, self.folder, self.files = settings, folder, RunFolder(folder)
         self.threat = Threat(settings.threat.norm, settings.threat.eps)
         self.target = load_target(settings.export.target)
         self.networks = Networks(settings, self.files, averaged=averaged)
 
     @classmethod
-    def open(cls, folder: Path, *, averaged: bool = False) -> Run:
-        """The run of a folder. Raises RunError if it is none."""
-        return cls(recipe.load(str(RunFolder.expect(folder).recipe)), folder, averaged=averaged)
+    def open(cls, folder: Path, *, averaged: bool = False, model: str = "") -> Run:
+        """The run of a folder. Raises RunError if it is none, and as `with_source`."""
+        return cls(recipe.load(str(RunFolder.expect(folder).recipe)), folder, averaged=averaged, model=model)
 
     def expect_width(self, bits: int) -> int:
         """A width of this run. Raises RunError for another."""
@@ -293,7 +296,7 @@ class Run:
                 self.target,
                 self.folder,
                 dataset=lambda: self.dataset,
-                network=self.untrained,
+                network=lambda bits: self.networks.initial() if bits == FLOAT else self.untrained(bits),
                 widths=self._missing,
             )
 
@@ -326,19 +329,21 @@ def _described(attacks: Sequence[Attack]) -> list[Any]:
     return [[attack.name, attack.settings] for attack in attacks]
 
 
-def evaluate_folder(folder: Path, attacks: str, request: Request, *, averaged: bool = False) -> dict[str, Record]:
+def evaluate_folder(
+    folder: Path, attacks: str, request: Request, *, averaged: bool = False, model: str = ""
+) -> dict[str, Record]:
     """Results by network of a run folder, of one RUN/qm-N, or of an artifact, with the flags of their sanity checks.
 
     attacks: as in `attack_names`, "" for the recipe's. The request's path: for one network its
     result; for several all of them, and one each in a file with the network's name before the suffix; masks beside
     them; a stream gets the JSON alone. averaged: the weight averages of a run's networks instead of what its recipe
-    deploys; those without one are left out.
+    deploys; those without one are left out. model: as of `Run`.
     """
     if (folder / "manifest.json").exists():
         return evaluate_artifact(folder, attacks, request.n, request.seed or 0, request.path)
     json, place = request.path, result_file(request.path)
     files, one = RunFolder.find(folder)
-    run = Run.open(files.path, averaged=averaged)
+    run = Run.open(files.path, averaged=averaged, model=model)
     widths = list(run.recipe.bits) if one is None else [run.expect_width(one)]
     widths = [bits for bits in widths if run.has_average(bits)] if averaged else widths
     if not widths:
