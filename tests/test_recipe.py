@@ -257,7 +257,9 @@ REFUSALS = {
     "train.epochs=x": "train.epochs: expected a valid integer, unable to parse string as an integer, got 'x'",
     "model.std=0": "model.std: expected numbers above 0, got 0",
     "model.mean=[0.5, 'x']": "model.mean.1: expected a valid number, unable to parse string as a number, got 'x'",
-    "quant.epochs=0": "quant: expected fat = 'none' with epochs = 0, got 'normalised', whose weights need training; set it to 'none'",
+    "quant.epochs=0": (
+        "quant: expected fat = 'none' with epochs = 0, got 'normalised', whose weights need training; set it to 'none'"
+    ),
     "train={epochs = 0, average = {start = 0}}": "train: expected no table average with epochs = 0, got one; remove it",
     "model.classes=3": "model: expected no 'classes', which follows from the data, got one; remove it",
     "train.lr=inf": "train.lr: expected a finite number, got inf",
@@ -428,10 +430,8 @@ def test_without_training_weights_are_needed(folder):
 def test_files_are_relative_to_who_names_them(folder, monkeypatch):
     """The recipe's folder, that of the recipe it extends, or the current one for an override."""
     (folder / "deeper").mkdir()
-    write(folder, "base", BASE + "[model]\nname = 'nets.py:mine'\nweights = 'w.pth'" if "[model]" not in BASE else BASE)
-    lower = write(
-        folder, "deeper/mine", "extends = '../base.toml'\nmodel.name = 'own.py:net'\nmodel.weights = '../w.pth'"
-    )
+    write(folder, "whole", BASE.replace('"resnet8"', "'nets.py:mine', weights = 'w.pth'"))
+    lower = write(folder, "deeper/mine", "extends = '../whole.toml'\nmodel.name = 'own.py:net'")
     found = recipe.load(lower).model
     assert (found.name, found.weights) == (f"{folder / 'deeper' / 'own.py'}:net", str(folder / "w.pth"))
     monkeypatch.chdir(folder / "deeper")

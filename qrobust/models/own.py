@@ -95,7 +95,7 @@ def source_of(name: str) -> Path | None:
             raise ModelError(f"expected a package that can be imported for {name}, got {_reason(error)}") from error
         path = Path(spec.origin) if spec is not None and spec.has_location and spec.origin else Path(module)
     if not factory or not path.is_file():
-        what = path if module.endswith(".py") else f"a module {module}"
+        what = path if module.endswith(".py") else f"module {module}"
         raise ModelError(f"expected a network as {FORMS}, got {name!r}: no {what}; correct the path or the name")
     return path
 
