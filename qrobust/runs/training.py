@@ -34,6 +34,10 @@ def training_settings(recipe: Recipe, bits: int) -> dict[str, Any]:
     tables: dict[str, Any] = recipe.model_dump(mode="json", include={"model", "threat", "train", "seed"})
     tables["model"] = _identity(recipe)
     tables["data"] = recipe.data.model_dump(mode="json", exclude={"root", "download", "cache"})
+    if bits == FLOAT and not recipe.train.epochs:  # how the quantised ones are trained is not its matter
+        tables.pop("threat")
+        kept = ("epochs", "batch_size", "estimate_statistics") if recipe.train.estimate_statistics else ("epochs",)
+        tables["train"] = {key: tables["train"][key] for key in kept}
     if bits != FLOAT:
         tables["bits"] = [FLOAT, *(width for width in recipe.bits if FLOAT > width >= bits)]
         tables["quant"] = recipe.model_dump(mode="json", include={"quant"})["quant"]
