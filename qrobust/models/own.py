@@ -22,10 +22,11 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import CheckpointError, ModelError, did_you_mean, one_line, shown
-from ..torchvision_cpu import import_torchvision
+from ..torchvision_cpu import declare_operators, import_torchvision
 
 FORMS = "'FILE.py:factory', 'package.module:factory', 'torchvision:NAME' or 'timm:NAME'"
 CLASSES, CHANNELS = ("classes", "num_classes"), ("in_channels", "in_chans")  # what a factory may call them
+LIBRARIES = ("torchvision", "timm")
 # Of torchvision and timm: they would load what no digest is kept of, or from the network.
 LOADING = ("pretrained", "checkpoint_path", "weights_backbone", "pretrained_cfg", "pretrained_cfg_overlay")
 
@@ -42,8 +43,9 @@ def build(name: str, *, in_channels: int, classes: int, **options: Any) -> nn.Mo
     `in_chans`, `classes` or `num_classes`). Raises ModelError: no such factory, one that raises, or one that returns
     no module.
     """
-    kind, _, rest = name.rpartition(":")
-    if kind in ("torchvision", "timm"):
+    declare_operators()  # for factories that import torchvision
+    kind, _, rest = name.partition(":")
+    if kind in LIBRARIES:
         for option in options.keys() & set(LOADING):
             raise ModelError(f"expected no option {option!r} of {name}, which loads weights; set model.weights = PATH")
         factory = _torchvision(rest) if kind == "torchvision" else _timm(rest)
@@ -71,10 +73,13 @@ def check_network(model: nn.Module, name: str, shape: Sequence[int], classes: in
             raise ModelError(
                 f"expected {name} to take images {tuple(x.shape)} (n, c, h, w), got {_reason(error)}; make it for these"
             ) from error
-        got = tuple(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
-        if got != (2, classes):
+        if not isinstance(logits, Tensor):
+            mode, got = "train" if training else "eval", type(logits).__name__
+            raise ModelError(f"expected logits of {name} in {mode} mode, got {got}; return one tensor")
+        if tuple(logits.shape) != (2, classes):
             raise ModelError(
-                f"expected logits {(2, classes)} of {name} for two images, got {got}; make it for {classes} classes"
+                f"expected logits {(2, classes)} of {name} for two images, got {tuple(logits.shape)}; "
+                f"make it for {classes} classes"
             )
 
 
@@ -84,7 +89,7 @@ def source_of(name: str) -> Path | None:
     Raises ModelError where there is none.
     """
     module, _, factory = name.rpartition(":")
-    if not module or module in ("torchvision", "timm"):
+    if not module or name.partition(":")[0] in LIBRARIES:
         return None
     if module.endswith(".py"):
         path = Path(module)
@@ -209,7 +214,7 @@ def _timm(name: str) -> Callable[..., Any]:
     try:
         timm = importlib.import_module("timm")
     except ImportError as error:
-        raise ModelError(f'expected timm for {name!r}, got none; pip install "qrobust[timm]"') from error
+        raise ModelError(f'expected timm for {name!r}, got {error}; pip install "qrobust[timm]"') from error
     known = timm.list_models()
     if name not in known:  # which no name of a hub is
         raise ModelError(f"expected a network of timm, got {name!r}{did_you_mean(name, known)}")
