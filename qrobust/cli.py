@@ -386,7 +386,7 @@ def _open(name: str, overrides: list[str] | None, out: Path | None, source: Path
     from .runs.run import Run
 
     if source is not None:
-        settings = taken_from(settings, source)
+        settings = taken_from(settings, source, model)
     return Run(settings, out or Path("runs") / settings.name, model=model)
 
 

@@ -36,6 +36,11 @@ def is_own(name: str) -> bool:
     return ":" in name
 
 
+def is_users(name: str) -> bool:
+    """Whether what makes a network is code of a file or package that a user names, not torchvision's or timm's."""
+    return is_own(name) and name.partition(":")[0] not in LIBRARIES
+
+
 def build(name: str, *, in_channels: int, classes: int, **options: Any) -> nn.Module:
     """A fresh network of one of `FORMS`; options go to its factory.
 
@@ -89,7 +94,7 @@ def source_of(name: str) -> Path | None:
     Raises ModelError where there is none.
     """
     module, _, factory = name.rpartition(":")
-    if not module or name.partition(":")[0] in LIBRARIES:
+    if not is_users(name):
         return None
     if module.endswith(".py"):
         path = Path(module)

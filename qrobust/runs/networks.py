@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -14,47 +15,65 @@ from ..errors import ModelError, RunError
 from ..models import own
 from ..recipe import Recipe, Schedule, Training, load, located
 from ..train import AVERAGE, MODEL, load_weights
-from .folder import FLOAT, RunFolder
+from .folder import FLOAT, RunFolder, is_sealed
 from .stages import Stage
 
+NAME_IT = "name it by --model FILE.py:factory"
 TRIED = 32  # images of a trial
 
 
-def with_source(settings: Recipe, folder: Path, model: str = "") -> Recipe:
+def with_source(settings: Recipe, model: str = "") -> Recipe:
     """The recipe, with the digest of the file that its network's factory stands in.
 
-    folder: of the run. model: a name instead of the recipe's, as a user gives it by `--model`; then whatever the file
-    is. Raises ModelError where there is no such file, RunError for another than the digest in the recipe is of, and for
-    one inside the run folder: it may have come with the folder, and code is loaded where a user names it.
+    model: a name instead of the recipe's, as a user gives it by `--model`; then whatever the file holds. Raises
+    ModelError where there is no such file, RunError for another than the digest in the recipe is of.
     """
     table = settings.model
     if model:
         whole = located({"model": {"name": model}}, Path.cwd())["model"]
         table = table.model_copy(update={**whole, "sha256": None})
-    remedy = "name it by --model FILE.py:factory" if table.sha256 else ""
     try:
         path = own.source_of(table.name)
         digest = own.digest_of(path) if path is not None else None
     except ModelError as error:
-        raise ModelError(f"{error}{remedy and f', or {remedy}'}") from error
-    if path is not None and table.sha256:
-        if digest != table.sha256:
-            raise RunError(
-                f"expected the file {path} that the network was made by (sha256 {table.sha256[:12]}), got another "
-                f"({(digest or '')[:12]}); put it back, or {remedy}"
-            )
-        if path.resolve().is_relative_to(folder.resolve()):
-            raise RunError(f"expected the network's file outside of the run folder, got {path}; {remedy}")
+        raise ModelError(f"{error}{f', or {NAME_IT}' if table.sha256 else ''}") from error
+    if path is not None and table.sha256 not in (None, digest):
+        raise RunError(
+            f"expected the file {path} that the network was made by (sha256 {str(table.sha256)[:12]}), got another "
+            f"({str(digest)[:12]}); put it back, or {NAME_IT}"
+        )
     return settings.model_copy(update={"model": table.model_copy(update={"sha256": digest})})
 
 
-def taken_from(settings: Recipe, folder: Path) -> Recipe:
+def recipe_of(files: RunFolder, model: str = "") -> Recipe:
+    """The recipe of a run folder. Raises RunError where it names code and this user has not made the run so.
+
+    model: as of `with_source`; the code is then named by the user. Somebody else's folder could name any function of
+    any package, with arguments.
+    """
+    found = load(str(files.recipe))
+    name = found.model.name
+    if own.is_users(name) and not model and not is_sealed(files, source_record(found)):
+        raise RunError(
+            f"expected a run that you made yourself to load code for, got {files.path} with {name}, made by another or "
+            f"changed since; {NAME_IT}, if you trust it"
+        )
+    return found
+
+
+def source_record(settings: Recipe) -> dict[str, Any]:
+    """What decides which code makes a run's network, and what it is given."""
+    table: dict[str, Any] = settings.model_dump(mode="json", include={"model"})["model"]
+    return table
+
+
+def taken_from(settings: Recipe, folder: Path, model: str = "") -> Recipe:
     """The recipe with the float network that a run has made (what it deploys) instead of training one.
 
-    Raises RunError for a folder that is no run, or whose float network is not trained.
+    Raises RunError for a folder that is no run, or whose float network is not trained, and as `recipe_of`.
     """
     files = RunFolder.expect(folder)
-    source = load(str(files.recipe))
+    source = recipe_of(files, model)
     weights = files.network(FLOAT).weights(Networks(source, files).deployed(FLOAT))
     if not weights.is_file():
         raise RunError(f"expected a trained float network in {folder}, got none; train it by qrobust train RECIPE")

@@ -31,8 +31,8 @@ from ..recipe import Recipe
 from ..storage import read_json, write_json, write_text
 from ..threat import Threat
 from .evaluation import Request, evaluate_as_file, evaluate_width
-from .folder import FLOAT, RunFolder, judged, locked
-from .networks import Networks, with_source
+from .folder import FLOAT, RunFolder, judged, locked, seal
+from .networks import Networks, recipe_of, source_record, with_source
 from .preflight import check_provider, preflight
 from .results import results
 from .stages import Stage, without_key
@@ -47,7 +47,7 @@ class Run:
     """
 
     def __init__(self, settings: Recipe, folder: Path, *, averaged: bool = False, model: str = "") -> None:
-        settings = with_source(settings, folder, model)
+        settings = with_source(settings, model)
         self.recipe, self.folder, self.files = settings, folder, RunFolder(folder)
         self.threat = Threat(settings.threat.norm, settings.threat.eps)
         self.target = load_target(settings.export.target)
@@ -55,8 +55,8 @@ class Run:
 
     @classmethod
     def open(cls, folder: Path, *, averaged: bool = False, model: str = "") -> Run:
-        """The run of a folder. Raises RunError if it is none, and as `with_source`."""
-        return cls(recipe.load(str(RunFolder.expect(folder).recipe)), folder, averaged=averaged, model=model)
+        """The run of a folder. Raises RunError if it is none, and as `recipe_of`."""
+        return cls(recipe_of(RunFolder.expect(folder), model), folder, averaged=averaged, model=model)
 
     def expect_width(self, bits: int) -> int:
         """A width of this run. Raises RunError for another."""
@@ -104,6 +104,8 @@ class Run:
         distributed.wait()
         if distributed.is_first():
             write_text(self.files.recipe, recipe.dump(self.recipe))
+            if self.recipe.model.sha256:
+                seal(self.files, source_record(self.recipe))
         for stage in stages:
             stage.run()
             distributed.wait()

@@ -15,6 +15,8 @@ import torch
 
 from qrobust import recipe
 from qrobust.errors import ModelError, RunError
+from qrobust.runs.folder import RunFolder, seal
+from qrobust.runs.networks import source_record
 from qrobust.runs.run import Run
 from qrobust.runtime import Artifact
 
@@ -47,7 +49,12 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The document's own network beside its recipe, and its run, small. Not to be changed."""
 
     def make(folder: Path) -> None:
+        with pytest.MonkeyPatch.context() as patch:
+            train(folder, patch)
+
+    def train(folder: Path, patch: pytest.MonkeyPatch) -> None:
         examples(folder)
+        patch.setenv("XDG_STATE_HOME", str(folder / "state"))
         assert ended("train", str(folder / "own.toml"), *options(*SMALL), "--out", str(folder / "run")) == 0
         run = Run.open(folder / "run")
         for bits in run.recipe.bits:
@@ -57,10 +64,21 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return once(tmp_path_factory, "own", make)
 
 
+@pytest.fixture(autouse=True)
+def user(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Who made the run, not who runs the tests."""
+    folder = request.getfixturevalue("made") if "made" in request.fixturenames else tmp_path
+    monkeypatch.setenv("XDG_STATE_HOME", str(folder / "state"))
+
+
 @pytest.fixture
 def copied(made: Path, tmp_path: Path) -> Path:
-    """The same to be changed; its run still names the file at its first place."""
-    return shutil.copytree(made, tmp_path / "copied")
+    """The same to be changed, as if it had been made there."""
+    folder = shutil.copytree(made, tmp_path / "copied")
+    files = RunFolder(folder / "run")
+    files.recipe.write_text(re.sub(r'"[^"]*nets.py:', f'"{folder / "nets.py"}:', files.recipe.read_text()))
+    seal(files, source_record(recipe.load(str(files.recipe))))
+    return folder
 
 
 def test_an_own_network_is_trained_quantised_and_exported(made: Path) -> None:
@@ -87,9 +105,7 @@ def test_it_is_opened_again_where_its_code_is_not_loaded_yet(made: Path, tmp_pat
 
 
 def test_a_changed_file_is_refused_until_it_is_named(copied: Path, command_line: CommandLine) -> None:
-    table, nets = copied / "run" / "recipe.toml", copied / "nets.py"
-    moved = re.sub(r'"[^"]*nets.py:', f'"{nets}:', table.read_text())
-    table.write_text(moved)
+    nets = copied / "nets.py"
     assert command_line("eval", str(copied / "run" / "qm-4"), "-n", "20")[0] == 0
     nets.write_text(nets.read_text() + "\n")
     code, _, errors = command_line("eval", str(copied / "run"), "-n", "20")
@@ -106,15 +122,34 @@ def test_a_changed_file_is_refused_until_it_is_named(copied: Path, command_line:
     assert errors.endswith(f"no {nets}; correct the path or the name, or name it by --model FILE.py:factory\n")
 
 
-def test_code_that_came_with_a_run_folder_is_not_loaded_unasked(copied: Path) -> None:
-    table = copied / "run" / "recipe.toml"
+FOREIGN = {"a file that came along": "FOLDER/nets.py:small", "Python's": "os:system", "another option": ""}
+
+
+@pytest.mark.parametrize("case", FOREIGN)
+def test_a_run_folder_of_another_loads_no_code_unasked(copied: Path, command_line: CommandLine, case: str) -> None:
+    name, table = FOREIGN[case], copied / "run" / "recipe.toml"
     shutil.copy(copied / "nets.py", copied / "run")
-    table.write_text(re.sub(r'"[^"]*nets.py:', f'"{copied / "run" / "nets.py"}:', table.read_text()))
-    with pytest.raises(
-        RunError, match=r"expected the network's file outside of the run folder, .*; name it by --model"
+    text = re.sub(
+        r'name = "[^"]*nets.py:small"', f'name = "{name}"'.replace("FOLDER", str(copied / "run")), table.read_text()
+    )
+    table.write_text(text if name else table.read_text().replace("width = 12", "width = 13"))
+    for arguments in (
+        ["eval", str(copied / "run")],
+        ["train", str(copied / "own.toml"), "--from", str(copied / "run")],
     ):
-        Run.open(copied / "run")
-    assert Run.open(copied / "run", model=f"{copied / 'run' / 'nets.py'}:small").recipe.model.sha256
+        code, _, errors = command_line(*arguments)
+        assert (code, errors.count("\n")) == (2, 1)
+        assert errors.startswith("error: expected a run that you made yourself to load code for, got ")
+        assert errors.endswith("changed since; name it by --model FILE.py:factory, if you trust it\n")
+
+
+def test_a_run_is_its_user_s(made: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert Run.open(made / "run").recipe.model.sha256
+    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path))
+    with pytest.raises(RunError, match=r"expected a run that you made yourself"):
+        Run.open(made / "run")
+    assert Run.open(made / "run", model=f"{made / 'nets.py'}:small").recipe.model.sha256
+    assert (tmp_path / "qrobust" / "key").stat().st_mode & 0o777 == 0o600
 
 
 def test_a_moved_recipe_is_the_same_run_and_a_changed_network_another(copied: Path) -> None:
@@ -211,7 +246,8 @@ def test_a_slip_is_one_line_before_training(tmp_path: Path, command_line: Comman
 
 def test_a_folder_without_a_float_network_gives_none(made: Path, tmp_path: Path, command_line: CommandLine) -> None:
     (tmp_path / "empty").mkdir()
-    shutil.copy(made / "run" / "recipe.toml", tmp_path / "empty")
+    for name in ("recipe.toml", "source.json"):
+        shutil.copy(made / "run" / name, tmp_path / "empty")
     code, _, errors = command_line("train", str(made / "own.toml"), "--from", "empty")
     assert (code, "expected a trained float network in empty, got none" in errors) == (2, True)
 
