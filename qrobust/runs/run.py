@@ -160,7 +160,7 @@ class Run:
         stage = Stage(
             place.with_name(f"{place.name}.json") if folder else files.export,
             [
-                self.recipe.model_dump(mode="json", exclude={"bench", "attack", "tensorboard"}),
+                self._portable(exclude={"bench", "attack", "tensorboard"}),
                 chosen.model_dump(mode="json"),
                 images_as,
             ],
@@ -179,7 +179,7 @@ class Run:
             bits=bits,
             seed=self.recipe.seed,
             threat=self.threat,
-            recipe=self.recipe.model_dump(mode="json", exclude_none=True),
+            recipe=self._portable(exclude_none=True),
             suite=self._suite(bits),
             before=before,
             input=images_as,
@@ -188,6 +188,12 @@ class Run:
         ops = optimised_ops(place / "model.onnx", chosen)
         self._finish(stage, {"target": chosen.name, "optimised_ops": dict(ops)})
         return place
+
+    def _portable(self, **what: Any) -> Record:
+        """The recipe for others to read: files by name, not by their place on this machine."""
+        found: Record = self.recipe.model_dump(mode="json", **what)
+        places = {key: Path(found["model"][key]).name for key in ("name", "weights") if found["model"].get(key)}
+        return found | {"model": found["model"] | places}
 
     def _suite(self, bits: int) -> Any:
         images, _ = data.choose(
