@@ -14,6 +14,7 @@ import sys
 import traceback
 from argparse import Namespace
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -203,7 +204,8 @@ def _loaded(path: Path) -> ModuleType:
             del sys.modules[name]
             raise
         finally:
-            sys.path.remove(str(path.parent))
+            with suppress(ValueError):  # the file may have taken it away
+                sys.path.remove(str(path.parent))
     return sys.modules[name]
 
 
