@@ -70,6 +70,8 @@ def _recipe_names(incomplete: str) -> list[str]:
 
 
 IMAGES_HELP = "Of FOLDER/train/CLASS/* and FOLDER/test/CLASS/*, or of FOLDER/CLASS/*. Default: where you are."
+MODEL_HELP = "What makes the run's own network, where its file has changed or moved; loaded whatever it holds."
+FROM_HELP = "Take the float network of this run instead of training one."
 EVENT_HELP = "A function that hears of epochs and stages: package.module:function or FILE.py:function."
 RecipeName = Annotated[
     str,
@@ -82,6 +84,8 @@ Overrides = Annotated[
     typer.Option("-o", "--override", metavar="KEY=VALUE", help="Override a value of the recipe; may be repeated."),
 ]
 Out = Annotated[Optional[Path], typer.Option("--out", metavar="DIR", help="Run folder (default: runs/RECIPE).")]  # noqa: UP045
+Network = Annotated[str, typer.Option("--model", metavar="FILE.py:FACTORY", help=MODEL_HELP)]
+From = Annotated[Optional[Path], typer.Option("--from", metavar="RUN", help=FROM_HELP)]  # noqa: UP045
 OnEvent = Annotated[str, typer.Option("--on-event", metavar="F", help=EVENT_HELP)]
 Artifacts = Annotated[list[Path], typer.Argument(metavar="ARTIFACT...", help="Artifact folders.")]
 Json = Annotated[
@@ -137,13 +141,19 @@ def init(
 
 @app.command()
 def run(
-    recipe: RecipeName, override: Overrides = None, out: Out = None, json: Json = None, on_event: OnEvent = ""
+    recipe: RecipeName,
+    override: Overrides = None,
+    out: Out = None,
+    source: From = None,
+    model: Network = "",
+    json: Json = None,
+    on_event: OnEvent = "",
 ) -> int:
     """Train, quantize, evaluate, export, bench, check and attack the file; continues where it stopped."""
     from .report import write
     from .tables import places_table, run_table
 
-    screen, started = _screen(json), _open(recipe, override, out, on_event)
+    screen, started = _screen(json), _open(recipe, override, out, source, model, on_event)
     with _joined():
         result = started.all_stages()
     if result is None:  # another process has it
@@ -160,9 +170,16 @@ def run(
 
 
 @app.command()
-def train(recipe: RecipeName, override: Overrides = None, out: Out = None, on_event: OnEvent = "") -> int:
+def train(
+    recipe: RecipeName,
+    override: Overrides = None,
+    out: Out = None,
+    source: From = None,
+    model: Network = "",
+    on_event: OnEvent = "",
+) -> int:
     """Train the float network and quantise it to every width of the recipe; continues where it stopped."""
-    started = _open(recipe, override, out, on_event)
+    started = _open(recipe, override, out, source, model, on_event)
     with _joined():
         started.train()
         if _speaks():
@@ -178,6 +195,7 @@ def evaluate(
     seed: Annotated[Optional[int], typer.Option("--seed", metavar="N", help="Default: the recipe's.")] = None,  # noqa: UP045
     sanity: Annotated[bool, typer.Option("--sanity", "--doubt", help=SANITY_HELP)] = False,
     average: Annotated[bool, typer.Option("--average", help="The weight averages of a run's networks.")] = False,
+    model: Network = "",
     json: Json = None,
 ) -> int:
     """Attack the networks of a run, or an artifact; with --json it goes on where it was stopped."""
@@ -187,7 +205,7 @@ def evaluate(
     from .tables import evaluation_table
 
     with _joined():
-        results = evaluate_folder(folder, attacks, Request(n, seed, json, sanity), averaged=average)
+        results = evaluate_folder(folder, attacks, Request(n, seed, json, sanity), averaged=average, model=model)
         if not _speaks():
             return 0
     screen.print(evaluation_table(results))
@@ -228,6 +246,7 @@ def analyze(
     attacks: Annotated[str, typer.Option("--attacks", metavar="LIST", help=PERTURBATIONS_HELP)] = "pgd-20",
     norm: Annotated[Optional[float], typer.Option("--norm", help="L2 norm of the heat map's waves.")] = None,  # noqa: UP045
     out: Annotated[Optional[Path], typer.Option("--out", metavar="DIR", help="Default: RUN/analysis.")] = None,  # noqa: UP045
+    model: Network = "",
     json: Json = None,
 ) -> int:
     """Look at networks in frequencies: data and figures, side by side; what is measured is not measured again."""
@@ -241,7 +260,7 @@ def analyze(
         from .analysis.session import analyze as measure
         from .attacks import attack_names
 
-        found = measure(folders, names, Settings(n, seed, ks, attack_names(attacks, ("pgd-20",)), norm), out)
+        found = measure(folders, names, Settings(n, seed, ks, attack_names(attacks, ("pgd-20",)), norm), out, model)
     _write(json, found)
     return 0
 
@@ -254,6 +273,7 @@ def export(
         "artifacts"
     ),
     input: Annotated[str, typer.Option("--input", metavar="KIND", help=INPUT_HELP)] = "",
+    model: Network = "",
 ) -> int:
     """Export every width of a run for a deployment target."""
     from .errors import ExportError, did_you_mean
@@ -264,7 +284,7 @@ def export(
 
     if input and input not in INPUTS:
         raise ExportError(f"expected --input {' or '.join(INPUTS)}, got {input!r}{did_you_mean(input, INPUTS)}")
-    chosen, source = load_target(target), Run.open(folder)
+    chosen, source = load_target(target), Run.open(folder, model=model)
     for bits in source.recipe.bits:
         _say(_screen(), artifact_text(source.export(bits, chosen, out / f"qm-{bits}", input or None)))
     return 0
@@ -418,15 +438,21 @@ def doctor() -> int:
     return 0 if all(finding.passed for finding in result) else 1
 
 
-def _open(name: str, overrides: list[str] | None, out: Path | None, on_event: str) -> Run:
+def _open(
+    name: str, overrides: list[str] | None, out: Path | None, source: Path | None, model: str, on_event: str
+) -> Run:
     from .recipe import load
 
     settings = load(name, overrides or ())  # before torch: a wrong recipe is told at once
+    from .runs.networks import taken_from
     from .runs.run import Run
     from .train.listeners import load_listener
 
+    if source is not None:
+        settings = taken_from(settings, source, model)
     named = on_event or settings.on_event
-    return Run(settings, out or Path("runs") / settings.name, on_event=load_listener(named) if named else None)
+    listener = load_listener(named) if named else None
+    return Run(settings, out or Path("runs") / settings.name, model=model, on_event=listener)
 
 
 def _joined() -> AbstractContextManager[None]:

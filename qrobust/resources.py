@@ -201,7 +201,8 @@ def read_toml(path: Path) -> dict[str, Any]:
 def located(text: str, base: Path) -> str:
     """FILE.py:NAME with FILE, which is relative to `base`, as a whole path; anything else as it is."""
     file, mark, name = text.rpartition(":")
-    return f"{base.absolute() / Path(file).expanduser()}:{name}" if mark and file.endswith(".py") else text
+    whole = os.path.abspath(base / Path(file).expanduser())  # noqa: PTH100, links stay
+    return f"{whole}:{name}" if mark and file.endswith(".py") else text
 
 
 def unplaced(text: str) -> str:

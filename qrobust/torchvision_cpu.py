@@ -31,9 +31,14 @@ def import_torchvision() -> ModuleType:
     >>> import_torchvision().datasets.CIFAR10.base_folder
     'cifar-10-batches-py'
     """
+    declare_operators()
+    return importlib.import_module("torchvision")
+
+
+def declare_operators() -> None:
+    """What torchvision's import asks for, where its library cannot give it; for code that imports it."""
     if torch.version.cuda is None and not _operators_exist() and not _library_loads():
         _declare()
-    return importlib.import_module("torchvision")
 
 
 def _operators_exist() -> bool:

@@ -159,7 +159,7 @@ def judges() -> set[str]:
     return declared("\n".join(re.search(r"^JUDGES := (.*)$", (ROOT / "Makefile").read_text(), re.M)[1].split()))  # type: ignore[index]
 
 
-EXTRAS = {"tensorboard", "trackio"}  # of one project each
+EXTRAS = {"tensorboard", "timm", "trackio"}  # of one project each
 
 
 def test_what_is_imported_is_declared_and_nothing_else() -> None:

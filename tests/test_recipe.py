@@ -175,6 +175,7 @@ def test_the_example_of_the_documentation(folder):
     [
         ("seed=3", lambda r: r.seed == 3),
         ("bits=[32, 8]", lambda r: r.bits == (32, 8)),
+        ("bits=[4, 2]", lambda r: r.bits == (32, 4, 2)),
         ("train.lr=1e-3", lambda r: r.train.lr == 1e-3),
         ("data.flip=true", lambda r: r.data.flip is True),
         ("data.root=/some/where", lambda r: r.data.root == "/some/where"),
@@ -220,7 +221,11 @@ def test_what_is_no_override(folder, text):
 
 PLAIN = "expected text, a finite number up to 64 bits, a truth value, or a table of them up to 20 deep"
 NAME = "expected a printable name that can name a folder"
-RISING = "expected bits to fall from 32, the float network, as [32, 4, 2], got"
+FALLING = "bits: expected widths that fall, as [32, 4, 2], got"
+UNTRAINED = (
+    "recipe: expected train.epochs above 0, model.weights, or a factory as model.name that loads its own weights, "
+    "got none of them; add one"
+)
 EPS = "threat.eps: expected a share of the pixel range [0, 1]; write '8/255', not 8, got"
 ATTACKED = "expected a method with an attack for sar or a mix of adversarial images, got 'natural'"
 UNMIXED = "expected method 'at' or 'natural' for mixed images, got"
@@ -238,19 +243,24 @@ REFUSALS = {
     "threat.eps=8/0": "threat.eps: expected a valid number, unable to parse string as a number, got '8/0'",
     "threat.norm=l3": "threat.norm: expected 'linf' or 'l2', got 'l3'",
     "bits=[32, 9]": "bits.1: expected 2, 3, 4, 5, 6, 7, 8 or 32, got 9",
-    "bits=[4, 2]": f"recipe: {RISING} [4, 2]",
-    "bits=[32, 2, 4]": f"recipe: {RISING} [32, 2, 4]",
-    "bits=[32, 4, 4]": f"recipe: {RISING} [32, 4, 4]",
-    "bits=[]": f"recipe: {RISING} []",
+    "bits=[32, 2, 4]": f"{FALLING} [32, 2, 4]",
+    "bits=[32, 4, 4]": f"{FALLING} [32, 4, 4]",
+    "bits=[]": f"{FALLING} []",
     "sede=1": "unknown key 'sede'; did you mean 'seed'?",
     "train.epoch=1": "unknown key 'train.epoch'; did you mean 'epochs'?",
     "train.attack.stesp=3": "unknown key 'train.attack.stesp'; did you mean 'steps'?",
     "train.sar.wieght=1": "unknown key 'train.sar.wieght'; did you mean 'weight'?",
     "quant.edge_layer=float": "unknown key 'quant.edge_layer'; did you mean 'edge_layers'?",
     "train..x=3": "unknown key 'train.'; known: ",
-    "train.epochs=0": "train.epochs: expected greater than 0, got 0",
+    "train.epochs=0": UNTRAINED,
     "train.epochs=1.5": "train.epochs: expected a valid integer, got a number with a fractional part",
     "train.epochs=x": "train.epochs: expected a valid integer, unable to parse string as an integer, got 'x'",
+    "model.std=0": "model.std: expected numbers above 0, got 0",
+    "model.mean=[0.5, 'x']": "model.mean.1: expected a valid number, unable to parse string as a number, got 'x'",
+    "quant.epochs=0": (
+        "quant: expected fat = 'none' with epochs = 0, got 'normalised', whose weights need training; set it to 'none'"
+    ),
+    "train={epochs = 0, average = {start = 0}}": "train: expected no table average with epochs = 0, got one; remove it",
     "model.classes=3": "model: expected no 'classes', which follows from the data, got one; remove it",
     "train.lr=inf": "train.lr: expected a finite number, got inf",
     "train.lr=nan": "train.lr: expected a finite number, got nan",
@@ -397,7 +407,7 @@ def test_a_misspelt_key_that_is_required(key, table, text):
     assert refusal(lambda: recipe.parse(whole, source="mine")) == f"mine: {text}"
 
 
-@pytest.mark.parametrize("key", ["data", "model", "threat", "train"])
+@pytest.mark.parametrize("key", ["data", "model", "threat"])
 def test_a_missing_table_is_named(folder, key):
     table = tomllib.loads(BASE) | {"name": "mine"}
     del table[key]
@@ -405,11 +415,35 @@ def test_a_missing_table_is_named(folder, key):
         recipe.parse(table, source="mine")
 
 
+def test_without_training_weights_are_needed(folder):
+    table = tomllib.loads(BASE) | {"name": "mine"}
+    del table["train"]
+    assert refusal(lambda: recipe.parse(table, source="mine")) == f"mine: {UNTRAINED}"
+    for model in ({"name": "resnet8", "weights": "F.pth"}, {"name": "nets.py:mine"}):
+        assert recipe.parse(table | {"model": model}, source="mine").train.epochs == 0
+    for model in ("torchvision:resnet18", "timm:resnet18"):
+        assert refusal(lambda name=model: recipe.parse(table | {"model": {"name": name}}, source="mine")).endswith(
+            UNTRAINED
+        )
+
+
+def test_files_are_relative_to_who_names_them(folder, monkeypatch):
+    """The recipe's folder, that of the recipe it extends, or the current one for an override."""
+    (folder / "deeper").mkdir()
+    write(folder, "whole", BASE.replace('"resnet8"', "'nets.py:mine', weights = 'w.pth'"))
+    lower = write(folder, "deeper/mine", "extends = '../whole.toml'\nmodel.name = 'own.py:net'")
+    found = recipe.load(lower).model
+    assert (found.name, found.weights) == (f"{folder / 'deeper' / 'own.py'}:net", str(folder / "w.pth"))
+    monkeypatch.chdir(folder / "deeper")
+    assert recipe.load(lower, ["model.name=here.py:net"]).model.name == f"{folder / 'deeper' / 'here.py'}:net"
+    assert recipe.load(lower, ["model.name=package.nets:net"]).model.name == "package.nets:net"
+
+
 def test_widths_below_32_need_their_table(folder):
     table = tomllib.loads(BASE) | {"name": "mine"}
     del table["quant"]
     text = refusal(lambda: recipe.parse(table, source="mine"))
-    assert text == "mine: recipe: expected a table [quant] for widths below 32, got none"
+    assert text == "mine: recipe: expected a table [quant] for widths below 32, got none; add one"
     assert recipe.parse(table | {"bits": [32]}, source="mine").quant is None
 
 

@@ -124,13 +124,13 @@ class Result:
         return digest(self.evaluation)
 
 
-def open_cases(paths: Sequence[Path], settings: Settings) -> list[Case]:
+def open_cases(paths: Sequence[Path], settings: Settings, model: str = "") -> list[Case]:
     """The cases of run folders: every width of a single run, QM-32 of each of several; of RUN/qm-N that width.
 
     Raises RunError for a folder that is no run, a width that was not trained, or one given twice.
     """
     folders = [RunFolder.find(path) for path in paths]
-    runs = {files.path.resolve(): Run.open(files.path) for files, _ in folders}
+    runs = {files.path.resolve(): Run.open(files.path, model=model) for files, _ in folders}
     cases = []
     for files, one in folders:
         run = runs[files.path.resolve()]

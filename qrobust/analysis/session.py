@@ -123,16 +123,16 @@ EXPERIMENTS = {
 
 
 def analyze(
-    paths: Sequence[Path], names: Sequence[str], settings: Settings, out: Path | None = None
+    paths: Sequence[Path], names: Sequence[str], settings: Settings, out: Path | None = None, model: str = ""
 ) -> dict[str, Data]:
     """Data by name, saved with their figures in `out`: NAME.json, NAME.png, NAME.svg.
 
     paths: run folders, RUN/qm-N, or results of `qrobust eval --json` (for "ablation" alone). names: of figures; none
     for all that these networks have what it needs for. out: None for RUN/analysis of one folder, analysis here of
-    several. Raises errors of `open_cases` and of what experiments need, before any experiment begins.
+    several. model: as of `Run`. Raises errors of `open_cases` and of what experiments need, before any begins.
     """
     files = [path for path in paths if path.suffix == ".json"]
-    cases: Sequence[Any] = open_results(paths) if files else open_cases(paths, settings)
+    cases: Sequence[Any] = open_results(paths) if files else open_cases(paths, settings, model)
     if files and set(names) - {"ablation"}:
         raise RunError("expected run folders for these figures, got results of qrobust eval; these make an ablation")
     if not files:

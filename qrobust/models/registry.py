@@ -9,6 +9,7 @@ from typing import Any
 from torch import nn
 
 from ..errors import ModelError, did_you_mean
+from . import own
 
 Builder = Callable[..., nn.Module]
 _BUILDERS: dict[str, Builder] = {}
@@ -33,8 +34,11 @@ def networks() -> dict[str, Builder]:
 def build(name: str, *, in_channels: int, classes: int, **options: Any) -> nn.Module:
     """A fresh network that takes images (n, in_channels, h, w) in [0,1] and gives logits (n, classes).
 
-    name: one of `names()`. options: what its builder takes besides. Raises ModelError for an unknown name or option.
+    name: one of `names()`, or a user's own (see `own.build`). options: what its builder takes besides. Raises
+    ModelError for an unknown name or option.
     """
+    if own.is_own(name):
+        return own.build(name, in_channels=in_channels, classes=classes, **options)
     if name not in _BUILDERS:
         raise ModelError(f"expected a network, got {name!r}{did_you_mean(name, _BUILDERS)}")
     known = set(inspect.signature(_BUILDERS[name]).parameters) - {"in_channels", "classes"}

@@ -170,6 +170,8 @@ def _modules(graph: fx.GraphModule, node: fx.Node) -> tuple[nn.Module, ...]:
         return ()
     if node.target is torch.mean:
         return _mean(node)
+    if node.target is F.batch_norm:
+        return _batch_norm(graph, node)
     if getattr(node.target, "__name__", "") == "stochastic_depth":
         return (_as_stochastic_depth(node),)
     for targets, module_class, names in MODULES:
@@ -177,6 +179,21 @@ def _modules(graph: fx.GraphModule, node: fx.Node) -> tuple[nn.Module, ...]:
             settings = _settings(node, names)
             return () if _is_dynamic(settings) else (module_class(**settings),)
     return ()
+
+
+def _batch_norm(graph: fx.GraphModule, node: fx.Node) -> tuple[nn.Module, ...]:
+    """The module for what a subclass of batch-norm calls, as timm's, which has its activation inside."""
+    names = ("running_mean", "running_var", "weight", "bias", "training", "momentum", "eps")
+    given: dict[str, Any] = {**dict(zip(names, node.args[1:], strict=False)), **node.kwargs}
+    places = {name: str(one.target) for name in names[:4] if isinstance(one := given.get(name), fx.Node)}
+    if not {"running_mean", "running_var"} <= places.keys():
+        return ()
+    tensors = {name: operator.attrgetter(place)(graph) for name, place in places.items()}
+    mean = tensors["running_mean"]
+    made = nn.BatchNorm2d(len(mean), given.get("eps", 1e-5), given.get("momentum", 0.1), "weight" in tensors).to(mean)
+    for name, value in tensors.items():  # the same ones
+        setattr(made, name, value)
+    return (made if "weight" in tensors else _affine(made),)
 
 
 def _settings(node: fx.Node, names: tuple[str, ...]) -> dict[str, Any]:

@@ -1,6 +1,6 @@
 """Recipes: how a network is trained, quantised, evaluated and exported; checked before anything runs."""
 
-from .reading import checked, difference, dump, load, parse, read
+from .reading import checked, difference, dump, load, located, parse, read
 from .schema import (
     Average,
     Awp,
@@ -45,6 +45,7 @@ __all__ = [
     "difference",
     "dump",
     "load",
+    "located",
     "parse",
     "read",
 ]

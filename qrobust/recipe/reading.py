@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import tomllib
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
@@ -27,7 +28,7 @@ def load(name: str, overrides: Iterable[str] = ()) -> Recipe:
     table.pop("description", None)  # for `qrobust recipes`
     table.setdefault("name", resources.name_of("recipes", found))
     for override in overrides:
-        table = _merge(table, _located(_override(override), Path.cwd()))
+        table = _merge(table, _override(override))
     return parse(table, source=str(found))
 
 
@@ -67,7 +68,7 @@ def _extended(kind: str, found: resources.Found, seen: tuple[resources.Found, ..
     if found.place in (one.place for one in seen):
         chain = " → ".join(one.variant or one.path.stem for one in (*seen, found))
         raise RecipeError(f"expected {kind} that extend others, got a circle: {chain}; remove one `extends`")
-    table = _located(found.table, found.path.parent)
+    table = located(found.table, found.path.parent)
     parent = _parent(kind, found, table.pop("extends", None))
     if parent is None:
         return table
@@ -84,16 +85,6 @@ def _parent(kind: str, found: resources.Found, name: Any) -> resources.Found | N
     if not isinstance(name, str):
         raise RecipeError(f"{found}: expected extends = 'NAME', got {shown(name)}")
     return found.near(name) or resources.find(kind, name)
-
-
-def _located(table: dict[str, Any], base: Path) -> dict[str, Any]:
-    """With whole paths of the code that it names."""
-    found = dict(table)
-    if isinstance(data := table.get("data"), dict) and isinstance(data.get("name"), str):
-        found["data"] = {**data, "name": resources.located(data["name"], base)}
-    if isinstance(name := table.get("on_event"), str):
-        found["on_event"] = resources.located(name, base)
-    return found
 
 
 def _merge(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
@@ -115,7 +106,21 @@ def _override(text: str) -> dict[str, Any]:
     parsed: Any = found["value"] if found.keys() == {"value"} else value  # a second line would be another key
     for part in reversed(key.strip().split(".")):
         parsed = {part: parsed}
-    return dict(parsed)
+    return located(parsed, Path.cwd())
+
+
+def located(table: Mapping[str, Any], folder: Path) -> dict[str, Any]:
+    """The table with whole paths for the files that it names, which are relative to the file that names them."""
+    found = dict(table)
+    for key in ("model", "data"):
+        if isinstance(inner := table.get(key), Mapping) and isinstance(inner.get("name"), str):
+            found[key] = {**inner, "name": resources.located(inner["name"], folder)}
+    if isinstance(name := table.get("on_event"), str):
+        found["on_event"] = resources.located(name, folder)
+    model = found.get("model")
+    if isinstance(model, Mapping) and isinstance(path := model.get("weights"), str) and path:
+        found["model"] = {**model, "weights": os.path.abspath(folder / Path(path).expanduser())}  # noqa: PTH100, links stay
+    return found
 
 
 def _expect_plain(value: Any, source: str, where: tuple[object, ...] = ()) -> None:

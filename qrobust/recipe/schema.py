@@ -91,6 +91,19 @@ Seconds = Annotated[float, BeforeValidator(_number), Field(gt=0, le=86_400)]  # 
 Weight = Annotated[float, BeforeValidator(_number), Field(ge=0)]
 
 
+def _one_or_more(value: Any) -> Any:
+    return [value] if isinstance(value, (int, float, str)) else value
+
+
+def _above_zero(value: tuple[float, ...]) -> tuple[float, ...]:
+    if not all(one > 0 for one in value):
+        raise ValueError("expected numbers above 0")
+    return value
+
+
+PerChannel = Annotated[tuple[Float, ...], BeforeValidator(_one_or_more)]
+
+
 class Table(BaseModel):
     """A TOML table: unknown keys are errors, values do not change. The text under a key is its meaning, in docs too."""
 
@@ -150,10 +163,25 @@ class Data(Table):
 class Model(BaseModel):
     """Which network; other keys are its options."""
 
-    model_config = ConfigDict(extra="allow", frozen=True, use_attribute_docstrings=True)
+    model_config = ConfigDict(extra="allow", frozen=True, use_attribute_docstrings=True, allow_inf_nan=False)
 
     name: str
-    """[Network](#networks); other keys of the table are its options."""
+    """[Network](#networks), or yours: `FILE.py:factory`, `package.module:factory`, `torchvision:NAME` or `timm:NAME`;
+    other keys of the table are its options."""
+    weights: str | None = None
+    """File that the network starts from (.safetensors, .pth or .pt); left out: random weights."""
+    mean: PerChannel = ()
+    """Subtracted from images inside the network, one number or one a channel, pixels in [0, 1]."""
+    std: Annotated[PerChannel, AfterValidator(_above_zero)] = ()
+    """What images are divided by then, likewise."""
+    sha256: str | None = None
+    """Digest of the factory's file; a run writes it, and another file is refused; left out: any."""
+
+    @model_serializer(mode="wrap")
+    def _without_unset(self, plain: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """No key that is not used, so that keys of older runs stay what they were."""
+        own = ("weights", "mean", "std", "sha256")
+        return {key: value for key, value in plain(self).items() if key not in own or value not in (None, [], ())}
 
     @model_validator(mode="after")
     def _own(self) -> Model:
@@ -264,8 +292,8 @@ class Validation(Table):
 class Schedule(Table):
     """Epochs, SGD and what is added to it."""
 
-    epochs: Count
-    """Passes over the training images."""
+    epochs: Annotated[Int, Field(ge=0)]
+    """Passes over the training images; 0: the network is taken as it is."""
     batch_size: Count = 128
     """Images of a step, of all processes together."""
     lr: Positive = 0.1
@@ -293,6 +321,17 @@ class Schedule(Table):
     sar: Sar | None = None
     awp: Awp | None = None
     average: Average | None = None
+
+    @model_validator(mode="after")
+    def _trains(self) -> Schedule:
+        if not self.epochs and self.average is not None:
+            raise ValueError("expected no table average with epochs = 0, got one; remove it")
+        fat = getattr(self, "fat", "none")
+        if not self.epochs and fat != "none":
+            raise ValueError(
+                f"expected fat = 'none' with epochs = 0, got {fat!r}, whose weights need training; set it to 'none'"
+            )
+        return self
 
     @model_validator(mode="after")
     def _drops(self) -> Schedule:
@@ -459,6 +498,12 @@ class Benchmark(Table):
     """Least time of a batch size, in seconds, all artifacts together."""
 
 
+def _with_float(bits: tuple[int, ...]) -> tuple[int, ...]:
+    if not bits or list(bits) != sorted(set(bits), reverse=True):
+        raise ValueError(f"expected widths that fall, as [32, 4, 2], got {list(bits)}")
+    return bits if bits[0] == 32 else (32, *bits)
+
+
 class Recipe(Table):
     """A whole recipe."""
 
@@ -472,12 +517,12 @@ class Recipe(Table):
     """Whether events of every epoch are written into the run folder; needs the extra `tensorboard`."""
     on_event: str | None = None
     """Function that hears of every epoch and stage, `package.module:function` or `FILE.py:function`; left out: none."""
-    bits: tuple[Bits, ...] = (32, 4, 2)
-    """Widths in bits, falling from 32, the float network; each is trained from the one before it."""
+    bits: Annotated[tuple[Bits, ...], AfterValidator(_with_float)] = (32, 4, 2)
+    """Widths in bits, falling from 32, the float network, always made; each is trained from the one before it."""
     data: Data
     model: Model
     threat: ThreatModel
-    train: Training
+    train: Training = Training(epochs=0)
     quant: Quantisation | None = None
     evaluate: Evaluation = Evaluation()
     export: Export = Export()
@@ -493,10 +538,18 @@ class Recipe(Table):
 
     @model_validator(mode="after")
     def _widths(self) -> Recipe:
-        if 32 not in self.bits or list(self.bits) != sorted(set(self.bits), reverse=True):
-            raise ValueError(f"expected bits to fall from 32, the float network, as [32, 4, 2], got {list(self.bits)}")
         if len(self.bits) > 1 and self.quant is None:
-            raise ValueError("expected a table [quant] for widths below 32, got none")
+            raise ValueError("expected a table [quant] for widths below 32, got none; add one")
+        return self
+
+    @model_validator(mode="after")
+    def _trained(self) -> Recipe:
+        own = ":" in self.model.name and not self.model.name.startswith(("torchvision:", "timm:"))
+        if not (self.train.epochs or self.model.weights or own):
+            raise ValueError(
+                "expected train.epochs above 0, model.weights, or a factory as model.name that loads its own weights, "
+                "got none of them; add one"
+            )
         return self
 
     @model_validator(mode="after")

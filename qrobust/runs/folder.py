@@ -2,6 +2,7 @@
 
 RUN/recipe.toml                      resolved
 RUN/skipped.json                     files of images that were left out, as none of them could be read
+RUN/source.json                      whose code makes the network, if it is the user's own
 RUN/qm-N/train.json                  training, or quantisation below 32 bits
 RUN/qm-N/checkpoint/, metrics.jsonl, events    training state
 RUN/qm-N/model.safetensors           also average.safetensors
@@ -16,8 +17,11 @@ RUN/older/                           quantised networks of other settings, moved
 
 from __future__ import annotations
 
+import hmac
+import json
 import os
 import re
+import secrets
 import shutil
 import sys
 from collections.abc import Iterator
@@ -61,6 +65,7 @@ class RunFolder:
         self.recipe, self.bench, self.report = (path / name for name in ("recipe.toml", "bench.json", "report.json"))
         self.analysis, self.older, self.threads = path / "analysis", path / "older", path / "threads.json"
         self.skipped = path / "skipped.json"
+        self.source = path / "source.json"
 
     @classmethod
     def find(cls, path: Path) -> tuple[RunFolder, int | None]:
@@ -95,6 +100,40 @@ class RunFolder:
         place = self.older / f"{source.name}.{max(numbers, default=0) + 1}"
         self.older.mkdir(exist_ok=True)
         return source.rename(place)
+
+
+def seal(files: RunFolder, value: Any) -> None:
+    """Note in source.json that this user made the run with a value (JSON): code that it names is loaded unasked."""
+    if (key := _user_key()) is not None:
+        write_json(files.source, {"seal": _seal(key, value)})
+
+
+def is_sealed(files: RunFolder, value: Any) -> bool:
+    """Whether `seal` was called by this user with this value; somebody else's folder is not, whatever it holds."""
+    key = _user_key()
+    try:
+        found = str(read_json(files.source)["seal"])
+    except (RunError, LookupError, TypeError):
+        return False
+    return key is not None and hmac.compare_digest(found.encode(), _seal(key, value).encode())
+
+
+def _seal(key: bytes, value: Any) -> str:
+    return hmac.new(key, json.dumps(value, sort_keys=True).encode(), "sha256").hexdigest()
+
+
+def _user_key() -> bytes | None:
+    """32 random bytes that no folder brings along, made at first; None where the user has no place for them."""
+    try:
+        path = Path(os.environ.get("XDG_STATE_HOME") or Path.home() / ".local" / "state") / "qrobust" / "key"
+        if not path.exists():
+            path.parent.mkdir(parents=True, exist_ok=True)
+            with os.fdopen(os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600), "wb") as file:
+                file.write(secrets.token_bytes(32))
+        found = path.read_bytes()
+    except (OSError, RuntimeError):  # no home
+        return None
+    return found if len(found) == 32 else None
 
 
 def judged(record: Any) -> str | None:

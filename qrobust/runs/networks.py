@@ -4,18 +4,85 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import cached_property
+from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from .. import data, devices, models, quant
-from ..errors import RunError
-from ..recipe import Recipe, Schedule, Training
+from ..errors import ModelError, RunError
+from ..models import own
+from ..recipe import Recipe, Schedule, Training, load, located
 from ..train import AVERAGE, MODEL, load_weights
-from .folder import FLOAT, RunFolder
+from .folder import FLOAT, RunFolder, is_sealed
 from .stages import Stage
 
+NAME_IT = "name it by --model FILE.py:factory"
 TRIED = 32  # images of a trial
+
+
+def with_source(settings: Recipe, model: str = "") -> Recipe:
+    """The recipe, with the digest of the file that its network's factory stands in.
+
+    model: a name instead of the recipe's, as a user gives it by `--model`; then whatever the file holds. Raises
+    ModelError where there is no such file, RunError for another than the digest in the recipe is of.
+    """
+    table = settings.model
+    if model:
+        whole = located({"model": {"name": model}}, Path.cwd())["model"]
+        table = table.model_copy(update={**whole, "sha256": None})
+    try:
+        path = own.source_of(table.name)
+        digest = own.digest_of(path) if path is not None else None
+    except ModelError as error:
+        raise ModelError(f"{error}{f', or {NAME_IT}' if table.sha256 else ''}") from error
+    if path is not None and table.sha256 not in (None, digest):
+        raise RunError(
+            f"expected the file {path} that the network was made by (sha256 {str(table.sha256)[:12]}), got another "
+            f"({str(digest)[:12]}); put it back, or {NAME_IT}"
+        )
+    return settings.model_copy(update={"model": table.model_copy(update={"sha256": digest})})
+
+
+def recipe_of(files: RunFolder, model: str = "") -> Recipe:
+    """The recipe of a run folder. Raises RunError where it names code and this user has not made the run so.
+
+    model: as of `with_source`; the code is then named by the user. Somebody else's folder could name any function of
+    any package, with arguments.
+    """
+    found = load(str(files.recipe))
+    name = found.model.name
+    if own.is_users(name) and not model and not is_sealed(files, source_record(found)):
+        raise RunError(
+            f"expected a run that you made yourself to load code for, got {files.path} with {name}, made by another or "
+            f"changed since; {NAME_IT}, if you trust it"
+        )
+    return found
+
+
+def source_record(settings: Recipe) -> dict[str, Any]:
+    """What decides which code makes a run's network, and what it is given."""
+    table: dict[str, Any] = settings.model_dump(mode="json", include={"model"})["model"]
+    return table
+
+
+def taken_from(settings: Recipe, folder: Path, model: str = "") -> Recipe:
+    """The recipe with the float network that a run has made (what it deploys) instead of training one.
+
+    Raises RunError for a folder that is no run, or whose float network is not trained, and as `recipe_of`.
+    """
+    files = RunFolder.expect(folder)
+    source = recipe_of(files, model)
+    weights = files.network(FLOAT).weights(Networks(source, files).deployed(FLOAT))
+    if not weights.is_file():
+        raise RunError(f"expected a trained float network in {folder}, got none; train it by qrobust train RECIPE")
+    return settings.model_copy(
+        update={
+            "model": source.model.model_copy(update={"weights": str(weights.resolve())}),
+            "train": settings.train.model_copy(update={"epochs": 0, "fat": "none", "average": None}),
+        }
+    )
 
 
 class Networks:
@@ -52,29 +119,37 @@ class Networks:
 
     def untrained(self, bits: int) -> nn.Module:
         """The network of a width before training, on the CPU; quantisers not yet placed."""
+        table, shape, classes = self.recipe.model, self.dataset.shape, len(self.dataset.classes)
         with devices.own_randomness():
             torch.manual_seed(self.recipe.seed)
-            model = models.build(
-                self.recipe.model.name,
-                in_channels=self.dataset.shape[0],
-                classes=len(self.dataset.classes),
-                **self.recipe.model.options,
-            )
+            model = models.build(table.name, in_channels=shape[0], classes=classes, **table.options)
+            if own.is_own(table.name):
+                own.check_network(model, table.name, shape, classes)
+        model = own.normalised(model, shape[0], table.mean, table.std)
         return model if bits == FLOAT else self._quantized(model, bits, None)
+
+    def initial(self) -> nn.Module:
+        """The float network that training starts from, on the CPU: with the recipe's weights if it names some."""
+        model, weights = self.untrained(FLOAT), self.recipe.model.weights
+        if weights is not None:
+            inner = model.network if isinstance(model, own.Normalised) else model
+            own.load_weights_into(inner, weights, normalised=inner is not model)
+        return model
 
     def start(self, bits: int) -> nn.Module:
         """The network that training of a width starts from."""
         if bits == FLOAT:
-            model, settings = devices.placed(self.untrained(FLOAT)), self.recipe.train
+            model, settings = devices.placed(self.initial()), self.recipe.train
             if settings.fat == "none":
                 return model
             images = self._calibration(settings.batch_size)  # behind FAT, batch-norm's first statistics are far off
             return quant.quantize(model, quant.QuantConfig(FLOAT, fat=settings.fat), calibration=images)
         assert self.recipe.quant is not None
         images, before = self._calibration(self.recipe.quant.calibration), self.before(bits)
+        anew = True if self.recipe.quant.epochs else None  # training goes on from there
         if before == FLOAT:
             return self._quantized(self.network(FLOAT), bits, images)
-        return quant.requantize(self.network(before), bits, calibration=images, estimate_statistics=True)
+        return quant.requantize(self.network(before), bits, calibration=images, estimate_statistics=anew)
 
     def one_pass(self) -> Callable[[], object]:
         """A forward and backward pass of the float network on a few images, to try numbers of threads with."""
@@ -116,7 +191,8 @@ class Networks:
             edge_layers=settings.edge_layers,
             per_channel=settings.per_channel,
         )
-        anew = calibration is not None  # training goes on from there, under the quantisers' inputs
+        # Where training goes on from there, under the quantisers' inputs; else where weights change.
+        anew = None if calibration is not None and not settings.epochs else calibration is not None
         quantized = quant.quantize(model, config, calibration=calibration, estimate_statistics=anew)
         quant.set_straight_through(quantized, settings.straight_through)
         return quantized

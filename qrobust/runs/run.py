@@ -32,8 +32,8 @@ from ..storage import read_json, write_json, write_text
 from ..threat import Threat
 from ..train.listeners import Listener, event, teller
 from .evaluation import Request, evaluate_as_file, evaluate_width
-from .folder import FLOAT, RunFolder, judged, locked
-from .networks import Networks
+from .folder import FLOAT, RunFolder, judged, locked, seal
+from .networks import Networks, recipe_of, source_record, with_source
 from .preflight import check_provider, preflight
 from .results import results
 from .stages import Stage, told, without_key
@@ -43,14 +43,22 @@ Record = dict[str, Any]
 
 
 class Run:
-    """A recipe at work in a folder. averaged: use weight averages where there are some, deployed or not.
+    """A recipe at work in a folder. averaged: use weight averages where there are some, deployed or not. model: whose
+    factory makes its networks instead of the recipe's, see `with_source`.
 
     on_event: hears of every epoch and stage, see `train.listeners`; not the recipe's own, which a verb loads.
     """
 
     def __init__(
-        self, settings: Recipe, folder: Path, *, averaged: bool = False, on_event: Listener | None = None
+        self,
+        settings: Recipe,
+        folder: Path,
+        *,
+        averaged: bool = False,
+        model: str = "",
+        on_event: Listener | None = None,
     ) -> None:
+        settings = with_source(settings, model)
         self.recipe, self.folder, self.files = settings, folder, RunFolder(folder)
         self.threat = Threat(settings.threat.norm, settings.threat.eps)
         self.target = load_target(settings.export.target)
@@ -58,9 +66,9 @@ class Run:
         self.tell = teller(on_event)
 
     @classmethod
-    def open(cls, folder: Path, *, averaged: bool = False) -> Run:
-        """The run of a folder. Raises RunError if it is none."""
-        return cls(recipe.load(str(RunFolder.expect(folder).recipe)), folder, averaged=averaged)
+    def open(cls, folder: Path, *, averaged: bool = False, model: str = "") -> Run:
+        """The run of a folder. Raises RunError if it is none, and as `recipe_of`."""
+        return cls(recipe_of(RunFolder.expect(folder), model), folder, averaged=averaged, model=model)
 
     def expect_width(self, bits: int) -> int:
         """A width of this run. Raises RunError for another."""
@@ -110,6 +118,8 @@ class Run:
             write_text(self.files.recipe, recipe.dump(self.recipe))
             if self._missing and self.dataset.skipped:
                 write_json(self.files.skipped, list(self.dataset.skipped))
+            if self.recipe.model.sha256:
+                seal(self.files, source_record(self.recipe))
         for stage in stages:
             stage.run()
             distributed.wait()
@@ -170,7 +180,7 @@ class Run:
         stage = Stage(
             place.with_name(f"{place.name}.json") if folder else files.export,
             [
-                self.recipe.model_dump(mode="json", exclude={"bench", "attack", "tensorboard", "on_event"}),
+                self._portable(exclude={"bench", "attack", "tensorboard", "on_event"}),
                 chosen.model_dump(mode="json"),
                 images_as,
             ],
@@ -189,7 +199,7 @@ class Run:
             bits=bits,
             seed=self.recipe.seed,
             threat=self.threat,
-            recipe=self.recipe.model_dump(mode="json", exclude_none=True, exclude={"on_event"}),
+            recipe=self._portable(exclude_none=True, exclude={"on_event"}),
             suite=self._suite(bits),
             before=before,
             input=images_as,
@@ -200,6 +210,12 @@ class Run:
         detail(f"{place}: runs as {', '.join(f'{count} {op}' for op, count in ops.items())}")
         self._finish(stage, {"target": chosen.name, "optimised_ops": dict(ops)})
         return place
+
+    def _portable(self, **what: Any) -> Record:
+        """The recipe for others to read: files by name, not by their place on this machine."""
+        found: Record = self.recipe.model_dump(mode="json", **what)
+        places = {key: Path(found["model"][key]).name for key in ("name", "weights") if found["model"].get(key)}
+        return found | {"model": found["model"] | places}
 
     def _suite(self, bits: int) -> Any:
         images, _ = data.choose(
@@ -316,7 +332,7 @@ class Run:
                 self.target,
                 self.folder,
                 dataset=lambda: self.dataset,
-                network=self.untrained,
+                network=lambda bits: self.networks.initial() if bits == FLOAT else self.untrained(bits),
                 widths=self._missing,
             )
 
@@ -352,19 +368,21 @@ def _described(attacks: Sequence[Attack]) -> list[Any]:
     return [[attack.name, attack.settings] for attack in attacks]
 
 
-def evaluate_folder(folder: Path, attacks: str, request: Request, *, averaged: bool = False) -> dict[str, Record]:
+def evaluate_folder(
+    folder: Path, attacks: str, request: Request, *, averaged: bool = False, model: str = ""
+) -> dict[str, Record]:
     """Results by network of a run folder, of one RUN/qm-N, or of an artifact, with the flags of their sanity checks.
 
     attacks: as in `attack_names`, "" for the recipe's. The request's path: for one network its
     result; for several all of them, and one each in a file with the network's name before the suffix; masks beside
     them; a stream gets the JSON alone. averaged: the weight averages of a run's networks instead of what its recipe
-    deploys; those without one are left out.
+    deploys; those without one are left out. model: as of `Run`.
     """
     if (folder / "manifest.json").exists():
         return evaluate_artifact(folder, attacks, request.n, request.seed or 0, request.path)
     json, place = request.path, result_file(request.path)
     files, one = RunFolder.find(folder)
-    run = Run.open(files.path, averaged=averaged)
+    run = Run.open(files.path, averaged=averaged, model=model)
     widths = list(run.recipe.bits) if one is None else [run.expect_width(one)]
     widths = [bits for bits in widths if run.has_average(bits)] if averaged else widths
     if not widths:

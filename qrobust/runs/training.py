@@ -8,35 +8,53 @@ from __future__ import annotations
 import copy
 import time
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 from torch import fx, nn
 
 from .. import devices, distributed, quant
 from ..errors import CheckpointError, RecipeError, RunError
+from ..models import own
 from ..models.inference import estimate_statistics
 from ..progress import detail, note
 from ..recipe import Recipe, difference, load, parse
 from ..resources import unplaced
 from ..threat import Threat
-from ..train import AVERAGE, METHODS, MODEL, Job, fit, is_whole, plain_images, read_metadata, save_weights
+from ..train import AVERAGE, METHODS, MODEL, Job, State, fit, is_whole, plain_images, read_metadata, save_weights
 from ..train.listeners import Listener, teller
 from .folder import FLOAT, NetworkFolder
 from .networks import Networks
 from .stages import Stage, told, without_key
 
 WEIGHTS = {MODEL, AVERAGE}
+SHA256 = "sha256:"  # of the weights that a network starts from
 
 
 def training_settings(recipe: Recipe, bits: int) -> dict[str, Any]:
     """All keys of a recipe that decide the weights of a width, as tables of a recipe."""
     tables: dict[str, Any] = recipe.model_dump(mode="json", include={"model", "threat", "train", "seed"})
+    tables["model"] = _identity(recipe)
     tables["data"] = recipe.data.model_dump(mode="json", exclude={"root", "download", "cache", "skip_unreadable"})
     tables["data"]["name"] = unplaced(recipe.data.name)  # its code may move: images have a fingerprint
+    if bits == FLOAT and not recipe.train.epochs:  # how the quantised ones are trained is not its matter
+        tables.pop("threat")
+        kept = ("epochs", "batch_size", "estimate_statistics") if recipe.train.estimate_statistics else ("epochs",)
+        tables["train"] = {key: tables["train"][key] for key in kept}
     if bits != FLOAT:
         tables["bits"] = [FLOAT, *(width for width in recipe.bits if FLOAT > width >= bits)]
         tables["quant"] = recipe.model_dump(mode="json", include={"quant"})["quant"]
     return tables
+
+
+def _identity(recipe: Recipe) -> dict[str, Any]:
+    """The table model with digests for places: what was moved is the same."""
+    table: dict[str, Any] = recipe.model_dump(mode="json", include={"model"})["model"]
+    if recipe.model.sha256:
+        table["name"] = Path(recipe.model.name).name
+    if (weights := recipe.model.weights) and not weights.startswith(SHA256):
+        table["weights"] = SHA256 + own.digest_of(Path(weights))
+    return table
 
 
 class TrainStage:
@@ -130,7 +148,8 @@ class TrainStage:
                 f"expected the weights that training wrote in {self.files.path}, got others; put them back, "
                 f"or remove {whole[0].name} to have it made from the training state"
             )
-        if self.files.state.exists() or not (whole or self.files.training.exists()):
+        remakeable = self.files.state.exists() or not self.networks.schedule(self.bits).epochs
+        if remakeable or not (whole or self.files.training.exists()):
             return
         raise RunError(
             f"expected {self.files.training.name}, weights and training state in {self.files.path}, got some "
@@ -166,8 +185,12 @@ class TrainStage:
     def _train(self) -> dict[str, Any]:
         started, networks = time.perf_counter(), self.networks
         model, job = devices.placed(networks.start(self.bits)), self.job()
-        teacher = networks.network(FLOAT) if METHODS[job.training.method].teacher else None
-        state = fit(model, networks.dataset, job, teacher=teacher)
+        state = State(job.key)
+        if job.schedule.epochs:
+            teacher = networks.network(FLOAT) if METHODS[job.training.method].teacher else None
+            state = fit(model, networks.dataset, job, teacher=teacher)
+        else:
+            self._save(model, job, MODEL)
         for name in WEIGHTS & state.best.keys():
             model.load_state_dict(state.best_of(name))
             self._save(model, job, name)

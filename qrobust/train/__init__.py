@@ -1,6 +1,6 @@
 """Adversarial training that continues where it stopped."""
 
-from .checkpoint import is_whole, load_weights, read_metadata, save_weights
+from .checkpoint import State, is_whole, load_weights, read_metadata, save_weights
 from .job import Job, first_epoch, learning_rate
 from .methods import METHODS
 from .trainer import AVERAGE, MODEL, fit, plain_images
@@ -10,6 +10,7 @@ __all__ = [
     "METHODS",
     "MODEL",
     "Job",
+    "State",
     "first_epoch",
     "fit",
     "is_whole",

@@ -9,6 +9,7 @@ from torch.nn import functional as F
 
 from qrobust.errors import ModelError
 from qrobust.models import build
+from qrobust.quant import QuantConfig, quantize
 from qrobust.quant.graph import trace
 from qrobust.torchvision_cpu import import_torchvision
 
@@ -198,3 +199,30 @@ def test_the_original_is_left_alone():
     trace(model)
     assert all(module.training for module in model.modules())
     assert any(getattr(module, "inplace", False) for module in model.modules())
+
+
+class ActiveNorm(nn.BatchNorm2d):
+    """As timm's: batch-norm with its activation inside."""
+
+    def forward(self, x):
+        given = (self.weight, self.bias, self.training)
+        return nn.functional.batch_norm(x, self.running_mean, self.running_var, *given, self.momentum, self.eps).relu()
+
+
+@pytest.mark.parametrize("affine", [True, False])
+def test_a_subclass_of_batch_norm_becomes_a_module(affine):
+    torch.manual_seed(0)
+    norms = [ActiveNorm(width, eps=1e-3, affine=affine) for width in (4, 6)]
+    parts = [nn.Conv2d(1, 4, 3), norms[0], nn.Conv2d(4, 6, 3), norms[1], nn.AdaptiveAvgPool2d(1), nn.Flatten()]
+    network, x = nn.Sequential(*parts, nn.Linear(6, 5)), torch.rand(32, 1, 8, 8)
+    network(x)
+    network.eval()
+    traced = trace(network)
+    with torch.no_grad():
+        assert torch.equal(traced(x), network(x))
+        quantised = quantize(network, QuantConfig(8, fat="none"), calibration=x)
+        assert (quantised(x) - network(x)).abs().max() < 0.02 * network(x).abs().max()
+    names = [module for module in traced.modules() if isinstance(module, nn.BatchNorm2d)]
+    assert [module.eps for module in names] == [1e-3, 1e-3]
+    traced.train()(x)
+    assert all(module.num_batches_tracked == 1 for module in names)
