@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
+import doctest
+import importlib
 import re
-import subprocess
-import sys
+import runpy
 from pathlib import Path
 
 import pytest
+import torch
 
-from .conftest import CommandLine, docs_generator
+import qrobust
+from qrobust.runtime import Artifact
+from qrobust.torchvision_cpu import import_torchvision
+
+from .conftest import CommandLine, docs_generator, evidence
 
 ROOT = Path(__file__).resolve().parent.parent
 README = (ROOT / "README.md").read_text()
@@ -42,12 +48,66 @@ def test_links_in_documents_lead_somewhere() -> None:
             assert (path.parent / target).exists(), f"{path.name}: {target}"
 
 
-def test_python_examples_of_the_readme_run(tmp_path: Path) -> None:
+def test_python_examples_of_the_readme_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
     examples = re.findall(r"```python\n(.*?)```", README, re.S)
     assert examples
     for example in examples:
-        done = subprocess.run([sys.executable, "-c", example], capture_output=True, text=True, cwd=tmp_path)
-        assert done.returncode == 0, done.stderr
+        exec(compile(example, "README.md", "exec"), {"__name__": "readme"})
+
+
+def test_the_page_on_python_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its blocks one after the other, then its tests; and it names all that is public."""
+    monkeypatch.chdir(tmp_path)
+    text, names = (ROOT / "docs" / "api.md").read_text(), {"__name__": "api"}
+    for block in re.findall(r"```python\n(.*?)```", text, re.S):
+        exec(compile(block, "docs/api.md", "exec"), names)
+    tests = [value for name, value in names.items() if name.startswith("test_")]
+    assert tests
+    for test in tests:
+        test()  # type: ignore[operator]
+    assert [name for name in qrobust.__all__ if name not in text] == ["__version__", "export_model"]
+
+
+SHORTER = (("train_size=1000", "train_size=200"), (r"epochs=\d+, lr=0.1|epochs=\d+, lr=0.05", "epochs=1, lr=0.05"))
+
+
+@pytest.mark.filterwarnings("ignore")  # Lightning's, of workers and of what torch deprecates
+@pytest.mark.parametrize(
+    ("name", "whole"),
+    [
+        ("plain_loop", False),
+        pytest.param("plain_loop", True, marks=pytest.mark.slow),
+        pytest.param("lightning_loop", True, marks=pytest.mark.slow),
+    ],
+)
+def test_loops_of_ones_own_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, whole: bool) -> None:
+    if name == "lightning_loop":
+        evidence("lightning")
+        import_torchvision()  # which Lightning imports too
+        importlib.import_module("lightning")
+    monkeypatch.chdir(tmp_path)
+    source = (ROOT / "docs" / "examples" / f"{name}.py").read_text()
+    assert len([line for line in source.split("\n\n", 1)[1].splitlines() if line.strip()]) <= 50
+    for wanted, shorter in () if whole else SHORTER:
+        source, changes = re.subn(wanted, shorter, source)
+        assert changes
+    (tmp_path / "example.py").write_text(source)
+    runpy.run_path("example.py", run_name="__main__")
+    artifact = Artifact.load("artifacts/qm-4")
+    assert artifact.manifest["bits"] == 4
+    if whole:
+        assert artifact.manifest["metrics"]["before"]["worst_case"]["accuracy"] > 0.6
+
+
+def test_examples_of_docstrings_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As a user would paste them, in the order of the path: later ones read what earlier ones write."""
+    monkeypatch.chdir(tmp_path)
+    torch.manual_seed(0)
+    for name in ("quantize", "fit", "evaluate", "export_artifact", "check", "attack", "save", "load"):
+        (found,) = doctest.DocTestFinder(recurse=False).find(getattr(qrobust, name), name, globs={})
+        assert found.examples, name
+        assert doctest.DocTestRunner().run(found).failed == 0, name
 
 
 def test_the_makefile_has_the_commands_of_the_readme() -> None:

@@ -185,8 +185,10 @@ def attack(
     damaged artifact, GraphError for a graph that gradients cannot pass, RecipeError for what is no attack or where
     images are missing, DataError for images or labels that do not fit.
 
-        result = qrobust.attack("artifact", attacks=["pgd-20:keep=best", "square-500"], n=200)
-        result["worst_case"]["accuracy"]
+    >>> import qrobust
+    >>> result = qrobust.attack("artifact", attacks=["pgd-20:keep=best", "square-20"], n=50)
+    >>> result["worst_case"]["accuracy"] <= result["clean"]["accuracy"]
+    True
     """
     deployed = open_deployed(file.path if isinstance(file, Artifact) else Path(file))
     names = attack_names(attacks, ()) if isinstance(attacks, str) else tuple(attacks)

@@ -77,9 +77,13 @@ def export_artifact(
     Raises ExportError for a network or target that cannot be written, ParityError for a file that computes something
     else, DataError or ModelError for images and networks that do not fit, RunError for a folder that is not ours.
 
-        threat = qrobust.Threat("linf", 8 / 255)
-        artifact = qrobust.export_artifact(qm4, (x, y), threat=threat, out="artifacts/qm-4", float_model=net)
-        assert qrobust.check(artifact).passed
+    >>> import torch, qrobust
+    >>> net = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(64, 2))
+    >>> x, threat = torch.rand(160, 1, 8, 8), qrobust.Threat("linf", 8 / 255)
+    >>> data = x, net(x).argmax(1)
+    >>> artifact = qrobust.export_artifact(net, data, threat=threat, out="artifact", attacks=["pgd-20"])
+    >>> artifact.sets, artifact.classes
+    (('clean', 'pgd-20'), ('0', '1'))
     """
     place, chosen = Path(out).absolute(), target if isinstance(target, Target) else load_target(target)
     dataset = _as_dataset(model, data, config)

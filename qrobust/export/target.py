@@ -121,8 +121,9 @@ def check(
     `passed` says whether all held, `verdicts` which did not, why, and what to do. Raises ArtifactError for an artifact
     that is damaged or that its session does not run, RecipeError for another limit.
 
-        def test_the_network_that_we_ship() -> None:
-            assert qrobust.check("artifact", robust_drop=0.01).passed
+    >>> import qrobust
+    >>> qrobust.check("artifact", robust_drop=0.01).passed  # one that `export_artifact` wrote
+    True
 
     Replayed examples can only overestimate robustness: `qrobust.attack` attacks the file itself.
     """

@@ -140,9 +140,15 @@ def quantize(
 
     What sums, products, concatenations, pools and functions like SiLU read has 8 bits: they hold no product
     of weights, and at n bits a sum would lose its small part. Biases are rounded (`round_biases`), so that what is
-    evaluated is what `export_model` writes; after training round them again.
+    evaluated is what `export_model` writes; `fit` and `export_artifact` do the same.
     Raises ModelError for settings out of range, for patterns that name nothing, for a module without a quantised
     form, by name, and where the captured graph does not compute what the network does, with the first module apart.
+
+    >>> import torch, qrobust
+    >>> net = torch.nn.Sequential(torch.nn.Conv2d(1, 4, 3), torch.nn.Flatten(), torch.nn.Linear(144, 2))
+    >>> qm4 = qrobust.quantize(net.eval(), 4, calibration=torch.rand(16, 1, 8, 8))
+    >>> sorted({quantizer.bits for quantizer in qrobust.quant.quantizers(qm4)})  # edge layers keep 8
+    [8]
     """
     config = config if isinstance(config, QuantConfig) else QuantConfig(config)
     if any(True for _ in quantizers(model)):

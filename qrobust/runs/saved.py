@@ -32,10 +32,10 @@ def save(model: nn.Module, path: str | Path) -> None:
     module of one's own its weights alone, so that `load` must be given it. Raises ModelError for what is no network,
     or a float one behind FAT; RunError for a place that cannot be written.
 
+    >>> import qrobust
     >>> from qrobust import models
     >>> net = models.build("resnet8", in_channels=1, classes=10)
-    >>> save(net, "resnet8.safetensors"); load("resnet8.safetensors").training
-    False
+    >>> qrobust.save(net, "resnet8.safetensors")
     """
     if not isinstance(model, nn.Module):
         raise ModelError(f"expected a network (torch.nn.Module) to save, got {shown(model)}; pass fitted.model")
@@ -62,10 +62,10 @@ def load(path: str | Path, *, model: nn.Module | None = None) -> nn.Module:
     saved (it is quantised again as it was), or quantised alike. It gets the weights; no file names code to run.
     Raises CheckpointError for a damaged file, or one of another network; RunError for a folder that holds none.
 
-    >>> from qrobust import models
-    >>> save(models.build("resnet8", in_channels=1, classes=10), "net.safetensors")
-    >>> load("net.safetensors")(torch.zeros(1, 1, 8, 8)).shape
-    torch.Size([1, 10])
+    >>> import torch, qrobust
+    >>> net = qrobust.load("resnet8.safetensors")  # which `save` wrote
+    >>> net.training, net(torch.zeros(1, 1, 8, 8)).shape
+    (False, torch.Size([1, 10]))
     """
     place = Path(path)
     if place.is_dir() or place.suffix == ".onnx":

@@ -84,9 +84,10 @@ def fit(
     Raises RecipeError for settings, DataError for images, ModelError for a network that do not go together; RunError
     for a loss that is not finite, or an `out` of another training.
 
-    >>> x, y = torch.rand(64, 1, 8, 8), torch.arange(64) % 2
-    >>> net = nn.Sequential(nn.Flatten(), nn.Linear(64, 2))
-    >>> fitted = fit(net, (x, y), threat=Threat("linf", 8 / 255), method="at", epochs=1)
+    >>> import torch, qrobust
+    >>> net = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(64, 2))
+    >>> x, y, threat = torch.rand(64, 1, 8, 8), torch.arange(64) % 2, qrobust.Threat("linf", 8 / 255)
+    >>> fitted = qrobust.fit(net, (x, y), threat=threat, method="at", epochs=1)
     >>> len(fitted.history), 0 <= fitted.robust <= 1
     (1, True)
 

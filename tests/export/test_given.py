@@ -55,7 +55,7 @@ def folder(tmp_path_factory):
     def make(path):
         model = made()
         export_artifact(
-            model, (X, labelled(float_model())), threat=THREAT, out=path / "qm-4", attacks="pgd-5,gn,transfer-5",
+            model, (X, labelled(float_model())), threat=THREAT, out=path / "qm-4", attacks="pgd-2,gn,transfer-2",
             float_model=float_model(), config=ExportConfig(name="own", classes=COLOURS),
         )  # fmt: skip
         assert first_unrounded(model) == "second"  # a copy was rounded
@@ -68,7 +68,7 @@ def test_what_is_written_is_what_was_evaluated(folder):
     manifest = artifact.manifest
     round_biases(model)
     result = qrobust.evaluate(
-        model, (X, labelled(float_model())), attacks=["pgd-5", "gn", "transfer-5"], threat=THREAT,
+        model, (X, labelled(float_model())), attacks=["pgd-2", "gn", "transfer-2"], threat=THREAT,
         float_model=float_model(),
     ).to_dict()  # fmt: skip
     before = manifest["metrics"]["before"]
@@ -79,7 +79,7 @@ def test_what_is_written_is_what_was_evaluated(folder):
     }
     assert {"cost", "flags", "sanity_checks"} <= before.keys()
     assert (manifest["bits"], artifact.name, artifact.classes) == (4, "own", COLOURS)
-    assert artifact.sets == ("clean", "pgd-5", "transfer-5")  # noise is bounded by nothing
+    assert artifact.sets == ("clean", "pgd-2", "transfer-2")  # noise is bounded by nothing
     assert manifest["parity"]["flips"] == 0
     logits = torch.from_numpy(artifact.logits(X.numpy()))
     with torch.no_grad():
@@ -89,20 +89,20 @@ def test_what_is_written_is_what_was_evaluated(folder):
 
 def test_the_float_artifact_lies_beside_it(folder):
     beside = Artifact.load(folder / "qm-32")
-    assert (beside.manifest["bits"], beside.sets, beside.name) == (32, ("clean", "pgd-5"), "own-qm-32")
-    result = qrobust.attack(folder / "qm-4", attacks=["transfer-5"], n=40)
-    assert list(result["attacks"]["transfer-5"]["settings"]["sources"]) == ["own-qm-32"]
+    assert (beside.manifest["bits"], beside.sets, beside.name) == (32, ("clean", "pgd-2"), "own-qm-32")
+    result = qrobust.attack(folder / "qm-4", attacks=["transfer-2"], n=40)
+    assert list(result["attacks"]["transfer-2"]["settings"]["sources"]) == ["own-qm-32"]
 
 
 def test_the_file_is_attacked_on_the_suite_or_on_images_that_are_given(folder):
     artifact, y = Artifact.load(folder / "qm-4"), labelled(float_model())
-    suite = qrobust.attack(artifact, attacks="pgd-5", n=40)
+    suite = qrobust.attack(artifact, attacks="pgd-2", n=40)
     assert suite["gap"]["replayed"]["n"] == 40
     loader = DataLoader(TensorDataset(X[:30] / 255, y[:30]), batch_size=8)
-    given = qrobust.attack(str(folder / "qm-4"), loader, attacks=["pgd-5"])
+    given = qrobust.attack(str(folder / "qm-4"), loader, attacks=["pgd-2"])
     assert given["n"] == 30
     assert given["gap"]["replayed"] == {}  # other images than the suite's
-    bare = qrobust.attack(folder / "qm-4" / "model.onnx", (X[:30], y[:30]), attacks=["pgd-5"], eps=THREAT.eps)
+    bare = qrobust.attack(folder / "qm-4" / "model.onnx", (X[:30], y[:30]), attacks=["pgd-2"], eps=THREAT.eps)
     assert bare["clean"] == given["clean"]
     assert bare["worst_case"]["accuracy"] < bare["clean"]["accuracy"]
 
@@ -130,21 +130,18 @@ def test_names_of_classes_come_from_the_data(tmp_path):
     model, y = float_model(), labelled(float_model())
     data = TensorDataset(X, y)
     data.classes = list(COLOURS)
-    part = Images(X, y)
-    for place, given in {
-        "loader": DataLoader(data, batch_size=50),
-        "ours": Dataset("own", COLOURS, part.take(slice(0, 0)), part.take(slice(0, 0)), part, "f" * 64),
-    }.items():
-        artifact = export_artifact(model, given, threat=THREAT, out=tmp_path / place, attacks=["pgd-2"])
-        assert artifact.classes == COLOURS
-        assert artifact.manifest["bits"] == 32
-        assert np.array_equal(artifact.suite["y"], y.numpy())
-    numbers = export_artifact(
-        model, part, threat=THREAT, out=tmp_path / "ours", attacks=["pgd-2"], target="compact",
+    artifact = export_artifact(
+        model, DataLoader(data, batch_size=50), threat=THREAT, out=tmp_path / "a", attacks=["pgd-2"], target="compact",
         config=ExportConfig(n=120, input="uint8-nhwc"),
     )  # fmt: skip
-    assert (numbers.classes, len(numbers.suite["y"])) == (("0", "1", "2", "3"), 120)
-    assert numbers.takes_bytes
+    assert (artifact.classes, artifact.takes_bytes, artifact.manifest["bits"]) == (COLOURS, True, 32)
+    assert len(artifact.suite["y"]) == artifact.manifest["metrics"]["before"]["n"] == 120
+    part = Images(X, y)
+    ours = Dataset("own", COLOURS[::-1], part.take(slice(0, 0)), part.take(slice(0, 0)), part, "f" * 64)
+    artifact = export_artifact(model, ours, threat=THREAT, out=tmp_path / "a", attacks=["pgd-2"])
+    assert (artifact.classes, artifact.manifest["data_fingerprint"]) == (COLOURS[::-1], "f" * 64)
+    assert np.array_equal(artifact.suite["y"], y.numpy())
+    assert export_artifact(model, part, threat=THREAT, out=tmp_path / "a", attacks=["pgd-2"]).classes == tuple("0123")
 
 
 def refuse(tmp_path, model=None, data=None, **settings):
@@ -170,14 +167,6 @@ REFUSED = {
     "the float one's folder": (
         lambda p: refuse(p, made(), out=p / "qm-32", float_model=float_model()), "expected a folder other than qm-32"
     ),
-    "an unknown limit": (lambda p: qrobust.check(refuse(p), robust=0.1), "unknown key 'robust'; did you mean"),
-    "a limit too large": (lambda p: qrobust.check(refuse(p), robust_drop=0.9), "check: robust_drop: expected less"),
-    "no images for a file": (
-        lambda p: qrobust.attack(refuse(p).path / "model.onnx"), r"has no suite, got none; pass data=\(x, y\)"
-    ),
-    "labels of another file": (
-        lambda p: qrobust.attack(refuse(p), (X, labelled(float_model()) + 9)), r"expected labels in \[0, 3\], got"
-    ),
 }  # fmt: skip
 
 
@@ -186,4 +175,27 @@ def test_what_does_not_go_together_is_refused_in_one_line(tmp_path, name):
     call, message = REFUSED[name]
     with pytest.raises(QrobustError, match=message) as caught:
         call(tmp_path)
+    assert "\n" not in str(caught.value)
+
+
+UNUSABLE = {
+    "an unknown limit": (lambda p: qrobust.check(p, robust=0.1), "unknown key 'robust'; did you mean 'robust_drop'"),
+    "a limit too large": (lambda p: qrobust.check(p, robust_drop=0.9), "check: robust_drop: expected less"),
+    "a limit beyond what is detected": (
+        lambda p: qrobust.check(p, robust_drop=0.1), "expected accuracy_drop and robust_drop below 0.1, .* got 0.1"
+    ),
+    "no images": (lambda p: qrobust.attack(p / "model.onnx"), r"has no suite, got none; pass data=\(x, y\)"),
+    "other labels": (
+        lambda p: qrobust.attack(p, (X, labelled(float_model()) + 9)), r"expected labels in \[0, 3\], got"
+    ),
+    "an unknown attack": (lambda p: qrobust.attack(p, attacks=["pgdd-2"]), "did you mean"),
+    "nothing to transfer from": (lambda p: qrobust.attack(p, transfer=[p.parent.parent]), "expected an artifact or"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", UNUSABLE)
+def test_what_is_asked_of_an_artifact_and_makes_no_sense_is_refused_in_one_line(folder, name):
+    call, message = UNUSABLE[name]
+    with pytest.raises(QrobustError, match=message) as caught:
+        call(folder / "qm-4")
     assert "\n" not in str(caught.value)
