@@ -69,35 +69,19 @@ def test_the_page_on_python_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     assert [name for name in qrobust.__all__ if name not in text] == ["__version__", "export_model"]
 
 
-SHORTER = (("train_size=1000", "train_size=200"), (r"epochs=\d+, lr=0.1|epochs=\d+, lr=0.05", "epochs=1, lr=0.05"))
-
-
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore")  # Lightning's, of workers and of what torch deprecates
-@pytest.mark.parametrize(
-    ("name", "whole"),
-    [
-        ("plain_loop", False),
-        pytest.param("plain_loop", True, marks=pytest.mark.slow),
-        pytest.param("lightning_loop", True, marks=pytest.mark.slow),
-    ],
-)
-def test_loops_of_ones_own_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, whole: bool) -> None:
+@pytest.mark.parametrize("name", ["plain_loop", "lightning_loop"])
+def test_loops_of_ones_own_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
     if name == "lightning_loop":
         evidence("lightning")
         import_torchvision()  # which Lightning imports too
         importlib.import_module("lightning")
     monkeypatch.chdir(tmp_path)
-    source = (ROOT / "docs" / "examples" / f"{name}.py").read_text()
-    assert len([line for line in source.split("\n\n", 1)[1].splitlines() if line.strip()]) <= 50
-    for wanted, shorter in () if whole else SHORTER:
-        source, changes = re.subn(wanted, shorter, source)
-        assert changes
-    (tmp_path / "example.py").write_text(source)
-    runpy.run_path("example.py", run_name="__main__")
-    artifact = Artifact.load("artifacts/qm-4")
-    assert artifact.manifest["bits"] == 4
-    if whole:
-        assert artifact.manifest["metrics"]["before"]["worst_case"]["accuracy"] > 0.6
+    runpy.run_path(str(ROOT / "docs" / "examples" / f"{name}.py"), run_name="__main__")
+    manifest = Artifact.load("artifacts/qm-4").manifest
+    assert manifest["bits"] == 4
+    assert manifest["metrics"]["before"]["worst_case"]["accuracy"] > 0.6
 
 
 def test_examples_of_docstrings_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
