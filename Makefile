@@ -2,9 +2,10 @@ PYTHON ?= python3
 BIN := .venv/bin
 # Installed again only when a list of dependencies has changed.
 LISTS := setup.cfg pyproject.toml constraints.txt
-# What tests compare attacks with, and what that imports: its own pins are old (torchattacks': requests 2.25).
-JUDGES := torchattacks foolbox
-JUDGES_NEED := eagerpy GitPython requests tqdm
+# What tests compare attacks with, or train with, and what that imports: pins of its own are old (torchattacks':
+# requests 2.25).
+JUDGES := torchattacks foolbox lightning
+JUDGES_NEED := eagerpy GitPython lightning-utilities requests torchmetrics tqdm
 # Processes that share the tests, one thread each; every one spends ten seconds of CPU on imports before the first.
 WORKERS ?= 2
 

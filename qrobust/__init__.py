@@ -13,20 +13,50 @@ from typing import TYPE_CHECKING, Any
 __version__ = "0.2.0"
 
 if TYPE_CHECKING:
+    from .deployed.attack import attack
     from .evaluation import evaluate
+    from .export.given import ExportConfig, export_artifact
+    from .export.target import check
     from .export.write import export_model
-    from .quant import quantize
+    from .quant import QuantConfig, quantize
+    from .runs.saved import load, save
     from .runtime import Artifact
     from .threat import Threat
+    from .train.fitting import Fitted, fit
 
 _HOMES = {
     "Artifact": ".runtime",
+    "ExportConfig": ".export.given",
+    "Fitted": ".train.fitting",
+    "QuantConfig": ".quant",
     "Threat": ".threat",
+    "attack": ".deployed.attack",
+    "check": ".export.target",
     "evaluate": ".evaluation",
+    "export_artifact": ".export.given",
     "export_model": ".export.write",
+    "fit": ".train.fitting",
+    "load": ".runs.saved",
     "quantize": ".quant",
+    "save": ".runs.saved",
 }
-__all__ = ["Artifact", "Threat", "__version__", "evaluate", "export_model", "quantize"]
+__all__ = [
+    "Artifact",
+    "ExportConfig",
+    "Fitted",
+    "QuantConfig",
+    "Threat",
+    "__version__",
+    "attack",
+    "check",
+    "evaluate",
+    "export_artifact",
+    "export_model",
+    "fit",
+    "load",
+    "quantize",
+    "save",
+]
 
 
 def __getattr__(name: str) -> Any:

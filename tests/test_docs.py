@@ -2,18 +2,25 @@
 
 from __future__ import annotations
 
+import doctest
+import importlib
 import re
+import runpy
 from pathlib import Path
 from typing import Annotated, Literal
 
 import pytest
+import torch
 from pydantic import BaseModel, Field
 
+import qrobust
 from qrobust.bench.measure import Scenario
 from qrobust.export.target import Target
 from qrobust.recipe import Recipe
+from qrobust.runtime import Artifact
+from qrobust.torchvision_cpu import import_torchvision
 
-from .conftest import CommandLine, docs_generator
+from .conftest import CommandLine, docs_generator, evidence
 
 ROOT = Path(__file__).resolve().parent.parent
 README = (ROOT / "README.md").read_text()
@@ -48,11 +55,50 @@ def test_links_in_documents_lead_somewhere() -> None:
 
 
 def test_python_examples_of_the_readme_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
     examples = re.findall(r"```python\n(.*?)```", README, re.S)
     assert examples
     monkeypatch.chdir(tmp_path)
     for example in examples:
-        exec(compile(example, "README.md", "exec"), {"__name__": "__main__"})
+        exec(compile(example, "README.md", "exec"), {"__name__": "readme"})
+
+
+def test_the_page_on_python_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its blocks one after the other, then its tests; and it names all that is public."""
+    monkeypatch.chdir(tmp_path)
+    text, names = (ROOT / "docs" / "api.md").read_text(), {"__name__": "api"}
+    for block in re.findall(r"```python\n(.*?)```", text, re.S):
+        exec(compile(block, "docs/api.md", "exec"), names)
+    tests = [value for name, value in names.items() if name.startswith("test_")]
+    assert tests
+    for test in tests:
+        test()  # type: ignore[operator]
+    assert [name for name in qrobust.__all__ if name not in text] == ["__version__", "export_model"]
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore")  # Lightning's, of workers and of what torch deprecates
+@pytest.mark.parametrize("name", ["plain_loop", "lightning_loop"])
+def test_loops_of_ones_own_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+    if name == "lightning_loop":
+        evidence("lightning")
+        import_torchvision()  # which Lightning imports too
+        importlib.import_module("lightning")
+    monkeypatch.chdir(tmp_path)
+    runpy.run_path(str(ROOT / "docs" / "examples" / f"{name}.py"), run_name="__main__")
+    manifest = Artifact.load("artifacts/qm-4").manifest
+    assert manifest["bits"] == 4
+    assert manifest["metrics"]["before"]["worst_case"]["accuracy"] > 0.6
+
+
+def test_examples_of_docstrings_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As a user would paste them, in the order of the path: later ones read what earlier ones write."""
+    monkeypatch.chdir(tmp_path)
+    torch.manual_seed(0)
+    for name in ("quantize", "fit", "evaluate", "export_artifact", "check", "attack", "save", "load"):
+        (found,) = doctest.DocTestFinder(recurse=False).find(getattr(qrobust, name), name, globs={})
+        assert found.examples, name
+        assert doctest.DocTestRunner().run(found).failed == 0, name
 
 
 def test_the_makefile_has_the_commands_of_the_readme() -> None:

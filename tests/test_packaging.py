@@ -78,7 +78,8 @@ def test_a_checkout_finds_its_own_recipes(tmp_path: Path) -> None:
 
 def test_public_names() -> None:
     assert sorted(qrobust.__all__) == [
-        "Artifact", "Threat", "__version__", "evaluate", "export_model", "quantize",
+        "Artifact", "ExportConfig", "Fitted", "QuantConfig", "Threat", "__version__", "attack", "check", "evaluate",
+        "export_artifact", "export_model", "fit", "load", "quantize", "save",
     ]  # fmt: skip
     for name in qrobust.__all__:
         assert getattr(qrobust, name) is not None
@@ -90,7 +91,7 @@ def test_public_names_are_functions_whatever_was_imported_before() -> None:
     """A module of the same name would stand where the function was."""
     for module in pkgutil.walk_packages(qrobust.__path__, "qrobust."):
         importlib.import_module(module.name)
-    for name in ("evaluate", "export_model", "quantize"):
+    for name in (name for name in qrobust.__all__ if name.islower() and name != "__version__"):
         with pytest.raises(TypeError, match=f"{name}\\(\\) missing"):
             getattr(qrobust, name)()
     assert qrobust.Threat("linf", 0.1).eps == 0.1

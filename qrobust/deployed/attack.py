@@ -23,7 +23,7 @@ from torch import Generator, Tensor, nn
 from .. import devices
 from ..attacks import Attack, Scene, named
 from ..attacks.registry import SQUARE, TRANSFER, WITHOUT_GRADIENTS, attack_names
-from ..data import Images, make_images, to_unit
+from ..data import Given, Images, as_images, make_images, to_unit
 from ..distributed import is_first, own
 from ..errors import RecipeError
 from ..evaluation import evaluate
@@ -31,7 +31,7 @@ from ..evaluation.outcomes import CLEAN, result_file, stream
 from ..export.artifact import to_pixels
 from ..runtime import Artifact
 from ..threat import Threat
-from .model import SUITE, Deployed, Served, find_images, find_sources, open_deployed
+from .model import GIVEN, SUITE, Deployed, Served, expect_classes, find_images, find_sources, open_deployed
 from .sanity import CheckedFile, check_file_sanity
 
 SESSION = "session"
@@ -120,7 +120,9 @@ class Settings:
     sources: tuple[Deployed, ...] = ()
 
 
-def attack(deployed: Deployed, images: Images, settings: Settings, path: Path | None = None, **more: Any) -> Record:
+def attack_deployed(
+    deployed: Deployed, images: Images, settings: Settings, path: Path | None = None, **more: Any
+) -> Record:
     """What attacks on a file leave of its accuracy; the session judges every candidate.
 
     Returns an evaluation's result with "artifact", "gap", "sanity_checks", "flags" and `more`; saved to `path` (.json)
@@ -160,6 +162,44 @@ def attack(deployed: Deployed, images: Images, settings: Settings, path: Path | 
     return outcomes.to_dict() | more
 
 
+def attack(
+    file: Artifact | str | Path,
+    data: Given | None = None,
+    *,
+    attacks: str | Sequence[str] = (),
+    n: int | None = None,
+    seed: int = 0,
+    eps: float | None = None,
+    transfer: Sequence[str | Path] = (),
+) -> Record:
+    """What attacks on the file itself leave of its accuracy, with gradients of its own; the session judges.
+
+    file: an artifact, its folder, or any classifier in an ONNX file that takes images (n, c, h, w) in [0,1]. data: an
+    (x, y) pair of tensors or arrays, a torch Dataset or DataLoader, `Images`; None for the suite's clean images.
+    attacks: names, as in `qrobust eval --attacks`; () for the suite's, and a strong set as far as it fits. n: how many
+    images, None for all. eps: in units of [0,1], None for the artifact's, or 8/255. transfer: artifacts, ONNX files or
+    runs to transfer examples from; () for the float artifact beside.
+
+    Returns what `Outcomes.to_dict` does: "clean", "attacks", "worst_case" with intervals; besides it "artifact", "gap"
+    (the same attack's accuracy in torch, replayed, and here), "sanity_checks" and "flags". Raises ArtifactError for a
+    damaged artifact, GraphError for a graph that gradients cannot pass, RecipeError for what is no attack or where
+    images are missing, DataError for images or labels that do not fit.
+
+    >>> import qrobust
+    >>> result = qrobust.attack("artifact", attacks=["pgd-20:keep=best", "square-20"], n=50)
+    >>> result["worst_case"]["accuracy"] <= result["clean"]["accuracy"]
+    True
+    """
+    deployed = open_deployed(file.path if isinstance(file, Artifact) else Path(file))
+    names = attack_names(attacks, ()) if isinstance(attacks, str) else tuple(attacks)
+    if data is None and deployed.artifact is None:
+        raise RecipeError(f"expected images for {deployed.path.name}, which has no suite, got none; pass data=(x, y)")
+    images = find_images(deployed) if data is None else expect_classes(deployed, as_images(data))
+    sources = find_sources(deployed, [Path(one) for one in transfer])
+    chosen = Settings(names, n, seed, eps, sources=sources)
+    return attack_deployed(deployed, images, chosen, data=SUITE if data is None else GIVEN)
+
+
 def attack_file(
     path: Path,
     settings: Settings,
@@ -169,7 +209,7 @@ def attack_file(
     root: str | None = None,
     json: Path | None = None,
 ) -> Record:
-    """The result of `attack` on an artifact or an ONNX file.
+    """The result of `attack_deployed` on an artifact or an ONNX file.
 
     settings: without sources, which `transfer` names as in `find_sources`. data, root: as in `find_images`. json: as in
     `evaluate_artifact`.
@@ -177,7 +217,7 @@ def attack_file(
     place, deployed = result_file(json), open_deployed(path)
     sources = find_sources(deployed, transfer)
     images = find_images(deployed, data, root)
-    result = attack(deployed, images, replace(settings, sources=sources), place, data=data or SUITE)
+    result = attack_deployed(deployed, images, replace(settings, sources=sources), place, data=data or SUITE)
     stream(json, result)
     return result
 
@@ -241,14 +281,14 @@ def described(deployed: Deployed) -> Record:
 def gap(checked: CheckedFile) -> Record:
     """Accuracies by place and attack, with n of each place: "in_torch", "replayed", "attacked".
 
-    in_torch: as the manifest has it. replayed: the suite's images on the session. Both empty for a file that
-    came in no artifact.
+    in_torch: as the manifest has it. replayed: the suite's images on the session; empty where others were attacked.
+    Both empty for a file that came in no artifact.
     """
     deployed, outcomes = checked.deployed, checked.outcomes
     attacked = {name: float(mask.mean()) for name, mask in outcomes.correct.items()}
     return {
         "in_torch": _in_torch(deployed.artifact.manifest["metrics"]["before"]) if deployed.artifact else {},
-        "replayed": _replayed(checked) if deployed.artifact else {},
+        "replayed": _replayed(checked) if checked.stored else {},
         "attacked": {"n": outcomes.n, **attacked, WORST: float(outcomes.worst_case().mean())},
     }
 
@@ -263,7 +303,6 @@ def _in_torch(before: Mapping[str, Any]) -> Record:
 
 
 def _replayed(checked: CheckedFile) -> Record:
-    assert checked.deployed.artifact is not None
     y = checked.y.cpu().numpy()
     right = {name: labels.numpy() == y for name, labels in checked.labels.items()}
     worst = np.logical_and.reduce(list(right.values()))

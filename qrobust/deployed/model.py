@@ -197,7 +197,7 @@ def _logits_of(path: Path, level: str) -> Logits:
 
 REMEDY = "write it by np.savez(FILE, x=..., y=...), x uint8 (n, c, h, w) and y integers (n,)"
 FLOAT = "qm-32"
-SUITE = "the suite"  # name of an artifact's own images
+SUITE, GIVEN = "the suite", "given"  # names of an artifact's own images, and of a caller's
 
 
 def find_images(deployed: Deployed, data: str = "", root: str | None = None) -> Images:
@@ -215,10 +215,17 @@ def find_images(deployed: Deployed, data: str = "", root: str | None = None) -> 
         x, y = (torch.from_numpy(deployed.artifact.suite[name]) for name in ("x.clean", "y"))
     else:
         raise RecipeError(f"expected images for {deployed.path.name}, got none; add --data FILE.npz or a data set")
-    classes, count = deployed.module.plan.classes, int(y.max()) + 1 if len(y) else 1
-    if classes is not None and count > classes:
-        raise DataError(f"expected labels in [0, {classes - 1}], got {count - 1}; give images of the file's classes")
-    return found if x is None else make_images(x, y, classes=max(count, 1), name=data or SUITE)
+    if x is not None:
+        found = make_images(x, y, classes=max(int(y.max()) + 1 if len(y) else 1, 1), name=data or SUITE)
+    return expect_classes(deployed, found)
+
+
+def expect_classes(deployed: Deployed, images: Images) -> Images:
+    """These images. Raises DataError for labels that the file has no class for."""
+    classes, last = deployed.module.plan.classes, int(images.y.max()) if len(images) else 0
+    if classes is not None and last >= classes:
+        raise DataError(f"expected labels in [0, {classes - 1}], got {last}; give images of the file's classes")
+    return images
 
 
 def _arrays(path: Path) -> tuple[Tensor, Tensor]:

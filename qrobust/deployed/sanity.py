@@ -118,11 +118,11 @@ class CheckedFile(CheckedModel):
 
 
 def suite_of(deployed: Deployed, images: Images, outcomes: Outcomes) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-    """The images that were attacked, by set of the suite, and the labels that torch gave them before export; of a file
-    without a suite clean ones alone.
+    """The images that were attacked, by set of the suite, and the labels that torch gave them before export; of images
+    that are in no suite clean ones alone.
     """
     chosen = slice(None) if outcomes.indices is None else outcomes.indices
-    if deployed.artifact is None:
+    if deployed.artifact is None or not np.array_equal(images.x.cpu().numpy(), deployed.artifact.suite["x.clean"]):
         return {"clean": images.take(chosen).x}, {}
     suite, names = deployed.artifact.suite, deployed.artifact.sets
     taken = [{name: torch.from_numpy(suite[f"{kind}.{name}"][chosen]) for name in names} for kind in ("x", "label")]

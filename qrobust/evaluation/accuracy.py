@@ -233,6 +233,13 @@ def evaluate(
     Every attack has a random stream of its own. Raises RecipeError for an empty list of attacks or a repeated one,
     DataError for no images, more than there are, or labels that the network has no class for; ModelError for an output
     that is no logits.
+
+    >>> import torch, qrobust
+    >>> net = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(64, 2))
+    >>> x, y, threat = torch.rand(32, 1, 8, 8), torch.arange(32) % 2, qrobust.Threat("linf", 8 / 255)
+    >>> outcomes = qrobust.evaluate(net, (x, y), attacks=["pgd-20", "apgd-ce"], threat=threat)
+    >>> len(outcomes.worst_case()), sorted(outcomes.correct)
+    (32, ['apgd-ce', 'clean', 'pgd-20'])
     """
     if not isinstance(threat, Threat):
         raise RecipeError(f"expected a Threat, got {threat!r}; pass qrobust.Threat('linf', 8 / 255)")

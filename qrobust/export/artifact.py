@@ -164,7 +164,7 @@ def write_artifact(
     ours: the folder is the toolkit's own, whose artifact is replaced damaged or not. Raises ExportError if the graph
     is not what the target asks for, RunError if the folder holds anything else; what was there then stands.
     """
-    _expect_replaceable(folder, ours)
+    expect_replaceable(folder, ours)
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=folder.parent, prefix=".artifact.") as scratch:
@@ -178,7 +178,7 @@ def write_artifact(
         raise RunError(f"expected a writable place for {folder}, got: {error}; choose another --out") from error
 
 
-def _expect_replaceable(folder: Path, ours: bool) -> None:
+def expect_replaceable(folder: Path, ours: bool) -> None:
     """Raises RunError for a folder with anything but an artifact, which nothing here may delete."""
     if not folder.exists() and not folder.is_symlink():
         return

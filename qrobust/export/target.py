@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
 from .. import resources, runtime
+from ..errors import RecipeError
 from ..recipe import Name, Table, Threads, checked, read
 
 Share = Annotated[float, Field(ge=0, le=runtime.MOST_TOLERATED)]
@@ -121,3 +123,41 @@ def load_target(name: str) -> Target:
     """The target of a name or path. Raises RecipeError for one that is missing or wrong."""
     table, found = read("export", name)
     return checked(Target, {"name": resources.name_of("export", found), **table}, source=str(found))
+
+
+def check(
+    artifact: runtime.Artifact | str | Path,
+    *,
+    baseline: str | Path | None = None,
+    queries: int | None = None,
+    seed: int = 0,
+    **limits: float | None,
+) -> runtime.Report:
+    """Replay an artifact's suite on its runtime, attack the session with Square, and judge the limits; needs no torch.
+
+    artifact: its folder, or the artifact. baseline: a file of `qrobust check --update-baseline`, whose limits apply.
+    queries: of Square an image. limits: in the place of the artifact's own, as `robust_drop=0.01, latency_ms=5`: shares
+    of images, differences of accuracies, milliseconds, bytes; None for none, where there may be none. The report's
+    `passed` says whether all held, `verdicts` which did not, why, and what to do. Raises ArtifactError for an artifact
+    that is damaged or that its session does not run, RecipeError for another limit.
+
+    >>> import qrobust
+    >>> qrobust.check("artifact", robust_drop=0.01).passed  # one that `export_artifact` wrote
+    True
+
+    Replayed examples can only overestimate robustness: `qrobust.attack` attacks the file itself.
+    """
+    loaded = artifact if isinstance(artifact, runtime.Artifact) else runtime.Artifact.load(artifact)
+    if limits:
+        said = loaded.manifest
+        known = {name: said["limits"].get(name) for name in Limits.model_fields}
+        held = checked(Limits, {**known, **limits}, source="check").model_dump()
+        most, detected = max(held["accuracy_drop"], held["robust_drop"]), said["statistics"]["detected_drop"]
+        if detected <= most + 1e-6:
+            raise RecipeError(
+                f"check: expected accuracy_drop and robust_drop below {detected}, which the artifact's suite detects, "
+                f"got {most}; tolerate less"
+            )
+        loaded = runtime.Artifact(loaded.path, {**said, "limits": held}, loaded.suite, loaded.model)
+    place = None if baseline is None else Path(baseline)
+    return runtime.check(loaded, baseline=place, queries=queries, seed=seed)

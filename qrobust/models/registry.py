@@ -12,6 +12,7 @@ from ..errors import ModelError, did_you_mean
 from . import own
 
 Builder = Callable[..., nn.Module]
+REGISTERED = "registered"  # attribute of a network from here: the arguments that build it again
 _BUILDERS: dict[str, Builder] = {}
 
 
@@ -45,4 +46,6 @@ def build(name: str, *, in_channels: int, classes: int, **options: Any) -> nn.Mo
     for option in options:
         if option not in known:
             raise ModelError(f"{name} has no option {option!r}{did_you_mean(option, known)}")
-    return _BUILDERS[name](in_channels=in_channels, classes=classes, **options)
+    made = _BUILDERS[name](in_channels=in_channels, classes=classes, **options)
+    vars(made)[REGISTERED] = {"name": name, "in_channels": in_channels, "classes": classes, **options}
+    return made

@@ -19,7 +19,7 @@ from .quantizer import (
 from .training import bits_per_layer, kurtosis, latent_weights, lipschitz, mask_statistics, parameter_groups
 
 if TYPE_CHECKING:
-    from .convert import EDGE_LAYERS, QuantConfig, calibrate, quantize, requantize
+    from .convert import EDGE_LAYERS, Origin, QuantConfig, calibrate, quantize, requantize
     from .costs import Cost, cost
     from .layers import first_unrounded, round_biases, set_export_form
     from .placement import BITS, EVERY
@@ -29,6 +29,7 @@ _WITH_BREVITAS = {
     "Cost": "costs",
     "EDGE_LAYERS": "convert",
     "EVERY": "placement",
+    "Origin": "convert",
     "QuantConfig": "convert",
     "calibrate": "convert",
     "cost": "costs",
@@ -46,6 +47,7 @@ __all__ = [
     "STRAIGHT_THROUGH",
     "Cost",
     "LearnedClip",
+    "Origin",
     "QuantConfig",
     "Quantizer",
     "best_clip",

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from itertools import chain
-from typing import cast
+from typing import Any, cast
 
 import torch
 from torch import Tensor, fx, nn
@@ -16,9 +16,9 @@ from ..devices import device_of
 from ..errors import ModelError, did_you_mean
 from ..models.inference import in_eval_mode, statistics_anew
 from ..spectrum import FAT_FORMS
-from ..spectrum.fat import FAT, transformed_conv
+from ..spectrum.fat import FAT, fold_fat, transformed_conv
 from .capture import check_capture, check_pools
-from .graph import trace
+from .graph import ORIGIN, trace
 from .layers import round_biases
 from .placement import BITS, FLOAT_BITS, SUM_BITS, Bits, Placement, check_bits, fat_for, layer_widths
 from .quantizer import calibrating, quantizers
@@ -28,6 +28,7 @@ __all__ = [
     "BITS",
     "EDGE_LAYERS",
     "SUM_BITS",
+    "Origin",
     "QuantConfig",
     "calibrate",
     "quantize",
@@ -69,6 +70,56 @@ class QuantConfig:
             raise ModelError(f"expected edge_layers 'int8' or 'float', got {self.edge_layers!r}")
 
 
+@dataclass(frozen=True)
+class Origin:
+    """What a quantised network was made from: the float one, its weights left out, and how.
+
+    Enough to make its modules again, which cannot be pickled themselves, since Brevitas makes classes as it goes.
+    """
+
+    network: nn.Module
+    config: QuantConfig
+
+    @staticmethod
+    def details(model: nn.Module) -> dict[str, Any]:
+        """What changed since `quantize`, JSON-ready: width and backward form of each quantiser; is FAT folded?"""
+        found = list(quantizers(model))
+        folded = not any(isinstance(module, FAT) for module in model.modules())
+        return {"bits": [one.bits for one in found], "backward": [one.backward for one in found], "folded": folded}
+
+    def rebuild(self, details: Mapping[str, Any]) -> nn.Module:
+        """The quantised network with `details`, on the CPU, all weights 0."""
+        network = copy.deepcopy(self.network).to_empty(device="cpu")
+        for tensor in network.state_dict().values():
+            tensor.zero_()
+        graph = _quantised(Reading(trace(network)), self.config)
+        graph.meta[ORIGIN] = self
+        for quantizer, bits, backward in zip(quantizers(graph), details["bits"], details["backward"], strict=True):
+            quantizer.set_bits(bits)
+            quantizer.backward = backward
+        return fold_fat(graph) if details["folded"] else graph
+
+    def restore(
+        self, tensors: Mapping[str, Tensor], details: Mapping[str, Any], modes: Mapping[str, bool], fixed: set[str]
+    ) -> nn.Module:
+        """The network that was pickled. modes: whether in train mode, by module; fixed: parameters without gradient."""
+        model = self.rebuild(details)
+        model.load_state_dict(tensors, assign=True)
+        for quantizer in quantizers(model):
+            quantizer.to(quantizer.unit)  # what a state leaves out
+        for name, module in model.named_modules():
+            module.training = modes.get(name, model.training)
+        for name, parameter in model.named_parameters():
+            parameter.requires_grad_(name not in fixed)
+        return model
+
+    def reduce(self, model: nn.Module) -> tuple[Any, ...]:
+        """What pickle asks of a network made from this."""
+        modes = {name: module.training for name, module in model.named_modules()}
+        fixed = {name for name, parameter in model.named_parameters() if not parameter.requires_grad}
+        return self.restore, (model.state_dict(), self.details(model), modes, fixed)
+
+
 def quantize(
     model: nn.Module,
     config: QuantConfig | Bits = QuantConfig(),
@@ -89,9 +140,15 @@ def quantize(
 
     What sums, products, concatenations, pools and functions like SiLU read has 8 bits: they hold no product
     of weights, and at n bits a sum would lose its small part. Biases are rounded (`round_biases`), so that what is
-    evaluated is what `export_model` writes; after training round them again.
+    evaluated is what `export_model` writes; `fit` and `export_artifact` do the same.
     Raises ModelError for settings out of range, for patterns that name nothing, for a module without a quantised
     form, by name, and where the captured graph does not compute what the network does, with the first module apart.
+
+    >>> import torch, qrobust
+    >>> net = torch.nn.Sequential(torch.nn.Conv2d(1, 4, 3), torch.nn.Flatten(), torch.nn.Linear(144, 2))
+    >>> qm4 = qrobust.quantize(net.eval(), 4, calibration=torch.rand(16, 1, 8, 8))
+    >>> sorted({quantizer.bits for quantizer in qrobust.quant.quantizers(qm4)})  # edge layers keep 8
+    [8]
     """
     config = config if isinstance(config, QuantConfig) else QuantConfig(config)
     if any(True for _ in quantizers(model)):
@@ -106,6 +163,8 @@ def quantize(
             check_pools(captured, images)
     with device_of(model):  # where new layers are made
         made = _transformed(model, reading, config.fat) if config.bits == FLOAT_BITS else _quantised(reading, config)
+    if isinstance(made, fx.GraphModule):
+        made.meta[ORIGIN] = Origin(copy.deepcopy(model).to("meta"), config)
     if images is not None:
         anew = config.fat != "none" if estimate_statistics is None else estimate_statistics
         calibrate(made, chain([images], batches), estimate_statistics=anew)

@@ -248,15 +248,16 @@ def unused_name(graph: fx.GraphModule, name: str) -> str:
     return name
 
 
-class CapturedGraph(fx.GraphModule):
-    """The graph of a network, of which a state can be saved, but not the object: Brevitas makes classes as it goes."""
+ORIGIN = "qrobust.origin"  # in the graph's `meta`: what `quantize` made it from, which makes it again
 
-    def __reduce__(self) -> tuple[Any, ...]:
-        """What pickle asks for. Raises ModelError, with the way that works."""
-        raise ModelError(
-            "expected the state of a quantised network to save, got the object, which cannot be pickled; save "
-            "net.state_dict(), and load it into quantize(..., calibration=None) with the same arguments"
-        )
+
+class CapturedGraph(fx.GraphModule):
+    """The graph of a network, which is pickled by what it was made from: Brevitas makes classes as it goes."""
+
+    def __reduce__(self) -> Any:
+        """What pickle asks for."""
+        origin = self.meta.get(ORIGIN)
+        return super().__reduce__() if origin is None else origin.reduce(self)
 
 
 def trace(model: nn.Module) -> fx.GraphModule:

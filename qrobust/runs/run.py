@@ -18,7 +18,7 @@ from ..attacks import Attack, named
 from ..attacks.registry import attack_names
 from ..bench.measure import bench
 from ..deployed.attack import Settings as AttackSettings
-from ..deployed.attack import attack, default_attacks, evaluate_artifact
+from ..deployed.attack import attack_deployed, default_attacks, evaluate_artifact
 from ..deployed.model import SUITE, find_images, find_sources, open_deployed
 from ..errors import RecipeError, RunError
 from ..evaluation import Outcomes
@@ -276,7 +276,7 @@ class Run:
         in_torch = evaluate_as_file(self.networks, bits, self.attacks(names), self.threat, images)
         chosen = AttackSettings(names, settings.n, self.recipe.seed, sources=sources)
         more = {"key": stage.key, "in_torch": in_torch}
-        self._finish(stage, attack(deployed, images, chosen, files.attack, data=SUITE, **more))
+        self._finish(stage, attack_deployed(deployed, images, chosen, files.attack, data=SUITE, **more))
 
     def attacks(self, names: Sequence[str]) -> tuple[Attack, ...]:
         """Attacks by name within the run's threat."""

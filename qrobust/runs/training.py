@@ -11,17 +11,17 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from torch import fx, nn
+from torch import nn
 
 from .. import devices, distributed, quant
 from ..errors import CheckpointError, RecipeError, RunError
 from ..models import own
-from ..models.inference import estimate_statistics
 from ..progress import detail, note
 from ..recipe import Recipe, difference, load, parse
 from ..resources import unplaced
 from ..threat import Threat
-from ..train import AVERAGE, METHODS, MODEL, Job, State, fit, is_whole, plain_images, read_metadata, save_weights
+from ..train import AVERAGE, METHODS, MODEL, Job, State, fit, is_whole, read_metadata, save_weights
+from ..train.fitting import finish
 from ..train.listeners import Listener, teller
 from .folder import FLOAT, NetworkFolder
 from .networks import Networks
@@ -207,10 +207,7 @@ class TrainStage:
         }
 
     def _save(self, model: nn.Module, job: Job, name: str) -> None:
-        if job.schedule.estimate_statistics:
-            estimate_statistics(model, plain_images(self.networks.dataset.train, job))
-        if isinstance(model, fx.GraphModule):
-            quant.round_biases(model)
+        finish(model, self.networks.dataset.train, job)
         if distributed.is_first():
             kept = quant.fold_fat(copy.deepcopy(model)) if self.bits == FLOAT else model
             save_weights(self.files.weights(name), kept, {"key": job.key, "bits": self.bits})

@@ -24,6 +24,7 @@ UNREADABLE = (OSError, SafetensorError, AttributeError, LookupError, RuntimeErro
 REMEDY = {
     "weights": "remove it and continue by qrobust run RECIPE, which makes it from the training state",
     "state": "remove it to train anew",
+    "network": "name a file that qrobust.save wrote, or a folder of a run, or an artifact",
 }
 
 
@@ -59,8 +60,18 @@ def save_weights(path: Path, model: nn.Module, metadata: Mapping[str, Any]) -> N
 def load_weights(path: Path, model: nn.Module) -> dict[str, Any]:
     """Set a network's weights; returns what describes them. Raises CheckpointError if they do not fit."""
     metadata, tensors = _read(path, "weights")
-    _fill(model, tensors, path)
+    fill(model, tensors, path)
     return metadata
+
+
+def save_network(path: Path, model: nn.Module, metadata: Mapping[str, Any]) -> None:
+    """A network's weights with all that it takes to make it again (JSON), written whole or not at all."""
+    _write(path, dict(model.state_dict()), {**metadata, "kind": "network"})
+
+
+def read_network(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    """What `save_network` wrote: the description, and tensors by name. Raises CheckpointError for other files."""
+    return _read(path, "network")
 
 
 def read_metadata(path: Path) -> dict[str, Any]:
@@ -108,7 +119,7 @@ def capture(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Ten
 
 def restore(state: State, model: nn.Module, optimizer: torch.optim.Optimizer, path: Path) -> None:
     """Undo `capture`. Raises CheckpointError if the state is of another network."""
-    _fill(model, part(state.tensors, "model."), path)
+    fill(model, part(state.tensors, "model."), path)
     momenta = part(state.tensors, "momentum.")
     for name, parameter in model.named_parameters():
         if name in momenta:
@@ -155,13 +166,15 @@ def _header(path: Path, kind: str) -> dict[str, Any]:
     return content
 
 
-def _fill(model: nn.Module, tensors: Mapping[str, Tensor], path: Path) -> None:
+def fill(
+    model: nn.Module, tensors: Mapping[str, Tensor], path: Path, do: str = "use the recipe it was trained with"
+) -> None:
+    """Set a network's weights, those of a file. Raises CheckpointError, with `do`, if they do not fit."""
     own = model.state_dict()
     wrong = sorted(set(own) ^ set(tensors)) or [name for name in own if _form(own[name]) != _form(tensors[name])]
     if wrong:
         raise CheckpointError(
-            f"expected weights of this network in {path}, got others (first difference: {wrong[0]}); "
-            "use the recipe it was trained with"
+            f"expected weights of this network in {path}, got others (first difference: {wrong[0]}); {do}"
         )
     model.load_state_dict(dict(tensors))
 

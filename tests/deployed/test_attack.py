@@ -10,7 +10,7 @@ import pytest
 from qrobust.__main__ import main
 from qrobust.attacks import named
 from qrobust.deployed import attack as module
-from qrobust.deployed.attack import Settings, SurrogateAttack, attack, threat_of, with_surrogates
+from qrobust.deployed.attack import Settings, SurrogateAttack, attack_deployed, threat_of, with_surrogates
 from qrobust.deployed.model import find_images, find_sources, open_deployed
 from qrobust.errors import RecipeError
 from qrobust.evaluation import accuracy, read_outcomes
@@ -32,7 +32,7 @@ def exact(eps=EPS):
 
 def attacked(folder, *names, path=None, **more):
     deployed = open_deployed(folder)
-    return attack(deployed, find_images(deployed), Settings(attacks=names, **more), path)
+    return attack_deployed(deployed, find_images(deployed), Settings(attacks=names, **more), path)
 
 
 def flags(result):
@@ -85,7 +85,7 @@ def test_square_through_the_session_beats_a_blind_attack_and_says_so(tmp_path):
 def test_a_module_that_lies_is_not_believed(tmp_path):
     deployed = open_deployed(artifact(tmp_path / "one"))
     liar = replace(deployed, module=load_onnx(model_bytes(-WEIGHT), output="logits"))
-    result = attack(liar, find_images(liar), Settings(attacks=("pgd-10",)))
+    result = attack_deployed(liar, find_images(liar), Settings(attacks=("pgd-10",)))
     assert result["attacks"]["pgd-10"]["accuracy"] == CLEAN  # its gradients lead away from every other class
     assert "module-differs" in flags(result)
 
@@ -95,7 +95,7 @@ def test_transfer_beats_a_blind_attack_and_says_so(tmp_path):
     blind = artifact(tmp_path / "run" / "qm-4" / "artifact", masked())
     deployed = open_deployed(blind)
     settings = Settings(attacks=("pgd-10", "transfer-10"), forms=("identity",), sources=find_sources(deployed))
-    result = attack(deployed, find_images(deployed), settings)
+    result = attack_deployed(deployed, find_images(deployed), settings)
     assert result["attacks"]["transfer-10"]["accuracy"] == exact()
     assert {"transfer-wins", "turned-gradient"} <= flags(result)
     assert list(result["attacks"]["transfer-10"]["settings"]["sources"].values()) == [open_deployed(source).sha256]

@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from qrobust.deployed import attack as module
-from qrobust.deployed.attack import Settings, attack, threat_of
+from qrobust.deployed.attack import Settings, attack_deployed, threat_of
 from qrobust.deployed.model import Served, find_images, open_deployed
 from qrobust.evaluation.sanity import SanityReport
 from qrobust.runs.evaluation import Request
@@ -36,7 +36,7 @@ def exact(eps):
 @pytest.mark.parametrize("eps", [0.1, 0.3])
 def test_the_exact_worst_case_is_reached(tmp_path, form, eps):
     opened = deployed(tmp_path, form, eps)
-    result = attack(opened, find_images(opened), Settings(attacks=("pgd-20", "cw-inf-20")))
+    result = attack_deployed(opened, find_images(opened), Settings(attacks=("pgd-20", "cw-inf-20")))
     assert result["threat"] == {"norm": "l2", "eps": eps}
     one = 1 / 64 if form == "bytes" else 0  # whole steps end a little inside the ball
     assert exact(eps) <= result["worst_case"]["accuracy"] <= exact(eps) + one < exact(0)
@@ -54,7 +54,7 @@ def test_a_session_of_bytes_is_judged_inside_the_ball(tmp_path, monkeypatch):
     monkeypatch.setattr(Served, "forward", watched)
     monkeypatch.setattr(module, "check_file_sanity", lambda _: SanityReport({}, []))
     monkeypatch.setattr(module, "gap", lambda _: {})
-    attack(opened, images, Settings(attacks=("pgd-1:step_size=0.1",), forms=("identity",)))
+    attack_deployed(opened, images, Settings(attacks=("pgd-1:step_size=0.1",), forms=("identity",)))
     right = LOGITS(floats(SUITE["x.clean"])).argmax(1) == SUITE["y"]
     change = (judged[-1] - images.x[torch.from_numpy(right)]).flatten(1)
     assert change.abs().sum() > 0
@@ -70,13 +70,13 @@ def test_the_threat_is_the_artifacts_and_eps_may_be_another(tmp_path):
 
 def test_square_attacks_in_l2_too(tmp_path):
     opened = deployed(tmp_path, "floats", 0.25)
-    result = attack(opened, find_images(opened), Settings(attacks=("square-50",)))
+    result = attack_deployed(opened, find_images(opened), Settings(attacks=("square-50",)))
     assert result["attacks"]["square-50"]["accuracy"] < result["clean"]["accuracy"]
 
 
 def test_two_classes_are_attacked_by_apgd_too(tmp_path):
     opened = open_deployed(artifact(tmp_path / "one"))
-    result = attack(opened, find_images(opened), Settings(attacks=("pgd-2", "apgd-t")))
+    result = attack_deployed(opened, find_images(opened), Settings(attacks=("pgd-2", "apgd-t")))
     assert set(result["attacks"]) == {"pgd-2", "apgd-t"}
 
 

@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import nn
 
-from qrobust.deployed.attack import Settings, attack
+from qrobust.deployed.attack import Settings, attack_deployed
 from qrobust.deployed.model import find_images, open_deployed
 from qrobust.torchvision_cpu import import_torchvision
 
@@ -42,7 +42,7 @@ def result_of(path, side, *names, n=12):
     pixels = np.random.default_rng(0).integers(0, 256, (n, 3, side, side), np.uint8)
     labels = deployed.served()(torch.from_numpy(pixels.astype(np.float32) / 255)).argmax(1).numpy()
     np.savez(path.with_suffix(".npz"), x=pixels, y=labels)
-    return attack(deployed, find_images(deployed, str(path.with_suffix(".npz"))), Settings(attacks=names))
+    return attack_deployed(deployed, find_images(deployed, str(path.with_suffix(".npz"))), Settings(attacks=names))
 
 
 @pytest.mark.parametrize("form", list(ort.QuantFormat), ids=str)
