@@ -80,6 +80,11 @@ def _ours(whole: str, source: str, known: Mapping[str, Path]) -> Iterator[str]:
                 return
 
 
+def below_root(graph: Graph) -> Graph:
+    """Without the package itself, which names what users call and loads it when asked; others read its version."""
+    return {name: read - {""} for name, read in graph.items() if name}
+
+
 def packages(graph: Graph) -> Graph:
     """The graph of the top level: a package, or a module that lies in none."""
     found: Graph = {}
@@ -152,14 +157,15 @@ def measure(root: Path) -> dict[str, object]:
     lines = {name: sum(bool(line.strip()) for line in path.read_text().splitlines()) for name, path in files.items()}
     graph = imports(root)
     readers = {name: sum(name in read for read in graph.values()) for name in graph}
-    top = packages({name: read for name, read in graph.items() if name})
+    top = packages(below_root(graph))
     test_lines = sum(
         bool(line.strip())
         for path in (root / "tests").rglob("*.py")
         if "fixtures" not in path.parts
         for line in path.read_text().splitlines()
     )
-    longest = chain({name: read for name, read in graph.items() if name})
+    below = below_root(graph)
+    longest = chain(below)
     return {
         "files": len(files),
         "lines": sum(lines.values()),
@@ -169,7 +175,7 @@ def measure(root: Path) -> dict[str, object]:
         "floors (longest chain of packages)": len(chain(top)),
         "longest chain of modules": len(longest),
         "modules with a single importer": sum(count == 1 for count in readers.values()),
-        "circles of modules": len(circles(graph)),
+        "circles of modules": len(circles(below)),
         "circles of packages": len(circles(top)),
         "banned words in names": sum(banned(files.values()).values()),
         "lines of tests": test_lines,
@@ -186,7 +192,7 @@ def main() -> None:
     for row in next(iter(found.values())):
         print(f"{row:<38}", *(f"{values[row]!s:>9}" for values in found.values()))
     for tree in asked.trees:
-        print(f"\n{tree}", *(f"  circle: {' '.join(one)}" for one in circles(imports(tree))), sep="\n")
+        print(f"\n{tree}", *(f"  circle: {' '.join(one)}" for one in circles(below_root(imports(tree)))), sep="\n")
         print("  banned:", {word: n for word, n in banned(modules(tree).values()).items() if n})
     if asked.json:
         import record

@@ -21,14 +21,13 @@ LAYERS = (
     {"bench", "deployed"},
     {"runs"},
     {"analysis"},
-    {"report"},
+    {"report", "cli_options"},
     {"cli"},
     {"__main__"},
 )
 LEVEL = {name: level for level, names in enumerate(LAYERS) for name in names}
 GRAPH = house.imports(ROOT)
-# The root names what users call and loads it when asked; others read only its version.
-BELOW_ROOT = {name: read - {""} for name, read in GRAPH.items() if name}
+BELOW_ROOT = house.below_root(GRAPH)
 
 
 def upward(graph):

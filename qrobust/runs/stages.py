@@ -8,12 +8,14 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ..errors import RunError
 from ..progress import note
 from ..storage import digest, read_json, write_json
-from ..train.listeners import Listener, event
+
+if TYPE_CHECKING:
+    from ..train.listeners import Listener
 
 
 @dataclass(frozen=True)
@@ -81,6 +83,8 @@ class Stage:
 def told(tell: Listener, name: str, status: str, result: Mapping[str, Any]) -> None:
     """Say on stderr and to a run's listener what became of a stage. name: of the record, as it is printed."""
     note(f"{name}: {status}")
+    from ..train.listeners import event  # with its package torch
+
     tell(event("stage", stage=name, status=status, result=without_key(result)))
 
 

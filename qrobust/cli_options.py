@@ -1,0 +1,66 @@
+"""Options that verbs of the command line share, and what their help says."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Optional
+
+import typer
+
+ATTACKS_HELP = (
+    "Names with commas, as gn,fgsm,pgd-20,cw-inf-30,autoattack; or a protocol: fd (the columns of the "
+    "Fourier-domain study), sp (of the spectral perspective). Default: the recipe's."
+)
+SANITY_HELP = "Every sanity check of docs/flags.md, not the cheap ones only."
+FILE_HELP = "As in eval. Default: the suite's, and a strong set as far as it fits."
+TRANSFER_HELP = "Where examples may transfer from, repeatable: an artifact, a run. Default: the float network beside."
+DATA_HELP = "Images: an .npz with x (uint8) and y, or a data set. Default: the suite's. Needed for a bare ONNX file."
+INPUT_HELP = "float32-nchw: images in [0,1]; uint8-nhwc: bytes, as cameras give. Default: the recipe's."
+BASELINE_HELP = "Compare with pinned outcomes: a file, or a name in export/baselines."
+FIGURES_HELP = "Names with commas, as low-pass,heat-map. Default: all that these networks have what it takes for."
+RUNS_HELP = (
+    "Run folders: every width of a single one, QM-32 of each of several; RUN/qm-N for one width. Or results of eval "
+    "--json, for an ablation. Or JSON files of this command, drawn again."
+)
+BANDWIDTHS_HELP = "Bandwidths of filters, with commas. Default: eighths of the side."
+PERTURBATIONS_HELP = "As in eval; the first makes the perturbations that are looked at."
+PROVIDER_HELP = "cpu, cuda, tensorrt, openvino; several with commas. Default: each artifact's own."
+SCENARIO_HELP = "single-stream, offline, or a TOML file. Default: batch 1 and 32, one thread, two seconds each."
+PAGE_HELP = "Default: RUN/report.html; - is standard output."
+
+
+def _recipe_names(incomplete: str) -> list[str]:
+    """For completion in a shell."""
+    from . import resources
+
+    return [name for name, _ in resources.listing("recipes") if name.startswith(incomplete)]
+
+
+IMAGES_HELP = "Of FOLDER/train/CLASS/* and FOLDER/test/CLASS/*, or of FOLDER/CLASS/*. Default: where you are."
+MODEL_HELP = "What makes the run's own network, where its file has changed or moved; loaded whatever it holds."
+FROM_HELP = "Take the float network of this run instead of training one."
+EVENT_HELP = "A function that hears of epochs and stages: package.module:function or FILE.py:function."
+RecipeName = Annotated[
+    str,
+    typer.Argument(
+        metavar="RECIPE", help="Name of a shipped recipe, or path of a TOML file.", autocompletion=_recipe_names
+    ),
+]
+Overrides = Annotated[
+    Optional[list[str]],  # noqa: UP045
+    typer.Option("-o", "--override", metavar="KEY=VALUE", help="Override a value of the recipe; may be repeated."),
+]
+Out = Annotated[Optional[Path], typer.Option("--out", metavar="DIR", help="Run folder (default: runs/RECIPE).")]  # noqa: UP045
+Network = Annotated[str, typer.Option("--model", metavar="FILE.py:FACTORY", help=MODEL_HELP)]
+From = Annotated[Optional[Path], typer.Option("--from", metavar="RUN", help=FROM_HELP)]  # noqa: UP045
+OnEvent = Annotated[str, typer.Option("--on-event", metavar="F", help=EVENT_HELP)]
+Artifacts = Annotated[list[Path], typer.Argument(metavar="ARTIFACT...", help="Artifact folders.")]
+Json = Annotated[
+    Optional[Path],  # noqa: UP045
+    typer.Option("--json", metavar="F", help="Write the full result to F; - is standard output."),
+]
+Sources = Annotated[
+    Optional[list[Path]],  # noqa: UP045
+    typer.Option("--transfer", metavar="ARTIFACT|RUN", help=TRANSFER_HELP),
+]
+Seed = Annotated[int, typer.Option("--seed", metavar="N", help="Seed of the gradient-free attack.")]
