@@ -66,7 +66,7 @@ def main() -> None:
     options = parser.parse_args()
     origin, device, side, batch = record.origin(), devices.device(), options.side, options.batch
     torch.manual_seed(0)
-    model = devices.placed(models.build(options.model, in_channels=CHANNELS, classes=CLASSES)).eval()
+    model = devices.on_device(models.build(options.model, in_channels=CHANNELS, classes=CLASSES)).eval()
     waves, bandwidths = len(half_plane(side, side)), range(1, side + 1)
     shape = (max(options.n, batch), CHANNELS, side, side)
     x = torch.rand(shape, generator=devices.generator(0)).to(device, memory_format=torch.channels_last)

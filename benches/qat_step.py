@@ -37,7 +37,7 @@ CASES = (("resnet20", 7, 128), ("resnet18", 7, 64))
 
 def quantised(name: str, bits: int) -> nn.Module:
     x, _ = train_step.images(32, channels_last=True)
-    return devices.placed(quantize(train_step.network(name, channels_last=True), bits, calibration=[x]))
+    return devices.on_device(quantize(train_step.network(name, channels_last=True), bits, calibration=[x]))
 
 
 def stock(name: str) -> nn.Module:
@@ -57,7 +57,7 @@ def stock(name: str) -> nn.Module:
             else:
                 continue
             setattr(parent, child, new)
-    return devices.placed(model)
+    return devices.on_device(model)
 
 
 WAYS: dict[str, Callable[[str], nn.Module]] = {

@@ -82,8 +82,8 @@ class Row(Run):
         model, form = self.untrained(FLOAT), self.recipe.train.fat
         load_weights(self.start, model)
         if form == "none":
-            return devices.placed(model)
-        return quantize(devices.placed(model), QuantConfig(FLOAT, fat=form), calibration=self._calibration(512))
+            return devices.on_device(model)
+        return quantize(devices.on_device(model), QuantConfig(FLOAT, fat=form), calibration=self._calibration(512))
 
 
 def float_network(options: argparse.Namespace) -> Path:

@@ -43,7 +43,7 @@ Step = Callable[[Tensor, Tensor], tuple[float, nn.Module]]
 def network(name: str, *, channels_last: bool) -> nn.Module:
     torch.manual_seed(0)
     model = models.build(name, in_channels=3, classes=10)
-    return devices.placed(model) if channels_last else model.to(devices.device())
+    return devices.on_device(model) if channels_last else model.to(devices.device())
 
 
 def optimizer_of(model: nn.Module) -> torch.optim.Optimizer:

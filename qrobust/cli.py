@@ -35,6 +35,8 @@ from .cli_options import (
     RecipeName,
     Seed,
     Sources,
+    counts,
+    radius,
 )
 
 if TYPE_CHECKING:
@@ -222,7 +224,7 @@ def analyze(
     from .analysis import chosen, redraw
 
     # Before torch: a wrong name is refused at once.
-    names, ks, _ = chosen(figures), tuple(_counts("k", bandwidths) or ()), _screen(json)
+    names, ks, _ = chosen(figures), tuple(counts("k", bandwidths) or ()), _screen(json)
     found: Mapping[str, Any] | None = redraw(folders, out)
     if found is None:
         from .analysis.cases import Settings
@@ -284,7 +286,7 @@ def bench(
         expect_image(plot)  # before minutes of timing
         expect_place(plot)
     settings = (load_scenario(scenario) if scenario else Scenario()).changed(
-        _counts("batch", batch), _counts("threads", threads), seconds
+        counts("batch", batch), counts("threads", threads), seconds
     )
     providers = [name.strip() for name in provider.split(",") if name]
     result = measure([Artifact.load(a) for a in artifacts], settings, providers=providers)
@@ -318,10 +320,10 @@ def check(
     found = _baseline(baseline) if baseline and not update else baseline
     options: dict[str, object] = {"baseline": found, "json": json, "junit": junit, "markdown": markdown}
     options |= {"queries": queries, "seed": seed, "reason": reason, "timeout": timeout, "memory": memory}
-    said = [f"--{name}={value}" for name, value in options.items() if value is not None]
+    given = [f"--{name}={value}" for name, value in options.items() if value is not None]
     # This installation's verify.py, not the artifact's; it is no import, since numpy may fail where memory is limited.
     program = [sys.executable, "-I" if sys.flags.isolated else "-P", str(Path(__file__).with_name("runtime.py"))]
-    command = [*program, *said, *(["--update-baseline"] if update else []), "--", artifact]
+    command = [*program, *given, *(["--update-baseline"] if update else []), "--", artifact]
     libc = ctypes.CDLL(None) if sys.platform == "linux" else None
     # PR_SET_PDEATHSIG: the check ends with this process.
     follow = None if libc is None else lambda: libc.prctl(1, signal.SIGTERM)
@@ -360,12 +362,12 @@ def attack(
 ) -> int:
     """Attack the file itself, white-box and black-box, on its runtime; with --json it goes on where it was stopped."""
     # Before torch: a wrong number or place is told at once.
-    radius, screen = _radius(eps), _screen(json)
+    ball, screen = radius(eps), _screen(json)
     from .attacks import attack_names
     from .deployed.attack import Settings, attack_file
     from .tables import attack_table
 
-    settings = Settings(attack_names(attacks), n, seed, radius)
+    settings = Settings(attack_names(attacks), n, seed, ball)
     result = attack_file(artifact, settings, transfer=transfer or (), data=data, root=root, json=json)
     screen.print(attack_table(result))
     _print_flags(screen, result["artifact"]["name"], result)
@@ -470,27 +472,6 @@ def _print_flags(screen: Console, name: str, result: dict[str, Any]) -> None:
     for flag in result["flags"]:
         measured = f"{flag['measured']:.3g} > {flag['limit']:.3g}"
         _say(screen, f"{name} flag {flag['name']}: {measured}: {flag['reason']}; {flag['hint']}")
-
-
-def _radius(text: str) -> float | None:
-    from fractions import Fraction
-
-    from .errors import RecipeError
-
-    try:
-        return float(Fraction(text)) if text else None
-    except (ValueError, ZeroDivisionError, OverflowError) as error:
-        raise RecipeError(f"expected --eps as 8/255, got {text!r}") from error
-
-
-def _counts(option: str, text: str) -> list[int] | None:
-    from .errors import RecipeError
-
-    parts = [part.strip() for part in text.split(",")] if text else []
-    if not all(part.isdigit() for part in parts):
-        dashes = "-" if len(option) == 1 else "--"
-        raise RecipeError(f"expected {dashes}{option} as 1,32, got {text!r}")
-    return [int(part) for part in parts] or None
 
 
 def _write(path: Path | None, result: object) -> None:

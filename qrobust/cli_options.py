@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from fractions import Fraction
 from pathlib import Path
 from typing import Annotated, Optional
 
 import typer
+
+from .errors import RecipeError
 
 ATTACKS_HELP = (
     "Names with commas, as gn,fgsm,pgd-20,cw-inf-30,autoattack; or a protocol: fd (the columns of the "
@@ -64,3 +67,20 @@ Sources = Annotated[
     typer.Option("--transfer", metavar="ARTIFACT|RUN", help=TRANSFER_HELP),
 ]
 Seed = Annotated[int, typer.Option("--seed", metavar="N", help="Seed of the gradient-free attack.")]
+
+
+def radius(text: str) -> float | None:
+    """The number that --eps says; None for none. Raises RecipeError for what is none."""
+    try:
+        return float(Fraction(text)) if text else None
+    except (ValueError, ZeroDivisionError, OverflowError) as error:
+        raise RecipeError(f"expected --eps as 8/255, got {text!r}") from error
+
+
+def counts(option: str, text: str) -> list[int] | None:
+    """The numbers of a list with commas; None for an empty one. Raises RecipeError for what is none."""
+    parts = [part.strip() for part in text.split(",")] if text else []
+    if not all(part.isdigit() for part in parts):
+        dashes = "-" if len(option) == 1 else "--"
+        raise RecipeError(f"expected {dashes}{option} as 1,32, got {text!r}")
+    return [int(part) for part in parts] or None

@@ -52,7 +52,7 @@ def home(nbytes: int) -> torch.device:
     return device()
 
 
-def placed(model: nn.Module) -> nn.Module:
+def on_device(model: nn.Module) -> nn.Module:
     """The network on the device, channels last (convolutions 1.3 times faster on a CPU, more on a GPU)."""
     import torch
 

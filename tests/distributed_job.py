@@ -99,7 +99,7 @@ def trained(folder: Path, case: str) -> dict[str, torch.Tensor]:
     options = dict(CASES[case])
     task = job(folder / case, schedule=SCHEDULE | options.pop("schedule", {}), **options)
     model = NETWORKS.get(case, network)()
-    state = fit(devices.placed(model), some_data(), task)
+    state = fit(devices.on_device(model), some_data(), task)
     return {f"{name}.{key}": value for name in state.best for key, value in state.best_of(name).items()}
 
 
@@ -109,7 +109,7 @@ def dropped_out(folder: Path) -> dict[str, torch.Tensor]:
     model.insert(3, nn.Dropout(0.5))
     model.insert(0, nn.Dropout(0.2))
     schedule = SCHEDULE | AVERAGED | sar(reference="average")
-    return fit(devices.placed(model), some_data(), job(folder / "dropout", schedule=schedule)).best_of("average")
+    return fit(devices.on_device(model), some_data(), job(folder / "dropout", schedule=schedule)).best_of("average")
 
 
 def quantised(folder: Path) -> dict[str, torch.Tensor]:

@@ -37,7 +37,7 @@ def test_a_stream_is_the_same_tomorrow():
 
 
 def test_placed_is_channels_last_on_the_device():
-    model = devices.placed(nn.Conv2d(3, 4, 3))
+    model = devices.on_device(nn.Conv2d(3, 4, 3))
     assert model.weight.device.type == devices.device().type
     assert model.weight.is_contiguous(memory_format=torch.channels_last)
 

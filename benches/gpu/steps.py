@@ -45,11 +45,11 @@ def images(n: int) -> tuple[Tensor, Tensor]:
 
 def network(kind: str) -> nn.Module:
     torch.manual_seed(0)
-    model = devices.placed(models.build("resnet20", in_channels=3, classes=10))
+    model = devices.on_device(models.build("resnet20", in_channels=3, classes=10))
     if kind == "float":
         return model
     bits, fat = kind.split()
-    return devices.placed(quantize(model, QuantConfig(int(bits), fat=fat), calibration=[images(256)[0]]))
+    return devices.on_device(quantize(model, QuantConfig(int(bits), fat=fat), calibration=[images(256)[0]]))
 
 
 def stepper(model: nn.Module) -> Stepper:

@@ -64,8 +64,8 @@ def cutmix(x: Tensor, y: Tensor, *, classes: int, alpha: float, generator: Gener
     share = _shares(len(x), alpha, generator)
     partner = torch.randperm(len(x), generator=generator).to(x.device)
     patch = _patches(x, share, generator, clip=True)
-    kept = 1 - patch.float().mean(dim=(1, 2, 3))
-    return torch.where(patch, x[partner], x), _targets(y, partner, kept, classes)
+    retained = 1 - patch.float().mean(dim=(1, 2, 3))
+    return torch.where(patch, x[partner], x), _targets(y, partner, retained, classes)
 
 
 MIXES: dict[str, Callable[..., tuple[Tensor, Tensor]]] = {"mixup": mixup, "cutout": cutout, "cutmix": cutmix}

@@ -128,8 +128,8 @@ def _collected(loader: DataLoader[Any], name: str) -> tuple[Tensor, Tensor]:
             raise ValueError("no batch")
         x, y = (torch.cat(some) for some in zip(*parts, strict=True))
     except (TypeError, ValueError, RuntimeError) as error:  # a collation's, of images that are no tensors or not alike
-        said = str(error).partition("\n")[0]
-        raise DataError(f"expected a DataLoader of pairs (x, y) of tensors, got: {said}; {WANTED}") from error
+        stated = str(error).partition("\n")[0]
+        raise DataError(f"expected a DataLoader of pairs (x, y) of tensors, got: {stated}; {WANTED}") from error
     return x, y
 
 

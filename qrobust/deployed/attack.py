@@ -130,10 +130,10 @@ def attack_deployed(
     DataError for more images than there are.
     """
     threat = threat_of(deployed, settings.eps)
-    served = devices.placed(deployed.served())
+    served = devices.on_device(deployed.served())
     assert isinstance(served, Served)
     for network in (deployed, *settings.sources):
-        devices.placed(network.module)
+        devices.on_device(network.module)
     state = path.with_suffix(".partial.npz") if path else None
     batch_size = max(1, min(250, MAX_VALUES // math.prod(images.shape[1:])))
     outcomes = evaluate(

@@ -151,8 +151,8 @@ class Journal:
         """Write if the last time was a while ago."""
         if self._path is None or time.monotonic() - self._saved < SAVE_EVERY:
             return
-        buffer, told = io.BytesIO(), {KEY: np.array(self._key), WITNESS: self._witness}
-        np.savez(buffer, **told, **self._arrays)  # type: ignore[arg-type]
+        buffer, text = io.BytesIO(), {KEY: np.array(self._key), WITNESS: self._witness}
+        np.savez(buffer, **text, **self._arrays)  # type: ignore[arg-type]
         write_bytes(self._path, buffer.getvalue())
         self._saved = time.monotonic()
 

@@ -154,8 +154,8 @@ def read_outcomes(path: Path) -> tuple[dict[str, Any], dict[str, Mask]]:
     result, masks = read_json(path, REMEDY), {}
     try:
         with np.load(io.BytesIO(path.with_suffix(".npz").read_bytes()), allow_pickle=False) as stored:
-            for name, said in {CLEAN: {"bounded": True, **result[CLEAN]}, **result["attacks"]}.items():
-                masks[name] = _mask(stored[name], result["n"], **{key: said[key] for key in ("accuracy", "bounded")})
+            for name, stated in {CLEAN: {"bounded": True, **result[CLEAN]}, **result["attacks"]}.items():
+                masks[name] = _mask(stored[name], result["n"], **{key: stated[key] for key in ("accuracy", "bounded")})
     except (*UNREADABLE, AttributeError) as error:
         raise RunError(f"expected an evaluation at {path} with its .npz beside it, got: {error}; {REMEDY}") from error
     return result, masks

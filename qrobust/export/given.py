@@ -119,10 +119,10 @@ class _Order:
 
     def write(self, folder: Path, network: nn.Module, source: nn.Module | None) -> None:
         """One network; source: the float one that a quantised one was made from."""
-        model = devices.placed(copy.deepcopy(network)).eval()
+        model = devices.on_device(copy.deepcopy(network)).eval()
         if isinstance(model, fx.GraphModule):
             round_biases(model)
-        float_model = None if source is None else devices.placed(copy.deepcopy(source)).eval()
+        float_model = None if source is None else devices.on_device(copy.deepcopy(source)).eval()
         name = folder.name if self.config.name is None else self.config.name + f"-{FLOAT}" * (folder.name == FLOAT)
         attacks = [one.name for one in self.evaluated(float_model)]
         contents = Contents(
@@ -172,9 +172,9 @@ class _Order:
         )  # fmt: skip
         found = check_sanity(checked, CHEAP_CHECKS)
         example = to_unit(images.take(slice(0, 1)).x, devices.device_of(model), channels_last=True)
-        said = {key: value for key, value in outcomes.to_dict().items() if key != "indices"}
+        stated = {key: value for key, value in outcomes.to_dict().items() if key != "indices"}
         flags = [flag.to_dict() for flag in found.flags]
-        return said | {"cost": cost(model, example).to_dict(), "sanity_checks": found.measured, "flags": flags}
+        return stated | {"cost": cost(model, example).to_dict(), "sanity_checks": found.measured, "flags": flags}
 
 
 def _possible(attacks: Sequence[Attack], float_model: nn.Module | None) -> tuple[Attack, ...]:
@@ -188,12 +188,12 @@ def _asked(attacks: str | Sequence[Attack | str], threat: Threat) -> tuple[Attac
 
 def _expect_enough(n: int, target: Target, stored: int) -> None:
     """Raises DataError for a suite on which no check could tell the drop that the target wants detected."""
-    said = target.statistics
-    level = said.alpha / stored
-    needed = runtime.images_needed(said.detected_drop, target.limits.robust_drop, 0.0, level, said.power)
+    stated = target.statistics
+    level = stated.alpha / stored
+    needed = runtime.images_needed(stated.detected_drop, target.limits.robust_drop, 0.0, level, stated.power)
     if target.executable and n < needed:
         raise DataError(
-            f"expected {needed} images or more, for {target.name} to detect a drop of {said.detected_drop:.3g} under "
+            f"expected {needed} images or more, for {target.name} to detect a drop of {stated.detected_drop:.3g} under "
             f"{stored} attack{'s' * (stored > 1)}, got {n}; give more, or a target that detects less"
         )
 

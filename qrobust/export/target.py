@@ -149,15 +149,15 @@ def check(
     """
     loaded = artifact if isinstance(artifact, runtime.Artifact) else runtime.Artifact.load(artifact)
     if limits:
-        said = loaded.manifest
-        known = {name: said["limits"].get(name) for name in Limits.model_fields}
-        held = checked(Limits, {**known, **limits}, source="check").model_dump()
-        most, detected = max(held["accuracy_drop"], held["robust_drop"]), said["statistics"]["detected_drop"]
+        stated = loaded.manifest
+        known = {name: stated["limits"].get(name) for name in Limits.model_fields}
+        within = checked(Limits, {**known, **limits}, source="check").model_dump()
+        most, detected = max(within["accuracy_drop"], within["robust_drop"]), stated["statistics"]["detected_drop"]
         if detected <= most + 1e-6:
             raise RecipeError(
                 f"check: expected accuracy_drop and robust_drop below {detected}, which the artifact's suite detects, "
                 f"got {most}; tolerate less"
             )
-        loaded = runtime.Artifact(loaded.path, {**said, "limits": held}, loaded.suite, loaded.model)
+        loaded = runtime.Artifact(loaded.path, {**stated, "limits": within}, loaded.suite, loaded.model)
     place = None if baseline is None else Path(baseline)
     return runtime.check(loaded, baseline=place, queries=queries, seed=seed)

@@ -1,7 +1,8 @@
 """Recipes: how a network is trained, quantised, evaluated and exported; checked before anything runs."""
 
+from .parts import Average, Awp, Sar, ThreatModel, TrainingAttack
 from .reading import checked, difference, dump, load, located, parse, read
-from .schema import Average, Awp, Data, Quantisation, Recipe, Sar, Schedule, ThreatModel, Training, TrainingAttack
+from .schema import Data, Quantisation, Recipe, Schedule, Training
 from .values import CallSize, Count, Int, Name, Positive, Seconds, Table, Threads
 
 __all__ = [

@@ -14,23 +14,20 @@ from pydantic import (
     model_validator,
 )
 
+from .parts import Average, Awp, Mix, Sar, ThreatModel, TrainingAttack, Validation
 from .values import (
     Bits,
     CallSize,
     ClassWeights,
     Count,
-    Distance,
     Fat,
     Float,
-    Form,
     Int,
     Name,
     PerChannel,
     Positive,
-    Radius,
     Seconds,
     Size,
-    Start,
     Table,
     Threads,
     Weight,
@@ -122,100 +119,6 @@ class Model(BaseModel):
     def options(self) -> dict[str, Any]:
         """What the network's builder takes besides channels and classes."""
         return dict(self.__pydantic_extra__ or {})
-
-
-class ThreatModel(Table):
-    """What the attacker may do to an image: move it by eps in a norm, within [0, 1]."""
-
-    norm: Literal["linf", "l2"] = "linf"
-    """`"linf"`: the largest change of a value; `"l2"`: the length of all changes together."""
-    eps: Radius
-    """Largest change in that norm, pixels counted in [0, 1], as `"8/255"`."""
-
-
-class TrainingAttack(Table):
-    """The attack inside training, of the float network and of the quantised ones."""
-
-    kind: Literal["pgd", "fgsm-rs", "n-fgsm"] = "pgd"
-    """Many steps, or one step from a random start (FGSM-RS) or from noise around the image (N-FGSM)."""
-    steps: Count = 7
-    """Steps of `pgd`; the other kinds take one."""
-    step_size: Radius | None = None
-    """Length of a step, pixels in [0, 1]; left out: eps/4 for `pgd`, 1.25 eps for `fgsm-rs`, eps for `n-fgsm`."""
-    random_start: bool = True
-    """Whether it starts at a random point of the ball, not at the image."""
-    keep: Literal["last", "best"] = "last"
-    """Which point of its way is learned from: the `"last"`, as published, or the `"best"` for the attacker."""
-    mode: Literal["eval", "train"] = "eval"
-    """Mode of batch-norm during the attack; in `train` the attack moves its statistics."""
-
-
-class Sar(Table):
-    """Spectral alignment of clean and adversarial logits, a term of the loss; none where the table is left out."""
-
-    weight: Weight = 0.1
-    """Weight of the term; of the form "batch" it belongs to a batch size."""
-    form: Form = "batch"
-    """Fourier transform over images and classes, as the authors' code, or over each image's classes, as the paper."""
-    distance: Distance = "l1"
-    """Distance of the two transforms."""
-    start: Start = "first-drop"
-    """First epoch with the term, counted from 0, or the first milestone."""
-    reference: Literal["model", "average"] = "model"
-    """Whose clean logits are aligned to: the model's own (SAR) or its weight average's (SARWA)."""
-
-
-class Awp(Table):
-    """Adversarial weight perturbation: gradients are taken at weights moved uphill; none where it is left out."""
-
-    gamma: Weight = 0.01
-    """Length of the move as a share of each layer's weight norm."""
-    start: Start = 0
-    """First epoch with it, counted from 0, or the first milestone."""
-
-
-class Average(Table):
-    """Averaging of weights during training; none where the table is left out."""
-
-    kind: Literal["equal", "exponential"] = "equal"
-    """`"equal"`: the mean over epochs; `"exponential"`: a moving mean over steps."""
-    decay: Annotated[Float, Field(gt=0, lt=1)] = 0.999
-    """Share of the exponential mean that a step leaves."""
-    start: Start = "first-drop"
-    """First epoch that is averaged, counted from 0, or the first milestone."""
-    statistics: Literal["augmented", "plain"] = "augmented"
-    """Images for the average's batch-norm statistics: augmented as in training, as its authors do, or plain."""
-    deploy: bool = False
-    """Whether the average, not the trained network, is evaluated, quantised and exported."""
-
-    @model_serializer(mode="wrap")
-    def _without_usual(self, plain: SerializerFunctionWrapHandler) -> dict[str, Any]:
-        """No `statistics` where they are the usual ones, so that keys of older runs stay what they were."""
-        return {key: value for key, value in plain(self).items() if key != "statistics" or value != "augmented"}
-
-
-class Mix(Table):
-    """Images and labels mixed within a batch; none where the table is left out."""
-
-    kind: Literal["mixup", "cutout", "cutmix"]
-    """Two images blended, a patch set to 0, or a patch from another image."""
-    on: Literal["clean", "adversarial"] = "clean"
-    """`"clean"`: mixed before the attack; `"adversarial"`: after it."""
-    alpha: Positive = 1.0
-    """The share that is mixed is drawn from Beta(alpha, alpha), anew for each image; 1: uniform."""
-    loss: Literal["bce", "ce"] = "bce"
-    """Binary cross-entropy of every class, or cross-entropy with mixed labels."""
-
-
-class Validation(Table):
-    """PGD on the margin, judged at its best points, on the validation split; the best epoch is kept."""
-
-    every: Count = 1
-    """Epochs from one validation to the next; the last epoch is always validated."""
-    steps: Count = 20
-    """Steps of the attack."""
-    step_size: Radius | None = None
-    """Length of a step, pixels in [0, 1]; left out: eps/4."""
 
 
 class Schedule(Table):

@@ -178,8 +178,9 @@ _UNFINISHED = re.compile(r"\.[\w-]+\.(?:json|jsonl|npz|safetensors|toml|html|md)
 
 def _holder(folder: Path) -> str:
     try:
-        said = read_json(folder / HOLDER)
-        return f"process {int(said['pid'])} ({' '.join(map(str, said['command'][1:]))[:100]!r}, since {said['since']})"
+        stated = read_json(folder / HOLDER)
+        command = " ".join(map(str, stated["command"][1:]))[:100]
+        return f"process {int(stated['pid'])} ({command!r}, since {stated['since']})"
     except (RunError, KeyError, TypeError, ValueError):
         return "another process"
 

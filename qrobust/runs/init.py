@@ -189,9 +189,9 @@ class Plan:
     def _tested(self) -> int:
         """How many images are tested. Raises DataError if too few can be."""
         target, test = load_target(TARGET), self.found.test
-        said = target.statistics
+        stated = target.statistics
         needed = images_needed(
-            said.detected_drop, target.limits.robust_drop, 0.0, said.alpha / len(SUITE), said.power
+            stated.detected_drop, target.limits.robust_drop, 0.0, stated.alpha / len(SUITE), stated.power
         )  # fmt: skip
         if test is not None:
             self._because(f"{test.total} images for testing", "those of their own folder")
@@ -206,7 +206,7 @@ class Plan:
         if count < needed:
             raise DataError(
                 f"expected {needed} images or more for testing, for a check to detect a drop of "
-                f"{said.detected_drop:.0%}, got {count} in {self.found.root}; add images, or write a recipe whose "
+                f"{stated.detected_drop:.0%}, got {count} in {self.found.root}; add images, or write a recipe whose "
                 "export.target is one of your own with a larger statistics.detected_drop"
             )
         return count
@@ -254,7 +254,7 @@ def _drawn(train: Part, share: float) -> int:
 
 def _seconds(model: torch.nn.Module, shape: Sequence[int]) -> float:
     """Of one image through a network and back, tried on a batch here."""
-    model, x = devices.placed(model), torch.rand(16, 3, *shape, device=devices.device())
+    model, x = devices.on_device(model), torch.rand(16, 3, *shape, device=devices.device())
     spent = []
     for _ in range(3):
         started = time.perf_counter()

@@ -110,7 +110,7 @@ class Networks:
         if bits not in self._loaded:
             model = self.untrained(bits)
             load_weights(self.files.network(bits).weights(self.deployed(bits)), model)
-            self._loaded[bits] = devices.placed(model).eval()
+            self._loaded[bits] = devices.on_device(model).eval()
         return self._loaded[bits]
 
     def float_network(self, bits: int) -> nn.Module | None:
@@ -139,7 +139,7 @@ class Networks:
     def start(self, bits: int) -> nn.Module:
         """The network that training of a width starts from."""
         if bits == FLOAT:
-            model, settings = devices.placed(self.initial()), self.recipe.train
+            model, settings = devices.on_device(self.initial()), self.recipe.train
             if settings.fat == "none":
                 return model
             images = self._calibration(settings.batch_size)  # behind FAT, batch-norm's first statistics are far off

@@ -78,8 +78,10 @@ def _check_forward(model: nn.Module, x: Tensor) -> None:
     except QrobustError:
         raise
     except Exception as error:  # torch's errors share no base
-        shape, told = tuple(x.shape[1:]), str(error).splitlines()[0]
-        raise ModelError(f"expected a network for images of {shape}, got: {told}; choose another model.name") from error
+        shape, reason = tuple(x.shape[1:]), str(error).splitlines()[0]
+        raise ModelError(
+            f"expected a network for images of {shape}, got: {reason}; choose another model.name"
+        ) from error
     check_logits(model, x)
 
 
@@ -93,8 +95,8 @@ def _check_gradient(path: Path, *, takes_bytes: bool) -> None:
     try:
         load_onnx(as_floats(path.read_bytes()) if takes_bytes else path)
     except GraphError as error:
-        told = str(error).partition("; ")[0]
-        raise GraphError(f"{told}; choose another export.target, or remove the table attack") from error
+        reason = str(error).partition("; ")[0]
+        raise GraphError(f"{reason}; choose another export.target, or remove the table attack") from error
 
 
 @contextmanager
@@ -105,9 +107,9 @@ def _of_width(bits: int) -> Iterator[None]:
     except QrobustError as error:
         raise type(error)(f"QM-{bits}: {error}") from error
     except Exception as error:  # onnxruntime's share no base
-        told = str(error).splitlines()[0]
+        reason = str(error).splitlines()[0]
         raise ExportError(
-            f"QM-{bits}: expected a file that onnxruntime runs, got: {told}; choose another export.target"
+            f"QM-{bits}: expected a file that onnxruntime runs, got: {reason}; choose another export.target"
         ) from error
 
 
@@ -293,13 +295,13 @@ def _check_power(recipe: Recipe, target: Target, available: int | None) -> None:
     What is asked is what the check of the run itself asks if no image is gained; a check against a baseline tests clean
     images and Square too, and there as many may be gained as labels may flip.
     """
-    stored, said, limits = _suite_size(recipe, available), target.statistics, target.limits
-    drop, attacks = said.detected_drop, len(recipe.export.suite_attacks)
-    needed = images_needed(drop, limits.robust_drop, 0.0, said.alpha / attacks, said.power)
+    stored, stated, limits = _suite_size(recipe, available), target.statistics, target.limits
+    drop, attacks = stated.detected_drop, len(recipe.export.suite_attacks)
+    needed = images_needed(drop, limits.robust_drop, 0.0, stated.alpha / attacks, stated.power)
     if stored is None or stored >= needed or not target.executable:
         return
     most, gained = max(limits.accuracy_drop, limits.robust_drop), limits.label_flips
-    safe = images_needed(drop, most, gained, said.alpha / (attacks + 2), said.power)
+    safe = images_needed(drop, most, gained, stated.alpha / (attacks + 2), stated.power)
     sizes = {"export.suite_n": recipe.export.suite_n, "evaluate.n": recipe.evaluate.n}
     sizes["data.test_size"] = recipe.data.test_size
     keys = [key for key, size in sizes.items() if size is not None and size < needed]

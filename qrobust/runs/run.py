@@ -36,7 +36,7 @@ from .folder import FLOAT, RunFolder, judged, locked, seal
 from .networks import Networks, recipe_of, source_record, with_source
 from .preflight import check_provider, preflight
 from .results import results
-from .stages import Stage, told, without_key
+from .stages import Stage, announce, without_key
 from .training import TrainStage
 
 Record = dict[str, Any]
@@ -132,13 +132,13 @@ class Run:
     def _alone(self) -> Iterator[None]:
         """Others keep out of the folder; of several processes of one run the first sees to it, and tells of it."""
         with locked(self.folder) if distributed.is_first() else nullcontext():
-            said, status = {"run": self.recipe.name, "folder": str(self.folder)}, "stopped"
-            self.tell(event("run", **said, status="started", recipe=self.recipe.model_dump(mode="json")))
+            stated, status = {"run": self.recipe.name, "folder": str(self.folder)}, "stopped"
+            self.tell(event("run", **stated, status="started", recipe=self.recipe.model_dump(mode="json")))
             try:
                 yield
                 status = "finished"
             finally:
-                self.tell(event("run", **said, status=status))
+                self.tell(event("run", **stated, status=status))
 
     def evaluate(self, bits: int) -> None:
         """Attack the torch network."""
@@ -354,14 +354,14 @@ class Run:
     def _done(self, stage: Stage) -> bool:
         name = self.files.name_of(stage.record)
         if done := stage.done():
-            told(self.tell, name, "done before", stage.recorded() or {})
+            announce(self.tell, name, "done before", stage.recorded() or {})
         else:
             detail(f"{name}: {stage.why()}")
         return done
 
     def _finish(self, stage: Stage, result: Record) -> None:
         stage.finish(result)
-        told(self.tell, self.files.name_of(stage.record), "written", result)
+        announce(self.tell, self.files.name_of(stage.record), "written", result)
 
 
 def _described(attacks: Sequence[Attack]) -> list[Any]:

@@ -86,7 +86,7 @@ def load(path: str | Path, *, model: nn.Module | None = None) -> nn.Module:
 
 def _of_folder(path: Path) -> nn.Module:
     if path.suffix == ".onnx" or (path / "manifest.json").is_file():
-        return devices.placed(open_deployed(path).gradient()).eval()
+        return devices.on_device(open_deployed(path).gradient()).eval()
     files, bits = RunFolder.find(path)
     run = Run.open(files.path)
     return run.network(FLOAT if bits is None else run.expect_width(bits))
@@ -104,12 +104,12 @@ def _made(described: Mapping[str, Any], path: Path, model: nn.Module | None) -> 
 
 
 def _registered(described: Mapping[str, Any], path: Path) -> nn.Module:
-    said = described["network"]
-    if said is None:
+    stated = described["network"]
+    if stated is None:
         raise CheckpointError(f"expected a registered network in {path}, got a {shown(described['class'])}; {OWN}")
-    if said["name"] not in models.names():  # whatever else builds networks runs code that a user names
-        raise CheckpointError(f"expected a registered network in {path}, got {shown(said['name'])}; {OWN}")
-    return models.build(**said)
+    if stated["name"] not in models.names():  # whatever else builds networks runs code that a user names
+        raise CheckpointError(f"expected a registered network in {path}, got {shown(stated['name'])}; {OWN}")
+    return models.build(**stated)
 
 
 def _checked(details: Mapping[str, Any]) -> dict[str, Any]:

@@ -76,11 +76,11 @@ class Stage:
     def finish(self, result: Mapping[str, Any]) -> None:
         """Write the record, after all that the stage writes. Raises RunError if it cannot."""
         files = {"reads": self.digests_read(), "writes": _digests(self.writes)}
-        kept = json.loads(json.dumps(without_key(result)))  # as it will be read
-        write_json(self.record, {"key": self.key, **files, "result": digest(kept), **kept})
+        retained = json.loads(json.dumps(without_key(result)))  # as it will be read
+        write_json(self.record, {"key": self.key, **files, "result": digest(retained), **retained})
 
 
-def told(tell: Listener, name: str, status: str, result: Mapping[str, Any]) -> None:
+def announce(tell: Listener, name: str, status: str, result: Mapping[str, Any]) -> None:
     """Say on stderr and to a run's listener what became of a stage. name: of the record, as it is printed."""
     note(f"{name}: {status}")
     from ..train.listeners import event  # with its package torch

@@ -25,7 +25,7 @@ from ..train.fitting import finish
 from ..train.listeners import Listener, teller
 from .folder import FLOAT, NetworkFolder
 from .networks import Networks
-from .stages import Stage, told, without_key
+from .stages import Stage, announce, without_key
 
 WEIGHTS = {MODEL, AVERAGE}
 SHA256 = "sha256:"  # of the weights that a network starts from
@@ -39,8 +39,8 @@ def training_settings(recipe: Recipe, bits: int) -> dict[str, Any]:
     tables["data"]["name"] = unplaced(recipe.data.name)  # its code may move: images have a fingerprint
     if bits == FLOAT and not recipe.train.epochs:  # how the quantised ones are trained is not its matter
         tables.pop("threat")
-        kept = ("epochs", "batch_size", "estimate_statistics") if recipe.train.estimate_statistics else ("epochs",)
-        tables["train"] = {key: tables["train"][key] for key in kept}
+        retained = ("epochs", "batch_size", "estimate_statistics") if recipe.train.estimate_statistics else ("epochs",)
+        tables["train"] = {key: tables["train"][key] for key in retained}
     if bits != FLOAT:
         tables["bits"] = [FLOAT, *(width for width in recipe.bits if FLOAT > width >= bits)]
         tables["quant"] = recipe.model_dump(mode="json", include={"quant"})["quant"]
@@ -92,22 +92,22 @@ class TrainStage:
         """Train, unless it is done."""
         stage, name = self.stage, self.networks.files.name_of(self.files.training)
         if stage.done() or self._adopted(stage):
-            told(self.tell, name, "done before", stage.recorded() or {})
+            announce(self.tell, name, "done before", stage.recorded() or {})
             return
         detail(f"{name}: {stage.why()}")
         self._expect_remakeable(stage)
         result = self._train()
         if distributed.is_first():
             stage.finish(result)
-            told(self.tell, name, "written", result)
+            announce(self.tell, name, "written", result)
 
     def _trained_with(self) -> dict[str, Any] | None:
         """Settings of what was trained, or is in training, here, as today's schema reads them; None if nothing was."""
-        said = (self.stage.recorded() or {}).get("settings")
-        if said is None and self.files.state.exists():
-            said = _metadata(self.files).get("settings")
-        if said and isinstance(said, dict):
-            return _as_today(said, self.bits)
+        stated = (self.stage.recorded() or {}).get("settings")
+        if stated is None and self.files.state.exists():
+            stated = _metadata(self.files).get("settings")
+        if stated and isinstance(stated, dict):
+            return _as_today(stated, self.bits)
         traces = (self.files.training, self.files.state, *self.stage.writes.values())
         if not any(path.exists() for path in traces):
             return None
@@ -184,7 +184,7 @@ class TrainStage:
 
     def _train(self) -> dict[str, Any]:
         started, networks = time.perf_counter(), self.networks
-        model, job = devices.placed(networks.start(self.bits)), self.job()
+        model, job = devices.on_device(networks.start(self.bits)), self.job()
         state = State(job.key)
         if job.schedule.epochs:
             teacher = networks.network(FLOAT) if METHODS[job.training.method].teacher else None
@@ -209,16 +209,16 @@ class TrainStage:
     def _save(self, model: nn.Module, job: Job, name: str) -> None:
         finish(model, self.networks.dataset.train, job)
         if distributed.is_first():
-            kept = quant.fold_fat(copy.deepcopy(model)) if self.bits == FLOAT else model
-            save_weights(self.files.weights(name), kept, {"key": job.key, "bits": self.bits})
+            retained = quant.fold_fat(copy.deepcopy(model)) if self.bits == FLOAT else model
+            save_weights(self.files.weights(name), retained, {"key": job.key, "bits": self.bits})
 
 
-def _as_today(said: Mapping[str, Any], bits: int) -> dict[str, Any]:
+def _as_today(stated: Mapping[str, Any], bits: int) -> dict[str, Any]:
     """Recorded settings with the defaults of keys that came later; as they are where a key is no longer known."""
     try:
-        return training_settings(parse({"name": "recorded", **said}, source="recorded settings"), bits)
+        return training_settings(parse({"name": "recorded", **stated}, source="recorded settings"), bits)
     except RecipeError:
-        return dict(said)
+        return dict(stated)
 
 
 def _metadata(files: NetworkFolder) -> dict[str, Any]:

@@ -169,7 +169,7 @@ def _teacher(method: str, teacher: nn.Module | None) -> nn.Module | None:
         raise ModelError(
             f"expected {wanted} teacher for method {method!r}, got {got}; pass teacher=, or another method"
         )
-    return None if teacher is None else devices.placed(teacher).eval()
+    return None if teacher is None else devices.on_device(teacher).eval()
 
 
 def _dataset(model: nn.Module, data: Given | Dataset, validation_data: Given | float, seed: int) -> Dataset:
@@ -214,10 +214,10 @@ def _classes(model: nn.Module, *parts: Images) -> int:
 def _start(model: nn.Module, dataset: Dataset, training: Training, seed: int) -> nn.Module:
     """The copy that is trained, behind FAT if asked."""
     if training.fat == "none":
-        return devices.placed(copy.deepcopy(model))
+        return devices.on_device(copy.deepcopy(model))
     some = choose(dataset.train, training.batch_size, seed)[0]
     behind = quant.quantize(model, quant.QuantConfig(32, fat=training.fat), calibration=some)
-    return devices.placed(behind)
+    return devices.on_device(behind)
 
 
 def _is_quantised(model: nn.Module) -> bool:

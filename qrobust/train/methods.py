@@ -69,15 +69,15 @@ def class_weights(settings: Training, y: Tensor, classes: int) -> Tensor | None:
     "balanced": w_k = n / (classes · n_k), n_k the labels that are k: every class weighs the same, and the mean over the
     labels is 1. Raises RecipeError for a list of another length, DataError for a class without images.
     """
-    said = settings.class_weights
-    if said is None:
+    stated = settings.class_weights
+    if stated is None:
         return None
-    if said != "balanced":
-        if len(said) != classes:
+    if stated != "balanced":
+        if len(stated) != classes:
             raise RecipeError(
-                f"expected a number a class, {classes}, in train.class_weights, got {len(said)}; change it"
+                f"expected a number a class, {classes}, in train.class_weights, got {len(stated)}; change it"
             )
-        return torch.tensor(said, device=y.device)
+        return torch.tensor(stated, device=y.device)
     counts = torch.bincount(y, minlength=classes)
     if not counts.all():
         raise DataError(f"expected training images of every class, got none of class {int(counts.argmin())}; add some")

@@ -192,20 +192,20 @@ class _Work:
 
     def _keep(self, record: dict[str, Any]) -> None:
         state = self.state
-        kept = {name: state.best_of(name) for name in state.best}
+        retained = {name: state.best_of(name) for name in state.best}
         networks = {MODEL: self.model}
         if self.average is not None and self.job.started("average", record["epoch"] - 1):
             networks[AVERAGE] = self.average.module
         for name, network in networks.items():
             if self._rank(record, name) >= self._rank(state.best.get(name), name):
                 state.best[name] = record
-                kept[name] = {key: value.clone() for key, value in network.state_dict().items()}
+                retained[name] = {key: value.clone() for key, value in network.state_dict().items()}
         state.history.append(record)
         state.epoch = record["epoch"]
         state.tensors = capture(self.model, self.optimizer)
         if self.average is not None:
             state.tensors |= {f"average.{key}": value for key, value in self.average.state_dict().items()}
-        for name, tensors in kept.items():
+        for name, tensors in retained.items():
             state.tensors |= {f"best.{name}.{key}": value for key, value in tensors.items()}
         if distributed.is_first():
             save_state(_checkpoint(self.job), state)

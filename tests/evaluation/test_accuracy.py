@@ -35,7 +35,7 @@ def network():
     """A steep random network: right for some images, and some of those fall to small attacks."""
     torch.manual_seed(0)
     model = nn.Sequential(nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), nn.ReLU(), nn.Flatten(), nn.Linear(128, 3))
-    return devices.placed(model)
+    return devices.on_device(model)
 
 
 def attacks(*names):

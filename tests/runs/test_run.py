@@ -219,7 +219,7 @@ def test_a_float_network_trains_behind_fat_and_is_kept_without(transformed: Run,
     load_weights(folder / f"{name}.safetensors", fresh)
     x = data.to_unit(transformed.dataset.test.take(slice(0, 40)).x, torch.device("cpu"), channels_last=True)
     with torch.no_grad():
-        assert torch.equal(devices.placed(fresh).eval()(x), devices.placed(behind).eval()(x))
+        assert torch.equal(devices.on_device(fresh).eval()(x), devices.on_device(behind).eval()(x))
     masks = [json.loads(line)["masks"] for line in (folder / "metrics.jsonl").read_text().splitlines()]
     assert [set(epoch) for epoch in masks] == [set(mask_statistics(behind))] * 2
     assert masks[0] != masks[1]

@@ -42,7 +42,7 @@ def network(width=4, seed=0):
         nn.Flatten(),
         nn.Linear(width, 3),
     )
-    return devices.placed(model)
+    return devices.on_device(model)
 
 
 def deeper(fat, seed=0):
@@ -52,7 +52,7 @@ def deeper(fat, seed=0):
     model = nn.Sequential(*convs[0], *convs[1], nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 3))
     if fat != "none":
         model = quantize(model, QuantConfig(4, fat=fat), calibration=[some_images(30, 4).x / 255])
-    return devices.placed(model)
+    return devices.on_device(model)
 
 
 def job(folder, *, key="k", seed=0, schedule=None, **training):

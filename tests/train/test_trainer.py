@@ -222,7 +222,7 @@ def test_accuracies_are_those_of_the_split(tmp_path):
 def on_points():
     """A network whose batch-norm sees one value an image."""
     layers = [nn.AdaptiveAvgPool2d(1), nn.Conv2d(3, 4, 1), nn.BatchNorm2d(4), nn.Flatten(), nn.Linear(4, 3)]
-    return devices.placed(nn.Sequential(*layers))
+    return devices.on_device(nn.Sequential(*layers))
 
 
 def test_a_last_image_on_its_own_is_learned_from_too(tmp_path):
