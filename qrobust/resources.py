@@ -9,13 +9,13 @@ from __future__ import annotations
 
 import hashlib
 import importlib
-import importlib.util
 import os
 import sys
 import sysconfig
 import tomllib
 import traceback
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import ModuleType
@@ -248,18 +248,21 @@ def _run_file(path: Path) -> ModuleType:
     name = f"_own_{path.stem}_{hashlib.sha256(str(path).encode() + code).hexdigest()[:16]}"
     if name in sys.modules:
         return sys.modules[name]
-    spec = importlib.util.spec_from_file_location(name, path)
-    if spec is None or spec.loader is None:
-        raise RecipeError(f"expected Python code at {path}, got a file that is none; name a .py file")
-    module = sys.modules[name] = importlib.util.module_from_spec(spec)  # where classes in it are looked for
-    sys.path.insert(0, str(path.parent))
+    module = sys.modules[name] = ModuleType(name)  # where classes in it are looked for
+    module.__file__ = str(path)
+    sys.path.append(str(path.parent))  # what lies beside it may be imported, and stands for nothing else
     try:
-        spec.loader.exec_module(module)
-    except (Exception, SystemExit) as error:  # whatever is raised by what is not ours
+        exec(
+            compile(code, str(path), "exec", dont_inherit=True), module.__dict__
+        )  # what was read, never an older compiled form
+    except BaseException as error:
         del sys.modules[name]
-        raise _raised(f"{path}{place_in(path, error)}", error) from error
+        if isinstance(error, (Exception, SystemExit)):  # whatever is raised by what is not ours
+            raise _raised(f"{path}{place_in(path, error)}", error) from error
+        raise
     finally:
-        sys.path.remove(str(path.parent))
+        with suppress(ValueError):  # the file may have taken it away
+            sys.path.remove(str(path.parent))
     return module
 
 

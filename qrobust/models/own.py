@@ -10,19 +10,17 @@ import hashlib
 import importlib
 import importlib.util
 import inspect
-import sys
 import traceback
 from argparse import Namespace
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import suppress
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from ..errors import CheckpointError, ModelError, did_you_mean, one_line, shown
+from .. import resources
+from ..errors import CheckpointError, ModelError, RecipeError, did_you_mean, one_line, shown
 from ..torchvision_cpu import declare_operators, import_torchvision
 
 FORMS = "'FILE.py:factory', 'package.module:factory', 'torchvision:NAME' or 'timm:NAME'"
@@ -61,7 +59,7 @@ def build(name: str, *, in_channels: int, classes: int, **options: Any) -> nn.Mo
         given = _given(name, factory, {CHANNELS: in_channels, CLASSES: classes}, options)
     try:
         made = factory(**given)
-    except Exception as error:  # the user's code
+    except (Exception, SystemExit) as error:  # the user's code
         raise ModelError(f"expected a network of {name}, got {_reason(error)}; mend it or its options") from error
     if not isinstance(made, nn.Module):
         raise ModelError(f"expected a torch module of {name}, got {shown(made)}; return the network")
@@ -175,38 +173,11 @@ def _given(
 
 
 def _factory(name: str) -> Callable[..., Any]:
-    path = source_of(name)
-    assert path is not None
-    module, _, factory = name.rpartition(":")
+    source_of(name)  # says what a name looks like
     try:
-        loaded = _loaded(path) if module.endswith(".py") else importlib.import_module(module)
-    except Exception as error:  # the user's code
-        raise ModelError(f"expected {path} to load, got {_reason(error)}; mend it") from error
-    found = getattr(loaded, factory, None)
-    if not callable(found):
-        known = [key for key, value in vars(loaded).items() if callable(value) and not key.startswith("_")]
-        raise ModelError(f"expected a factory {factory!r} in {path}, got none{did_you_mean(factory, known)}")
-    return found  # type: ignore[no-any-return]
-
-
-def _loaded(path: Path) -> ModuleType:
-    """The module of a file, once; what runs is what was hashed, never an older compiled form."""
-    code = path.read_bytes()
-    name = f"qrobust_own_{hashlib.sha256(str(path.resolve()).encode() + code).hexdigest()[:16]}"
-    if name not in sys.modules:
-        module = ModuleType(name)
-        module.__file__ = str(path)
-        sys.modules[name] = module  # before it runs: dataclasses look there
-        sys.path.append(str(path.parent))  # what lies beside it may be imported
-        try:
-            exec(compile(code, str(path), "exec"), module.__dict__)
-        except BaseException:
-            del sys.modules[name]
-            raise
-        finally:
-            with suppress(ValueError):  # the file may have taken it away
-                sys.path.remove(str(path.parent))
-    return sys.modules[name]
+        return resources.named_factory(name, Path())
+    except RecipeError as error:
+        raise ModelError(str(error)) from error
 
 
 def _torchvision(name: str) -> Callable[..., Any]:

@@ -57,6 +57,8 @@ def nets(tmp_path_factory):
     (folder / "nets.py").write_text(NETS)
     (folder / "blocks.py").write_text(BLOCKS)
     (folder / "broken.py").write_text("import no_such_package")
+    (folder / "ends.py").write_text("raise SystemExit(0)")
+    (folder / "late.py").write_text("def f(): raise SystemExit(1)")
     return folder / "nets.py"
 
 
@@ -84,10 +86,12 @@ def test_a_changed_file_is_read_anew(tmp_path):
 
 
 REFUSED = {
-    "nets.py:plan": "expected a factory 'plan' in {nets}, got none; did you mean 'plain'?",
+    "nets.py:plan": "expected a function 'plan' in {nets}, got none; did you mean 'plain'?",
     "nets.py:": "expected a network as 'FILE.py:factory'",
     "net.py:plain": "no {folder}/net.py; correct the path or the name",
-    "broken.py:f": "broken.py to load, got ModuleNotFoundError: No module named 'no_such_package' (broken.py, line 1)",
+    "broken.py:f": "broken.py, line 1, it raised ModuleNotFoundError: No module named 'no_such_package'; mend it",
+    "ends.py:f": "ends.py, line 1, it raised SystemExit: 0; mend it",  # which would be a verdict
+    "late.py:f": "got SystemExit: 1 (late.py, line 1); mend it or its options",
     "nets.py:raises": "got KeyError: 'depth' (nets.py, line 18); mend it or its options",
     "nets.py:nothing": "expected a torch module of {nets}:nothing, got 3; return the network",
     "nets.py:needs": "expected options that {nets}:needs takes, got: missing a required argument: 'depth'",

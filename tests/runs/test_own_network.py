@@ -214,7 +214,7 @@ def net():
 """
 REFUSED = {
     "raises": ("model.name=bad.py:raises", "expected a network of .*, got KeyError: 'depth'"),
-    "missing": ("model.name=bad.py:rises", "expected a factory 'rises' in .*; did you mean 'raises'"),
+    "missing": ("model.name=bad.py:rises", "expected a function 'rises' in .*; did you mean 'raises'"),
     "nothing": ("model.name=bad.py:nothing", "expected a torch module of .*, got None; return the network"),
     "classes": (
         "model.name=bad.py:hundred",

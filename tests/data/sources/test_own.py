@@ -49,7 +49,8 @@ def read(tmp_path, monkeypatch):
         monkeypatch.setitem(sys.modules, "shelf", type(sys)("shelf"))
         sys.modules["shelf"].value = value
         monkeypatch.chdir(tmp_path)
-        sys.modules.pop(next((n for n in sys.modules if n.startswith("_own_mine")), ""), None)
+        for name in [name for name in sys.modules if name.startswith("_own_mine")]:
+            del sys.modules[name]  # its code is run anew
         return own(DataSettings("mine.py:make", **settings))
 
     return run
