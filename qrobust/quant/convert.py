@@ -18,11 +18,11 @@ from ..models.inference import in_eval_mode, statistics_anew
 from ..spectrum import FAT_FORMS
 from ..spectrum.fat import FAT, fold_fat, transformed_conv
 from .capture import check_capture, check_pools
-from .graph import ORIGIN, trace
+from .graph import ORIGIN, Shape, capture, example_images
 from .layers import round_biases
 from .placement import BITS, FLOAT_BITS, SUM_BITS, Bits, Placement, check_bits, fat_for, layer_widths
 from .quantizer import calibrating, quantizers
-from .reading import Reading
+from .reading import UNSUPPORTED, Reading
 
 __all__ = [
     "BITS",
@@ -49,7 +49,9 @@ class QuantConfig:
     same for what layers read, if that is not to be their weight's width; of layers that read one activation the largest
     width holds. fat: "paper", "normalised", "identity" (standardised weights without a mask) or "none"; for inner
     convolutions. edge_layers: the first layers and the classifier keep "int8" or "float" weights and inputs, unless a
-    pattern other than "*" names them. per_channel: one weight clip per output channel.
+    pattern other than "*" names them. per_channel: one weight clip per output channel. unsupported: what has no integer
+    form (a LayerNorm, attention, a transposed convolution) stays "float" between quantisers, or is a ModelError
+    ("refuse").
     Raises ModelError for settings out of range.
     """
 
@@ -58,6 +60,7 @@ class QuantConfig:
     fat: str = "normalised"
     edge_layers: str = "int8"
     per_channel: bool = True
+    unsupported: str = "float"
 
     def __post_init__(self) -> None:
         if self.bits != FLOAT_BITS:
@@ -68,6 +71,8 @@ class QuantConfig:
             raise ModelError(f"expected a form of FAT, got {self.fat!r}{did_you_mean(self.fat, (*FAT_FORMS, 'none'))}")
         if self.edge_layers not in EDGE_LAYERS:
             raise ModelError(f"expected edge_layers 'int8' or 'float', got {self.edge_layers!r}")
+        if self.unsupported not in UNSUPPORTED:
+            raise ModelError(f"expected unsupported 'float' or 'refuse', got {self.unsupported!r}")
 
 
 @dataclass(frozen=True)
@@ -79,6 +84,7 @@ class Origin:
 
     network: nn.Module
     config: QuantConfig
+    shape: Shape | None = None  # of its images, (c, h, w)
 
     @staticmethod
     def details(model: nn.Module) -> dict[str, Any]:
@@ -92,7 +98,7 @@ class Origin:
         network = copy.deepcopy(self.network).to_empty(device="cpu")
         for tensor in network.state_dict().values():
             tensor.zero_()
-        graph = _quantised(Reading(trace(network)), self.config)
+        graph = _quantised(Reading(capture(network, self.shape), self.config.unsupported), self.config)
         graph.meta[ORIGIN] = self
         for quantizer, bits, backward in zip(quantizers(graph), details["bits"], details["backward"], strict=True):
             quantizer.set_bits(bits)
@@ -125,6 +131,7 @@ def quantize(
     config: QuantConfig | Bits = QuantConfig(),
     *,
     calibration: object,
+    shape: Shape | None = None,
     estimate_statistics: bool | None = None,
 ) -> nn.Module:
     """QM-n: a copy of a trained network whose inner layers have n-bit weights and read n-bit inputs.
@@ -155,16 +162,17 @@ def quantize(
         raise ModelError("expected a float network, got a quantised one; call requantize for another width")
     batches = iter(()) if calibration is None else _images(model, calibration)
     images = next(batches, None)
-    captured = trace(model)
-    reading = Reading(captured)
+    shape = shape if images is None else tuple(images.shape[1:])
+    captured = capture(model, shape)
+    reading = Reading(captured, config.unsupported)
     if config.bits != FLOAT_BITS:  # else the network itself is returned, not its graph
-        check_capture(model, captured, images)
-        if images is not None:
-            check_pools(captured, images)
+        given = example_images(model, shape) if images is None else images
+        check_capture(model, captured, given)
+        check_pools(captured, given)
     with device_of(model):  # where new layers are made
         made = _transformed(model, reading, config.fat) if config.bits == FLOAT_BITS else _quantised(reading, config)
     if isinstance(made, fx.GraphModule):
-        made.meta[ORIGIN] = Origin(copy.deepcopy(model).to("meta"), config)
+        made.meta[ORIGIN] = Origin(copy.deepcopy(model).to("meta"), config, shape)
     if images is not None:
         anew = config.fat != "none" if estimate_statistics is None else estimate_statistics
         calibrate(made, chain([images], batches), estimate_statistics=anew)

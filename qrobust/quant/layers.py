@@ -27,7 +27,7 @@ from ._brevitas import (
     WeightQuantProxyFromInjector,
 )
 from .quantizer import WEIGHT, Quantizer, QuantizerConfig, quantizers
-from .reading import keeps_grid
+from .reading import is_of_tokens, keeps_grid
 
 
 class QuantizedConv2d(QuantConv2d):  # type: ignore[misc]  # Brevitas is not typed
@@ -223,7 +223,7 @@ def _biases(model: fx.GraphModule) -> Iterator[tuple[str, Tensor, Tensor, Tensor
     for node in model.graph.nodes:
         layer = modules.get(str(node.target)) if node.op == "call_module" else None
         source = source_quantizer(node, modules) if isinstance(layer, (QuantConv2d, QuantLinear)) else None
-        if layer is None or source is None:
+        if layer is None or source is None or (isinstance(layer, QuantLinear) and is_of_tokens(node)):
             continue
         follower = modules.get(str(next(iter(node.users)).target)) if len(node.users) == 1 else None
         norm = follower if isinstance(follower, nn.BatchNorm2d) else None

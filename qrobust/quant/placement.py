@@ -138,8 +138,8 @@ def _is_width(bits: object) -> bool:
 
 
 SUM_BITS = 8  # of what sums, products, functions and pools read: they hold no product of weights
-# How a node reads: at its width; at 8 bits; 8 bits if they are there (batch-norm, relu); as floats.
-LAYER, OPERAND, EITHER, RAW = "layer", "operand", "either", "raw"
+# How a node reads: at its width; at 8 bits; 8 bits if they are there (batch-norm, relu); whatever there is; as floats.
+LAYER, OPERAND, EITHER, ANY, RAW = "layer", "operand", "either", "any", "raw"
 
 
 @dataclass
@@ -160,7 +160,7 @@ class Placement:
         self.graph = self.reading.graph
         for node in [node for node in self.graph.graph.nodes if self._makes_values(node)]:
             module = self.reading.module(node)
-            if isinstance(module, ACTIVATIONS) and not self._read_as_float(node):
+            if isinstance(module, ACTIVATIONS) and self._is_clip(node):
                 self._replace_activation(node, module)
             else:
                 self._quantise(node, on_grid=False)
@@ -186,14 +186,30 @@ class Placement:
             return RAW if self.widths[reader].weight == FLOAT_BITS else LAYER
         if reader.op == "output" or reader in self.reading.of_image:
             return RAW
+        if reader in self.reading.floats:
+            return ANY
         return OPERAND if self.reading.computes(reader) else EITHER
 
     def _layers(self, nodes: list[fx.Node]) -> list[Width]:
         readers = {reader for node in nodes for reader in self._readers(node)}
         return [self.widths[reader] for reader in self.reading.layers if reader in readers]
 
-    def _read_as_float(self, node: fx.Node) -> bool:
-        return any(width.weight == FLOAT_BITS for width in self._layers(list(node.users)))
+    def _is_clip(self, node: fx.Node) -> bool:
+        """Whether a quantiser can do an activation's work: all that read it take its integers."""
+        if node in self.reading.floats and self._needs_of(node) != {LAYER}:
+            return False
+        return all(width.weight != FLOAT_BITS for width in self._layers(list(node.users)))
+
+    def _needs_of(self, node: fx.Node) -> set[str]:
+        return {need for user in node.users for need in self._needs(user)}
+
+    def _is_convolved(self, node: fx.Node) -> bool:
+        """Whether a value is a convolution's, maybe behind its batch-norm."""
+        module = self.reading.module(node)
+        if isinstance(module, nn.BatchNorm2d):
+            node = node.all_input_nodes[0]
+            module = self.reading.module(node)
+        return isinstance(module, nn.Conv2d) and self.widths[node].weight != FLOAT_BITS
 
     def _replace_activation(self, node: fx.Node, module: nn.ReLU | nn.Hardtanh) -> None:
         """The clip of the quantiser does what relu and hardtanh do."""
@@ -210,9 +226,12 @@ class Placement:
         needs = {user: self._needs(user) for user in source.users}
         narrow = [user for user, need in needs.items() if need == {LAYER}]
         wide = [user for user, need in needs.items() if need and need != {LAYER} and RAW not in need]
+        if source in self.reading.floats:
+            wide = []
         if source.op == "placeholder":  # one for all: pixels have one grid
             wide, narrow = [*wide, *narrow], []
-        shared = any(OPERAND in needs[user] for user in wide) or bool(wide and narrow) or source.op == "placeholder"
+        asked = {OPERAND, ANY} if self._is_convolved(source) else {OPERAND}
+        shared = any(asked & needs[user] for user in wide) or bool(wide and narrow) or source.op == "placeholder"
         last = source
         if wide and shared and not on_grid:
             last = self._insert(source, source, wide, [])
