@@ -162,10 +162,10 @@ def _compare_training(
     """Gradients of all parameters, and buffers after a pass."""
     weights = torch.randn(expected.shape, dtype=expected.dtype, device=expected.device)
     try:
-        (expected * weights).sum().backward()
+        torch.autograd.backward((expected * weights).sum())
     except RuntimeError:  # no network that trains: it overwrites what its gradients need
         return
-    (got * weights).sum().backward()
+    torch.autograd.backward((got * weights).sum())
     parameters, buffers = dict(network.named_parameters(remove_duplicate=False)), dict(network.named_buffers())
     largest = max((float(p.grad.abs().max()) for p in parameters.values() if p.grad is not None), default=0.0)
     limit = TOLERANCES[got.dtype] * GRADIENTS

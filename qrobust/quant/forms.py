@@ -7,7 +7,7 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from torch import fx, nn
+from torch import Tensor, fx, nn
 from torch.nn import functional as F
 
 # ATen's name (without the underscore of work in place), the module, and what its arguments after the input are called.
@@ -52,10 +52,10 @@ class Attention(nn.Module):
         super().__init__()
         self.p = p
 
-    def forward(self, *given: Any, **settings: Any) -> torch.Tensor:
-        """As torch's function, of query, key, value and mask."""
+    def forward(self, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None = None, **settings: Any) -> Tensor:
+        """As torch's function."""
         p = self.p if self.training else 0.0
-        return F.scaled_dot_product_attention(*given, dropout_p=p, **settings)
+        return F.scaled_dot_product_attention(query, key, value, mask, p, **settings)
 
 
 def module_for(name: str, arguments: tuple[Any, ...], settings: Settings) -> nn.Module | None:
@@ -84,23 +84,23 @@ def weighted(model: nn.Module, name: str, arguments: tuple[Any, ...], rank: int)
     None for other operators, and for weights that are computed.
     """
     made = LAYERS.get(name)
-    if made is None or not (len(arguments) > 1 and _path(arguments[1]) or name == "batch_norm"):
+    if made is None or not ((len(arguments) > 1 and _path(arguments[1])) or name == "batch_norm"):
         return None
     return made(model, arguments, rank)
 
 
-def _linear(model: nn.Module, arguments: tuple[Any, ...], rank: int) -> tuple[str, nn.Module]:
+def _linear(model: nn.Module, arguments: tuple[Any, ...], _: int) -> tuple[str, nn.Module]:
     _, weight, bias = (*arguments, None)[:3]
     values = _get(model, weight)
     layer = nn.Linear(values.shape[1], values.shape[0], bias=bias is not None, device="meta")
     return _with(model, layer, weight=weight, bias=bias)
 
 
-def _conv(model: nn.Module, arguments: tuple[Any, ...], rank: int) -> tuple[str, nn.Module]:
+def _conv(model: nn.Module, arguments: tuple[Any, ...], _: int) -> tuple[str, nn.Module]:
     _, weight, bias, stride, padding, dilation, groups = (*arguments, *CONV_DEFAULTS[len(arguments) - 2 :])[:7]
     values = _get(model, weight)
     layer = nn.Conv2d(
-        values.shape[1] * groups, values.shape[0], tuple(values.shape[2:]), stride=_pair(stride),
+        values.shape[1] * groups, values.shape[0], (values.shape[2], values.shape[3]), stride=_pair(stride),
         padding=padding if isinstance(padding, str) else _pair(padding), dilation=_pair(dilation), groups=groups,
         bias=bias is not None, device="meta",
     )  # fmt: skip
@@ -149,8 +149,8 @@ def _path(node: Any) -> str:
     return str(node.target) if isinstance(node, fx.Node) and node.op == "get_attr" else ""
 
 
-def _get(model: nn.Module, node: Any) -> torch.Tensor:
-    found: torch.Tensor = operator.attrgetter(_path(node))(model)
+def _get(model: nn.Module, node: Any) -> Tensor:
+    found: Tensor = operator.attrgetter(_path(node))(model)
     return found
 
 

@@ -9,6 +9,7 @@ import operator
 import warnings
 from collections import Counter
 from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -115,7 +116,7 @@ def example_images(model: nn.Module, shape: Shape | None) -> Tensor:
         except Exception as reason:  # whatever a network raises on images that it does not take
             error = error or _first_line(reason).split(" - got (")[0]
         else:
-            _check_logits(model, logits)
+            _check_logits(logits)
             return images
     expected = "images that a network takes" if shape is None else f"a network that takes images {(BATCH, *shapes[0])}"
     raise ModelError(f"expected {expected}, got: {error}; pass calibration images of its own size")
@@ -135,7 +136,7 @@ def _check_layers(model: nn.Module) -> None:
         raise _ends(len(inputs), "1")
 
 
-def _check_logits(model: nn.Module, logits: object) -> None:
+def _check_logits(logits: object) -> None:
     if not isinstance(logits, Tensor):
         raise _ends(1, type(logits).__name__)
 
@@ -192,18 +193,13 @@ def failed_in(error: BaseException, model: nn.Module) -> str:
     return found
 
 
-class _as_it_was:  # noqa: N801 - reads as what it does
+@contextmanager
+def _as_it_was(model: nn.Module) -> Iterator[None]:
     """Leaves buffers as found: a trace in train mode counts a batch."""
-
-    def __init__(self, model: nn.Module) -> None:
-        self.buffers = [(buffer, buffer.clone()) for buffer in model.buffers()]
-
-    def __enter__(self) -> None:
-        return None
-
-    def __exit__(self, *_: object) -> None:
-        for buffer, before in self.buffers:
-            buffer.copy_(before)
+    buffers = [(buffer, buffer.clone()) for buffer in model.buffers()]
+    yield
+    for buffer, before in buffers:
+        buffer.copy_(before)
 
 
 def _tensors(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
@@ -222,7 +218,7 @@ def _takes_any_size(graph: fx.GraphModule, node: fx.Node) -> bool:
         sizes = node.args[1]
         return isinstance(sizes, (tuple, list)) and all(isinstance(one, fx.Node) or one == -1 for one in sizes)
     if node.target is torch.ops.aten.sym_size.int:
-        return node.args[1] == 0
+        return bool(node.args[1] == 0)
     numbers = any(isinstance(one, (int, float)) for one in node.args)
     return node.target in OF_ANY_SIZE or (node.target in (torch.add, torch.mul) and not numbers)
 

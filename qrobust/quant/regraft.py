@@ -201,8 +201,9 @@ class _Regraft:
         if found is not None:
             return self._layer(node, *found, args)
         if name == "mean" and (pools := pooling(len(_shape(node.all_input_nodes[0]) or ()), args)):
-            for module in pools:
-                source = self._module(node, name, module, (source,))
+            for pool in pools:
+                source = self._module(node, name, pool, (source,))
+            assert isinstance(source, fx.Node)
             return source
         if name == "channel_shuffle":
             return self._shuffled(node, *args)
@@ -220,7 +221,7 @@ class _Regraft:
         bias = args[2] if len(args) > 2 else None
         computed = operator_name(node) != "batch_norm" and isinstance(bias, fx.Node) and bias.op != "get_attr"
         if computed:
-            layer.bias = None
+            layer.register_parameter("bias", None)
         self.called.add(path)
         self.model.set_submodule(path, layer)
         made = self._placed(self.graph.call_module(path, (args[0],)), node, path)
@@ -302,8 +303,9 @@ def _changes(node: fx.Node) -> fx.Node | None:
 
 def _is_unchanged(node: fx.Node) -> bool:
     source, made = node.all_input_nodes[0].meta.get("val"), node.meta.get("val")
-    same = isinstance(source, Tensor) and isinstance(made, Tensor) and source.dtype == made.dtype
-    return same and source.device == made.device and tuple(source.shape) == tuple(made.shape)
+    if not isinstance(source, Tensor) or not isinstance(made, Tensor) or source.dtype != made.dtype:
+        return False
+    return source.device == made.device and tuple(source.shape) == tuple(made.shape)
 
 
 def _shape(node: fx.Node) -> tuple[int | None, ...] | None:
