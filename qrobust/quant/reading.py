@@ -90,20 +90,23 @@ UNSUPPORTED = ("float", "refuse")
 class Reading:
     """One walk over a captured graph. Raises ModelError for what no file can hold, by module.
 
-    unsupported: what has no integer form stays "float", or is a ModelError ("refuse"). plain: sizes and constants,
+    unsupported: what has no integer form stays "float", or is a ModelError ("refuse"). shortcuts: "float" for residual
+    sums of floats. plain: sizes and constants,
     which hold no activations. of_image: the image, and what is computed of it before the first layers. signed: whether
     a node's values may be negative. floats: nodes whose values are floats that no quantiser need stand behind: what
     has no integer form, layers of tokens, and what is computed of those (a residual stream with its norms). layers: in
     the order of execution. edges: those that read the image, and those that nothing but pooling, activations and
-    reshaping parts from the output (the classifier).
+    reshaping parts from the output (the `classifiers`).
     """
 
     graph: fx.GraphModule
     unsupported: str = "float"
+    shortcuts: str = "n"
     plain: set[fx.Node] = field(default_factory=set)
     of_image: set[fx.Node] = field(default_factory=set)
     signed: dict[fx.Node, bool] = field(default_factory=dict)
     floats: set[fx.Node] = field(default_factory=set)
+    float_sums: set[fx.Node] = field(default_factory=set)
 
     def __post_init__(self) -> None:
         self._modules = dict(self.graph.named_modules())
@@ -113,8 +116,8 @@ class Reading:
         self.layers = [node for node in layers if node not in self.plain]  # others compute a table, as of positions
         if not self.layers:
             raise ModelError("expected a network with a convolution or a linear layer, got none to quantise")
-        self.edges = {node for node in self.layers if self.tensors(node)[0] in self.of_image}
-        self.edges |= set(self._classifiers())
+        self.classifiers = set(self._classifiers())
+        self.edges = {node for node in self.layers if self.tensors(node)[0] in self.of_image} | self.classifiers
 
     def module(self, node: fx.Node) -> nn.Module | None:
         """The module that a node calls, as it was captured; None for a quantiser put in since."""
@@ -155,7 +158,9 @@ class Reading:
         if sign is None and self.unsupported == "refuse":
             raise ModelError(f"{where(node)}: no integer form of {_kind(node, self.module(node))}, of which there are: "
                              f'{SUPPORTED}; leave it in float by unsupported="float"')  # fmt: skip
-        if self._is_float(node, sources, has_form=sign is not None):
+        if self.shortcuts == "float" and node.target in SUMS and len(sources) > 1:
+            self.float_sums.add(node)
+        if node in self.float_sums or self._is_float(node, sources, has_form=sign is not None):
             self.floats.add(node)
         self.signed[node] = sign is not False
 
