@@ -9,9 +9,9 @@ from qrobust.recipe import Average as Settings
 from qrobust.spectrum import low_pass
 from qrobust.train import learning_rate, trainer
 from qrobust.train import step as step_module
-from qrobust.train.step import Average
+from qrobust.train.step import Average, Stepper
 
-from .helpers import are_equal, distilling, job, network, some_batch, some_data, stepper, weights_of
+from .helpers import are_equal, distilling, job, network, some_batch, some_data, stepper, vit, weights_of
 
 
 def seeded(seed=0):
@@ -65,6 +65,18 @@ def test_a_step_is_that_of_sgd(tmp_path):
     after, _ = stepped(job(tmp_path, method="natural"))
     for name, parameter in model.named_parameters():
         torch.testing.assert_close(after[name], before[name] - 0.05 * parameter.grad.cpu(), atol=1e-7, rtol=1e-5)
+
+
+@pytest.mark.parametrize(("training", "schedule", "passes"), PASSES.values(), ids=PASSES)
+def test_every_method_trains_a_transformer(tmp_path, training, schedule, passes):
+    """Every parameter moves, by AdamW, and its counts are finite."""
+    task, model = job(tmp_path, schedule={"optimizer": "adamw", "lr": 0.01} | schedule, **training), vit()
+    average = Average(model, Settings()) if "average" in schedule else None
+    optimizer = trainer.optimizer(model, task.schedule)
+    before = weights_of(model)
+    counted = Stepper(model, optimizer, average, task, 3).step(model, *some_batch(), 0, seeded())
+    assert counted.isfinite().all()
+    assert [name for name, value in weights_of(model).items() if torch.equal(value, before[name])] == []
 
 
 def test_gradients_are_clipped_together(tmp_path):
