@@ -601,6 +601,8 @@ def test_an_optimiser_and_a_warm_up_that_are_the_usual_ones_leave_no_trace(folde
         assert not {"optimizer", "warmup"} & recipe.load("base").model_dump(mode="json")[table].keys()
         used = overridden(f"{table}.optimizer=adamw", f"{table}.warmup=0.5").model_dump(mode="json")[table]
         assert (used["optimizer"], used["warmup"]) == ("adamw", 0.5)
+    assert "warmup" not in recipe.load("base").model_dump()["train"]["attack"]
+    assert overridden("train.attack.warmup=2").model_dump()["train"]["attack"]["warmup"] == 2
 
 
 def test_keys_that_came_later_are_not_spelt_out_where_they_are_not_used(folder):

@@ -75,6 +75,19 @@ class Job:
     tensorboard: bool = False
     on_event: Listener | None = None
 
+    def attacking(self, epoch: int) -> tuple[Training, Threat]:
+        """How the attack of an epoch, counted from 0, is led, and within what: with a share of both in its warm-up.
+
+        Warm-up of eps: Debenedetti et al. 2022, "A Light Recipe to Train Robust Vision Transformers", arXiv 2209.07399.
+        """
+        how = self.training.attack
+        share = (epoch + 1) / (how.warmup + 1)
+        if share >= 1:
+            return self.training, self.threat
+        step = None if how.step_size is None else share * how.step_size
+        eased = self.training.model_copy(update={"attack": how.model_copy(update={"step_size": step})})
+        return eased, self.threat.scaled(share)
+
     def started(self, part: str, epoch: int) -> bool:
         """Whether the schedule has a part ("sar", "awp", "average") and it has begun by this epoch, from 0."""
         settings = getattr(self.schedule, part)
