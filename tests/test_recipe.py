@@ -592,7 +592,7 @@ def test_a_square_is_one_however_it_is_written(folder):
 def test_adamw_has_a_rate_and_a_decay_of_its_own(folder):
     usual, asked = overridden("train.optimizer=adamw"), overridden("quant.optimizer=adamw", "quant.weight_decay=0.1")
     assert (usual.train.lr, usual.train.weight_decay) == (1e-3, 0.05)
-    assert (asked.quant.lr, asked.quant.weight_decay) == (recipe.load("base").quant.lr, 0.1)
+    assert (asked.quant.lr, asked.quant.weight_decay, asked.train.lr) == (1e-3, 0.1, recipe.load("base").train.lr)
     assert recipe.parse(asked.model_dump(mode="json"), source="dump") == asked
 
 
