@@ -6,6 +6,7 @@ activations, so their time does not grow with the batch: 0.3 and 0.5 s with grad
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from typing import Any
 
@@ -87,11 +88,15 @@ WEIGHT_CLIP_RATE = 0.5
 CLIP_WEIGHT_DECAY = 1e-4
 
 
-def parameter_groups(model: nn.Module, *, lr: float, weight_decay: float) -> list[dict[str, Any]]:
+def parameter_groups(
+    model: nn.Module, *, lr: float, weight_decay: float, matrices_only: bool = False
+) -> list[dict[str, Any]]:
     """Groups for an optimiser: weights; activation clips; weight clips and FAT mixing. Each parameter that asks for a
     gradient stands in one; empty groups are left out.
 
-    lr, weight_decay: of the weights; clips have multiples of lr as rates, and a decay of their own.
+    lr, weight_decay: of the weights; clips have multiples of lr as rates, and a decay of their own. matrices_only:
+    whether decay is for weights of two dimensions or more alone, as transformers are trained, not for norms, biases,
+    embeddings of positions, class tokens and layer scales, which get a group of their own at the end.
     """
     activation: list[nn.Parameter] = []
     weight: list[nn.Parameter] = []
@@ -101,13 +106,20 @@ def parameter_groups(model: nn.Module, *, lr: float, weight_decay: float) -> lis
         elif isinstance(module, FAT) and module.mixing.requires_grad:
             weight.append(module.mixing)
     special = {id(parameter) for parameter in (*activation, *weight)}
-    rest = [p for p in model.parameters() if id(p) not in special and p.requires_grad]
+    rest = {name: p for name, p in model.named_parameters() if id(p) not in special and p.requires_grad}
+    spared = {name: p for name, p in rest.items() if matrices_only and not _is_matrix(name, p)}
     groups = [
-        {"params": rest, "lr": lr, "weight_decay": weight_decay},
+        {"params": [p for name, p in rest.items() if name not in spared], "lr": lr, "weight_decay": weight_decay},
         {"params": activation, "lr": lr * ACTIVATION_CLIP_RATE, "weight_decay": CLIP_WEIGHT_DECAY},
         {"params": weight, "lr": lr * WEIGHT_CLIP_RATE, "weight_decay": CLIP_WEIGHT_DECAY},
+        {"params": list(spared.values()), "lr": lr, "weight_decay": 0.0},
     ]
     return [group for group in groups if group["params"]]
+
+
+def _is_matrix(name: str, parameter: nn.Parameter) -> bool:
+    """Whether it is the weight of a layer, by torch's name for it: also `in_proj_weight`, also behind FAT."""
+    return parameter.dim() > 1 and re.search(r"weight(\.original\d*)?$", name) is not None
 
 
 def latent_weights(model: nn.Module) -> list[nn.Parameter]:

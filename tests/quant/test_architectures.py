@@ -75,7 +75,8 @@ def quantised(name, bits=4, fat="normalised"):
 
 
 def test_every_network_of_the_registry_is_here():
-    assert {"resnet8", "resnet20", "mobilenet_v2", "efficientnet_b0", *BIG} == set(names())
+    by_layer = {"vit_small_images", "convnext_small_images"}
+    assert {"resnet8", "resnet20", "mobilenet_v2", "efficientnet_b0", *BIG} == set(names()) - by_layer
 
 
 @pytest.mark.parametrize("name", CASES)

@@ -1,9 +1,12 @@
 """Parameter groups and widths."""
 
+import re
+
 import numpy as np
 import pytest
 import torch
 
+from qrobust.models import build
 from qrobust.quant import (
     FAT,
     QuantConfig,
@@ -38,6 +41,31 @@ def test_rates_are_those_of_the_fat_paper():
     assert {id(p) for p in activations["params"]} == masked
     mixing = {id(m.mixing) for m in model.modules() if isinstance(m, FAT)}
     assert mixing <= {id(p) for p in clips["params"]}
+
+
+DECAYED = {
+    "vit_small_images": r"patches|qkv|projection|mlp\.\d|classifier",
+    "convnext_small_images": r"stem\.0|stages\.[12]\.1|depthwise|mlp\.\d|classifier",
+    "torchvision:vit_b_16": r"conv_proj|in_proj|out_proj|mlp\.\d|heads\.head",
+}
+
+
+@pytest.mark.parametrize("name", DECAYED)
+def test_norms_biases_and_embeddings_may_be_spared_from_decay(name):
+    with torch.device("meta"):
+        model = build(name, in_channels=3, classes=10)
+    decayed, spared = parameter_groups(model, lr=0.1, weight_decay=0.05, matrices_only=True)
+    assert (decayed["weight_decay"], spared["weight_decay"], spared["lr"]) == (0.05, 0, 0.1)
+    names = {id(p): key for key, p in model.named_parameters()}
+    weights = {key for key in names.values() if re.search(rf"(^|\.)({DECAYED[name]})[._]weight$", key)}
+    assert {names[id(p)] for p in decayed["params"]} == weights
+    assert len(decayed["params"]) + len(spared["params"]) == len(names)
+
+
+def test_matrices_behind_a_mask_decay_too():
+    model = quantize(resnet(), 4, calibration=[images(8)])
+    decayed = parameter_groups(model, lr=0.1, weight_decay=0.05, matrices_only=True)[0]["params"]
+    assert {id(p) for p in decayed} == {id(p) for p in latent_weights(model)}
 
 
 def test_a_float_network_has_one_group():
