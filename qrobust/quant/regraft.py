@@ -214,12 +214,12 @@ class _Regraft:
         return self._placed(made, node, _where(node))
 
     def _layer(self, node: fx.Node, holder: str, layer: nn.Module, args: tuple[Any, ...]) -> fx.Node:
-        """A layer under its holder's path; a bias that is computed is added behind."""
-        held = _module(self.model, holder)
-        nested = held is not None and (holder in self.called or any(True for _ in held.children()))
-        path = f"{holder}.{operator_name(node)}" if nested else holder
+        """A layer under its holder's path, or inside where others read what is there; a computed bias comes behind."""
+        held, name = _module(self.model, holder), operator_name(node)
         bias = args[2] if len(args) > 2 else None
-        computed = operator_name(node) != "batch_norm" and isinstance(bias, fx.Node) and bias.op != "get_attr"
+        computed = name != "batch_norm" and isinstance(bias, fx.Node) and bias.op != "get_attr"
+        inside = computed or (held is not None and (holder in self.called or any(True for _ in held.children())))
+        path = f"{holder}.{name}" if inside else holder
         if computed:
             layer.register_parameter("bias", None)
         self.called.add(path)
