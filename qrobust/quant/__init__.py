@@ -16,7 +16,15 @@ from .quantizer import (
     set_straight_through,
     straight_through,
 )
-from .training import bits_per_layer, kurtosis, latent_weights, lipschitz, mask_statistics, parameter_groups
+from .training import (
+    bits_per_layer,
+    kurtosis,
+    latent_weights,
+    lipschitz,
+    mask_statistics,
+    parameter_groups,
+    present_names,
+)
 
 if TYPE_CHECKING:
     from .convert import EDGE_LAYERS, Origin, QuantConfig, calibrate, quantize, requantize
@@ -61,6 +69,7 @@ __all__ = [
     "lipschitz",
     "mask_statistics",
     "parameter_groups",
+    "present_names",
     "quantize",
     "quantizers",
     "requantize",

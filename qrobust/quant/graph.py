@@ -43,9 +43,9 @@ class CapturedGraph(fx.GraphModule):
 def capture(model: nn.Module, shape: Shape | None = None) -> CapturedGraph:
     """A copy of a network as a graph, each activation called once; in the mode of the original.
 
-    shape: (c, h, w) of its images; None for the first size that it takes. What has the numbers of one size in it
-    refuses others. What train mode alone gives besides the logits (auxiliary heads) is left out; dropout, stochastic
-    depth and batch-norm follow the mode. Raises ModelError, with the innermost module that torch.export cannot follow.
+    shape: (c, h, w) of its images; None for any. What has the numbers of one size in it needs one, and refuses others.
+    What train mode alone gives besides the logits (auxiliary heads) is left out; dropout, stochastic depth and
+    batch-norm follow the mode. Raises ModelError, with the innermost module that torch.export cannot follow.
     """
     _check_layers(model)
     copied = copy.deepcopy(model)
@@ -63,6 +63,11 @@ def capture(model: nn.Module, shape: Shape | None = None) -> CapturedGraph:
     graph.recompile()
     graph.meta[NAMES] = {name: names[id(tensor)] for name, tensor in _tensors(graph) if id(tensor) in names}
     if not all(_takes_any_size(graph, node) for node in graph.graph.nodes):
+        if shape is None:
+            raise ModelError(
+                "expected the size of the images of a network that has sizes in it, got none; "
+                "pass calibration images, or shape=(c, h, w)"
+            )
         graph.register_forward_pre_hook(OneSize(tuple(images.shape[1:])))
     return graph.train(model.training)
 
