@@ -29,7 +29,7 @@ from .training import (
 if TYPE_CHECKING:
     from .convert import EDGE_LAYERS, Origin, QuantConfig, calibrate, quantize, requantize
     from .costs import Cost, cost
-    from .layers import first_unrounded, round_biases, set_export_form
+    from .layers import first_unrounded, round_biases
     from .placement import BITS, EVERY
 
 _WITH_BREVITAS = {
@@ -45,7 +45,6 @@ _WITH_BREVITAS = {
     "quantize": "convert",
     "requantize": "convert",
     "round_biases": "layers",
-    "set_export_form": "layers",
 }
 __all__ = [
     "BITS",
@@ -74,7 +73,6 @@ __all__ = [
     "quantizers",
     "requantize",
     "round_biases",
-    "set_export_form",
     "set_straight_through",
     "straight_through",
 ]
