@@ -16,22 +16,25 @@ from ..errors import GraphError
 from .node import Backward, Node, reason, shown
 from .operators import LARGEST, TABLE, Function, fake_quantise, find, title
 from .operators.table import INTEGERS
-from .qoperators import WRITERS, expand
+from .qoperators import DYNAMIC, WRITERS, expand
 from .reading import Graph, Input
 
 FAKE = "FakeQuantize"
 CLOSE = 1e-4  # of a step: what float32 leaves of a product with 127
 QUANTISE, DEQUANTISE = "QuantizeLinear", "DequantizeLinear"
+# Operators whose results are values of their first input, or 0.
+MOVES = {"Concat", "DepthToSpace", "Expand", "Flatten", "Gather", "GatherElements", "GatherND", "Identity", "MaxPool",
+         "Relu", "Reshape", "Slice", "SpaceToDepth", "Split", "Squeeze", "Tile", "Transpose", "Unsqueeze"}  # fmt: skip
 
 
 def fuse(nodes: list[Node], constants: dict[str, Tensor], output: str) -> tuple[list[Node], str]:
     """Quantise → Clip becomes a narrower Quantise, and so does Clip → Quantise with whole steps as bounds.
 
-    Quantise → Dequantise with one scale becomes a FakeQuantize, and so does Div → Round → Clip → Mul.
-    Returns the nodes and the name that the output has then.
+    Quantise → Dequantise with one scale becomes a FakeQuantize, and so does Div → Round → Clip → Mul; one that finds
+    its values on its steps already goes. Returns the nodes and the name that the output has then.
     """
     nodes = _narrowed(_bounded_before(_of_arithmetic(nodes, constants, output), output), output)
-    return _paired(nodes, constants, output)
+    return _once(*_paired(nodes, constants, output), constants)
 
 
 def _readers(nodes: list[Node], output: str) -> dict[str, list[Node | None]]:
@@ -166,8 +169,40 @@ def _undoes(quantiser: Node, reader: Node | None, constants: dict[str, Tensor]) 
     return (same or scalar) and all(a == b or torch.equal(constants[a], constants[b]) for a, b in pairs)
 
 
+def _once(nodes: list[Node], output: str, constants: dict[str, Tensor]) -> tuple[list[Node], str]:
+    """Without quantisers of one scale whose input another gave with the same settings and that was only moved since.
+
+    They change no value, but each would cut the soft form's gradient to a tenth: that of a value right on a step.
+    """
+    steps, renamed, left = dict[str, tuple[Any, ...]](), dict[str, str](), list[Node]()
+    for node in nodes:
+        node = replace(node, inputs=tuple(renamed.get(name, name) for name in node.inputs))
+        own = _settings(node, constants) if node.op == FAKE else None
+        if own is not None and steps.get(node.inputs[0]) == own:
+            renamed[node.outputs[0]] = node.inputs[0]
+            continue
+        if own is None and node.op in MOVES and not node.domain:
+            own = steps.get(node.inputs[0])
+            if node.op == "Concat" and len({steps.get(name) for name in node.inputs}) > 1:
+                own = None
+        if own is not None:
+            steps.update(dict.fromkeys(node.outputs, own))
+        left.append(node)
+    return left, renamed.get(output, output)
+
+
+def _settings(node: Node, constants: dict[str, Tensor]) -> tuple[Any, ...] | None:
+    """Scale, zero point, its type and bounds of a quantiser of one scale."""
+    values = [constants.get(name) for name in node.inputs[1:3] if name]
+    if any(value is None or value.numel() != 1 for value in values):
+        return None
+    numbers = tuple(float(value) for value in values if value is not None)
+    return (*numbers, node.kind(2), *(node.attributes.get(key) for key in ("low", "high", "output_dtype")))
+
+
 Values = dict[str, Tensor]
 GIVES_FLOATS = ("DequantizeLinear", FAKE)  # of integers
+SHORT = 8  # numbers: one for each axis of a tensor
 SMALL = 4096  # elements: no operator makes much memory of so few
 
 
@@ -221,6 +256,8 @@ def execute(
     checked: what goes wrong becomes a GraphError that names the node.
     """
     for step in steps:
+        if checked and (missing := [name for name in step.node.inputs if name and name not in values]):
+            raise GraphError(f"expected {step.node} to read results that are covered, got {shown(missing[0])}")
         inputs = [values[name] if name else None for name in step.node.inputs]
         results = _guarded(step, inputs) if checked else step.function(step.node, *inputs)
         values.update(zip(step.node.outputs, results if isinstance(results, tuple) else (results,), strict=False))
@@ -233,7 +270,7 @@ def _guarded(step: Step, inputs: list[Tensor | None]) -> Any:
     try:
         results = step.function(step.node, *inputs)
         for result in results if isinstance(results, tuple) else (results,):
-            if result.numel() > LARGEST:
+            if result is not None and result.numel() > LARGEST:
                 raise ValueError(f"a tensor of {result.numel()} elements is more than {LARGEST}")
     except Exception as error:  # a hostile graph makes torch raise anything
         shapes = ", ".join("-" if value is None else str(tuple(value.shape)) for value in inputs)
@@ -272,9 +309,10 @@ def _fold(nodes: Iterable[Node], constants: Values, kinds: dict[str, int], backw
             whole=_is_whole(node, whole),
             kinds=tuple(kinds.get(name) for name in node.inputs),
             numbers=tuple(_number(constants.get(name)) for name in node.inputs),
+            lists=tuple(_short(constants.get(name)) for name in node.inputs),
         )
         if _gives_whole(node):
-            whole.update(node.outputs)
+            whole.update(node.outputs[::2] if node.op == DYNAMIC else node.outputs)
         if any(name and name not in constants for name in node.inputs):
             left.append(node)
             continue
@@ -296,11 +334,15 @@ def _is_whole(node: Node, whole: set[str]) -> bool:
 def _gives_whole(node: Node) -> bool:
     if node.op == "Cast":
         return node.integer("to", 1) in INTEGERS
-    return node.op == "QuantizeLinear" or (node.whole and node.op not in GIVES_FLOATS)
+    return node.op in (QUANTISE, DYNAMIC) or (node.whole and node.op not in GIVES_FLOATS)
 
 
 def _number(value: Tensor | None) -> float | None:
     return float(value) if value is not None and value.numel() == 1 else None
+
+
+def _short(value: Tensor | None) -> list[float] | None:
+    return value.tolist() if value is not None and value.dim() == 1 and len(value) <= SHORT else None
 
 
 def _function(node: Node) -> Function:
@@ -325,15 +367,19 @@ def _tried(images: Input, steps: Iterable[Step], constants: Values, output: str)
     """Images of a pass and classes, found by a pass of shapes without data."""
     batch, *given = images.shape
     sizes = [size for size in given if size is not None]
+    steps = tuple(steps)
+    # A range of all images at once would make the logits of one depend on the others.
+    alone = batch is None and any(step.node.op == DYNAMIC for step in steps)
     if len(sizes) < len(given):
-        return batch, None
+        return 1 if alone else batch, None
     # A file may leave the batch open and still reshape to one image.
-    counts = (2, 1) if batch is None else (batch,)
+    counts = (1,) if alone else (2, 1) if batch is None else (batch,)
     for count in counts:
         values = {name: _without_data(value) for name, value in constants.items()}
         values[images.name] = torch.empty(count, *sizes, dtype=images.dtype, device="meta")
         try:
-            shape = tuple(execute(steps, values, checked=True)[output].shape)
+            found = execute(steps, values, checked=True).get(output)
+            shape = () if found is None else tuple(found.shape)
         except GraphError:
             if count == counts[-1]:
                 raise

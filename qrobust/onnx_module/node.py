@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -15,6 +16,7 @@ from ..straight_through import Bound, inside, soft
 FORMS = ("identity", "clipped", "soft")
 # Of a step: pixels of exactly 0 and 1 are inside a range that float32 makes 0 to 0.99999994.
 MARGIN = 1e-3
+FLOAT32 = torch.finfo(torch.float32).max
 
 
 @dataclass
@@ -83,7 +85,12 @@ def on_grid(x: Tensor, grid: Grid, backward: Backward, *, values: bool) -> Tenso
 def _inside(g: Tensor, x: Tensor, grid: Grid) -> Tensor:
     low, high = grid.low - MARGIN, grid.high + MARGIN
     step = float(grid.scale) if x.device.type == "cpu" and grid.scale.numel() == 1 else grid.scale
-    return inside(g, x, low * step, high * step)
+    return inside(g, x, _finite(low * step), _finite(high * step))
+
+
+def _finite(bound: Bound) -> Bound:
+    """A bound beyond float32 is none: a mask of -3.4e38 makes such a range."""
+    return math.copysign(math.inf, bound) if isinstance(bound, float) and abs(bound) > FLOAT32 else bound
 
 
 LONGEST_NAME, LONGEST_REASON = 60, 160  # in an error
@@ -93,9 +100,9 @@ LONGEST_NAME, LONGEST_REASON = 60, 160  # in an error
 class Node:
     """An operator as the file states it: "" in `inputs` is one left out.
 
-    opset: of the operator's own domain. kinds and numbers say what is known of each input before any image is:
-    the ONNX element type of a constant, and the value of a constant that is one number; None of others. whole: the
-    file computes on integers here, which floats stand for.
+    opset: of the operator's own domain. kinds, numbers and lists say what is known of each input before any image is:
+    the ONNX element type of a constant, the value of a constant that is one number, and those of a short vector; None
+    of others. whole: the file computes on integers here, which floats stand for.
     """
 
     op: str
@@ -107,6 +114,7 @@ class Node:
     attributes: Mapping[str, Any] = field(default_factory=dict)
     kinds: tuple[int | None, ...] = ()
     numbers: tuple[float | None, ...] = ()
+    lists: tuple[list[float] | None, ...] = field(default=(), compare=False)
     whole: bool = False
     backward: Backward = field(default_factory=Backward)
 
@@ -138,6 +146,10 @@ class Node:
     def constant(self, index: int) -> float | None:
         """A constant input that is one number."""
         return self.numbers[index] if index < len(self.numbers) else None
+
+    def vector(self, index: int) -> list[float] | None:
+        """A constant input that is a short list of numbers."""
+        return self.lists[index] if index < len(self.lists) else None
 
 
 def shown(name: str, longest: int = LONGEST_NAME) -> str:

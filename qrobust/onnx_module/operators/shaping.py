@@ -167,6 +167,14 @@ def tile(x: Tensor, repeats: Tensor) -> Tensor:
     return x.repeat(repeats.tolist())
 
 
+@plain("CastLike")
+def cast_like(x: Tensor, other: Tensor) -> Tensor:
+    """To the type of another, a float one."""
+    if not other.is_floating_point():
+        raise ValueError("a type that is not of floats is not covered")
+    return x.to(other.dtype)
+
+
 @operator("Cast")
 def cast(node: Node, x: Tensor) -> Tensor:
     """To another type. Integers of quantised images are floats here: cut to whole numbers, in float64 where 24 bits
