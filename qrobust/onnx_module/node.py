@@ -34,11 +34,15 @@ class Backward:
 
 @dataclass(frozen=True)
 class Grid:
-    """The steps of a quantiser: integers low..high (zero point taken off) of width scale; they broadcast over x."""
+    """The steps of a quantiser: integers low..high (zero point taken off) of width scale; they broadcast over x.
+
+    narrow: of 16 bits, in which x over the scale is computed.
+    """
 
     scale: Tensor
     low: Bound
     high: Bound
+    narrow: torch.dtype | None = None
 
 
 class Round(torch.autograd.Function):
@@ -59,7 +63,7 @@ class Round(torch.autograd.Function):
         ctx.settings = (grid, form, values)
         if form != "identity":
             ctx.save_for_backward(x)
-        steps = (x / grid.scale).round_()
+        steps = (x / grid.scale).to(grid.narrow or x.dtype).to(x.dtype).round_()
         steps.clamp_(grid.low, grid.high)  # type: ignore[arg-type]
         return steps.mul_(grid.scale) if values else steps
 
@@ -72,7 +76,7 @@ class Round(torch.autograd.Function):
             (x,) = ctx.saved_tensors
             g = _inside(g, x, grid)
         if form == "soft":
-            g = soft(g, x, grid.scale)
+            g = soft(g, x / grid.scale, 1.0)  # 2π·x may be beyond float32
         return g, None, None, None
 
 
@@ -80,6 +84,30 @@ def on_grid(x: Tensor, grid: Grid, backward: Backward, *, values: bool) -> Tenso
     """x rounded to the grid: its values, or its integers as floats (exact up to 2^24)."""
     rounded: Tensor = Round.apply(x, grid, backward.form, values)  # type: ignore[no-untyped-call]
     return rounded
+
+
+class Instead(torch.autograd.Function):
+    """A value in the place of x, whose gradient is passed on whole."""
+
+    @staticmethod
+    def forward(_ctx: Any, x: Tensor, value: Tensor) -> Tensor:
+        return value.view_as(x)
+
+    @staticmethod
+    def backward(_ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        """Whole."""
+        return grads[0], None
+
+
+def instead(x: Tensor, value: Tensor) -> Tensor:
+    """The value, with the gradient of x."""
+    passed: Tensor = Instead.apply(x, value.detach())  # type: ignore[no-untyped-call]
+    return passed
+
+
+def rounded_to(x: Tensor, narrow: torch.dtype | None) -> Tensor:
+    """x rounded to a type of 16 bits, in its own type; the gradient passes whole."""
+    return x if narrow is None else instead(x, x.detach().to(narrow).to(x.dtype))
 
 
 def _inside(g: Tensor, x: Tensor, grid: Grid) -> Tensor:
@@ -102,7 +130,8 @@ class Node:
 
     opset: of the operator's own domain. kinds, numbers and lists say what is known of each input before any image is:
     the ONNX element type of a constant, the value of a constant that is one number, and those of a short vector; None
-    of others. whole: the file computes on integers here, which floats stand for.
+    of others. whole: the file computes on integers here, which floats stand for. narrow: it computes in this type of
+    16 bits, to which results in float32 are rounded.
     """
 
     op: str
@@ -116,6 +145,7 @@ class Node:
     numbers: tuple[float | None, ...] = ()
     lists: tuple[list[float] | None, ...] = field(default=(), compare=False)
     whole: bool = False
+    narrow: torch.dtype | None = None
     backward: Backward = field(default_factory=Backward)
 
     def __str__(self) -> str:

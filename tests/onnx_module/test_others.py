@@ -93,7 +93,7 @@ def test_torchvision_through_an_exporter(exported, name, dynamo):
 def test_static_quantisation_as_pairs(exported, name, per_channel):
     data = quantised(exported(name), ort.QuantFormat.QDQ, per_channel=per_channel)
     made = load_onnx(data)
-    assert len(rounding_steps(made)) >= (13 if name == "short" else 20)
+    assert len(rounding_steps(made)) >= (10 if name == "short" else 20)
     for level in ("disable", "all"):
         assert_within_a_step(made, data, level)
 

@@ -1,4 +1,4 @@
-"""Attention as ONNX has it and as onnxruntime does, and Einstein's sums; scores and softmax in float32 at least."""
+"""Attention as ONNX has it and as onnxruntime does, and Einstein's sums."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def attend(node: Node, q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None, *, 
     if groups > 1:
         k, v = k.repeat_interleave(groups, 1), v.repeat_interleave(groups, 1)
     scale = node.number("scale", 0.0) or 1 / math.sqrt(q.shape[-1])
-    scores = scale * (_wide(q) @ _wide(k).transpose(-1, -2))
+    scores = scale * (q @ k.transpose(-1, -2))
     cap = node.number("softcap", 0.0)
     scores = cap * torch.tanh(scores / cap) if cap else scores
     if bias is not None:
@@ -54,14 +54,10 @@ def attend(node: Node, q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None, *, 
         seen = torch.ones(scores.shape[-2:], dtype=torch.bool, device=q.device).tril()
         scores = scores.masked_fill(~seen, -math.inf)
     if bias is None:  # then every token sees one key at least: itself
-        return F.softmax(scores, -1).to(v.dtype) @ v
+        return F.softmax(scores, -1) @ v
     hidden = (scores == -math.inf).all(-1, keepdim=True)
     shares = F.softmax(scores.masked_fill(hidden, 0.0), -1).masked_fill(hidden, 0.0)
-    return shares.to(v.dtype) @ v
-
-
-def _wide(x: Tensor) -> Tensor:
-    return x.float() if x.dtype in (torch.float16, torch.bfloat16) else x
+    return shares @ v
 
 
 def _bias(mask: Tensor, keys: int) -> Tensor:

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from ..node import Grid, Node, on_grid
+from ..node import Grid, Node, instead, on_grid
 from .table import CONTRIB, Function, operator, plain
 
 Binary = Callable[[Tensor, Tensor], Tensor]
@@ -74,7 +74,7 @@ def floor_or_ceil(node: Node, x: Tensor) -> Tensor:
         return x
     aside = 0.5 if node.op == "Floor" else -0.5
     passed = on_grid(x - aside, Grid(x.new_ones(()), -math.inf, math.inf), node.backward, values=False)
-    return passed + ((x.floor() if node.op == "Floor" else x.ceil()) - passed).detach()
+    return instead(passed, x.floor() if node.op == "Floor" else x.ceil())
 
 
 @operator("Sign")
@@ -83,12 +83,12 @@ def sign(node: Node, x: Tensor) -> Tensor:
     if not x.is_floating_point():
         return x.sign()
     passed = x if node.backward.form == "identity" else x.clamp(-1, 1)
-    return passed + (x.sign() - passed).detach()
+    return instead(passed, x.sign())
 
 
 def truncated(x: Tensor) -> Tensor:
     """x cut to whole numbers, towards zero; the gradient passes whole."""
-    return x + (x.trunc() - x).detach()
+    return instead(x, x.trunc())
 
 
 @operator("Mod")
@@ -176,10 +176,9 @@ def where(condition: Tensor, a: Tensor, b: Tensor) -> Tensor:
 def softmax(node: Node, x: Tensor) -> Tensor:
     """Along one axis; before opset 13, over all axes from that one on."""
     function = F.softmax if node.op == "Softmax" else F.log_softmax
-    wide = x.float() if x.dtype in (torch.float16, torch.bfloat16) else x
     if node.opset >= 13:
-        return function(wide, node.integer("axis", -1)).to(x.dtype)
-    return function(wide.flatten(node.integer("axis", 1)), -1).reshape(x.shape).to(x.dtype)
+        return function(x, node.integer("axis", -1))
+    return function(x.flatten(node.integer("axis", 1)), -1).reshape(x.shape)
 
 
 def axes_of(node: Node, axes: Tensor | None) -> list[int] | None:

@@ -11,8 +11,6 @@ from ..node import Grid, Node, on_grid
 from .layers import convolve
 from .table import CONTRIB, bounded, integer_range, operator, plain
 
-FLOATS = (torch.float32, torch.float64, torch.float16, torch.bfloat16)
-
 
 @operator("QuantizeLinear")
 @operator("QuantizeLinear", domain=CONTRIB)
@@ -27,7 +25,7 @@ def quantise(node: Node, x: Tensor, scale: Tensor, zero_point: Tensor | None = N
 @operator("DequantizeLinear", domain=CONTRIB)
 def dequantise(node: Node, x: Tensor, scale: Tensor, zero_point: Tensor | None = None) -> Tensor:
     """(x - zero point)·scale."""
-    x = x if x.dtype in FLOATS else x.to(scale.dtype)
+    x = x if x.is_floating_point() else x.to(scale.dtype)
     zero = zero_of(node, x, zero_point)
     return (x if isinstance(zero, float) and zero == 0 else x - zero) * along(node, scale, x)
 
@@ -35,7 +33,8 @@ def dequantise(node: Node, x: Tensor, scale: Tensor, zero_point: Tensor | None =
 def fake_quantise(node: Node, x: Tensor, scale: Tensor, zero_point: Tensor | None = None) -> Tensor:
     """QuantizeLinear and DequantizeLinear in one, on x of any shape; the result has its shape.
 
-    scale, zero_point: a number each, or one along the node's `axis`. Attributes "low" and "high" may narrow the range.
+    scale, zero_point: a number each, or one along the node's `axis`. Attributes "low" and "high" may narrow the range;
+    "divides": the file divides by the scale in its own type, where QuantizeLinear does in float32.
     """
     grid, _ = grid_of(node, x, scale, zero_point)
     return on_grid(x, grid, node.backward, values=True)
@@ -75,7 +74,7 @@ def convolve_integers(
 
 def _centred(x: Tensor, zero: Tensor | None) -> Tensor:
     """Integers as floats, their zero point taken off."""
-    x = x if x.dtype in FLOATS else x.float()
+    x = x if x.is_floating_point() else x.float()
     return x if zero is None else x - zero.to(x)
 
 
@@ -83,7 +82,8 @@ def grid_of(node: Node, x: Tensor, scale: Tensor, zero_point: Tensor | None) -> 
     """The steps of a QuantizeLinear, and its zero point."""
     low, high = _range(node, zero_point)
     zero = zero_of(node, x, zero_point)
-    return Grid(along(node, scale, x), low - zero, high - zero), zero
+    narrow = node.narrow if node.integer("divides", 0) else None
+    return Grid(along(node, scale, x), low - zero, high - zero, narrow), zero
 
 
 def zero_of(node: Node, x: Tensor, zero_point: Tensor | None) -> Bound:

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from ..node import Node
+from ..node import Node, instead
 from .layers import outer_pads
 from .pointwise import axes_of, truncated
 from .table import INTEGERS, bounded, integer_range, operator, plain, torch_type
@@ -189,4 +189,4 @@ def cast(node: Node, x: Tensor) -> Tensor:
         return truncated(x.double())
     if not node.whole:
         return truncated(x)
-    return x + (torch.remainder(x - low, high - low + 1) + low - x).detach()
+    return instead(x, torch.remainder(x - low, high - low + 1) + low)
