@@ -93,7 +93,7 @@ def test_transformers_float_and_quantised(tmp_path, make, kind):
         ort.quantize_static(str(source), str(tmp_path / "int8.onnx"), Batches(x), per_channel=True, reduce_range=True)
     if kind == "dynamic":
         ort.quantize_dynamic(str(source), str(tmp_path / "dynamic.onnx"), op_types_to_quantize=["MatMul", "Gemm"])
-    result = result_of(tmp_path / f"{kind}.onnx", SIDE, "pgd-5", n=6)
+    result = result_of(tmp_path / f"{kind}.onnx", SIDE, "pgd-10")
     assert result["clean"]["accuracy"] == 1
     assert result["worst_case"]["accuracy"] < 1
     assert not {"module-differs", "zero-gradient"} & {flag["name"] for flag in result["flags"]}
