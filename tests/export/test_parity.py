@@ -175,6 +175,21 @@ def test_openvino_is_a_second_judge():
     assert found.flips == 0
 
 
+def test_networks_with_brevitas_own_quantisers_are_compared_too():
+    from brevitas import nn as brevitas
+
+    torch.manual_seed(0)
+    model = nn.Sequential(
+        brevitas.QuantIdentity(return_quant_tensor=True), brevitas.QuantConv2d(1, 4, 3),
+        brevitas.QuantReLU(bit_width=4, return_quant_tensor=False), nn.Flatten(), nn.Linear(144, 5),
+    )  # fmt: skip
+    model(X)
+    found = parity(model.eval(), lower(model, X[:1], load_target("compact")), X, forced=True)
+    assert [(layer.module, layer.bits) for layer in found.layers] == [("0", 8), ("2", 4)]
+    assert max(layer.largest for layer in found.layers) <= 1
+    assert found.share < 1e-3
+
+
 def test_a_plain_module_is_a_float_network():
     model = nn.Sequential(nn.Conv2d(1, 2, 3), nn.Flatten(), nn.Linear(72, 2)).eval()
     found = parity(model, lower(model, X[:1], load_target("ort-cpu")), X)
