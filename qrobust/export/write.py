@@ -26,6 +26,7 @@ from .target import Target, load_target
 
 INPUT, OUTPUT = "x", "logits"
 FLOAT_LAYERS = ("Conv", "FusedConv")
+PRODUCT, FUSED_PRODUCT = "MatMulInteger", "MatMulIntegerToFloat"
 INPUTS = ("float32-nchw", "uint8-nhwc")
 FEWEST, MOST = 32, 1000  # images that a file is judged on
 
@@ -100,7 +101,7 @@ def written(
         raise ExportError(f"expected input {' or '.join(INPUTS)}, got {input!r}")
     from ..quant.exported import as_exported
 
-    form = FORMS[target.format](target.storage)
+    form = FORMS[target.format](target.storage, target.linear)
     try:
         program = exported(as_exported(fold_fat(_sharing(model))).eval(), example)
         graph, activations = lower_program(
@@ -177,7 +178,8 @@ def _executed(model: Path | bytes, target: Target) -> list[onnx.NodeProto]:
 def check_ops(file: Path | bytes, target: Target, model: nn.Module) -> None:
     """Raises ExportError unless the optimised graph holds what the target requires and nothing it forbids.
 
-    A required operator must be there for every quantised convolution of `model`, from `quantize`.
+    A required operator must be there for every quantised convolution of `model`, from `quantize`; and every product of
+    integers must be one layer with its scale.
     """
     layers, executed = dict(model.named_modules()), _executed(file, target)
     ran = Counter(node.op_type for node in executed)
@@ -190,6 +192,13 @@ def check_ops(file: Path | bytes, target: Target, model: nn.Module) -> None:
                 f"{target.name}: expected {least} {op} once optimised, one for every quantised convolution, got "
                 f"{ran[op]}{named}; choose a target that does not require it, as compact, or replace what it reads"
             )
+    proto = onnx.load_from_string(file) if isinstance(file, bytes) else onnx.load(str(file))
+    products = sum(node.op_type == PRODUCT for node in proto.graph.node)
+    if ran[PRODUCT] or ran[FUSED_PRODUCT] < products:
+        raise ExportError(
+            f"{target.name}: expected {products} {FUSED_PRODUCT} once optimised and no {PRODUCT}, got "
+            f'{ran[FUSED_PRODUCT]} and {ran[PRODUCT]}; choose linear = "qdq", or a higher graph_optimization_level'
+        )
     for op in target.forbidden_ops:
         if ran[op]:
             raise ExportError(f"{target.name}: expected no {op} once optimised, got {ran[op]}; choose another target")
