@@ -129,10 +129,10 @@ def cost(model: nn.Module, example: Tensor) -> Cost:
     Raises ModelError for a quantised network inside another module, where widths cannot be followed.
     """
     weight_bits, input_bits = bits_per_layer(model), _input_bits(model)
-    # Attention is counted as the two products that it is.
     counter = FlopCounterMode(display=False)
-    with frozen(model, fold=False), torch.no_grad(), sdpa_kernel(SDPBackend.MATH), counter:
-        seen = _listen(model, example)
+    with frozen(model, fold=False), torch.no_grad():
+        with sdpa_kernel(SDPBackend.MATH), counter:  # attention as the two products that it is
+            seen = _listen(model, example)
         layers = {
             name: LayerCost(
                 weight_bits[name],
