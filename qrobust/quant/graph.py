@@ -126,7 +126,8 @@ def example_images(model: nn.Module, shape: Shape | None) -> Tensor:
     for one in shapes:
         images = torch.zeros(BATCH, *one, device=like.device, dtype=like.dtype if like.is_floating_point() else None)
         try:
-            with torch.no_grad(), torch.random.fork_rng(devices=[]), in_eval_mode(model):
+            with torch.no_grad(), torch.random.fork_rng(devices=[]), in_eval_mode(model), warnings.catch_warnings():
+                warnings.simplefilter("ignore")
                 logits = model(images)
         except ModelError:
             raise
