@@ -42,8 +42,9 @@ def plain(**weights):
     """Activations and weights of few bits, learned scales. A bias of its own would be rounded to its layer's steps."""
     return nn.Sequential(
         QuantIdentity(bit_width=8), QuantConv2d(4, 6, 3, padding=1, bias=False, weight_bit_width=4, **weights),
-        QuantReLU(bit_width=4), nn.MaxPool2d(2), QuantConv2d(6, 6, 3, groups=2, bias=False, weight_bit_width=3, **weights),
-        QuantReLU(bit_width=5), nn.Flatten(), QuantLinear(24, 4, weight_bit_width=8, bias=True, **weights),
+        QuantReLU(bit_width=4), nn.MaxPool2d(2),
+        QuantConv2d(6, 6, 3, groups=2, bias=False, weight_bit_width=3, **weights), QuantReLU(bit_width=5),
+        nn.Flatten(), QuantLinear(24, 4, weight_bit_width=8, bias=True, **weights),
     )  # fmt: skip
 
 
