@@ -127,6 +127,7 @@ def network_table() -> str:
 
 
 def _option(option: inspect.Parameter) -> str:
-    words = [one for one in get_args(option.annotation) if one != option.default]
+    given = get_args(option.annotation) if get_origin(option.annotation) is Literal else ()
+    words = [one for one in given if one != option.default]
     rest = [values(Literal[tuple(words)])] if words else []
     return f"`{option.name}`: {', '.join([f'`{json.dumps(option.default)}`', *rest])}"

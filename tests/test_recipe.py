@@ -253,6 +253,8 @@ REFUSALS = {
     "quant.edge_layer=float": "unknown key 'quant.edge_layer'; did you mean 'edge_layers'?",
     "train..x=3": "unknown key 'train.'; known: ",
     "train.epochs=0": UNTRAINED,
+    "train.warmup=3": "train: expected warmup below 3, all epochs, got 3; lower it",
+    "train.optimizer=adam": "train.optimizer: expected 'sgd' or 'adamw', got 'adam'",
     "train.epochs=1.5": "train.epochs: expected a valid integer, got a number with a fractional part",
     "train.epochs=x": "train.epochs: expected a valid integer, unable to parse string as an integer, got 'x'",
     "model.std=0": "model.std: expected numbers above 0, got 0",
@@ -585,6 +587,22 @@ def test_sizes_that_are_none(folder, override):
 
 def test_a_square_is_one_however_it_is_written(folder):
     assert overridden("data.name=folder", "data.size=[12, 12]").data.size == 12
+
+
+def test_adamw_has_a_rate_and_a_decay_of_its_own(folder):
+    usual, asked = overridden("train.optimizer=adamw"), overridden("quant.optimizer=adamw", "quant.weight_decay=0.1")
+    assert (usual.train.lr, usual.train.weight_decay) == (1e-3, 0.05)
+    assert (asked.quant.lr, asked.quant.weight_decay, asked.train.lr) == (1e-3, 0.1, recipe.load("base").train.lr)
+    assert recipe.parse(asked.model_dump(mode="json"), source="dump") == asked
+
+
+def test_an_optimiser_and_a_warm_up_that_are_the_usual_ones_leave_no_trace(folder):
+    for table in ("train", "quant"):
+        assert not {"optimizer", "warmup"} & recipe.load("base").model_dump(mode="json")[table].keys()
+        used = overridden(f"{table}.optimizer=adamw", f"{table}.warmup=0.5").model_dump(mode="json")[table]
+        assert (used["optimizer"], used["warmup"]) == ("adamw", 0.5)
+    assert "warmup" not in recipe.load("base").model_dump()["train"]["attack"]
+    assert overridden("train.attack.warmup=2").model_dump()["train"]["attack"]["warmup"] == 2
 
 
 def test_keys_that_came_later_are_not_spelt_out_where_they_are_not_used(folder):

@@ -20,7 +20,7 @@ from ..evaluation import SANITY_CHECKS as ALL
 from ..evaluation.accuracy import predict
 from ..evaluation.sanity import SanityCheck, SanityReport
 from ..evaluation.sanity_measures import parts
-from ..onnx_module.building import FAKE
+from ..onnx_module.fusing import FAKE
 from ..runtime import LEVELS, ArtifactError, load_session
 from .model import Array, Deployed, Served, rounding
 

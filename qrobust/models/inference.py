@@ -37,7 +37,7 @@ class Computing(Protocol):
 
 
 @contextmanager
-def computed_once(model: nn.Module, kind: type = nn.Module) -> Iterator[None]:
+def computed_once(model: nn.Module, kind: type | tuple[type, ...] = nn.Module) -> Iterator[None]:
     """Inside, every `Computing` layer of a kind computes once, now. Where gradients are asked for, that of a weight
     passes last, when activations that were kept for theirs are gone.
     """

@@ -10,7 +10,7 @@ from pydantic import (
     model_serializer,
 )
 
-from .values import Count, Distance, Float, Form, Positive, Radius, Start, Table, Weight
+from .values import Count, Distance, Float, Form, Int, Positive, Radius, Start, Table, Weight
 
 
 class ThreatModel(Table):
@@ -37,6 +37,14 @@ class TrainingAttack(Table):
     """Which point of its way is learned from: the `"last"`, as published, or the `"best"` for the attacker."""
     mode: Literal["eval", "train"] = "eval"
     """Mode of batch-norm during the attack; in `train` the attack moves its statistics."""
+    warmup: Annotated[Int, Field(ge=0)] = 0
+    """Epochs before the attack has all of its eps: in epoch e, from 1, it has e / (warmup + 1) of it, and of its step.
+    A transformer learns little from the whole eps at first."""
+
+    @model_serializer(mode="wrap")
+    def _without_usual(self, plain: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """No `warmup` where there is none, so that keys of older runs stay what they were."""
+        return {key: value for key, value in plain(self).items() if key != "warmup" or value}
 
 
 class Sar(Table):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import (
     AfterValidator,
@@ -122,20 +122,32 @@ class Model(BaseModel):
 
 
 class Schedule(Table):
-    """Epochs, SGD and what is added to it."""
+    """Epochs, optimiser and what is added to it."""
+
+    LATER: ClassVar = (
+        "optimizer", "warmup", "log_frequency_ratio", "class_weights", "classifier", "shortcuts", "activation_range",
+        "unsupported",
+    )  # fmt: skip
+    ADAMW: ClassVar = {"lr": 1e-3, "weight_decay": 0.05}  # what stands for the defaults, which are SGD's
 
     epochs: Annotated[Int, Field(ge=0)]
     """Passes over the training images; 0: the network is taken as it is."""
     batch_size: Count = 128
     """Images of a step, of all processes together."""
+    optimizer: Literal["sgd", "adamw"] = "sgd"
+    """`"sgd"` with momentum, or `"adamw"`, as transformers are trained, with betas of 0.9 and 0.999."""
     lr: Positive = 0.1
-    """Learning rate of SGD, at its highest."""
+    """Learning rate at its highest; left out, with `adamw`: 0.001."""
     momentum: Annotated[Float, Field(ge=0, lt=1)] = 0.9
-    """Momentum of SGD."""
+    """Momentum of SGD; AdamW does not read it."""
     weight_decay: Weight = 5e-4
-    """L2 penalty of the weights."""
+    """L2 penalty of the weights. AdamW shrinks weights by lr times this in a step (left out: 0.05), but none of norms,
+    biases, embeddings, class tokens and layer scales."""
     shape: Literal["step", "cosine", "cyclic"] = "step"
     """`"step"`: lr drops at milestones; `"cosine"`: down to 0; `"cyclic"`: up from 0 for two fifths, down to 0."""
+    warmup: Weight = 0.0
+    """Epochs, or a fraction of one, in which lr rises from 0 in a straight line; `"cosine"` and `"cyclic"` fall from
+    there on."""
     milestones: tuple[Int, ...] = ()
     """Epochs at which lr drops, counted from 0, rising."""
     factors: tuple[Float, ...] | None = None
@@ -154,6 +166,19 @@ class Schedule(Table):
     awp: Awp | None = None
     average: Average | None = None
 
+    @model_serializer(mode="wrap")
+    def _without_later(self, plain: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """Keys that came later only where they are used, so that keys of runs without them stay what they were."""
+        fields = type(self).model_fields
+        return {k: value for k, value in plain(self).items() if k not in self.LATER or value != fields[k].default}
+
+    @model_validator(mode="before")
+    @classmethod
+    def _usual(cls, table: Any) -> Any:
+        """Rate and decay of the optimiser that is asked for, where the table names none."""
+        adamw = isinstance(table, dict) and table.get("optimizer") == "adamw"
+        return {**cls.ADAMW, **table} if adamw else table
+
     @model_validator(mode="after")
     def _trains(self) -> Schedule:
         if not self.epochs and self.average is not None:
@@ -163,6 +188,12 @@ class Schedule(Table):
             raise ValueError(
                 f"expected fat = 'none' with epochs = 0, got {fat!r}, whose weights need training; set it to 'none'"
             )
+        return self
+
+    @model_validator(mode="after")
+    def _rises(self) -> Schedule:
+        if self.epochs and self.warmup >= self.epochs:
+            raise ValueError(f"expected warmup below {self.epochs}, all epochs, got {self.warmup:g}; lower it")
         return self
 
     @model_validator(mode="after")
@@ -245,12 +276,6 @@ class Training(Schedule):
     log_frequency_ratio: bool = False
     """Whether the first activation's low to high frequencies go into the metrics of every epoch."""
 
-    @model_serializer(mode="wrap")
-    def _without_logging(self, plain: SerializerFunctionWrapHandler) -> dict[str, Any]:
-        """Keys that came later only where they are used, so that keys of runs without them stay what they were."""
-        later = ("log_frequency_ratio", "class_weights")
-        return {key: value for key, value in plain(self).items() if key not in later or value}
-
     @model_validator(mode="after")
     def _composed(self) -> Training:
         _refuse_conflicts(self, self.method, self.sar)
@@ -274,6 +299,15 @@ class Quantisation(Schedule):
     """Form of the frequency-aware transformation (FAT) of inner convolutions' weights."""
     edge_layers: Literal["int8", "float"] = "int8"
     """Weights and inputs of the first layers and of the classifier."""
+    classifier: Literal["int8", "float", "n"] | None = None
+    """Weights and inputs of the classifier alone; left out: as `edge_layers`."""
+    shortcuts: Literal["n", "int8", "float"] = "n"
+    """What residual sums read: `"n"`: what a layer reads too has its width, else 8 bits; `"int8"`: 8 bits always (QM-4
+    of a ResNet-20 runs 0.94 times as fast); `"float"`, as in the papers on FAT (0.8 times)."""
+    activation_range: Literal["narrow", "full"] = "narrow"
+    """Levels of signed inner activations (hardtanh): as many below 0 as above, or one more below."""
+    unsupported: Literal["float", "refuse"] = "float"
+    """What has no integer form (LayerNorm, attention): stays in float between quantisers, or is an error."""
     per_channel: bool = True
     """Whether weights have a clip, and so a scale, for each output channel, not one for the layer."""
     calibration: Count = 512

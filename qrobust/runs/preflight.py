@@ -232,6 +232,7 @@ def _rehearse(recipe: Recipe, target: Target, images: Dataset, model: nn.Module,
     size = rehearse(model, images.train, target, bits, input=recipe.export.input, attacked=attacked)
     schedule = recipe.train if bits == FLOAT else recipe.quant
     copies = COPIES_WITH_AVERAGE if schedule and schedule.average else COPIES
+    copies += 2 if schedule and schedule.optimizer == "adamw" else 0  # its second moments
     weights = sum(value.nbytes for value in model.state_dict().values())
     stored = _suite_size(recipe, len(images.test)) or 0
     return int(copies * weights + size + _suite_bytes(recipe, images, stored))

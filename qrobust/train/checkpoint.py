@@ -14,10 +14,12 @@ from safetensors.torch import load, save
 from torch import Tensor, nn
 
 from ..errors import CheckpointError, shown
+from ..quant import present_names
 from ..storage import parse_json, write_bytes
 
 FORMAT = "qrobust-1"
 NUMBERS: dict[str, type] = {"key": str, "epoch": int, "history": list, "best": dict}  # of a training state
+KNOWN = ("momentum_buffer", "exp_avg", "exp_avg_sq", "step")  # of a parameter, to SGD and to AdamW
 MOST_HEADER = 100_000_000  # bytes, as safetensors has it
 # What a damaged header raises.
 UNREADABLE = (OSError, SafetensorError, AttributeError, LookupError, RuntimeError, TypeError, ValueError)
@@ -108,23 +110,31 @@ def load_state(path: Path) -> State:
 
 
 def capture(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
-    """Weights, buffers and momentum by name."""
+    """Weights, buffers and all that the optimiser knows of each parameter (momentum, moments, steps) by name."""
     tensors = {f"model.{name}": value for name, value in model.state_dict().items()}
     for name, parameter in model.named_parameters():
-        momentum = optimizer.state.get(parameter, {}).get("momentum_buffer")
-        if momentum is not None:
-            tensors[f"momentum.{name}"] = momentum
+        known = optimizer.state.get(parameter, {})
+        tensors |= {f"{_stored(key)}.{name}": value for key, value in known.items() if value is not None}
     return tensors
 
 
 def restore(state: State, model: nn.Module, optimizer: torch.optim.Optimizer, path: Path) -> None:
     """Undo `capture`. Raises CheckpointError if the state is of another network."""
     fill(model, part(state.tensors, "model."), path)
-    momenta = part(state.tensors, "momentum.")
-    for name, parameter in model.named_parameters():
-        if name in momenta:
-            buffer = torch.empty_like(parameter)  # keeps the memory format, and so the order of summation
-            optimizer.state[parameter]["momentum_buffer"] = buffer.copy_(momenta[name])
+    parameters, names = dict(model.named_parameters()), present_names(model, part(state.tensors, "model."))
+    for key in KNOWN:
+        for name, value in part(state.tensors, f"{_stored(key)}.").items():
+            parameter = parameters[names[name]]
+            if key == "step":  # a number
+                optimizer.state[parameter][key] = value.to(parameter.device)
+            else:
+                buffer = torch.empty_like(parameter)  # keeps the memory format, and so the order of summation
+                optimizer.state[parameter][key] = buffer.copy_(value)
+
+
+def _stored(key: str) -> str:
+    """What an optimiser knows of a parameter, as files name it."""
+    return "momentum" if key == "momentum_buffer" else f"optimizer.{key}"
 
 
 def part(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
@@ -171,6 +181,9 @@ def fill(
 ) -> None:
     """Set a network's weights, those of a file. Raises CheckpointError, with `do`, if they do not fit."""
     own = model.state_dict()
+    if set(own) != set(tensors):
+        names = present_names(model, tensors)
+        tensors = {names[name]: value for name, value in tensors.items()}
     wrong = sorted(set(own) ^ set(tensors)) or [name for name in own if _form(own[name]) != _form(tensors[name])]
     if wrong:
         raise CheckpointError(

@@ -20,22 +20,30 @@ def learning_rate(schedule: Schedule, epoch: float) -> float:
     """The rate at an epoch, counted from 0, with its fraction between epochs.
 
     "step": lr times the factors of the milestones reached. "cosine": lr·(1 + cos(π·t))/2 at the share t of all
-    epochs. "cyclic": a straight line from 0 to lr at two fifths of them, and down to 0 (Wong et al. 2020,
-    arXiv 2001.03994).
+    epochs after the warm-up. "cyclic": a straight line from 0 to lr, and down to 0 (Wong et al. 2020,
+    arXiv 2001.03994). Before all of them a straight line from 0 for `warmup` epochs; a cyclic rate without one rises
+    for two fifths of all epochs.
 
     >>> learning_rate(Schedule(epochs=9, lr=1.0, milestones=(3, 6)), 3)
     0.1
     """
     share = epoch / schedule.epochs
-    if schedule.shape == "cosine":
-        return schedule.lr * (1 + math.cos(math.pi * share)) / 2
+    rise = schedule.warmup / schedule.epochs or (RISE if schedule.shape == "cyclic" else 0)
+    rate = schedule.lr * (share / rise) if share < rise else schedule.lr
+    if schedule.shape == "step":
+        return _dropped(rate, schedule, epoch)
+    if share < rise:
+        return rate
     if schedule.shape == "cyclic":
-        return schedule.lr * (share / RISE if share < RISE else (1 - share) / (1 - RISE))
-    rate = schedule.lr
+        return rate * ((1 - share) / (1 - rise))
+    return rate * (1 + math.cos(math.pi * (share - rise) / (1 - rise))) / 2
+
+
+def _dropped(rate: float, schedule: Schedule, epoch: float) -> float:
+    """A rate times the factors of the milestones reached."""
     factors = schedule.factors or (DROP,) * len(schedule.milestones)
-    for milestone, factor in zip(schedule.milestones, factors, strict=True):
-        rate *= factor if epoch >= milestone else 1
-    return rate
+    reached = zip(schedule.milestones, factors, strict=True)
+    return math.prod((factor for milestone, factor in reached if epoch >= milestone), start=rate)
 
 
 def first_epoch(start: int | str, schedule: Schedule) -> int:
@@ -66,6 +74,19 @@ class Job:
     settings: Mapping[str, Any] = field(default_factory=dict, hash=False)
     tensorboard: bool = False
     on_event: Listener | None = None
+
+    def attacking(self, epoch: int) -> tuple[Training, Threat]:
+        """How the attack of an epoch, counted from 0, is led, and within what: with a share of both in its warm-up.
+
+        Warm-up of eps: Debenedetti et al. 2022, "A Light Recipe to Train Robust Vision Transformers", arXiv 2209.07399.
+        """
+        how = self.training.attack
+        share = (epoch + 1) / (how.warmup + 1)
+        if share >= 1:
+            return self.training, self.threat
+        step = None if how.step_size is None else share * how.step_size
+        eased = self.training.model_copy(update={"attack": how.model_copy(update={"step_size": step})})
+        return eased, self.threat.scaled(share)
 
     def started(self, part: str, epoch: int) -> bool:
         """Whether the schedule has a part ("sar", "awp", "average") and it has begun by this epoch, from 0."""

@@ -118,7 +118,7 @@ class Stepper:
         """
         frozen = self.job.schedule.freeze_statistics is not None and epoch >= self.job.schedule.freeze_statistics
         with fixed_statistics(self.model) if frozen else nullcontext():  # an attack in train mode would move them
-            batch = self.prepare(x, y, generator)
+            batch = self.prepare(x, y, epoch, generator)
         share = len(batch.y) * distributed.world() / len(y)  # gradients are averaged over processes, not images
         due = frozenset(part for part in ("sar", "awp") if self.job.started(part, epoch))
         views = batch.x, batch.y, batch.x_adv, batch.taught
@@ -165,7 +165,7 @@ class Stepper:
             freeze_statistics(self.model)
 
         def objective(network: nn.Module) -> tuple[Tensor, Tensor]:
-            with computed_once(self.model, nn.Conv2d):
+            with computed_once(self.model, (nn.Conv2d, nn.Linear)):
                 loss, logits = self.loss(Views(network, x, y, x_adv, taught, self.class_weights), sar="sar" in due)
             return loss * share, logits
 
@@ -189,9 +189,9 @@ class Stepper:
         logits: Tensor = getattr(views, method.judged)
         return loss, logits.detach()
 
-    def prepare(self, x: Tensor, y: Tensor, generator: Generator) -> Batch:
+    def prepare(self, x: Tensor, y: Tensor, epoch: int, generator: Generator) -> Batch:
         """Mixed, filtered and attacked. Starts are drawn for the whole batch: several processes do what one would."""
-        training, threat = self.job.training, self.job.threat
+        training, threat = self.job.attacking(epoch)
         mix = training.mix
         if training.low_pass is not None:
             x = low_pass(x, training.low_pass).clamp(0, 1)
@@ -205,9 +205,9 @@ class Stepper:
         x, y, start = (distributed.part(tensor) for tensor in (x, y, start))
         taught = self._taught(x) if method.teacher else None
         goal = y if method.ascends != "teacher" or taught is None else taught.softmax(1)
-        if training.attack.mode == "eval":
+        if training.attack.mode == "eval" and threat == self.job.threat:
             (x_adv,) = self._attacked(x, goal, start)
-        else:  # moves batch-norm's statistics, or not, as its caller says
+        else:  # in train mode it moves batch-norm's statistics, or not, as its caller says; in warm-up eps moves
             x_adv = perturb(self.model, x, goal, start, training, threat)
         if mix is not None and mix.on == "adversarial" and x_adv is not None:
             own = devices.generator(int(torch.randint(2**62, (1,), generator=generator)), 0)

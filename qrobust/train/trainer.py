@@ -20,7 +20,7 @@ from ..errors import RunError
 from ..models.inference import frozen
 from ..progress import Bar, bar, note
 from ..quant import mask_statistics, parameter_groups
-from ..recipe import difference
+from ..recipe import Schedule, difference
 from ..spectrum import first_activation, low_pass, low_to_high
 from .checkpoint import State, capture, load_state, part, restore, save_state
 from .job import Job, learning_rate
@@ -86,6 +86,15 @@ def fit(model: nn.Module, dataset: Dataset, job: Job, *, teacher: nn.Module | No
     return work.state
 
 
+def optimizer(model: nn.Module, schedule: Schedule) -> torch.optim.Optimizer:
+    """Of a network's weights, and of the clips that a quantised one learns."""
+    adamw, (lr, decay) = schedule.optimizer == "adamw", (schedule.lr, schedule.weight_decay)
+    groups = parameter_groups(model, lr=lr, weight_decay=decay, matrices_only=adamw)
+    if adamw:
+        return torch.optim.AdamW(groups, fused=True)  # one pass over each parameter, not a dozen
+    return torch.optim.SGD(groups, momentum=schedule.momentum)
+
+
 class _Work:
     """A training under way: the network with its optimiser, its average, and where it stands."""
 
@@ -94,9 +103,7 @@ class _Work:
         self.model, self.job, self.validation = model, job, dataset.validation
         self.images = dataset.train.to(devices.home(math.prod(dataset.train.shape)))
         self.batches = len(learning_batches(len(self.images), schedule.batch_size))
-        self.optimizer = torch.optim.SGD(
-            parameter_groups(model, lr=schedule.lr, weight_decay=schedule.weight_decay), momentum=schedule.momentum
-        )
+        self.optimizer = optimizer(model, schedule)
         self.rates = [group["lr"] / schedule.lr for group in self.optimizer.param_groups]
         self.average = Average(model, schedule.average) if schedule.average else None
         weights = class_weights(job.training, dataset.train.y.to(devices.device()), len(dataset.classes))

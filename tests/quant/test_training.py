@@ -1,9 +1,13 @@
 """Parameter groups and widths."""
 
+import re
+
 import numpy as np
 import pytest
 import torch
+from torch import nn
 
+from qrobust.models import build
 from qrobust.quant import (
     FAT,
     QuantConfig,
@@ -11,6 +15,7 @@ from qrobust.quant import (
     latent_weights,
     mask_statistics,
     parameter_groups,
+    present_names,
     quantize,
     quantizers,
 )
@@ -38,6 +43,31 @@ def test_rates_are_those_of_the_fat_paper():
     assert {id(p) for p in activations["params"]} == masked
     mixing = {id(m.mixing) for m in model.modules() if isinstance(m, FAT)}
     assert mixing <= {id(p) for p in clips["params"]}
+
+
+DECAYED = {
+    "vit_small_images": r"patches|qkv|projection|mlp\.\d|classifier",
+    "convnext_small_images": r"stem\.0|stages\.[12]\.1|depthwise|mlp\.\d|classifier",
+    "torchvision:vit_b_16": r"conv_proj|in_proj|out_proj|mlp\.\d|heads\.head",
+}
+
+
+@pytest.mark.parametrize("name", DECAYED)
+def test_norms_biases_and_embeddings_may_be_spared_from_decay(name):
+    with torch.device("meta"):
+        model = build(name, in_channels=3, classes=10)
+    decayed, spared = parameter_groups(model, lr=0.1, weight_decay=0.05, matrices_only=True)
+    assert (decayed["weight_decay"], spared["weight_decay"], spared["lr"]) == (0.05, 0, 0.1)
+    names = {id(p): key for key, p in model.named_parameters()}
+    weights = {key for key in names.values() if re.search(rf"(^|\.)({DECAYED[name]})[._]weight$", key)}
+    assert {names[id(p)] for p in decayed["params"]} == weights
+    assert len(decayed["params"]) + len(spared["params"]) == len(names)
+
+
+def test_matrices_behind_a_mask_decay_too():
+    model = quantize(resnet(), 4, calibration=[images(8)])
+    decayed = parameter_groups(model, lr=0.1, weight_decay=0.05, matrices_only=True)[0]["params"]
+    assert {id(p) for p in decayed} == {id(p) for p in latent_weights(model)}
 
 
 def test_a_float_network_has_one_group():
@@ -96,3 +126,33 @@ def test_statistics_of_masks_are_those_of_every_inner_convolution(fat, bits):
 def test_without_masks_there_are_no_statistics(fat):
     assert mask_statistics(quantize(resnet(), QuantConfig(4, fat=fat), calibration=[images(8)])) == {}
     assert mask_statistics(resnet()) == {}
+
+
+class Named(nn.Module):
+    """Of which only the names of tensors are asked."""
+
+    def __init__(self, *quantisers):
+        super().__init__()
+        self.names = [f"{name}.act_quant.clip" for name in quantisers]
+
+    def state_dict(self, *_, **__):
+        return dict.fromkeys([*self.names, "fc.weight"])
+
+
+@pytest.mark.parametrize(
+    ("older", "present"),
+    [
+        (["mean_2_quant", "truediv_quant", "iadd_quant", "act"], ["mean_1_quant", "div_quant", "add_quant", "act"]),
+        (["getitem_5_quant", "getitem_1_quant"], ["getitem_3_quant", "getitem_quant"]),
+        (["relu", "relu_3", "relu_1"], ["relu", "relu_2", "relu_1"]),
+    ],
+)
+def test_quantisers_that_earlier_versions_named_by_other_nodes_are_found_in_their_order(older, present):
+    names = present_names(Named(*present), Named(*older).state_dict())
+    assert names["fc.weight"] == "fc.weight"
+    assert [names[f"{name}.act_quant.clip"] for name in older] == [f"{name}.act_quant.clip" for name in present]
+
+
+def test_names_whose_order_is_not_known_stay():
+    names = present_names(Named("relu_1", "relu_2"), Named("relu", "relu_").state_dict())
+    assert names["relu.act_quant.clip"] == "relu.act_quant.clip"

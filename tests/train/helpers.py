@@ -8,6 +8,7 @@ from torch import nn
 
 from qrobust import devices
 from qrobust.data import Dataset, Images
+from qrobust.models import build
 from qrobust.quant import QuantConfig, quantize
 from qrobust.recipe import Data, Schedule, Training
 from qrobust.threat import Threat
@@ -52,6 +53,13 @@ def deeper(fat, seed=0):
     model = nn.Sequential(*convs[0], *convs[1], nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 3))
     if fat != "none":
         model = quantize(model, QuantConfig(4, fat=fat), calibration=[some_images(30, 4).x / 255])
+    return devices.on_device(model)
+
+
+def vit(seed=0):
+    """A transformer of nine tokens."""
+    torch.manual_seed(seed)
+    model = build("vit_small_images", in_channels=3, classes=3, size=6, patch=2, width=32, depth=1)
     return devices.on_device(model)
 
 

@@ -8,7 +8,8 @@ from safetensors.torch import save_file
 from torch.nn import functional as F
 
 from qrobust.errors import CheckpointError
-from qrobust.train import checkpoint, load_weights, read_metadata, save_weights
+from qrobust.recipe import Schedule
+from qrobust.train import checkpoint, load_weights, read_metadata, save_weights, trainer
 from qrobust.train.checkpoint import State, capture, load_state, restore, save_state
 
 from .helpers import are_equal, network, weights_of
@@ -16,9 +17,15 @@ from .helpers import are_equal, network, weights_of
 CONTINUE = " and continue by qrobust run RECIPE, which makes it from the training state"
 
 
-def trained(model, steps=3):
+OPTIMIZERS = {
+    "sgd": lambda model: torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9),
+    "adamw": lambda model: trainer.optimizer(model, Schedule(epochs=1, optimizer="adamw", lr=0.01)),
+}
+
+
+def trained(model, steps=3, kind="sgd"):
     """A network after some steps, and its optimiser."""
-    optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9)
+    optimizer = OPTIMIZERS[kind](model)
     generator = torch.Generator().manual_seed(0)
     for _ in range(steps):
         step(model, optimizer, generator)
@@ -78,13 +85,15 @@ def test_state_keeps_the_settings_that_its_key_stands_for(tmp_path, state):
     assert load_state(state).settings == {}
 
 
-def test_a_restored_optimiser_goes_on_as_if_nothing_had_been(state):
-    """Momentum is part of the state: the next steps are the same bits."""
-    model = network()
-    optimizer = trained(model)
+@pytest.mark.parametrize("kind", OPTIMIZERS)
+def test_a_restored_optimiser_goes_on_as_if_nothing_had_been(tmp_path, kind):
+    """Momentum, moments and the count of steps are part of the state: the next steps are the same bits."""
+    model, path = network(), tmp_path / "s"
+    optimizer = trained(model, kind=kind)
+    save_state(path, State("k", 1, tensors=capture(model, optimizer)))
     other = network(seed=1)
-    fresh = torch.optim.SGD(other.parameters(), lr=0.1, momentum=0.9)
-    restore(load_state(state), other, fresh, state)
+    fresh = OPTIMIZERS[kind](other)
+    restore(load_state(path), other, fresh, path)
     for net, optim in ((model, optimizer), (other, fresh)):
         generator = torch.Generator().manual_seed(5)
         for _ in range(3):

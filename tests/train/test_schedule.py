@@ -25,6 +25,10 @@ TABLE = {
         {"epochs": 10, "shape": "cyclic"},
         [0, 0.025, 0.05, 0.075, 0.1, 1 / 12, 1 / 15, 0.05, 1 / 30, 1 / 60, 0],
     ),
+    "warm-up, steps": ({"epochs": 5, "warmup": 2, "milestones": [1, 4]}, [0, 5e-3, 0.01, 0.01, 1e-3]),
+    "warm-up, cosine": ({"epochs": 5, "shape": "cosine", "warmup": 1}, [0, 0.1, 0.05 + 0.05 * 0.5**0.5, 0.05]),
+    "warm-up, cyclic": ({"epochs": 5, "shape": "cyclic", "warmup": 1}, [0, 0.1, 0.075, 0.05, 0.025, 0]),
+    "half an epoch": ({"epochs": 2, "warmup": 0.5}, [0, 0.1]),
 }
 
 
@@ -34,10 +38,13 @@ def test_learning_rate(settings, rates):
     assert [learning_rate(schedule, epoch) for epoch in range(len(rates))] == pytest.approx(rates, abs=1e-15)
 
 
-@pytest.mark.parametrize(("shape", "steepest"), [("cosine", math.pi / 2), ("cyclic", 2.5)])
-def test_smooth_shapes_have_no_jumps(shape, steepest):
+@pytest.mark.parametrize(
+    ("shape", "warmup", "steepest"),
+    [("cosine", 0, math.pi / 2), ("cyclic", 0, 2.5), ("cosine", 3, 10), ("cyclic", 1.5, 20)],
+)
+def test_smooth_shapes_have_no_jumps(shape, warmup, steepest):
     """Between two batches the rate moves by no more than its steepest slope; it stays within 0 and lr."""
-    schedule, steps = Schedule(epochs=30, lr=0.2, shape=shape), 3000
+    schedule, steps = Schedule(epochs=30, lr=0.2, shape=shape, warmup=warmup), 3000
     rates = [learning_rate(schedule, 30 * step / steps) for step in range(steps + 1)]
     jumps = [abs(after - before) for before, after in itertools.pairwise(rates)]
     assert max(jumps) == pytest.approx(0.2 * steepest / steps, rel=1e-3)

@@ -9,9 +9,9 @@ from qrobust.recipe import Average as Settings
 from qrobust.spectrum import low_pass
 from qrobust.train import learning_rate, trainer
 from qrobust.train import step as step_module
-from qrobust.train.step import Average
+from qrobust.train.step import Average, Stepper
 
-from .helpers import are_equal, distilling, job, network, some_batch, some_data, stepper, weights_of
+from .helpers import are_equal, distilling, job, network, some_batch, some_data, stepper, vit, weights_of
 
 
 def seeded(seed=0):
@@ -67,6 +67,31 @@ def test_a_step_is_that_of_sgd(tmp_path):
         torch.testing.assert_close(after[name], before[name] - 0.05 * parameter.grad.cpu(), atol=1e-7, rtol=1e-5)
 
 
+@pytest.mark.parametrize(("training", "schedule", "passes"), PASSES.values(), ids=PASSES)
+def test_every_method_trains_a_transformer(tmp_path, training, schedule, passes):
+    """Every parameter moves, by AdamW, and its counts are finite."""
+    task, model = job(tmp_path, schedule={"optimizer": "adamw", "lr": 0.01} | schedule, **training), vit()
+    average = Average(model, Settings()) if "average" in schedule else None
+    optimizer = trainer.optimizer(model, task.schedule)
+    before = weights_of(model)
+    counted = Stepper(model, optimizer, average, task, 3).step(model, *some_batch(), 0, seeded())
+    assert counted.isfinite().all()
+    assert [name for name, value in weights_of(model).items() if torch.equal(value, before[name])] == []
+
+
+@pytest.mark.parametrize("attack", [{"step_size": 4 / 255}, {"kind": "n-fgsm"}, {"kind": "fgsm-rs"}])
+def test_eps_and_step_rise_with_the_epochs_of_a_warm_up(tmp_path, attack):
+    """In a third of the way every pixel moves by a third as far, from a third of the same start."""
+    task = job(tmp_path, attack={"steps": 1, "warmup": 2, **attack})
+    x, y = some_batch()
+    x = x / 2 + 0.25  # nothing is cut
+    moved = [stepper(network(), task).prepare(x, y, epoch, seeded()).x_adv - x for epoch in range(4)]
+    assert moved[3].equal(moved[2])
+    for epoch in (0, 1):
+        assert float((moved[epoch] / moved[2]).median()) == pytest.approx((epoch + 1) / 3, rel=1e-3)
+    assert float(moved[0].abs().max()) == pytest.approx(float(moved[2].abs().max()) / 3, rel=1e-3)
+
+
 def test_gradients_are_clipped_together(tmp_path):
     before = weights_of(network())
     free, _ = stepped(job(tmp_path, method="natural"))
@@ -107,7 +132,7 @@ def test_perturbation_is_outside_of_the_update(tmp_path):
 
 def prepared(tmp_path, **training):
     task = job(tmp_path, **training)
-    return stepper(network(), task).prepare(*some_batch(), seeded())
+    return stepper(network(), task).prepare(*some_batch(), 0, seeded())
 
 
 def test_natural_training_sees_the_images(tmp_path):
@@ -174,7 +199,7 @@ def test_whom_the_attack_leaves(tmp_path, method):
     """RSLAD's flees what the teacher says of the clean images; ARD's flees the labels, as one-hot rows."""
     task = distilling(job(tmp_path, attack={"steps": 1, "step_size": 2 / 255, "random_start": False}), method)
     model, teacher, (x, y) = network(), knowing(), some_batch()
-    batch = stepper(model, task, teacher=teacher).prepare(x, y, seeded())
+    batch = stepper(model, task, teacher=teacher).prepare(x, y, 0, seeded())
     with torch.no_grad():
         said = teacher(x)
     assert torch.equal(batch.taught, said)

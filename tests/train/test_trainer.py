@@ -15,7 +15,7 @@ from qrobust.spectrum import low_pass, low_to_high
 from qrobust.train import fit, listeners, methods, save_weights, trainer
 from qrobust.train.checkpoint import load_state
 
-from .helpers import are_equal, deeper, distilling, job, metrics, network, some_data, weights_of
+from .helpers import are_equal, deeper, distilling, job, metrics, network, some_data, vit, weights_of
 from .test_listeners import events
 
 DATA = some_data()
@@ -91,6 +91,21 @@ def test_an_interrupted_run_ends_as_an_uninterrupted_one(tmp_path, monkeypatch, 
     weights, _ = train(task)
     assert are_equal(weights, whole[0])
     assert metrics(tmp_path) == whole[1]
+
+
+def test_a_transformer_s_training_is_interrupted(tmp_path, monkeypatch):
+    """AdamW's moments and the warm-up go on where they stood."""
+    schedule = {"optimizer": "adamw", "lr": 0.01, "shape": "cosine", "warmup": 1.5, "milestones": [], "epochs": 3}
+    tasks = [job(tmp_path / name, schedule=schedule) for name in ("whole", "cut")]
+    models = [vit() for _ in range(3)]
+    fit(models[0], DATA, tasks[0])
+    with monkeypatch.context() as patch:
+        interrupt(patch, "pgd", 7)
+        with pytest.raises(KeyboardInterrupt):
+            fit(models[1], DATA, tasks[1])
+    fit(models[2], DATA, tasks[1])
+    assert are_equal(weights_of(models[0]), weights_of(models[2]))
+    assert metrics(tmp_path / "whole") == metrics(tmp_path / "cut")
 
 
 def test_interrupted_again_and_again(tmp_path, monkeypatch, whole):
