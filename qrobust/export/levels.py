@@ -138,12 +138,15 @@ def exposing(proto: onnx.ModelProto, names: Sequence[str]) -> bytes:
     return bytes(copied.SerializeToString())
 
 
-def dynamic(one: Sequence[int], two: Sequence[int]) -> list[int | str]:
-    """A shape whose sizes hang on the number of images where one and two images have others."""
-    return [size if size == other else f"of {axis}" for axis, (size, other) in enumerate(zip(one, two, strict=True))]
+def dynamic(one: Sequence[int], two: Sequence[int]) -> list[int | None]:
+    """A shape, None where sizes hang on the number of images: where one and two images have others.
+
+    Without a name: onnxruntime lends what is called alike one buffer, and not every such size is that of the batch.
+    """
+    return [size if size == other else None for size, other in zip(one, two, strict=True)]
 
 
-def force(proto: onnx.ModelProto, values: Sequence[Levels], shapes: Sequence[Sequence[int | str]]) -> None:
+def force(proto: onnx.ModelProto, values: Sequence[Levels], shapes: Sequence[Sequence[int | None]]) -> None:
     """Let what reads these values read inputs of these shapes instead; they are still computed."""
     fed = {value.name: value.fed for value in values}
     for node in proto.graph.node:

@@ -47,11 +47,11 @@ def export_model(
     chosen = load_target(target) if isinstance(target, str) else target
     images = _some_images(example)
     network = copy.deepcopy(model).cpu().eval()
-    data = lower(network, images[:1], chosen, input=input)
+    made = written(network, images[:1], chosen, input=input)
     if chosen.executable:
-        check_ops(data, chosen, network)
-        check_parity(network, data, images, chosen)
-    write_bytes(path, data)
+        check_ops(made.data, chosen, network)
+        check_parity(network, made.data, images, chosen, activations=made.activations)
+    write_bytes(path, made.data)
     return path
 
 

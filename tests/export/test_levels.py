@@ -92,8 +92,13 @@ def test_tensors_and_quantisers_are_matched_by_path_else_by_order(executed, path
 def test_what_reads_a_forced_tensor_reads_an_input_whose_batch_may_stand_anywhere():
     proto = parsed(CLIPS)
     found = found_levels(proto)
-    assert dynamic((4, 1, 8), (4, 2, 8)) == [4, "of 1", 8]
+    assert dynamic((4, 1, 8), (4, 2, 8)) == [4, None, 8]
     force(proto, found, [dynamic((1, 4), (2, 4)), dynamic((1, 4), (2, 4))])
+    sizes = [size for given in proto.graph.input[1:] for size in given.type.tensor_type.shape.dim]
+    assert [size.WhichOneof("value") for size in sizes] == [
+        None,
+        "dim_value",
+    ] * 2  # names would say that they are equal
     session = open_session(exposing(proto, [each.name for each in found]), "all", "CPUExecutionProvider")
     x = np.full((3, 4), 0.5, np.float32)
     given = [each.integers(np.full((3, 4), levels)) for each, levels in zip(found, (20, -7), strict=True)]
