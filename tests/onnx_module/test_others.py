@@ -54,8 +54,8 @@ def transformer(name):
 def network(name):
     torch.manual_seed(0)
     options = {"aux_logits": False, "init_weights": True} if name == "googlenet" else {}
-    made = None if name in ("swin", "maxvit") else getattr(import_torchvision().models, name, None)
-    model = made(weights=None, num_classes=10, **options) if made else transformer(name)
+    made = getattr(import_torchvision().models, name, None)  # a module of torchvision, or none, for those of few blocks
+    model = made(weights=None, num_classes=10, **options) if callable(made) else transformer(name)
     if isinstance(model, import_torchvision().models.VisionTransformer):
         torch.nn.init.normal_(model.heads.head.weight, std=0.3)  # zeros otherwise
     shake_norms(model)
