@@ -1,68 +1,30 @@
-"""From a torch network to the bytes of an ONNX file for a target, by Brevitas' QCDQ export."""
+"""From a torch network to the bytes of an ONNX file for a target."""
 
 from __future__ import annotations
 
 import copy
 import tempfile
+import warnings
 from collections import Counter
-from collections.abc import Iterator
-from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 
 import onnx
 import onnx_ir as ir
 import torch
-from torch import Tensor, nn
+from torch import Tensor, fx, nn
+from torch.export import Dim, ExportedProgram
 
+from .. import devices
 from ..errors import ExportError
 from ..quant import bits_per_layer, fold_fat
 from ..storage import write_bytes
-from .naming import name_by_module, shorten_names
+from .lowering import FORMS, Names, Quantised, lower_program
 from .parity import check_parity
-from .passes import steps
 from .sessions import open_session, present_provider
 from .target import Target, load_target
 
-OPSET = 20  # the highest that the exporter writes
 INPUT, OUTPUT = "x", "logits"
-
-
-def write_qcdq(model: nn.Module, example: Tensor, path: Path) -> None:
-    """Write a network in eval mode, FAT folded, as ONNX: Quantize → Clip → Dequantize; any batch size.
-
-    example: images (n, c, h, w) to trace with. Input "x", output "logits". A float network stays as it is.
-    """
-    from ..quant._brevitas import export_onnx_qcdq
-    from ..quant.layers import set_export_form
-
-    set_export_form(model, True)
-    try:
-        with _without_pages():
-            export_onnx_qcdq(
-                model,
-                args=example,
-                export_path=str(path),
-                opset_version=OPSET,
-                dynamo=False,
-                input_names=[INPUT],
-                output_names=[OUTPUT],
-                dynamic_axes={INPUT: {0: "batch"}, OUTPUT: {0: "batch"}},
-            )
-    finally:
-        set_export_form(model, False)
-
-
-@contextmanager
-def _without_pages() -> Iterator[None]:
-    """Torch prints a graph that it cannot export, and switches its log on whatever it was; the error is enough."""
-    log = torch._C._jit_onnx_log
-    vars(torch._C)["_jit_onnx_log"] = lambda *_: None
-    try:
-        yield
-    finally:
-        vars(torch._C)["_jit_onnx_log"] = log
-
-
 FLOAT_LAYERS = ("Conv", "FusedConv")
 INPUTS = ("float32-nchw", "uint8-nhwc")
 FEWEST, MOST = 32, 1000  # images that a file is judged on
@@ -104,6 +66,14 @@ def _some_images(example: Tensor) -> Tensor:
     return torch.cat([given, made]) / 255
 
 
+@dataclass(frozen=True)
+class Written:
+    """A file and its quantised activations, in the order of execution."""
+
+    data: bytes
+    activations: tuple[Quantised, ...]
+
+
 def lower(
     model: nn.Module,
     example: Tensor,
@@ -113,46 +83,67 @@ def lower(
     input: str = INPUTS[0],
 ) -> bytes:
     """The file of `export_model` as bytes, `metadata` in it; the same network gives the same bytes."""
+    return written(model, example, target, metadata, input=input).data
+
+
+@devices.exact_products()
+def written(
+    model: nn.Module,
+    example: Tensor,
+    target: Target,
+    metadata: dict[str, str] | None = None,
+    *,
+    input: str = INPUTS[0],
+) -> Written:
+    """As `lower`, with what the file calls the activations that the network quantises."""
     if input not in INPUTS:
         raise ExportError(f"expected input {' or '.join(INPUTS)}, got {input!r}")
-    folded = fold_fat(copy.deepcopy(model)).cpu().eval()
-    _give_biases(folded)
-    with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / "model.onnx"
-        _write(folded, example.cpu()[:1].contiguous(), path)
-        graph = ir.load(path)
-    chosen = steps(target.format, storage=target.storage, opset=target.opset, takes_bytes=input == "uint8-nhwc")
+    from ..quant.exported import as_exported
+
+    form = FORMS[target.format](target.storage)
     try:
-        for step in chosen:
-            step(graph)
+        program = exported(as_exported(fold_fat(_sharing(model))).eval(), example)
+        graph, activations = lower_program(
+            program,
+            form,
+            opset=target.opset,
+            takes_bytes=input == "uint8-nhwc",
+            names=Names(INPUT, OUTPUT, short=target.names == "short"),
+        )
     except ExportError as error:
         raise ExportError(f"{target.name}: {error}") from error
-    if target.names == "short":
-        shorten_names(graph)
-    else:
-        name_by_module(graph, folded)
     graph.producer_name, graph.producer_version = "qrobust", None
     graph.metadata_props.update(metadata or {})
-    return _checked(graph, target)
+    return Written(_checked(graph, target), tuple(activations))
 
 
-def _write(model: nn.Module, example: Tensor, path: Path) -> None:
+def exported(model: nn.Module, example: Tensor) -> ExportedProgram:
+    """A network in eval mode as a graph of torch's operators, for any number of images. Raises ExportError."""
+    images = (
+        example[:1].detach().cpu().float().repeat(2, *[1] * (example.dim() - 1))
+    )  # of one, torch.export takes no other
     try:
-        write_qcdq(model, example, path)
-    except Exception as error:  # torch's exporter raises many kinds; all mean that something has no form in ONNX
-        first = next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)
+        with torch.no_grad(), warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            batch = ({0: Dim.DYNAMIC},)
+            return torch.export.export(model, (images,), dynamic_shapes=batch, strict=False)
+    except Exception as error:  # of many kinds; all mean that what the network does hangs on numbers of the images
+        first = next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
         raise ExportError(
-            f"expected a network that torch exports to ONNX, got: {first[:200]}; replace the layer that it names"
+            f"expected a network that torch.export captures for any number of images, got: {first[:200]}; "
+            "write what it names without control flow on values or sizes of images"
         ) from error
 
 
-def _give_biases(model: nn.Module) -> None:
-    """Linear layers without a bias get one of zeros: torch writes them as a product with a transposed weight else,
-    of which onnxruntime makes no integer layer.
-    """
-    for layer in model.modules():
-        if isinstance(layer, nn.Linear) and layer.bias is None:
-            layer.bias = nn.Parameter(layer.weight.new_zeros(layer.out_features))
+def _sharing(model: nn.Module) -> nn.Module:
+    """A copy whose modules are its own and whose tensors are the network's; of one on another device, copies."""
+    tensors = [*model.parameters(), *model.buffers()]
+    on_cpu = all(tensor.device.type == "cpu" for tensor in tensors)
+    copied = copy.deepcopy(model, {id(tensor): tensor for tensor in tensors} if on_cpu else {}).cpu()
+    if isinstance(copied, fx.GraphModule):
+        for node in copied.graph.nodes:
+            node.meta.pop("nn_module_stack", None)  # of the network that it was captured from
+    return copied
 
 
 def _checked(graph: ir.Model, target: Target) -> bytes:

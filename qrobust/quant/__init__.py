@@ -16,12 +16,20 @@ from .quantizer import (
     set_straight_through,
     straight_through,
 )
-from .training import bits_per_layer, kurtosis, latent_weights, lipschitz, mask_statistics, parameter_groups
+from .training import (
+    bits_per_layer,
+    kurtosis,
+    latent_weights,
+    lipschitz,
+    mask_statistics,
+    parameter_groups,
+    present_names,
+)
 
 if TYPE_CHECKING:
     from .convert import EDGE_LAYERS, Origin, QuantConfig, calibrate, quantize, requantize
     from .costs import Cost, cost
-    from .layers import first_unrounded, round_biases, set_export_form
+    from .layers import first_unrounded, round_biases
     from .placement import BITS, EVERY
 
 _WITH_BREVITAS = {
@@ -37,7 +45,6 @@ _WITH_BREVITAS = {
     "quantize": "convert",
     "requantize": "convert",
     "round_biases": "layers",
-    "set_export_form": "layers",
 }
 __all__ = [
     "BITS",
@@ -61,11 +68,11 @@ __all__ = [
     "lipschitz",
     "mask_statistics",
     "parameter_groups",
+    "present_names",
     "quantize",
     "quantizers",
     "requantize",
     "round_biases",
-    "set_export_form",
     "set_straight_through",
     "straight_through",
 ]

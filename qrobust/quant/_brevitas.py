@@ -8,10 +8,11 @@ with warnings.catch_warnings():
     # It recommends a package for transformers that nothing here uses, and imports a part it deprecates.
     warnings.filterwarnings("ignore", message="fast_hadamard_transform")
     warnings.filterwarnings("ignore", message="brevitas.fx is deprecated")
-    from brevitas.export import export_onnx_qcdq
     from brevitas.inject import ExtendedInjector
     from brevitas.inject.enum import FloatToIntImplType
     from brevitas.nn import QuantConv2d, QuantIdentity, QuantLinear
+    from brevitas.nn.quant_layer import QuantNonLinearActLayer as QuantNLAL
+    from brevitas.nn.quant_layer import QuantWeightBiasInputOutputLayer as QuantWBIOL
     from brevitas.proxy import ActQuantProxyFromInjector, WeightQuantProxyFromInjector
 
 __all__ = [
@@ -21,6 +22,7 @@ __all__ = [
     "QuantConv2d",
     "QuantIdentity",
     "QuantLinear",
+    "QuantNLAL",
+    "QuantWBIOL",
     "WeightQuantProxyFromInjector",
-    "export_onnx_qcdq",
 ]

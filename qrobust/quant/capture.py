@@ -7,7 +7,7 @@ traced, branches that only training takes. Both run on the same images, in eval 
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator
+from collections.abc import Mapping
 from contextlib import ExitStack
 from functools import partial
 from typing import Any
@@ -19,12 +19,15 @@ from torch.utils._pytree import tree_leaves
 
 from ..errors import ModelError
 from ..models.inference import in_eval_mode
+from .graph import NAMES
 
-IMAGES = 4  # two at least: batch-norm trains on several values
-SIZES = (8, 16, 28, 32, 48, 64, 96, 128, 224, 299)  # of images that are made where none are given
+IMAGES = 4  # at most; two at least: batch-norm trains on several values
+MOST_NUMBERS = 4 * 3 * 64 * 64  # in them, where that leaves two
 # Of the largest number: the same operations in another order differ by rounding, which batch-norm of few values
 # multiplies; so it is done in float64, or with more room where a network insists on float32.
 TOLERANCES = {torch.float64: 1e-6, torch.float32: 1e-2}
+GRADIENTS = 10  # times as much: of those, more operations are summed
+MOVED = 0.05  # how far parameters are moved for it: of zero biases, and norms that do nothing, nothing is seen
 REMEDY = (
     "write what comes before it without operations in place (y = F.relu(y) and y = y + z, not y.relu_() and y += z), "
     "self.training and random numbers"
@@ -33,23 +36,52 @@ Call = tuple[str, int]  # path of a module, and the how manieth call of it
 Values = list[Tensor]
 
 
-def check_capture(model: nn.Module, captured: nn.Module, images: Tensor | None) -> None:
+def check_capture(model: nn.Module, captured: nn.Module, images: Tensor) -> None:
     """Raises ModelError, with the first module that differs, unless a graph computes what its network does.
 
-    captured: keeps the paths of the network's modules. images: (n, c, h, w) in [0,1], of which a few are used; None
-    for random ones of the first size that the network takes, and no comparison where it takes none. Neither network
-    is changed: copies run. What train mode alone gives besides the logits (auxiliary heads) is no difference.
+    Compared are logits in both modes, and in train mode gradients and buffers, after all parameters were moved a
+    little. images: (n, c, h, w) in [0,1], of which a few are used; it may be one. Neither network is changed: copies
+    run. What train mode alone gives besides the logits (auxiliary heads) is no difference.
     """
     if any(parameter.is_meta for parameter in model.parameters()):
         return
     device = next(model.parameters()).device
-    with torch.no_grad(), torch.random.fork_rng([device] if device.type == "cuda" else []), _SameDraws(device):
-        found = _copies(model, captured, images)
-        if found is None:
-            return
-        network, graph, x = found
+    with torch.enable_grad(), torch.random.fork_rng([device] if device.type == "cuda" else []), _SameDraws(device):
+        network, graph, x = _copies(model, captured, _few(images.to(device)))
+        names = getattr(captured, "meta", {}).get(NAMES) or {name: name for name, _ in graph.named_parameters()}
+        _move(network, graph, names)
         for training in (False, True):
-            _compare(network.train(training), graph.train(training), x)
+            _compare(network.train(training), graph.train(training), x, names)
+
+
+def _few(images: Tensor) -> Tensor:
+    count = min(IMAGES, max(2, MOST_NUMBERS // images[0].numel()))
+    x = images[:count]
+    return x if len(x) > 1 else torch.cat([x, 1 - x])
+
+
+@torch.no_grad()
+def _move(network: nn.Module, graph: nn.Module, names: Mapping[str, str]) -> None:
+    """Every parameter of both by the same noise."""
+    seeds = {id(value): seed for seed, value in enumerate(network.parameters())}
+    known = {name: seeds[id(value)] for name, value in network.named_parameters(remove_duplicate=False)}
+    for name, value in network.named_parameters():
+        _shift(value, known[name])
+    for name, value in graph.named_parameters():
+        if names.get(name) in known:
+            _shift(value, known[names[name]])
+
+
+def _shift(value: Tensor, seed: int) -> None:
+    generator = torch.Generator().manual_seed(seed)
+    noise = torch.randn(value.shape, dtype=value.dtype, generator=generator).to(value.device)
+    value.add_(noise, alpha=MOVED * _spread(value))
+
+
+def _spread(value: Tensor) -> float:
+    """Of parameters: their deviation, or that of a bias if they are all alike."""
+    found = float(value.std()) if value.numel() > 1 else 0.0
+    return found if found > 0 else 1.0
 
 
 def check_pools(captured: nn.Module, images: Tensor) -> None:
@@ -81,37 +113,26 @@ def _check_pool(path: str, pool: nn.Module, given: tuple[Tensor, ...], y: Tensor
             )
 
 
-def _copies(model: nn.Module, captured: nn.Module, images: Tensor | None) -> tuple[nn.Module, nn.Module, Tensor] | None:
+def _copies(model: nn.Module, captured: nn.Module, x: Tensor) -> tuple[nn.Module, nn.Module, Tensor]:
     """Network, graph and images in float64 if the network runs so, else as they are."""
     error = ""
     for dtype in TOLERANCES:
         network = copy.deepcopy(model).to(dtype).eval()
-        for x in _candidates(captured, images, next(model.parameters())):
-            try:
+        try:
+            with torch.no_grad():
                 network(x.to(dtype))
-            except Exception as reason:  # whatever a network raises on images that it does not take
-                error = (str(reason).splitlines() or [type(reason).__name__])[0]
-            else:
-                return network, copy.deepcopy(captured).to(dtype), x.to(dtype)
-    if images is None:
-        return None
-    raise ModelError(f"expected a network that takes images {tuple(images.shape)}, got: {error}; pass its own size")
+        except Exception as reason:  # whatever a network raises on images that it does not take
+            error = (str(reason).splitlines() or [type(reason).__name__])[0]
+        else:
+            return network, copy.deepcopy(captured).to(dtype), x.to(dtype)
+    raise ModelError(f"expected a network that takes images {tuple(x.shape)}, got: {error}; pass its own size")
 
 
-def _candidates(captured: nn.Module, images: Tensor | None, like: Tensor) -> Iterator[Tensor]:
-    if images is not None:
-        x = images[:IMAGES].to(like.device)
-        yield x if len(x) > 1 else torch.cat([x, 1 - x])
-        return
-    channels = next((m.in_channels for m in captured.modules() if isinstance(m, nn.Conv2d)), 3)
-    for size in SIZES:
-        yield torch.rand(IMAGES, channels, size, size, device=like.device)
-
-
-def _compare(network: nn.Module, graph: nn.Module, x: Tensor) -> None:
-    mode = "train" if network.training else "eval"
+def _compare(network: nn.Module, graph: nn.Module, x: Tensor, names: Mapping[str, str]) -> None:
+    mode, tolerance = "train" if network.training else "eval", TOLERANCES[x.dtype]
+    before = [[buffer.clone() for buffer in one.buffers()] for one in (network, graph)]
     try:
-        expected = _tensors(network(x))
+        expected = _tensors(network(x))[:1]
     except Exception:  # it cannot be trained on such images: an auxiliary head, say, wants larger ones
         return
     try:
@@ -121,14 +142,51 @@ def _compare(network: nn.Module, graph: nn.Module, x: Tensor) -> None:
             f"expected a network whose graph runs in {mode} mode, got: {str(error).splitlines()[0]}; "
             "make its forward static"
         ) from error
-    if network.training:
-        expected = expected[: len(got)]
-    if _apart(expected, got) > TOLERANCES[x.dtype]:
+    if _apart(expected, got) > tolerance:
+        with torch.no_grad():
+            for one, buffers in zip((network, graph), before, strict=True):
+                for buffer, old in zip(one.buffers(), buffers, strict=True):
+                    buffer.copy_(old)
         where, distance = _first_apart(network, graph, x)
         raise ModelError(
             f"{where}: expected a graph that computes what the network does, got one that is "
             f"{distance:.1%} apart from here on in {mode} mode; {REMEDY}"
         )
+    if network.training:
+        _compare_training(network, graph, expected[0], got[0], names)
+
+
+def _compare_training(
+    network: nn.Module, graph: nn.Module, expected: Tensor, got: Tensor, names: Mapping[str, str]
+) -> None:
+    """Gradients of all parameters, and buffers after a pass."""
+    weights = torch.randn(expected.shape, dtype=expected.dtype, device=expected.device)
+    try:
+        torch.autograd.backward((expected * weights).sum())
+    except RuntimeError:  # no network that trains: it overwrites what its gradients need
+        return
+    torch.autograd.backward((got * weights).sum())
+    parameters, buffers = dict(network.named_parameters(remove_duplicate=False)), dict(network.named_buffers())
+    largest = max((float(p.grad.abs().max()) for p in parameters.values() if p.grad is not None), default=0.0)
+    limit = TOLERANCES[got.dtype] * GRADIENTS
+    for name, parameter in graph.named_parameters():
+        theirs = parameters.get(names.get(name, ""))
+        ours = parameter.grad if parameter.grad is not None else torch.zeros_like(parameter)
+        if theirs is None or not theirs.requires_grad:
+            continue
+        other = theirs.grad if theirs.grad is not None else torch.zeros_like(theirs)
+        if float((ours - other).abs().max()) > limit * largest:
+            raise _differs(name, "the gradient")
+    for name, buffer in graph.named_buffers():
+        before = buffers.get(names.get(name, ""))
+        if before is not None and buffer.is_floating_point() and _apart([before], [buffer]) > limit:
+            raise _differs(name, "the buffer")
+
+
+def _differs(name: str, what: str) -> ModelError:
+    return ModelError(
+        f"{name}: expected a graph that trains as the network does, got one in which {what} of it differs; {REMEDY}"
+    )
 
 
 def _first_apart(network: nn.Module, graph: nn.Module, x: Tensor) -> tuple[str, float]:
@@ -137,7 +195,7 @@ def _first_apart(network: nn.Module, graph: nn.Module, x: Tensor) -> tuple[str, 
     for call, values in expected.items():
         if call in got and (distance := _apart(values, got[call])) > TOLERANCES[x.dtype]:
             return call[0], distance
-    return "the output", _apart(_tensors(network(x)), _tensors(graph(x)))
+    return "the output", _apart(_tensors(network(x))[:1], _tensors(graph(x)))
 
 
 def _observed(network: nn.Module, x: Tensor) -> dict[Call, Values]:

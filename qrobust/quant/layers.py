@@ -27,7 +27,7 @@ from ._brevitas import (
     WeightQuantProxyFromInjector,
 )
 from .quantizer import WEIGHT, Quantizer, QuantizerConfig, quantizers
-from .reading import keeps_grid
+from .reading import is_of_tokens, keeps_grid
 
 
 class QuantizedConv2d(QuantConv2d):  # type: ignore[misc]  # Brevitas is not typed
@@ -43,10 +43,7 @@ class QuantizedConv2d(QuantConv2d):  # type: ignore[misc]  # Brevitas is not typ
         return cast(Tensor, _quantizer(self.weight_quant)(self.weight)[0])
 
     def forward(self, x: Tensor) -> Tensor:
-        """As Brevitas' own, past its proxies while none of them is to be exported."""
-        if _is_exported(self.weight_quant):
-            result: Tensor = super().forward(x)
-            return result
+        """As Brevitas' own, past its proxies."""
         return cast(Tensor, self.inner_forward_impl(x, *(self.computed or self.compute())))
 
 
@@ -60,10 +57,7 @@ class QuantizedLinear(QuantLinear):  # type: ignore[misc]
         return cast(Tensor, _quantizer(self.weight_quant)(self.weight)[0]), self.bias
 
     def forward(self, x: Tensor) -> Tensor:
-        """As Brevitas' own, past its proxies while none of them is to be exported."""
-        if _is_exported(self.weight_quant):
-            result: Tensor = super().forward(x)
-            return result
+        """As Brevitas' own, past its proxies."""
         return cast(Tensor, self.inner_forward_impl(x, *(self.computed or self.compute())))
 
 
@@ -77,16 +71,9 @@ class QuantizedActivation(QuantIdentity):  # type: ignore[misc]
         return _quantizer(self.act_quant).effective_clip()
 
     def forward(self, x: Tensor) -> Tensor:
-        """As Brevitas' own, past its proxies while none of them is to be exported."""
-        if _is_exported(self.act_quant):
-            result: Tensor = super().forward(x)
-            return result
+        """As Brevitas' own, past its proxies."""
         quantizer = _quantizer(self.act_quant)
         return cast(Tensor, quantizer(x)[0]) if self.computed is None else quantizer.quantize(x, self.computed)
-
-
-def _is_exported(proxy: Any) -> bool:
-    return not proxy.skip_create_quant_tensor or proxy.export_mode
 
 
 def _quantizer(proxy: Any) -> Quantizer:
@@ -134,13 +121,6 @@ def quantized_activation(
     )
     _settle(layer.act_quant)
     return layer
-
-
-def set_export_form(model: nn.Module, enabled: bool) -> None:
-    """Let Brevitas' proxies carry scales with their tensors (its exporter reads them) or not (faster)."""
-    for module in model.modules():
-        if isinstance(module, (ActQuantProxyFromInjector, WeightQuantProxyFromInjector)):
-            module.skip_create_quant_tensor = not enabled
 
 
 def _weight_quantizer(layer: nn.Conv2d | nn.Linear, bits: int, per_channel: bool, inner: bool) -> Any:
@@ -223,7 +203,7 @@ def _biases(model: fx.GraphModule) -> Iterator[tuple[str, Tensor, Tensor, Tensor
     for node in model.graph.nodes:
         layer = modules.get(str(node.target)) if node.op == "call_module" else None
         source = source_quantizer(node, modules) if isinstance(layer, (QuantConv2d, QuantLinear)) else None
-        if layer is None or source is None:
+        if layer is None or source is None or (isinstance(layer, QuantLinear) and is_of_tokens(node)):
             continue
         follower = modules.get(str(next(iter(node.users)).target)) if len(node.users) == 1 else None
         norm = follower if isinstance(follower, nn.BatchNorm2d) else None

@@ -64,33 +64,32 @@ def check_bits(bits: Bits, name: str = "bits") -> None:
 
 def layer_widths(
     names: Collection[str],
-    edges: Collection[str],
+    edges: Mapping[str, str],
     *,
     bits: Bits,
     activation_bits: Bits | None,
-    edge_layers: str,
 ) -> dict[str, Width]:
-    """The width of every layer by its path. edges: those of `names` that are kept apart.
+    """The width of every layer by its path. edges: those of `names` that are kept apart, "float" or "int8".
 
-    The last pattern that matches decides. An edge layer leaves "*" aside: it is float or has 8 bits, as
-    `edge_layers` says, unless another pattern names it. Raises ModelError for a pattern that decides nothing,
-    and for an inner layer that none matches.
+    The last pattern that matches decides. An edge layer leaves "*" aside, unless another pattern names it. Raises
+    ModelError for a pattern that decides nothing, and for an inner layer that none matches.
     """
     check_bits(bits)
     weights = _Patterns(bits, names, edges)
     reads = _Patterns({} if activation_bits is None else activation_bits, names, edges)
     if activation_bits is not None:
         check_bits(activation_bits, "activation_bits")
-    return {name: _width(name, name in edges, weights, reads, edge_layers) for name in names}
+    return {name: _width(name, edges.get(name), weights, reads) for name in names}
 
 
-def _width(name: str, edge: bool, weights: _Patterns, reads: _Patterns, edge_layers: str) -> Width:
+def _width(name: str, apart: str | None, weights: _Patterns, reads: _Patterns) -> Width:
+    edge = apart is not None
     pattern, weight = weights.of(name, edge)
     read_pattern, read = reads.of(name, edge)
     if pattern is None and not edge:
         raise ModelError(f'expected bits for every layer, got none for {name}; begin with {{"*": 4}}')
     if pattern is None:
-        weight = FLOAT_BITS if edge_layers == "float" else EDGE_BITS
+        weight = FLOAT_BITS if apart == "float" else EDGE_BITS
     follows = pattern == EVERY
     return Width(
         weight=weight,
@@ -138,8 +137,18 @@ def _is_width(bits: object) -> bool:
 
 
 SUM_BITS = 8  # of what sums, products, functions and pools read: they hold no product of weights
-# How a node reads: at its width; at 8 bits; 8 bits if they are there (batch-norm, relu); as floats.
-LAYER, OPERAND, EITHER, RAW = "layer", "operand", "either", "raw"
+# How a node reads: at its width; at 8 bits; 8 bits if they are there (batch-norm, relu); whatever there is; as floats.
+LAYER, OPERAND, EITHER, ANY, RAW = "layer", "operand", "either", "any", "raw"
+
+
+@dataclass(frozen=True)
+class Style:
+    """What a placement does besides widths: as `QuantConfig` says of the same names."""
+
+    fat: str
+    per_channel: bool
+    shortcuts: str
+    full_range: bool
 
 
 @dataclass
@@ -151,8 +160,7 @@ class Placement:
 
     reading: Reading
     widths: dict[fx.Node, Width]
-    fat: str
-    per_channel: bool
+    style: Style
     least: dict[str, int] = field(default_factory=dict)
 
     def run(self) -> None:
@@ -160,7 +168,7 @@ class Placement:
         self.graph = self.reading.graph
         for node in [node for node in self.graph.graph.nodes if self._makes_values(node)]:
             module = self.reading.module(node)
-            if isinstance(module, ACTIVATIONS) and not self._read_as_float(node):
+            if isinstance(module, ACTIVATIONS) and self._is_clip(node):
                 self._replace_activation(node, module)
             else:
                 self._quantise(node, on_grid=False)
@@ -186,20 +194,45 @@ class Placement:
             return RAW if self.widths[reader].weight == FLOAT_BITS else LAYER
         if reader.op == "output" or reader in self.reading.of_image:
             return RAW
+        if reader in self.reading.floats:
+            return RAW if reader in self.reading.float_sums else ANY
         return OPERAND if self.reading.computes(reader) else EITHER
 
     def _layers(self, nodes: list[fx.Node]) -> list[Width]:
         readers = {reader for node in nodes for reader in self._readers(node)}
         return [self.widths[reader] for reader in self.reading.layers if reader in readers]
 
-    def _read_as_float(self, node: fx.Node) -> bool:
-        return any(width.weight == FLOAT_BITS for width in self._layers(list(node.users)))
+    def _is_clip(self, node: fx.Node) -> bool:
+        """Whether a quantiser can do an activation's work: all that read it take its integers."""
+        needs = self._needs_of(node)
+        if (node in self.reading.floats and needs != {LAYER}) or (RAW in needs and self._is_shortcut(node)):
+            return False
+        return all(width.weight != FLOAT_BITS for width in self._layers(list(node.users)))
+
+    def _needs_of(self, node: fx.Node) -> set[str]:
+        return {need for user in node.users for need in self._needs(user)}
+
+    def _is_shortcut(self, node: fx.Node) -> bool:
+        """Whether a sum that stays float reads a value."""
+        return any(not self._readers(user).isdisjoint(self.reading.float_sums) for user in node.users)
+
+    def _is_convolved(self, node: fx.Node) -> bool:
+        """Whether a value is a convolution's, maybe behind its batch-norm."""
+        module = self.reading.module(node)
+        if isinstance(module, nn.BatchNorm2d):
+            node = node.all_input_nodes[0]
+            module = self.reading.module(node)
+        return isinstance(module, nn.Conv2d) and self.widths[node].weight != FLOAT_BITS
 
     def _replace_activation(self, node: fx.Node, module: nn.ReLU | nn.Hardtanh) -> None:
         """The clip of the quantiser does what relu and hardtanh do."""
         low, high = bounds(module)
-        layer = self._quantiser(str(node.target), self._layers(list(node.users)), signed=low < 0, ceiling=high)
+        apart = self.style.shortcuts == "int8" and OPERAND in self._needs_of(node)
+        layers = [] if apart else self._layers(list(node.users))
+        layer = self._quantiser(str(node.target), layers, signed=low < 0, ceiling=high)
         self.graph.set_submodule(str(node.target), layer)
+        if apart and any(width.reads < SUM_BITS for width in self._layers(list(node.users))):
+            self._quantise(node, on_grid=True)
 
     def _quantise(self, source: fx.Node, *, on_grid: bool) -> None:
         """Insert what the readers of `source` need. on_grid: whether it has passed a quantiser of 8 bits."""
@@ -210,9 +243,12 @@ class Placement:
         needs = {user: self._needs(user) for user in source.users}
         narrow = [user for user, need in needs.items() if need == {LAYER}]
         wide = [user for user, need in needs.items() if need and need != {LAYER} and RAW not in need]
+        if source in self.reading.floats:
+            wide = []
         if source.op == "placeholder":  # one for all: pixels have one grid
             wide, narrow = [*wide, *narrow], []
-        shared = any(OPERAND in needs[user] for user in wide) or bool(wide and narrow) or source.op == "placeholder"
+        asked = {OPERAND, ANY} if self._is_convolved(source) else {OPERAND}
+        shared = any(asked & needs[user] for user in wide) or bool(wide and narrow) or source.op == "placeholder"
         last = source
         if wide and shared and not on_grid:
             last = self._insert(source, source, wide, [])
@@ -238,7 +274,7 @@ class Placement:
     def _quantiser(self, name: str, layers: list[Width], *, signed: bool, ceiling: float = float("inf")) -> nn.Module:
         """Of the largest width that a layer reads; of 8 bits without layers."""
         bits = max((width.reads for width in layers), default=SUM_BITS)
-        inner = not all(width.edge for width in layers)
+        inner = not all(width.edge for width in layers) and not self.style.full_range
         follows = any(width.reads_follow for width in layers)
         layer = quantized_activation(bits, signed=signed, inner=inner, ceiling=ceiling)
         for quantizer in quantizers(layer):
@@ -260,10 +296,12 @@ class Placement:
             )
         new: nn.Module
         if isinstance(layer, nn.Linear):
-            new = quantized_linear(layer, width.weight, per_channel=self.per_channel, inner=width.weight_follows)
+            new = quantized_linear(layer, width.weight, per_channel=self.style.per_channel, inner=width.weight_follows)
         else:
-            fat = fat_for(self.reading, node, self.fat)
-            new = quantized_conv(layer, width.weight, per_channel=self.per_channel, inner=width.weight_follows, fat=fat)
+            fat = fat_for(self.reading, node, self.style.fat)
+            new = quantized_conv(
+                layer, width.weight, per_channel=self.style.per_channel, inner=width.weight_follows, fat=fat
+            )
         self.graph.set_submodule(str(node.target), new)
 
 

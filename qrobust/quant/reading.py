@@ -10,10 +10,10 @@ from typing import Any
 import torch
 from torch import fx, nn
 from torch.nn import functional as F
-from torch.nn.utils import parametrize
 
 from ..errors import ModelError
 
+aten = torch.ops.aten
 Targets = tuple[Callable[..., Any], ...]
 
 LAYERS = (nn.Conv2d, nn.Linear)
@@ -33,14 +33,14 @@ ARITHMETIC: Targets = (*SUMS, *DIFFERENCES, *PRODUCTS, *QUOTIENTS, *CONCATENATIO
 
 ON_GRID_FUNCTIONS: Targets = (
     operator.getitem, F.pad, torch.flatten, torch.reshape, torch.transpose, torch.permute, torch.squeeze,
-    torch.unsqueeze, torch.unflatten, torch.chunk, torch.split,
+    torch.unsqueeze, torch.unflatten, torch.chunk, torch.split, torch.roll, aten.slice.Tensor, aten.select.int,
+    aten.unbind.int, aten.expand.default, aten.pixel_shuffle.default, aten.pixel_unshuffle.default,
 )  # fmt: skip
-PARTITIONS: Targets = (torch.chunk, torch.split)  # give several tensors
+PARTITIONS: Targets = (torch.chunk, torch.split, aten.unbind.int)  # give several tensors
 ON_GRID_MODULES = (
     nn.Identity, nn.Flatten, nn.MaxPool2d, nn.AdaptiveMaxPool2d, nn.Dropout, nn.Dropout2d, nn.ZeroPad2d,
+    nn.PixelShuffle, nn.PixelUnshuffle,
 )  # fmt: skip
-SIZE_METHODS = ("size", "dim")
-SIZE_ATTRIBUTES = ("shape", "ndim")
 
 SUPPORTED = (
     "Conv2d, Linear, BatchNorm2d, ReLU, ReLU6, Hardtanh, SiLU, Sigmoid, Hardswish, Hardsigmoid, LeakyReLU, GELU, ELU, "
@@ -48,24 +48,29 @@ SUPPORTED = (
 )
 
 
-def is_stochastic_depth(module: object) -> bool:
-    """Whether this is torchvision's, which need not be installed or loaded to ask."""
-    kind = type(module)
-    return kind.__name__ == "StochasticDepth" and kind.__module__.startswith("torchvision.")
+def is_drop_path(module: object) -> bool:
+    """Whether this drops whole paths in training, by the names that torchvision and timm have for it."""
+    named = type(module).__name__ in ("StochasticDepth", "DropPath")
+    return named and isinstance(module, nn.Module) and not any(True for _ in module.children())
 
 
 def is_size(node: fx.Node) -> bool:
-    """Whether a node asks for a shape."""
-    if node.op == "call_function" and node.target is getattr:
-        return node.args[1] in SIZE_ATTRIBUTES
-    return node.op == "call_method" and node.target in SIZE_METHODS
+    """Whether a node asks for a size."""
+    return node.target is aten.sym_size.int
+
+
+def is_random(node: fx.Node) -> bool:
+    """Whether an operator draws numbers."""
+    if node.target is aten.scaled_dot_product_attention.default:
+        return len(node.args) > 4 and bool(node.args[4])
+    return isinstance(node.target, torch._ops.OpOverload) and torch.Tag.nondeterministic_seeded in node.target.tags
 
 
 def keeps_grid(node: fx.Node, module: nn.Module | None) -> bool:
     """Whether a node's output has its input's values, zeros or some of both, at inference."""
     if node.op == "call_function":
         return node.target in ON_GRID_FUNCTIONS and not _pads_with_others(node)
-    return isinstance(module, ON_GRID_MODULES) or is_stochastic_depth(module)
+    return isinstance(module, ON_GRID_MODULES) or is_drop_path(module)
 
 
 def _pads_with_others(node: fx.Node) -> bool:
@@ -78,34 +83,44 @@ def bounds(module: nn.ReLU | nn.Hardtanh) -> tuple[float, float]:
     return (module.min_val, module.max_val) if isinstance(module, nn.Hardtanh) else (0.0, float("inf"))
 
 
+UNSUPPORTED = ("float", "refuse")
+
+
 @dataclass
 class Reading:
-    """One walk over a graph from `trace`. Raises ModelError for a node without a quantised form, by module.
+    """One walk over a captured graph. Raises ModelError for what no file can hold, by module.
 
-    plain: sizes and constants, which hold no activations. of_image: the image, and what is computed of it
-    before the first layers. signed: whether a node's values may be negative. layers: in the order of
-    execution. edges: those that read the image, and those that nothing but pooling, activations and
-    reshaping parts from the output (the classifier).
+    unsupported: what has no integer form stays "float", or is a ModelError ("refuse"). shortcuts: "float" for residual
+    sums of floats. plain: sizes and constants,
+    which hold no activations. of_image: the image, and what is computed of it before the first layers. signed: whether
+    a node's values may be negative. floats: nodes whose values are floats that no quantiser need stand behind: what
+    has no integer form, layers of tokens, and what is computed of those (a residual stream with its norms). layers: in
+    the order of execution. edges: those that read the image, and those that nothing but pooling, activations and
+    reshaping parts from the output (the `classifiers`).
     """
 
     graph: fx.GraphModule
+    unsupported: str = "float"
+    shortcuts: str = "n"
     plain: set[fx.Node] = field(default_factory=set)
     of_image: set[fx.Node] = field(default_factory=set)
     signed: dict[fx.Node, bool] = field(default_factory=dict)
+    floats: set[fx.Node] = field(default_factory=set)
+    float_sums: set[fx.Node] = field(default_factory=set)
 
     def __post_init__(self) -> None:
         self._modules = dict(self.graph.named_modules())
-        _check_ends(self.graph.graph)
         for node in self.graph.graph.nodes:
             self._visit(node)
-        self.layers = [node for node in self.graph.graph.nodes if isinstance(self.module(node), LAYERS)]
-        if not any(isinstance(self.module(node), nn.Conv2d) for node in self.layers):
-            raise ModelError("expected a network with a convolution, got none; there is nothing to quantise")
-        self.edges = {node for node in self.layers if self.tensors(node)[0] in self.of_image}
-        self.edges |= set(self._classifiers())
+        layers = [node for node in self.graph.graph.nodes if isinstance(self.module(node), LAYERS)]
+        self.layers = [node for node in layers if node not in self.plain]  # others compute a table, as of positions
+        if not self.layers:
+            raise ModelError("expected a network with a convolution or a linear layer, got none to quantise")
+        self.classifiers = set(self._classifiers())
+        self.edges = {node for node in self.layers if self.tensors(node)[0] in self.of_image} | self.classifiers
 
     def module(self, node: fx.Node) -> nn.Module | None:
-        """The module that a node calls, as it was traced; None for a quantiser put in since."""
+        """The module that a node calls, as it was captured; None for a quantiser put in since."""
         return self._modules.get(str(node.target)) if node.op == "call_module" else None
 
     def tensors(self, node: fx.Node) -> list[fx.Node]:
@@ -118,6 +133,8 @@ class Reading:
 
     def computes(self, node: fx.Node) -> bool:
         """Whether a node is a pool, a function or arithmetic that runs on integers between 8-bit quantisers."""
+        if node in self.floats:
+            return False
         if node.op == "call_function":
             return node.target in (*ARITHMETIC, *POOL_FUNCTIONS)
         return isinstance(self.module(node), (*POOLS, *FUNCTIONS))
@@ -128,10 +145,24 @@ class Reading:
             return
         if node.op == "output":
             return
+        if is_random(node):
+            raise ModelError(
+                f"{where(node)}: expected a network whose random numbers are dropout's, as a module that follows the "
+                f"mode, got {_kind(node, None)}; leave it out, or use nn.Dropout or StochasticDepth"
+            )
         sources = self.tensors(node)
         if not isinstance(self.module(node), LAYERS) and all(source in self.of_image for source in sources):
             self.of_image.add(node)
-        self.signed[node] = self._sign(node, sources)
+        check_settings(where(node), self.module(node))
+        sign = self._sign(node, sources)
+        if sign is None and self.unsupported == "refuse":
+            raise ModelError(f"{where(node)}: no integer form of {_kind(node, self.module(node))}, of which there are: "
+                             f'{SUPPORTED}; leave it in float by unsupported="float"')  # fmt: skip
+        if self.shortcuts == "float" and node.target in SUMS and len(sources) > 1:
+            self.float_sums.add(node)
+        if node in self.float_sums or self._is_float(node, sources, has_form=sign is not None):
+            self.floats.add(node)
+        self.signed[node] = sign is not False
 
     def _is_plain(self, node: fx.Node) -> bool:
         if node.op == "get_attr" or is_size(node):
@@ -139,38 +170,33 @@ class Reading:
         inputs = node.all_input_nodes
         return node.op != "output" and bool(inputs) and all(source in self.plain for source in inputs)
 
-    def _sign(self, node: fx.Node, sources: list[fx.Node]) -> bool:
-        """Whether values may be negative; refuses what has no quantised form."""
+    def _is_float(self, node: fx.Node, sources: list[fx.Node], *, has_form: bool) -> bool:
+        module = self.module(node)
+        if isinstance(module, nn.Linear):
+            return is_of_tokens(node)
+        return not isinstance(module, LAYERS) and (not has_form or any(source in self.floats for source in sources))
+
+    def _sign(self, node: fx.Node, sources: list[fx.Node]) -> bool | None:
+        """Whether values may be negative; None for what has no integer form."""
         module = self.module(node)
         signed = any(self.signed[source] for source in sources)
         if node.op == "placeholder":
             return False
-        check_settings(_where(node), module)
         if isinstance(module, LAYERS):
-            self._check_layer(node, module)
             return True
         if isinstance(module, (nn.BatchNorm2d, *FUNCTIONS)):
             return not isinstance(module, POSITIVE_FUNCTIONS)
         if isinstance(module, ACTIVATIONS):
-            return self._bounds(node, module)[0] < 0
-        if self.keeps(node) or (self.computes(node) and not _is_arithmetic(node)):
+            low, high = bounds(module)
+            return low < 0 if low in (0, -high) else None
+        if self.keeps(node) or (node.op != "output" and self._is_pool(node)):
             return signed
         if _is_arithmetic(node) and not (node.target in QUOTIENTS and len(sources) > 1):
             return signed or _may_turn_negative(node, len(sources))
-        raise ModelError(f"{_where(node)}: no quantised form of {_kind(node, module)}; supported: {SUPPORTED}")
+        return None
 
-    def _check_layer(self, node: fx.Node, module: nn.Module) -> None:
-        if parametrize.is_parametrized(module):
-            raise ModelError(
-                f"{node.target}: expected a plain weight, got a parametrised one; "
-                "call quant.fold_fat for FAT, torch.nn.utils.parametrize.remove_parametrizations for others"
-            )
-
-    def _bounds(self, node: fx.Node, module: nn.ReLU | nn.Hardtanh) -> tuple[float, float]:
-        low, high = bounds(module)
-        if low not in (0, -high):
-            raise ModelError(f"{_where(node)}: expected a hardtanh from 0 or symmetric, got {low:g} to {high:g}")
-        return low, high
+    def _is_pool(self, node: fx.Node) -> bool:
+        return node.target in POOL_FUNCTIONS if node.op == "call_function" else isinstance(self.module(node), POOLS)
 
     def _classifiers(self) -> Iterator[fx.Node]:
         """The layers met first on the ways up from the output; sums and concatenations end a way."""
@@ -179,21 +205,16 @@ class Reading:
         while ways:
             node = ways.pop()
             sources = self.tensors(node)
-            if isinstance(self.module(node), LAYERS):
+            if node in self.layers:
                 yield node
             elif len(sources) == 1:
                 ways += sources
 
 
-def _check_ends(graph: fx.Graph) -> None:
-    inputs = [node for node in graph.nodes if node.op == "placeholder" and not node.args]
-    (output,) = (node.args[0] for node in graph.nodes if node.op == "output")
-    if len(inputs) != 1 or not isinstance(output, fx.Node):
-        count = len(inputs), 1 if isinstance(output, fx.Node) else type(output).__name__
-        raise ModelError(
-            f"expected a network of one input, images, and one output, logits, got {count[0]} and {count[1]}; "
-            "wrap it in a module that gives its logits"
-        )
+def is_of_tokens(node: fx.Node) -> bool:
+    """Whether a linear layer reads more than one vector of an image; its sums stay floats, and its bias."""
+    shape = node.meta.get("shape")
+    return shape is not None and len(shape) > 2
 
 
 def check_settings(where: str, module: nn.Module | None) -> None:
@@ -237,9 +258,6 @@ def _kind(node: fx.Node, module: nn.Module | None) -> str:
     return type(module).__name__ if module is not None else str(getattr(node.target, "__name__", node.target))
 
 
-def _where(node: fx.Node) -> str:
+def where(node: fx.Node) -> str:
     """The path of the module that a node calls or is called in."""
-    if node.op == "call_module":
-        return str(node.target)
-    stack = list(node.meta.get("nn_module_stack", {}).values())
-    return str(stack[-1][0]) if stack and stack[-1][0] else node.name
+    return str(node.target) if node.op == "call_module" else node.meta.get("where") or node.name

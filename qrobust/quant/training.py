@@ -7,7 +7,8 @@ activations, so their time does not grow with the batch: 0.3 and 0.5 s with grad
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections import defaultdict
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 import torch
@@ -19,6 +20,7 @@ from ..spectrum.fat import FAT
 from .quantizer import Quantizer
 
 UNIFORM_KURTOSIS = 1.8
+QUANTISER = ".act_quant."  # in the name of an activation quantiser's tensor, behind that of its module
 
 
 def kurtosis(model: nn.Module, *, target: float = UNIFORM_KURTOSIS) -> Tensor:
@@ -135,6 +137,44 @@ def bits_per_layer(model: nn.Module) -> dict[str, int]:
             bits = [m.bits for m in module.modules() if isinstance(m, Quantizer) and not m.masked]
             widths[name] = bits[0] if bits else 32
     return widths
+
+
+KIND = re.compile(r"^(?P<kind>.*?)(?P<style>_*)(?P<number>\d*)(?P<behind>_quant)?$")
+ALIASES = {"iadd": "add", "isub": "sub", "imul": "mul", "truediv": "div", "itruediv": "div"}  # as Python calls them
+
+
+def present_names(model: nn.Module, names: Iterable[str]) -> dict[str, str]:
+    """The names that a network's tensors have, by those that versions up to 0.2.0 gave them.
+
+    These numbered the quantisers of functions (`torch.add`, `F.relu`) by other nodes; those of modules are the same.
+    Quantisers of one kind of function stand in the same order under both, if their numbers tell which comes first. A
+    name without a counterpart is its own.
+    """
+    names = list(names)
+    theirs, ours = _by_kind(names), _by_kind(model.state_dict())
+    renamed = {
+        old: new
+        for kind, found in theirs.items()
+        if set(found) != set(ours.get(kind, ())) and len(found) == len(ours.get(kind, ()))
+        for old, new in zip(found, ours[kind], strict=True)
+    }
+    split = {name: name.partition(QUANTISER) for name in names}
+    return {name: "".join((renamed.get(head, head), *rest)) for name, (head, *rest) in split.items()}
+
+
+def _by_kind(names: Iterable[str]) -> dict[str, list[str]]:
+    """Modules that stand for functions, and quantisers behind them, by kind in the order of their numbers."""
+    found = dict.fromkeys(
+        head for name in names if (parts := name.partition(QUANTISER))[1] and "." not in (head := parts[0])
+    )
+    kinds = defaultdict[str, list[tuple[int, str]]](list)
+    for head in found:
+        match = KIND.match(head)
+        assert match is not None
+        kind = ALIASES.get(match["kind"], match["kind"])
+        kinds[kind + (match["behind"] or "")].append((int(match["number"] or 0), head))
+    ordered = {kind: heads for kind, heads in kinds.items() if len({number for number, _ in heads}) == len(heads)}
+    return {kind: [head for _, head in sorted(heads)] for kind, heads in ordered.items()}
 
 
 @torch.no_grad()

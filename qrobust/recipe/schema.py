@@ -124,7 +124,10 @@ class Model(BaseModel):
 class Schedule(Table):
     """Epochs, optimiser and what is added to it."""
 
-    LATER: ClassVar = ("optimizer", "warmup", "log_frequency_ratio", "class_weights")
+    LATER: ClassVar = (
+        "optimizer", "warmup", "log_frequency_ratio", "class_weights", "classifier", "shortcuts", "activation_range",
+        "unsupported",
+    )  # fmt: skip
     ADAMW: ClassVar = {"lr": 1e-3, "weight_decay": 0.05}  # what stands for the defaults, which are SGD's
 
     epochs: Annotated[Int, Field(ge=0)]
@@ -296,6 +299,15 @@ class Quantisation(Schedule):
     """Form of the frequency-aware transformation (FAT) of inner convolutions' weights."""
     edge_layers: Literal["int8", "float"] = "int8"
     """Weights and inputs of the first layers and of the classifier."""
+    classifier: Literal["int8", "float", "n"] | None = None
+    """Weights and inputs of the classifier alone; left out: as `edge_layers`."""
+    shortcuts: Literal["n", "int8", "float"] = "n"
+    """What residual sums read: `"n"`: what a layer reads too has its width, else 8 bits; `"int8"`: 8 bits always (QM-4
+    of a ResNet-20 runs 0.94 times as fast); `"float"`, as in the papers on FAT (0.8 times)."""
+    activation_range: Literal["narrow", "full"] = "narrow"
+    """Levels of signed inner activations (hardtanh): as many below 0 as above, or one more below."""
+    unsupported: Literal["float", "refuse"] = "float"
+    """What has no integer form (LayerNorm, attention): stays in float between quantisers, or is an error."""
     per_channel: bool = True
     """Whether weights have a clip, and so a scale, for each output channel, not one for the layer."""
     calibration: Count = 512

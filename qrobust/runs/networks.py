@@ -190,10 +190,15 @@ class Networks:
             fat=settings.fat,
             edge_layers=settings.edge_layers,
             per_channel=settings.per_channel,
+            classifier=settings.classifier,
+            shortcuts=settings.shortcuts,
+            activation_range=settings.activation_range,
+            unsupported=settings.unsupported,
         )
         # Where training goes on from there, under the quantisers' inputs; else where weights change.
         anew = None if calibration is not None and not settings.epochs else calibration is not None
-        quantized = quant.quantize(model, config, calibration=calibration, estimate_statistics=anew)
+        shape = self.dataset.shape
+        quantized = quant.quantize(model, config, calibration=calibration, shape=shape, estimate_statistics=anew)
         quant.set_straight_through(quantized, settings.straight_through)
         return quantized
 

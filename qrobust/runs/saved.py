@@ -48,6 +48,7 @@ def save(model: nn.Module, path: str | Path) -> None:
         "network": vars(source).get(REGISTERED),
         "class": type(source).__name__,
         "config": None if origin is None else asdict(origin.config),
+        "shape": None if origin is None else origin.shape,
         "details": Origin.details(model),
         "channels_last": any(one.dim() == 4 and not one.is_contiguous() for one in model.parameters()),
     }
@@ -97,10 +98,21 @@ def _made(described: Mapping[str, Any], path: Path, model: nn.Module | None) -> 
     details, config = _checked(described["details"]), described["config"]
     network = _registered(described, path) if model is None else model
     if config is not None and next(quantizers(network), None) is None:
-        return Origin(network, QuantConfig(**config)).rebuild(details)
+        return Origin(network, QuantConfig(**config), _shape(described.get("shape"))).rebuild(details)
     if (found := Origin.details(network)) != details:
         raise ValueError(f"quantisers of {found['bits']} bits, not {details['bits']}")
     return network
+
+
+def _shape(stated: object) -> tuple[int, ...] | None:
+    """Of the images, which files of earlier versions leave out. Raises ValueError."""
+    if stated is None:
+        return None
+    if not (
+        isinstance(stated, list) and len(stated) == 3 and all(type(one) is int and 0 < one < 10_000 for one in stated)
+    ):
+        raise ValueError(f"images of shape {shown(stated)}")
+    return tuple(stated)
 
 
 def _registered(described: Mapping[str, Any], path: Path) -> nn.Module:

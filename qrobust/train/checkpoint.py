@@ -14,6 +14,7 @@ from safetensors.torch import load, save
 from torch import Tensor, nn
 
 from ..errors import CheckpointError, shown
+from ..quant import present_names
 from ..storage import parse_json, write_bytes
 
 FORMAT = "qrobust-1"
@@ -120,10 +121,10 @@ def capture(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Ten
 def restore(state: State, model: nn.Module, optimizer: torch.optim.Optimizer, path: Path) -> None:
     """Undo `capture`. Raises CheckpointError if the state is of another network."""
     fill(model, part(state.tensors, "model."), path)
-    parameters = dict(model.named_parameters())
+    parameters, names = dict(model.named_parameters()), present_names(model, part(state.tensors, "model."))
     for key in KNOWN:
         for name, value in part(state.tensors, f"{_stored(key)}.").items():
-            parameter = parameters[name]
+            parameter = parameters[names[name]]
             if key == "step":  # a number
                 optimizer.state[parameter][key] = value.to(parameter.device)
             else:
@@ -180,6 +181,9 @@ def fill(
 ) -> None:
     """Set a network's weights, those of a file. Raises CheckpointError, with `do`, if they do not fit."""
     own = model.state_dict()
+    if set(own) != set(tensors):
+        names = present_names(model, tensors)
+        tensors = {names[name]: value for name, value in tensors.items()}
     wrong = sorted(set(own) ^ set(tensors)) or [name for name in own if _form(own[name]) != _form(tensors[name])]
     if wrong:
         raise CheckpointError(

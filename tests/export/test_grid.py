@@ -5,10 +5,9 @@ after fifty layers another label. So every layer is measured alone, on torch's i
 that differs; the labels of whole networks are compared where nothing echoes.
 """
 
-import copy
 import functools
 import hashlib
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import onnxruntime
@@ -16,19 +15,19 @@ import pytest
 import torch
 
 from qrobust.errors import ExportError
-from qrobust.export import passes, write
+from qrobust.export.lowering import forms
 from qrobust.export.parity import parity
 from qrobust.export.target import load_target
-from qrobust.export.write import lower, write_qcdq
+from qrobust.export.write import lower
 from qrobust.models import build, names
 from qrobust.models.inference import estimate_statistics
-from qrobust.quant import QuantConfig, fold_fat, quantize, quantizers, round_biases
+from qrobust.quant import QuantConfig, quantize, quantizers, round_biases
 from qrobust.quant._brevitas import QuantConv2d
 
 from ..quant import helpers as small
 from ..quant.helpers import images, layer_nodes, module_of, quantiser_above, shake_norms
 from .helpers import stir_clips, torch_logits
-from .passes.quant_op import evaluate
+from .quant_op import evaluate
 
 OWN = {
     c.__name__: c for c in (small.Plain, small.Functional, small.Dense, small.Squeezed, small.Shuffled, small.Branched)
@@ -122,22 +121,8 @@ def network(name, bits):
     return model
 
 
-@functools.lru_cache(maxsize=1)
-def written(name, bits, folder):
-    """What Brevitas writes, once for all targets: it takes longer than all the steps that follow."""
-    path = folder / "written.onnx"
-    write_qcdq(fold_fat(copy.deepcopy(network(name, bits))), batch(name, 1), path)
-    return path.read_bytes()
-
-
-@pytest.fixture
-def export(monkeypatch, tmp_path_factory):
-    def exported(name, bits, target, input="float32-nchw"):
-        data = written(name, bits, tmp_path_factory.getbasetemp())
-        monkeypatch.setattr(write, "write_qcdq", lambda _, __, path: path.write_bytes(data))
-        return lower(network(name, bits), batch(name, 1), load_target(target), input=input)
-
-    return exported
+def export(name, bits, target, input="float32-nchw"):
+    return lower(network(name, bits), batch(name, 1), load_target(target), input=input)
 
 
 MEASURED = {}
@@ -177,7 +162,7 @@ def assert_agrees(name, bits, data, bound):
 
 
 @pytest.mark.parametrize(("name", "bits", "target"), CASES)
-def test_every_network_width_and_target(name, bits, target, export):
+def test_every_network_width_and_target(name, bits, target):
     if target == "tensorrt" and not is_symmetric(network(name, bits)):
         with pytest.raises(ExportError, match=r"^tensorrt: expected activations of 7 bits or fewer"):
             export(name, bits, target)
@@ -207,13 +192,13 @@ def assert_runs_however_opened(data, x, target):
         for j, target in enumerate(target for target in TARGETS if target != "qonnx")
     ],
 )
-def test_a_cameras_pixels_too(name, target, export):
+def test_a_cameras_pixels_too(name, target):
     data = export(name, 4, target, input="uint8-nhwc")
     assert_agrees(name, 4, data, HALF if target == "ort-cuda" else EXACT)
 
 
 @pytest.mark.parametrize("name", OWN)
-def test_small_networks_in_qonnx(name, export):
+def test_small_networks_in_qonnx(name):
     x = batch(name)
     difference = np.abs(evaluate(export(name, 4, "qonnx"), x.numpy()) - torch_logits(network(name, 4), x))
     assert (difference.max(axis=1) < 1e-4).mean() >= 0.75
@@ -226,49 +211,44 @@ def test_only_eight_bits_of_unsigned_activations_are_refused():
     assert is_symmetric(network("Squeezed", 8))
 
 
-def _wrong_shift(bound):
-    return (bound.astype(np.int16) + 127).astype(np.uint8)
+RIGHT = forms.Integer.activation
 
 
-def _wrong_scale(model):
-    for node in passes.graph.nodes(model, "QuantizeLinear"):
-        scale = passes.graph.required(node.inputs[1])
-        node.replace_input_with(1, passes.graph.initialiser(model, (scale * 1.02).astype(np.float32)))
-    return True
+def wrong_grid(**changes):
+    """Activations on a grid of which these numbers are others."""
+
+    def activation(form, graph, x, grid, note):
+        changed = {name: change(getattr(grid, name)) for name, change in changes.items()}
+        return RIGHT(form, graph, x, replace(grid, **changed), note)
+
+    return {"activation": activation}
 
 
-def _lost_bias(model):
-    for node in passes.graph.nodes(model, "Conv"):
-        node.resize_inputs(2)
-    return True
+def moved_less(form, graph, x, grid, note):
+    """As if 127 were the zero point of what 128 was added to."""
+    made = RIGHT(form, graph, x, grid, note)
+    return replace(made, zero=np.uint8(127)) if made.zero == 128 else made
 
 
-def _lower_bound(model):
-    for node in passes.graph.nodes(model, "Clip"):
-        high = passes.graph.required(node.inputs[2])
-        node.replace_input_with(2, passes.graph.initialiser(model, high - np.array(1, high.dtype)))
-    return True
+def transposed(form, graph, weight, name):
+    turned = np.ascontiguousarray(weight.integers.swapaxes(-1, -2)) if weight.integers.ndim == 4 else weight.integers
+    return forms.Compact.weight(form, graph, replace(weight, integers=turned), name)
 
 
-def _transposed(model):
-    for node in passes.graph.nodes(model, "Conv"):
-        weight = node.inputs[1].producer()
-        turned = passes.graph.required(weight.inputs[0]).swapaxes(2, 3)
-        weight.replace_input_with(0, passes.graph.initialiser(model, np.ascontiguousarray(turned)))
-    return True
+WRONG = {
+    "scale": wrong_grid(scale=lambda scale: scale * np.float32(1.02)),
+    "highest": wrong_grid(high=lambda high: high - 1),
+    "zero point": {"activation": moved_less},
+    "bias": {"bias": lambda *_: None},
+    "weight": {"weight": transposed},
+}
 
 
 @pytest.mark.parametrize(
-    ("bits", "wrong"),
-    [(2, _lower_bound), *((bits, wrong) for bits in (2, 7) for wrong in (_wrong_scale, _lost_bias, _transposed))],
+    ("bits", "wrong"), [*((2, wrong) for wrong in WRONG), *((7, wrong) for wrong in WRONG if wrong != "highest")]
 )
-def test_the_bounds_catch_a_wrong_step(bits, wrong, export, monkeypatch):
-    monkeypatch.setitem(passes.FORMATS, "integer", (wrong, *passes.FORMATS["integer"]))
+def test_the_bounds_catch_what_is_wrong(bits, wrong, monkeypatch):
+    for name, function in WRONG[wrong].items():
+        monkeypatch.setattr(forms.Integer, name, function)
     with pytest.raises(AssertionError):
         assert_agrees("resnet8", bits, export("resnet8", bits, "openvino"), EXACT)
-
-
-def test_the_bounds_catch_a_wrong_zero_point(export, monkeypatch):
-    monkeypatch.setattr(passes.activations, "_shift", _wrong_shift)
-    with pytest.raises(AssertionError):
-        assert_agrees("resnet8", 4, export("resnet8", 4, "openvino"), EXACT)

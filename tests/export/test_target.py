@@ -3,13 +3,14 @@
 import json
 import tomllib
 from pathlib import Path
+from typing import get_args
 
 import pytest
 
 from qrobust import resources
 from qrobust.errors import RecipeError
-from qrobust.export.passes import FORMATS, STORAGE
-from qrobust.export.target import load_target
+from qrobust.export.lowering import FORMS
+from qrobust.export.target import Target, load_target
 
 ROOT = Path(__file__).resolve().parents[2]
 RECORDED = json.loads((ROOT / "tests" / "fixtures" / "targets.json").read_text())
@@ -73,8 +74,8 @@ def test_formats_and_storage_tell_the_targets_apart():
     targets = [load_target(name) for name in NAMES]
     said = {(t.format, t.storage, t.provider, t.names) for t in targets if t.name != "ort-cpu-int8"}
     assert len(said) == len(NAMES) - 1
-    assert {t.format for t in targets} == set(FORMATS)
-    assert {t.storage for t in targets} == set(STORAGE)
+    assert {t.format for t in targets} == set(FORMS)
+    assert {t.storage for t in targets} == set(get_args(Target.model_fields["storage"].annotation))
     assert [t.name for t in targets if not t.executable] == ["qonnx"]
 
 

@@ -1,6 +1,7 @@
 """`export_model` writes what was evaluated, in a file that runs however it is opened, or nothing."""
 
 import copy
+from dataclasses import replace
 
 import numpy as np
 import onnxruntime
@@ -10,7 +11,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from qrobust.errors import ExportError, ParityError
-from qrobust.export import passes
+from qrobust.export.lowering import forms, layers
 from qrobust.export.parity import Difference, Parity, judge
 from qrobust.export.target import load_target
 from qrobust.export.write import export_model, optimised_ops
@@ -174,8 +175,7 @@ def test_biases_that_training_moved_are_refused_and_the_remedy_works(bits, tmp_p
 
 
 def test_what_a_target_requires_is_asked_and_the_layer_named(tmp_path, monkeypatch):
-    without = tuple(step for step in passes.FORMATS["integer"] if step is not passes.integers_through_parts)
-    monkeypatch.setitem(passes.FORMATS, "integer", without)
+    monkeypatch.setattr(forms.Integer, "carries", False)
     model = quantize(body(wrapped((1, 1, 1, 1))), QuantConfig(8, fat="none"), calibration=X)
     message = r"^ort-cpu: expected 2 QLinearConv once .* got 1, and a float one for 3; choose a target .*, as compact"
     with pytest.raises(ExportError, match=message):
@@ -184,17 +184,16 @@ def test_what_a_target_requires_is_asked_and_the_layer_named(tmp_path, monkeypat
     export_model(model, X, path=tmp_path / "model.onnx", target="compact")
 
 
-def wrong_scale(model):
-    conv = list(passes.graph.nodes(model, "Conv"))[1]
-    weight = conv.inputs[1].producer()
-    scale = passes.graph.required(weight.inputs[1])
-    weight.replace_input_with(1, passes.graph.initialiser(model, (scale * 1.2).astype(np.float32)))
-    return True
-
-
 @pytest.mark.parametrize("target", ["ort-cpu", "compact"])
 def test_a_file_that_computes_something_else_is_not_left_and_its_layer_is_named(target, tmp_path, monkeypatch):
-    monkeypatch.setattr(passes, "FOLDED", (*passes.FOLDED, wrong_scale))
+    right = forms.Form.layer
+
+    def wrong(form, graph, layer):
+        weight = layer.weight
+        scaled = replace(weight, scale=weight.scale * np.float32(1.2 if layer.name == "2" else 1))
+        return right(form, graph, replace(layer, weight=scaled))
+
+    monkeypatch.setattr(forms.Form, "layer", wrong)
     model = quantize(body(), QuantConfig(8, fat="none"), calibration=X).eval()
     message = rf"^{target}: expected a file that computes what torch does, but 3 differs from torch's by \d+ steps, tol"
     with pytest.raises(ParityError, match=message) as caught:
@@ -203,17 +202,35 @@ def test_a_file_that_computes_something_else_is_not_left_and_its_layer_is_named(
     assert caught.value.exit_code == 1
 
 
-def test_a_float_network_is_judged_by_its_logits(tmp_path):
-    model = body(nn.AvgPool2d(2, divisor_override=1))  # which torch's exporter drops
+def test_a_float_network_is_judged_by_its_logits(tmp_path, monkeypatch):
+    monkeypatch.setattr(layers, "_times", lambda weight, factor: weight)
+    torch.manual_seed(0)
+    norm = nn.BatchNorm2d(8)
+    nn.init.uniform_(norm.weight, 0.99, 1.01)
+    model = nn.Sequential(nn.Conv2d(3, 8, 3), norm, nn.Flatten(), nn.Linear(8 * 14 * 14, 5)).eval()
     with pytest.raises(ParityError, match=r"^ort-cpu: .* logits of the median image moved by .* tolerated 0.001"):
         export_model(model, X, path=tmp_path / "model.onnx")
     assert not list(tmp_path.iterdir())
 
 
-def test_what_torch_does_not_export_is_told_in_one_line(tmp_path, capfd):
-    with pytest.raises(ExportError, match=r"^expected a network that torch exports to ONNX, got: .*adaptive") as caught:
+def test_what_has_no_form_is_told_in_one_line_with_operator_and_module(tmp_path, capfd):
+    message = (
+        r"^ort-cpu: 2: adaptive_avg_pool2d.default: expected an adaptive pool that divides its input, got \[16, 16"
+    )
+    with pytest.raises(ExportError, match=message) as caught:
         export_model(body(nn.AdaptiveAvgPool2d(5)), X, path=tmp_path / "model.onnx")
+    with pytest.raises(ExportError, match=r"^ort-cpu: 2: sort.default: expected an operator that has a form in ONNX"):
+        export_model(body(Does(lambda x: x.sort(dim=1)[0])), X, path=tmp_path / "model.onnx")
     assert "\n" not in str(caught.value)
+    assert capfd.readouterr().out == ""
+
+
+def test_what_torch_does_not_capture_is_told_in_one_line(tmp_path, capfd):
+    message = r"^ort-cpu: expected a network that torch.export captures for any number of images, got: .*; write what"
+    for function in (lambda x: x if x.mean() > 0 else -x, lambda x: x.reshape(2, 8, 16, 16)):
+        with pytest.raises(ExportError, match=message) as caught:
+            export_model(body(Does(function)), X, path=tmp_path / "model.onnx")
+        assert "\n" not in str(caught.value)
     assert capfd.readouterr().out == ""
 
 

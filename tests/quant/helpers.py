@@ -185,6 +185,7 @@ def quantiser_above(model, node):
             torch.reshape,
             torch.chunk,
             torch.transpose,
+            torch.ops.aten.slice.Tensor,
         )
         assert keeps or type(module).__name__ == "StochasticDepth", f"{node} is on no grid"
         node = node.all_input_nodes[0]

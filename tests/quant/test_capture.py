@@ -10,7 +10,7 @@ from torch.nn import functional as F
 from qrobust.errors import ModelError
 from qrobust.quant import QuantConfig, quantize
 from qrobust.quant.capture import check_capture, check_pools
-from qrobust.quant.graph import trace
+from qrobust.quant.graph import capture
 
 from .helpers import images
 
@@ -56,6 +56,12 @@ def counted(net, y):
     return net.b(y) * channels + more
 
 
+def alias(net, y):
+    before = y
+    y += net.b(y)
+    return before * 2
+
+
 RIGHT = {
     "relu_": then(lambda _, y: y.relu_()),
     "F.relu_": then(lambda _, y: F.relu_(y)),
@@ -63,20 +69,28 @@ RIGHT = {
     "F.relu(y, True)": then(lambda _, y: F.relu(y, True)),
     "module": then(lambda net, y: net.relu(y)),
     "mul_": then(lambda _, y: y.mul_(3)),
-    "out": then(lambda _, y: torch.add(y, 1, out=y)),
+    "a view": then(lambda _, y: y.flatten(1).relu_()),
+    "a slice": then(lambda _, y: y[:, :2].mul_(3)),
+    "a slice of a slice": then(lambda _, y: y[:, 1:][:, 0, 2:].zero_()),
     "add_": then(lambda _, y: y.add_(0.5)),
     "skip": skip,
     "twice": twice,
     "sizes": counted,
     "dropout": lambda net, y: net.b(F.dropout(y, 0.5, net.training)),
+    "dropout never": lambda net, y: net.b(F.dropout(y, training=False)),
+    "alias": alias,
 }
+APART = r"b: expected a graph that computes what the network does, .* eval mode; write "
+RANDOM = r"expected a network whose random numbers are dropout's, .*, got rand"
 LOST = {
-    "a view": (then(lambda _, y: y.flatten(1).relu_()), "b", "eval"),
-    "a part": (then(lambda _, y: y.chunk(2, 1)[0].relu_()), "b", "eval"),
-    "noise": (lambda net, y: net.b(y + torch.rand(4, 1, 1)), "b", "eval"),
-    "noise in training": (lambda net, y: net.b(y + torch.rand_like(y) if net.training else y), "b", "train"),
-    "dropout always": (lambda net, y: net.b(F.dropout(y)), "b", "eval"),
-    "dropout never": (lambda net, y: net.b(F.dropout(y, training=False)), "b", "train"),
+    "a part": (
+        then(lambda _, y: y.chunk(2, 1)[0].relu_()),
+        "Between: expected a network that torch.export can capture",
+    ),
+    "a turned view": (then(lambda _, y: y.transpose(2, 3)[..., :3].relu_()), APART),
+    "noise": (lambda net, y: net.b(y + torch.rand(4, 1, 1)), "rand: " + RANDOM),
+    "noise in training": (lambda net, y: net.b(y + torch.rand_like(y) if net.training else y), "rand_like: " + RANDOM),
+    "dropout always": (lambda net, y: net.b(F.dropout(y)), APART),
 }
 
 
@@ -86,10 +100,10 @@ def network(between):
 
 
 @pytest.mark.parametrize("name", RIGHT)
-@torch.no_grad()  # which out= asks for
+@torch.no_grad()
 def test_operations_in_place_are_kept(name):
     model = network(RIGHT[name])
-    captured = trace(model)
+    captured = capture(model)
     for training in (False, True):
         outcomes = []
         for one in (model.train(training), captured.train(training)):
@@ -103,20 +117,9 @@ def test_operations_in_place_are_kept(name):
 @pytest.mark.parametrize("given", [True, False])
 @pytest.mark.parametrize("name", LOST)
 def test_what_is_lost_is_refused_with_the_first_layer_apart(name, given):
-    between, where, mode = LOST[name]
-    message = rf"^{where}: expected a graph that computes what the network does, .* {mode} mode; write .*[^\n]$"
-    with pytest.raises(ModelError, match=message):
+    between, message = LOST[name]
+    with pytest.raises(ModelError, match=f"^{message}.*[^\n]$"):
         quantize(network(between), 4, calibration=images() if given else None)
-
-
-def test_a_sum_in_place_that_another_name_sees_is_refused():
-    def alias(net, y):
-        before = y
-        y += net.b(y)
-        return before * 2
-
-    with pytest.raises(ModelError, match=r"^norm: expected a graph .*y = y \+ z, not .* y \+= z"):
-        quantize(network(alias), 4, calibration=images())
 
 
 @pytest.mark.parametrize("layer", ["a", "b", "norm", "fc"])
@@ -135,7 +138,7 @@ def test_any_graph_is_compared_and_its_wrong_layer_named(layer):
 def test_nothing_of_the_network_changes(training):
     model = network(RIGHT["dropout"]).train(training)
     model.norm.eval()
-    captured = trace(model)
+    captured = capture(model)
     before = [copy.deepcopy(one.state_dict()) for one in (model, captured)]
     modes, state = [m.training for m in (*model.modules(), *captured.modules())], torch.get_rng_state()
     check_capture(model, captured, images())
@@ -164,7 +167,7 @@ def test_a_network_that_insists_on_float32_is_compared_in_it():
     model = network(lambda net, y: net.b(y.float()))
     with pytest.raises(RuntimeError):
         copy.deepcopy(model).double()(images().double())
-    captured = trace(model)
+    captured = capture(model)
     check_capture(model, captured, images())
     with torch.no_grad():
         captured.get_submodule("b").weight.mul_(1.5)
@@ -173,20 +176,17 @@ def test_a_network_that_insists_on_float32_is_compared_in_it():
 
 
 def test_images_that_a_network_does_not_take_are_told():
-    with pytest.raises(ModelError, match=r"^expected a network that takes images \(32, 1, 9, 9\), got: mat1 and mat2"):
+    with pytest.raises(ModelError, match=r"^expected a network that takes images \(4, 1, 9, 9\), got: mat1 and mat2"):
         quantize(network(lambda net, y: net.b(y)), 4, calibration=images(side=9))
 
 
-def test_a_graph_that_fails_is_told_in_one_line(capfd):
-    """torch.fx takes an argument with a default for one that is given."""
-
+def test_an_argument_with_a_default_keeps_it():
     class Masked(Between):
         def forward(self, x, mask=None):
             return super().forward(x if mask is None else x * mask)
 
-    with pytest.raises(ModelError, match=r"^expected a network whose graph runs in eval mode, got: unsup"):
-        quantize(Masked(lambda net, y: net.b(y)), 4, calibration=images())
-    assert capfd.readouterr() == ("", "")
+    torch.manual_seed(0)
+    quantize(Masked(lambda net, y: net.b(y)), 4, calibration=images())
 
 
 def small(*layers):
@@ -215,12 +215,15 @@ REFUSED = {
     "no statistics": (small(nn.BatchNorm2d(4, track_running_stats=False)), r"^2: expected batch-norm with running"),
     "divisor": (small(nn.AvgPool2d(2, divisor_override=1)), r"^2: expected a pool that divides by its pixels.*=1;"),
     "ceil": (small(nn.AvgPool2d(4, ceil_mode=True)), r"^2: expected an average over whole windows, got \(6, 6\) into"),
-    "indices": (small(nn.MaxPool2d(2, return_indices=True)), r"^2: expected a pool that gives values alone"),
+    "indices": (
+        small(nn.MaxPool2d(2, return_indices=True)),
+        r"^expected a network that takes images \(4, 1, 8, 8\), got",
+    ),
     "parts": (small(nn.AdaptiveAvgPool2d(4)), r"^2: expected an adaptive pool that divides its input, got \(6, 6\)"),
     "largest parts": (small(nn.AdaptiveMaxPool2d(4)), r"^2: expected an adaptive pool that divides its input"),
     "open": (small(nn.AdaptiveAvgPool2d((None, 1))), r"^2: expected an adaptive pool of a known size"),
     "two outputs": (Several(lambda y: (y, y)), r"^expected a network of one input, images, and one output.* 1 and tup"),
-    "a dictionary": (Several(lambda y: {"logits": y}), r"^expected a network of one input.* got 1 and immutable_dict"),
+    "a dictionary": (Several(lambda y: {"logits": y}), r"^expected a network of one input.* got 1 and dict"),
     "two inputs": (Two(), r"^expected a network of one input, images, and one output, logits, got 2 and 1; wrap"),
 }
 
@@ -245,8 +248,8 @@ def test_a_pool_that_rounds_up_to_whole_windows_is_taken():
 def test_channels_are_shuffled_by_functions():
     torch.manual_seed(0)
     model = small(nn.ChannelShuffle(2)).eval()
-    torch.testing.assert_close(trace(model)(images()), model(images()))
-    assert not any(isinstance(module, nn.ChannelShuffle) for module in trace(model).modules())
+    torch.testing.assert_close(capture(model)(images()), model(images()))
+    assert not any(isinstance(module, nn.ChannelShuffle) for module in capture(model).modules())
 
 
 def test_the_state_of_a_quantised_network_loads_into_another_of_the_same_settings():

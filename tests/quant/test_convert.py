@@ -171,7 +171,7 @@ def test_the_original_is_left_alone():
 def test_a_convolution_behind_which_two_read_has_one_quantiser_and_a_narrower_one_behind():
     model = quantize(Branched(), 3, calibration=[images()])
     assert input_bits(model) == {"conv1": 8, "conv2": 3, "conv3": 3, "fc": 8}
-    (addition,) = (n for n in model.graph.nodes if n.target is operator.add)
+    (addition,) = (n for n in model.graph.nodes if n.target is torch.add)
     assert [quantiser_above(model, source).bits for source in addition.all_input_nodes] == [8, 8]
     (bn,) = (n for n in model.graph.nodes if n.target == "bn")
     (wide,) = bn.users
@@ -280,13 +280,11 @@ def test_refuses_unknown_settings():
 @pytest.mark.parametrize(
     ("model", "message"),
     [
-        (nn.Sequential(nn.Flatten(), nn.Linear(64, 2)), "expected a network with a convolution, got none"),
-        (small(nn.Sequential(nn.GroupNorm(2, 4))), r"^1\.0: no quantised form of GroupNorm; supported: Conv2d"),
-        (small(nn.ConvTranspose2d(4, 4, 3)), "^1: no quantised form of ConvTranspose2d"),
-        (small(Applied(F.softplus)), "^1: no quantised form of softplus"),
-        (small(Applied(lambda x: F.pad(x, (1, 1), value=0.5))), "^1: no quantised form of pad"),
-        (small(Applied(lambda x: 1 / x / x)), "^1: no quantised form of truediv"),
-        (small(nn.Hardtanh(-1, 2)), "^1: expected a hardtanh from 0 or symmetric, got -1 to 2"),
+        (nn.Sequential(nn.Conv1d(8, 2, 8), nn.Flatten()), "expected a network that takes images"),
+        (
+            nn.Sequential(nn.BatchNorm2d(1), nn.Flatten()),
+            "expected a network with a convolution or a linear layer, got",
+        ),
         (
             small(parametrizations.weight_norm(nn.Conv2d(4, 4, 3))),
             "^1: expected a plain weight, got a parametrised one",
@@ -299,6 +297,26 @@ def test_refuses_unknown_settings():
 def test_refuses_networks_without_a_quantised_form(model, message):
     with pytest.raises(ModelError, match=message):
         quantize(model, calibration=[images()])
+
+
+WITHOUT_INTEGERS = [
+    (nn.Sequential(nn.GroupNorm(2, 4)), r"1\.0: no integer form of GroupNorm, of which there are: Conv2d"),
+    (nn.ConvTranspose2d(4, 4, 3), "1: no integer form of ConvTranspose2d"),
+    (Applied(F.softplus), "1: no integer form of softplus"),
+    (Applied(lambda x: F.pad(x, (1, 1), value=0.5)), "1: no integer form of pad"),
+    (Applied(lambda x: x / (x + 2)), "1: no integer form of div"),
+    (nn.Hardtanh(-1, 2), "1: no integer form of Hardtanh"),
+]
+
+
+@pytest.mark.parametrize(("inside", "message"), WITHOUT_INTEGERS, ids=[message for _, message in WITHOUT_INTEGERS])
+def test_what_has_no_integer_form_stays_in_float_or_is_refused(inside, message):
+    model = small(inside).eval()
+    with pytest.raises(ModelError, match=f'^{message}.*unsupported="float"$'):
+        quantize(model, QuantConfig(8, unsupported="refuse"), calibration=images())
+    made = quantize(model, QuantConfig(8, fat="none"), calibration=images()).eval()
+    assert relative(made(images()), model(images())) < 0.05
+    assert all(bits == 8 for bits in bits_per_layer(made).values())
 
 
 @pytest.mark.parametrize(("low", "high"), [(-0.1, 1.0), (0.0, 2.64)])

@@ -11,7 +11,7 @@ from torch import nn
 from torch.nn.utils import parametrize
 
 from qrobust.models.inference import computed_once, frozen
-from qrobust.quant import BITS, FAT, QuantConfig, Quantizer, fold_fat, quantize, quantizers, set_export_form
+from qrobust.quant import BITS, FAT, QuantConfig, Quantizer, fold_fat, quantize, quantizers
 from qrobust.quant.layers import (
     QuantizedConv2d,
     quantized_activation,
@@ -94,15 +94,6 @@ def test_unsigned_activation_is_relu_with_a_ceiling_and_signed_is_hardtanh():
     assert (unsigned(x) - x.clamp(0, 1)).abs().max() <= step / 2 + 1e-6
     signed = quantized_activation(8, signed=True, inner=True)
     assert (signed(x) - x.clamp(-1, 1)).abs().max() <= 0.5 / 127 + 1e-6
-
-
-def test_export_form_carries_scales():
-    layer = quantized_activation(4, signed=False)
-    assert layer.act_quant.skip_create_quant_tensor
-    set_export_form(layer, True)
-    assert not layer.act_quant.skip_create_quant_tensor
-    set_export_form(layer, False)
-    assert layer.act_quant.skip_create_quant_tensor
 
 
 def test_loading_a_state_keeps_what_was_learned():

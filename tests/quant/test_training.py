@@ -5,6 +5,7 @@ import re
 import numpy as np
 import pytest
 import torch
+from torch import nn
 
 from qrobust.models import build
 from qrobust.quant import (
@@ -14,6 +15,7 @@ from qrobust.quant import (
     latent_weights,
     mask_statistics,
     parameter_groups,
+    present_names,
     quantize,
     quantizers,
 )
@@ -124,3 +126,33 @@ def test_statistics_of_masks_are_those_of_every_inner_convolution(fat, bits):
 def test_without_masks_there_are_no_statistics(fat):
     assert mask_statistics(quantize(resnet(), QuantConfig(4, fat=fat), calibration=[images(8)])) == {}
     assert mask_statistics(resnet()) == {}
+
+
+class Named(nn.Module):
+    """Of which only the names of tensors are asked."""
+
+    def __init__(self, *quantisers):
+        super().__init__()
+        self.names = [f"{name}.act_quant.clip" for name in quantisers]
+
+    def state_dict(self, *_, **__):
+        return dict.fromkeys([*self.names, "fc.weight"])
+
+
+@pytest.mark.parametrize(
+    ("older", "present"),
+    [
+        (["mean_2_quant", "truediv_quant", "iadd_quant", "act"], ["mean_1_quant", "div_quant", "add_quant", "act"]),
+        (["getitem_5_quant", "getitem_1_quant"], ["getitem_3_quant", "getitem_quant"]),
+        (["relu", "relu_3", "relu_1"], ["relu", "relu_2", "relu_1"]),
+    ],
+)
+def test_quantisers_that_earlier_versions_named_by_other_nodes_are_found_in_their_order(older, present):
+    names = present_names(Named(*present), Named(*older).state_dict())
+    assert names["fc.weight"] == "fc.weight"
+    assert [names[f"{name}.act_quant.clip"] for name in older] == [f"{name}.act_quant.clip" for name in present]
+
+
+def test_names_whose_order_is_not_known_stay():
+    names = present_names(Named("relu_1", "relu_2"), Named("relu", "relu_").state_dict())
+    assert names["relu.act_quant.clip"] == "relu.act_quant.clip"

@@ -25,13 +25,13 @@ TABLE = [
 
 @pytest.mark.parametrize(("bits", "activation_bits", "weights", "reads"), TABLE)
 def test_the_last_pattern_that_matches_decides(bits, activation_bits, weights, reads):
-    found = layer_widths(NAMES, {"conv", "fc"}, bits=bits, activation_bits=activation_bits, edge_layers="int8")
+    found = layer_widths(NAMES, {"conv": "int8", "fc": "int8"}, bits=bits, activation_bits=activation_bits)
     assert tuple(found[name].weight for name in NAMES) == weights
     assert tuple(found[name].reads for name in NAMES) == reads
 
 
 def test_float_edges_are_those_that_no_pattern_names():
-    found = layer_widths(NAMES, {"conv", "fc"}, bits={"*": 4, "fc": 8}, activation_bits=None, edge_layers="float")
+    found = layer_widths(NAMES, {"conv": "float", "fc": "float"}, bits={"*": 4, "fc": 8}, activation_bits=None)
     assert (found["conv"].weight, found["fc"].weight) == (32, 8)
 
 
@@ -54,7 +54,7 @@ REFUSED = [
 @pytest.mark.parametrize(("bits", "activation_bits", "message"), REFUSED)
 def test_refuses_what_decides_nothing_or_is_out_of_range(bits, activation_bits, message):
     with pytest.raises(ModelError, match=message) as caught:
-        layer_widths(NAMES, {"conv", "fc"}, bits=bits, activation_bits=activation_bits, edge_layers="int8")
+        layer_widths(NAMES, {"conv": "int8", "fc": "int8"}, bits=bits, activation_bits=activation_bits)
     assert "\n" not in str(caught.value)
 
 

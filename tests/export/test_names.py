@@ -2,17 +2,17 @@
 
 import numpy as np
 import onnx
-import onnx_ir as ir
 import pytest
+import torch
 from torch import nn
+from torch.nn import functional as F
 
-from qrobust.export.naming import name_by_module, shorten_names
+from qrobust.export.target import load_target
+from qrobust.export.write import lower
 from qrobust.quant import bits_per_layer
 
 from ..quant.helpers import images
 from .helpers import lowered, network, runtime_logits
-from .passes.helpers import data_of, model_of, node, quantised_input, run, small_network
-from .passes.helpers import images as small_images
 
 LONG = ("ort-cpu", "ort-cpu-int8", "ort-cpu-float", "ort-cuda", "tensorrt", "openvino", "qonnx")
 LAYERS = ("Conv", "Gemm")
@@ -79,32 +79,25 @@ def test_what_makes_a_weight_has_no_name_of_its_own():
     assert {"layer2.0.conv1.weight.scale", "layer2.0.conv1.bias.scale"} <= set(shapes_of(graph))
 
 
-def test_two_quantisers_of_one_value_get_two_names():
-    nodes, values = quantised_input()
-    more = [node("QuantizeLinear", nodes[0].input, "second")]
-    back = node("DequantizeLinear", ["second", "x_scale", "x_zero"], "back")
-    model = model_of([*nodes, *more, back, node("Add", ["xd", "back"], "y")], values)
-    name_by_module(model, nn.Identity())
-    assert [n.name for n in model.graph] == ["x.q", "x.dq", "x.q_2", "x.q_2.dq", "add1"]
-    assert [value.name for value in model.graph.outputs] == ["y"]
+class Steps(nn.Module):
+    """What has names of its own, what has none, and one layer that is called twice."""
+
+    def __init__(self):
+        super().__init__()
+        self.conv, self.pool, self.fc = nn.Conv2d(1, 1, 3, padding=1), nn.MaxPool2d(2), nn.Linear(16, 4)
+
+    def forward(self, x):
+        y = self.conv(self.conv(x)) * torch.sigmoid(x) + F.conv2d(x, self.conv.weight, padding=1)
+        return self.fc(self.pool(F.relu(y)).flatten(1)).abs()
 
 
-@pytest.mark.parametrize("rename", [lambda model: name_by_module(model, nn.Identity()), shorten_names])
-def test_renaming_twice_changes_no_name_and_never_a_result(rename):
-    model = small_network()
-    expected = run(model, small_images())
-    rename(model)
-    np.testing.assert_array_equal(run(model, small_images()), expected)
-    once = data_of(model)
-    rename(model)
-    assert data_of(model) == once
-
-
-def test_a_network_without_paths_is_named_by_kind():
-    model = small_network()
-    name_by_module(model, nn.Identity())
-    assert [n.name for n in model.graph if n.op_type in LAYERS] == ["conv", "conv_2", "gemm"]
-    assert {"conv.weight", "conv_2.weight", "gemm.bias"} <= set(model.graph.initializers)
+def test_modules_of_torch_give_their_path_and_functions_their_kind():
+    graph = onnx.load_from_string(lower(Steps().eval(), images(1), load_target("ort-cpu"))).graph
+    assert [n.name for n in graph.node] == [
+        "conv", "conv_2", "sigmoid1", "mul1", "conv_3", "add1", "relu1", "pool", "flatten1", "fc", "abs1",
+    ]  # fmt: skip
+    assert [list(n.output) for n in graph.node][-2:] == [["fc"], ["logits"]]
+    assert sorted(t.name for t in graph.initializer) == ["conv.bias", "conv.weight", "fc.bias", "fc.weight"]
 
 
 def test_short_names_are_numbers_of_values_alone():
@@ -117,8 +110,7 @@ def test_short_names_are_numbers_of_values_alone():
 
 
 def test_short_names_make_the_smaller_file_and_the_same_results():
-    model = ir.from_proto(onnx.load_from_string(lowered(2)))
-    shorten_names(model)
-    data, x = ir.to_proto(model).SerializeToString(), images(20, seed=5).numpy()
+    target = load_target("ort-cpu").model_copy(update={"names": "short"})
+    data, x = lower(network(2), images(1), target), images(20, seed=5).numpy()
     assert len(data) < 0.9 * len(lowered(2))
     np.testing.assert_array_equal(runtime_logits(data, x), runtime_logits(lowered(2), x))

@@ -5,13 +5,13 @@ import onnx_ir as ir
 from onnx.reference import ReferenceEvaluator
 from onnx.reference.op_run import OpRun
 
-from qrobust.export.passes.qonnx import DOMAIN
+from qrobust.export.lowering.forms import QONNX
 
 
 class Quant(OpRun):
     """s·(clip(round(x/s + z)) - z) over the integers of a width."""
 
-    op_domain = DOMAIN
+    op_domain = QONNX
 
     def _run(self, x, scale, zero, bits, narrow=None, rounding_mode=None, signed=None):
         assert rounding_mode == "ROUND"  # half to even
