@@ -16,9 +16,11 @@ import torch
 from torch import Tensor, fx, nn
 
 from .. import devices, distributed
-from ..attacks import Attack, Scene, named
+from ..attacks import Attack, PartResult, Scene, StrongConfig, named
 from ..attacks.auto import FEWEST_CLASSES
+from ..attacks.cascade import Arrays, expect
 from ..attacks.gradient import check_output
+from ..attacks.registry import STRONG
 from ..data import Given, Images, as_images, choose, to_unit
 from ..data.images import pixel_bytes
 from ..errors import DataError, ModelError, RecipeError
@@ -115,6 +117,7 @@ SAVE_EVERY = 5.0  # seconds
 WITNESSES = 16  # images
 TOLERANCE = 1e-3  # of the largest number; a GPU's sums differ from run to run
 KEY, WITNESS = "key", "witness"  # names in the file; those of verdicts have a slash
+MEMORY = "memory/"  # begins the names of what a cascade remembers
 Verdicts = npt.NDArray[np.int8]
 Floats = npt.NDArray[np.float32]
 
@@ -129,7 +132,7 @@ class Journal:
     def __init__(self, path: Path | None, key: str, witness: Floats, n: int) -> None:
         self._path, self._key, self._witness, self._n = path, key, witness, n
         self._saved = time.monotonic()
-        self._arrays: dict[str, Verdicts] = self._read(path) if path is not None and path.exists() else {}
+        self._arrays: Arrays = self._read(path) if path is not None and path.exists() else {}
 
     @classmethod
     def of(cls, scene: Scene, images: Images, outcomes: Outcomes, batch_size: int, path: Path | None) -> Journal:
@@ -146,6 +149,17 @@ class Journal:
     def verdicts(self, name: str) -> Verdicts:
         """int8 (n,): right, wrong or unknown; changes are kept by `save`."""
         return self._arrays.setdefault(name, unknown(self._n))
+
+    def memory(self, name: str) -> Arrays:
+        """What `remember` was given last under a name; empty if nothing."""
+        prefix = f"{MEMORY}{name}/"
+        return {key.removeprefix(prefix): one for key, one in self._arrays.items() if key.startswith(prefix)}
+
+    def remember(self, name: str, arrays: Arrays) -> None:
+        """Keep these, and nothing else, under a name; `save` writes them."""
+        prefix = f"{MEMORY}{name}/"
+        others = {key: one for key, one in self._arrays.items() if not key.startswith(prefix)}
+        self._arrays = others | {f"{prefix}{key}": one for key, one in arrays.items()}
 
     def save(self) -> None:
         """Write if the last time was a while ago."""
@@ -164,7 +178,8 @@ class Journal:
                 found = {name: stored[name] for name in stored if name not in (KEY, WITNESS)}
         except UNREADABLE:
             return {}
-        return found if all(self._are_verdicts(array) for array in found.values()) else {}
+        verdicts = [array for name, array in found.items() if not name.startswith(MEMORY)]
+        return found if all(self._are_verdicts(array) for array in verdicts) else {}
 
     def _are_verdicts(self, array: npt.NDArray[Any]) -> bool:
         known = (UNKNOWN, WRONG, RIGHT)
