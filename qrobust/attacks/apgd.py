@@ -102,7 +102,7 @@ def checkpoints(steps: int) -> set[int]:
     """
     found, before, at = set(), 0.0, FIRST_MARK
     while at <= 1:
-        found.add(math.ceil(at * steps))
+        found.add(math.ceil(round(at * steps, 6)))
         before, at = at, at + max(at - before - SHRINK, LEAST_GAP)
     return found
 

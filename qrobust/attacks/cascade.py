@@ -35,6 +35,7 @@ REDRAWN = 0.3  # share of its pixels that a start near the best point draws anew
 OWN, OTHERS = "own", ("soft", "leaky")  # the form that a network was trained with, and those that take turns with it
 CLEAN = -1  # instead of the number of a part: the image as it came
 STATE = ("best", "last", "lead", "broken", "found_by", "targets")  # tensors of a row an image
+DONE, IMAGES = "done", "images"  # besides them: the parts that are done as JSON, and what tells images apart
 Arrays = dict[str, npt.NDArray[Any]]
 
 
@@ -244,7 +245,7 @@ class _Cascade:
         text = json.dumps([asdict(one) for one in self.done])
         arrays = {name: tensor.detach().cpu().float().numpy() if tensor.is_floating_point() else tensor.cpu().numpy()
                   for name, tensor in tensors.items()}  # fmt: skip
-        return {**arrays, "done": np.array(text), "images": np.array(self._fingerprint())}
+        return {**arrays, DONE: np.array(text), IMAGES: np.array(self._fingerprint())}
 
     def _fingerprint(self) -> str:
         state = hashlib.sha256(self.y.cpu().numpy().tobytes())
@@ -253,9 +254,9 @@ class _Cascade:
 
     def _restore(self, arrays: Arrays) -> None:
         """Go on from these, if they are of the same images and parts; else from the beginning."""
-        if not {*STATE, "done", "images"} <= {*arrays} or str(arrays["images"]) != self._fingerprint():
+        if not {*STATE, DONE, IMAGES} <= {*arrays} or str(arrays[IMAGES]) != self._fingerprint():
             return
-        done = [PartResult(**one) for one in json.loads(str(arrays["done"]))]
+        done = [PartResult(**one) for one in json.loads(str(arrays[DONE]))]
         names = [part.name([*self.forms]) for part in (*self.parts, *self.more)]
         if [one.part for one in done] != names[: len(done)]:
             return

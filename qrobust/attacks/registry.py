@@ -22,7 +22,7 @@ from ..errors import RecipeError, did_you_mean
 from ..objectives import margin
 from ..threat import Threat
 from .auto import PARTS, autoattack_part, square
-from .cascade import Memory, strong
+from .cascade import Expected, Memory, expect, strong
 from .gradient import KEEPS, LOSSES, PgdConfig, bim, cw, fgsm, gaussian_noise, pgd, tpgd
 from .plan import StrongConfig
 
@@ -53,6 +53,10 @@ class Attack:
         """x_adv for images x (n, c, h, w) in [0,1] and labels y (n,)."""
         settings = {**self.settings, "part": part} if part else self.settings
         return _FAMILIES[self.family].run(scene, x, y, generator, settings)
+
+    def expect(self, scene: Scene, x: Tensor, y: Tensor) -> Expected:
+        """What `strong` will take of an image; of no other attack."""
+        return expect(scene.model, x, y, config=_config(scene, self.settings), forms=scene.forms or None)
 
     def perturb(self, scene: Scene, x: Tensor, y: Tensor, generator: Generator) -> Tensor:
         """`run` with all parts in a row, each on the images of this batch that are still right.
@@ -206,11 +210,14 @@ def _pgd(scene: Scene, x: Tensor, y: Tensor, generator: Generator, settings: dic
 
 
 def _strong(scene: Scene, x: Tensor, y: Tensor, generator: Generator, settings: dict[str, Any]) -> Tensor:
-    config = StrongConfig(**settings, batch_size=scene.batch_size)
-    forms, memory = scene.forms or None, scene.memory
+    config, forms, memory = _config(scene, settings), scene.forms or None, scene.memory
     return strong(
         scene.model, x, y, threat=scene.threat, config=config, forms=forms, generator=generator, memory=memory
     ).x
+
+
+def _config(scene: Scene, settings: dict[str, Any]) -> StrongConfig:
+    return StrongConfig(**settings, batch_size=scene.batch_size)
 
 
 _FAMILIES = {

@@ -13,7 +13,7 @@ from qrobust.deployed import attack as module
 from qrobust.deployed.attack import Settings, SurrogateAttack, attack_deployed, threat_of, with_surrogates
 from qrobust.deployed.model import find_images, find_sources, open_deployed
 from qrobust.errors import RecipeError
-from qrobust.evaluation import accuracy, read_outcomes
+from qrobust.evaluation import journal, read_outcomes
 from qrobust.onnx_module import load_onnx
 
 from ..onnx_module.helpers import text_model
@@ -137,7 +137,7 @@ class Stopped(Exception):
 def test_a_stopped_attack_goes_on_where_it_was(tmp_path, monkeypatch):
     folder, names = artifact(tmp_path / "one", masked()), ("pgd-3", "square-20")
     monkeypatch.setattr(module, "MAX_VALUES", 16 * 16)
-    monkeypatch.setattr(accuracy, "SAVE_EVERY", 0)
+    monkeypatch.setattr(journal, "SAVE_EVERY", 0)
     whole, part = tmp_path / "whole.json", tmp_path / "part.json"
     calls = []
 
