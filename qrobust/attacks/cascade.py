@@ -37,6 +37,7 @@ CLEAN = -1  # instead of the number of a part: the image as it came
 STATE = ("best", "last", "lead", "broken", "found_by", "targets")  # tensors of a row an image
 DONE, IMAGES = "done", "images"  # besides them: the parts that are done as JSON, and what tells images apart
 Arrays = dict[str, npt.NDArray[Any]]
+Settle = Callable[[Tensor, Tensor], Tensor]
 
 
 @dataclass(frozen=True)
@@ -88,12 +89,14 @@ def strong(
     forms: Mapping[str, nn.Module] | None = None,
     generator: Generator | None = None,
     memory: Memory | None = None,
+    settle: Settle | None = None,
 ) -> Strongest:
     """The cascade on a network, float or quantised, of any number of classes.
 
     model: judges, and may have no gradient. x: images (n, c, h, w) in [0,1]. y: labels (n,). forms: networks of the
     same logits with gradients, by backward form, the first the main one; None for those of the model itself, which are
-    several where it has quantisers of ours. memory: what a stopped cascade goes on from.
+    several where it has quantisers of ours. memory: what a stopped cascade goes on from. settle: from points and images
+    to points that the network can be given, where that is not every point of the threat; verdicts are on these.
     In a float network of which Square broke images that gradients could not, the turns for rounded ones follow.
 
     >>> from qrobust.threat import Threat
@@ -107,7 +110,7 @@ def strong(
     seed = int(torch.randint(2**62, (1,), generator=generator))
     with torch.inference_mode(False), devices.exact_products():
         x, y = ordinary(x, y)
-        cascade = _Cascade(model, x, y, threat, config, forms or own_forms(model))
+        cascade = _Cascade(model, x, y, threat, config, forms or own_forms(model), settle or threat.project)
         if not len(x):
             return cascade.result()
         cascade.start(memory)
@@ -135,8 +138,10 @@ class _Cascade:
         threat: Threat,
         config: StrongConfig,
         forms: Mapping[str, nn.Module],
+        settle: Settle,
     ) -> None:
         self.model, self.x, self.y, self.threat, self.config, self.forms = model, x, y, threat, config, forms
+        self.settle = settle
         self.best, self.last = x.clone(), x.clone()
         self.lead = torch.full((len(x),), -torch.inf, device=x.device)
         self.broken = torch.zeros(len(x), dtype=torch.bool, device=x.device)
@@ -216,7 +221,7 @@ class _Cascade:
 
     def _take(self, which: Tensor, found: Tensor) -> None:
         """What a part found, as the network judges it: a point that leads by more, or that is wrong at last."""
-        found = self.threat.project(found, self.x[which])
+        found = self.settle(found, self.x[which])
         lead, broken, _ = self._judge(found, self.y[which])
         better = (lead > self.lead[which]) | broken
         at = which[better]

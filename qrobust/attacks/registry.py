@@ -22,7 +22,7 @@ from ..errors import RecipeError, did_you_mean
 from ..objectives import margin
 from ..threat import Threat
 from .auto import PARTS, autoattack_part, square
-from .cascade import Expected, Memory, expect, strong
+from .cascade import Expected, Memory, Settle, expect, strong
 from .gradient import KEEPS, LOSSES, PgdConfig, bim, cw, fgsm, gaussian_noise, pgd, tpgd
 from .plan import StrongConfig
 
@@ -83,7 +83,7 @@ def _lead(model: nn.Module, x: Tensor, y: Tensor) -> Tensor:
 class Scene:
     """Who is attacked: the network, the threat, the float model if there is one, and a seed.
 
-    For `strong`: forms, as there, {} for the model's own; memory, what it goes on from; batch_size: images at once.
+    For `strong`: forms, memory and settle, as there, {} for the model's own forms; batch_size: images at once.
     """
 
     model: nn.Module
@@ -92,6 +92,7 @@ class Scene:
     seed: int = 0
     forms: Mapping[str, nn.Module] = field(default_factory=dict)
     memory: Memory | None = None
+    settle: Settle | None = None
     batch_size: int = StrongConfig.batch_size
 
 
@@ -210,10 +211,10 @@ def _pgd(scene: Scene, x: Tensor, y: Tensor, generator: Generator, settings: dic
 
 
 def _strong(scene: Scene, x: Tensor, y: Tensor, generator: Generator, settings: dict[str, Any]) -> Tensor:
-    config, forms, memory = _config(scene, settings), scene.forms or None, scene.memory
     return strong(
-        scene.model, x, y, threat=scene.threat, config=config, forms=forms, generator=generator, memory=memory
-    ).x
+        scene.model, x, y, threat=scene.threat, config=_config(scene, settings), forms=scene.forms or None,
+        generator=generator, memory=scene.memory, settle=scene.settle,
+    ).x  # fmt: skip
 
 
 def _config(scene: Scene, settings: dict[str, Any]) -> StrongConfig:

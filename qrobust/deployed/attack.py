@@ -14,6 +14,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -67,9 +68,10 @@ class SurrogateAttack(Attack):
         """x_adv, made on the surrogate instead of the scene's network."""
         assert self.inner is not None
         x_adv = self.inner.run(self._on_surrogate(scene, part), x, y, generator, self.surrogates[part].part)
-        if not (self.takes_bytes and self.bounded):
-            return x_adv
-        return to_unit(to_pixels(scene.threat.project(x_adv, x), x, scene.threat), x.device)
+        return self._settle(x_adv, x, scene.threat) if self.takes_bytes and self.bounded else x_adv
+
+    def _settle(self, x_adv: Tensor, x: Tensor, threat: Threat) -> Tensor:
+        return to_unit(to_pixels(threat.project(x_adv, x), x, threat), x.device)
 
     def expect(self, scene: Scene, x: Tensor, y: Tensor) -> Expected:
         """As the attack itself, on its surrogate."""
@@ -79,7 +81,8 @@ class SurrogateAttack(Attack):
     def _on_surrogate(self, scene: Scene, part: str) -> Scene:
         surrogate = self.surrogates[part]
         place: dict[str, Any] = {"float_model" if self.family == TRANSFER else "model": surrogate.network}
-        return replace(scene, forms=surrogate.forms, **place)
+        settle = partial(self._settle, threat=scene.threat) if self.takes_bytes else None
+        return replace(scene, forms=surrogate.forms, settle=settle, **place)
 
 
 def with_surrogates(
