@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import nn
 
-from qrobust.attacks import PgdConfig, Scene, StrongConfig, named, pgd, strong
+from qrobust.attacks import PgdConfig, Scene, StrongConfig, cascade, named, pgd, plan, strong
 from qrobust.attacks.cascade import expect, own_forms
 from qrobust.attacks.plan import FLOAT
 from qrobust.errors import ModelError
@@ -263,6 +263,43 @@ def test_other_networks_may_give_the_gradient():
     found = strong(hidden, x, y, threat=LINF, config=QUICK, forms={"clipped": digits_net()}, generator=seeded())
     assert same(found, strong(digits_net(), x, y, threat=LINF, config=QUICK, generator=seeded()))
     assert hidden.gradients == 0
+
+
+def test_square_goes_on_where_the_part_before_ended(monkeypatch, rounded):
+    """Not from the best point ever, which is another for some; all parts in order."""
+    (x, y), ends, starts = some(), [], []
+    by_gradient, by_square = cascade.apgd, cascade.square_from
+
+    def gradient(*arguments, **settings):
+        found = by_gradient(*arguments, **settings)
+        ends.append(LINF.project(found.x, arguments[1]))
+        return found
+
+    def squares(*arguments, start, **settings):
+        starts.append(start)
+        return by_square(*arguments, start=start, **settings)
+
+    monkeypatch.setattr(cascade, "apgd", gradient)
+    monkeypatch.setattr(cascade, "square_from", squares)
+    strong(rounded, x, y, threat=LINF, generator=seeded())
+    assert len(starts) == len(plan.TURNS)
+    for end, start in zip(ends[1:], starts, strict=True):
+        assert all(any(torch.equal(one, other) for other in end) for one in start)
+
+
+def test_verdicts_are_on_points_that_the_network_can_be_given():
+    (x, y), seen = some(), []
+
+    def whole_steps(x_adv, x):
+        seen.append(x_adv)
+        return x + torch.trunc((x_adv - x) * 255) / 255
+
+    found = strong(digits_net(), x, y, threat=LINF, config=QUICK, settle=whole_steps, generator=seeded())
+    assert len(seen) == len(found.parts)
+    steps = (found.x - x) * 255
+    torch.testing.assert_close(steps, steps.round(), rtol=0, atol=1e-3)
+    assert steps.abs().max() > 10
+    assert torch.equal(~found.broken, right(digits_net(), found.x, y))
 
 
 def test_no_images_and_no_logits():
