@@ -246,15 +246,13 @@ class _Cascade:
 
     def to_arrays(self) -> Arrays:
         """All that the next part needs."""
-        tensors = {name: getattr(self, name) for name in STATE}
         text = json.dumps([asdict(one) for one in self.done])
-        arrays = {name: tensor.detach().cpu().float().numpy() if tensor.is_floating_point() else tensor.cpu().numpy()
-                  for name, tensor in tensors.items()}  # fmt: skip
+        arrays = {name: _array(getattr(self, name)) for name in STATE}
         return {**arrays, DONE: np.array(text), IMAGES: np.array(self._fingerprint())}
 
     def _fingerprint(self) -> str:
-        state = hashlib.sha256(self.y.cpu().numpy().tobytes())
-        state.update(self.x.detach().contiguous().cpu().float().numpy().tobytes())
+        state = hashlib.sha256(_array(self.y).tobytes())
+        state.update(_array(self.x).tobytes())
         return state.hexdigest()
 
     def _restore(self, arrays: Arrays) -> None:
@@ -265,12 +263,19 @@ class _Cascade:
         names = [part.name([*self.forms]) for part in (*self.parts, *self.more)]
         if [one.part for one in done] != names[: len(done)]:
             return
+        self.targets = self.targets.new_zeros(arrays["targets"].shape)
         for name in STATE:
-            before: Tensor = getattr(self, name)
-            setattr(self, name, torch.from_numpy(arrays[name]).to(before.device, before.dtype))
+            getattr(self, name).copy_(torch.from_numpy(arrays[name]))  # keeps type, device and order in memory
         self.done = done
         if len(done) > len(self.parts):
             self.parts += self.more
+
+
+def _array(tensor: Tensor) -> npt.NDArray[Any]:
+    """For numpy, which knows no bfloat16."""
+    tensor = tensor.detach().contiguous().cpu()
+    array: npt.NDArray[Any] = (tensor.float() if tensor.dtype == torch.bfloat16 else tensor).numpy()
+    return array.copy()
 
 
 def _ready(network: nn.Module) -> AbstractContextManager[None]:
