@@ -285,7 +285,7 @@ def _ready(network: nn.Module) -> AbstractContextManager[None]:
 
 @dataclass(frozen=True)
 class Expected:
-    """The most that an image takes which nothing breaks: passes, and seconds on this machine."""
+    """What an image takes which nothing breaks: passes, and seconds on this machine."""
 
     forwards: int
     gradients: int
@@ -300,7 +300,10 @@ def expect(
     config: StrongConfig = StrongConfig(),
     forms: Mapping[str, nn.Module] | None = None,
 ) -> Expected:
-    """What `strong` will take of an image, by the time of two passes of this batch; arguments as there."""
+    """What `strong` will take of an image that holds, by the time of two passes of this batch; arguments as there.
+
+    Of a float network in which the turns for rounded ones follow, it takes more.
+    """
     forms = forms or own_forms(model)
     network = next(iter(forms.values()))
     with torch.inference_mode(False), devices.exact_products():

@@ -79,6 +79,6 @@ def announce(attack: Attack, scene: Scene, images: Images, n: int) -> None:
     x = to_unit(images.x, devices.device_of(scene.model), channels_last=True)
     expected = attack.expect(scene, x, images.y.to(x.device))
     note(
-        f"{attack.name}: at most {expected.forwards:,} forward and {expected.gradients:,} gradient passes an image, "
-        f"{timedelta(seconds=round(expected.seconds * n))} for {n}; images that break leave early"
+        f"{attack.name}: {expected.forwards:,} forward and {expected.gradients:,} gradient passes an image that holds, "
+        f"{timedelta(seconds=round(expected.seconds * n))} if all {n} do"
     )

@@ -70,8 +70,8 @@ def test_parts_are_added_up_over_blocks(some, monkeypatch):
     found = outcomes.to_dict()["attacks"][NAME]
     assert [part["broken"] for part in found["parts"]] == list(broken)
     (text,) = notes
-    assert text.startswith(f"{NAME}: at most 94 forward and 92 gradient passes an image, 0:00:0")
-    assert text.endswith(" for 18; images that break leave early")
+    assert text.startswith(f"{NAME}: 94 forward and 92 gradient passes an image that holds, 0:00:0")
+    assert text.endswith(" if all 18 do")
 
 
 def test_a_stopped_cascade_goes_on_after_the_part_where_it_was(some, saved, tmp_path):
