@@ -219,7 +219,6 @@ REFUSED = {
         small(nn.MaxPool2d(2, return_indices=True)),
         r"^expected a network that takes images \(4, 1, 8, 8\), got",
     ),
-    "parts": (small(nn.AdaptiveAvgPool2d(4)), r"^2: expected an adaptive pool that divides its input, got \(6, 6\)"),
     "largest parts": (small(nn.AdaptiveMaxPool2d(4)), r"^2: expected an adaptive pool that divides its input"),
     "open": (small(nn.AdaptiveAvgPool2d((None, 1))), r"^2: expected an adaptive pool of a known size"),
     "two outputs": (Several(lambda y: (y, y)), r"^expected a network of one input, images, and one output.* 1 and tup"),
