@@ -137,10 +137,12 @@ def exported(model: nn.Module, example: Tensor) -> ExportedProgram:
 
 
 def _sharing(model: nn.Module) -> nn.Module:
-    """A copy whose modules are its own and whose tensors are the network's; of one on another device, copies."""
-    tensors = [*model.parameters(), *model.buffers()]
-    on_cpu = all(tensor.device.type == "cpu" for tensor in tensors)
-    copied = copy.deepcopy(model, {id(tensor): tensor for tensor in tensors} if on_cpu else {}).cpu()
+    """A copy whose modules are its own and whose numbers are the network's; of one on another device, copies."""
+    shared: dict[int, Tensor] = {}
+    if all(tensor.device.type == "cpu" for tensor in (*model.parameters(), *model.buffers())):
+        shared = {id(one): nn.Parameter(one.detach(), requires_grad=False) for one in model.parameters()}
+        shared |= {id(one): one for one in model.buffers()}
+    copied = copy.deepcopy(model, shared).cpu()
     if isinstance(copied, fx.GraphModule):
         for node in copied.graph.nodes:
             node.meta.pop("nn_module_stack", None)  # of the network that it was captured from

@@ -76,7 +76,8 @@ class Round(torch.autograd.Function):
             (x,) = ctx.saved_tensors
             g = _inside(g, x, grid)
         if form == "soft":
-            g = soft(g, x / grid.scale, 1.0)  # 2π·x may be beyond float32
+            # Masks are the lowest float32, or -inf: 2π·x is beyond it.
+            g = soft(g, torch.nan_to_num(x / grid.scale, 0.0, 0.0, 0.0), 1.0)
         return g, None, None, None
 
 

@@ -163,6 +163,13 @@ def test_losses_disagree_where_one_is_saturated(natural: nn.Module, images: tupl
     assert _raised(CheckedModel(natural, images[1], THREAT, n=N), {"loss-disagreement"}) == set()
 
 
+def test_an_unsure_network_is_no_liar(robust: nn.Module, images: tuple[Images, Images]) -> None:
+    """Sharper logits turn the cross-entropy into the margin, which breaks more of a network that is not sure."""
+    unsure = CheckedModel(Wrapped(robust, back=Do(lambda z: z * 0.03)), images[1], THREAT, n=300)
+    assert unsure.share(unsure.ce) - unsure.share(unsure.margin) > 0.02
+    assert _raised(unsure, {"temperature", "loss-disagreement"}) == set()
+
+
 def test_the_float_model_shows_the_way_that_rounding_hides(robust: nn.Module, images: tuple[Images, Images]) -> None:
     liar = LIARS["rounding without straight-through"][0](robust)
     expected = {"turned-gradient", "backward-variants", "transfer-wins"}

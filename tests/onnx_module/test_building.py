@@ -268,11 +268,13 @@ def test_bare_roundings_let_gradients_pass(op, inside, outside):
     assert float(gradient_of(network, x).norm()) > 0
 
 
-def test_a_range_beyond_float32_has_a_gradient():
+@pytest.mark.parametrize("lowest", [-3.4028235e38, -np.inf])
+def test_a_range_beyond_float32_has_a_gradient(lowest):
     """What calibration makes of a mask of the lowest number."""
     text = f"{Q} \n d = DequantizeLinear (q, s, z) \n m = Add (d, k) \n p = QuantizeLinear (m, t, top) \n"
     text += "e = DequantizeLinear (p, t, top) \n b = Mul (e, zero) \n a = Add (b, d)"
-    constants = {"k": CONSTANTS["wide_mask"], "t": CONSTANTS["smask"], "top": CONSTANTS["zmask"], "zero": np.float32(0)}
+    mask = np.where(CONSTANTS["wide_mask"] < 0, np.float32(lowest), np.float32(0))
+    constants = {"k": mask, "t": CONSTANTS["smask"], "top": CONSTANTS["zmask"], "zero": np.float32(0)}
     network = made(text, "s", "z", **constants)
     for form in FORMS:
         network.backward_form = form

@@ -50,14 +50,24 @@ def transformer(name):
     return makers[name]()
 
 
+@torch.no_grad()
+def shake_vectors(model):
+    """Fresh ones are all alike: an exporter stores them once, and a quantiser takes one for a bias of another layer."""
+    for parameter in model.parameters():
+        if parameter.dim() == 1:
+            parameter.add_(0.05 * torch.randn_like(parameter))
+    for head in (module for name, module in model.named_modules() if name == "heads.head"):  # zeros in a fresh one
+        torch.nn.init.normal_(head.weight, std=0.3)
+
+
 @functools.cache
 def network(name):
     torch.manual_seed(0)
     options = {"aux_logits": False, "init_weights": True} if name == "googlenet" else {}
-    made = None if name in ("swin", "maxvit") else getattr(import_torchvision().models, name, None)
-    model = made(weights=None, num_classes=10, **options) if made else transformer(name)
-    if isinstance(model, import_torchvision().models.VisionTransformer):
-        torch.nn.init.normal_(model.heads.head.weight, std=0.3)  # zeros otherwise
+    made = getattr(import_torchvision().models, name, None)  # a module of torchvision, or none, for those of few blocks
+    model = made(weights=None, num_classes=10, **options) if callable(made) else transformer(name)
+    if not callable(made):
+        shake_vectors(model)
     shake_norms(model)
     estimate_statistics(model, [images(8, SIDE, 3)])
     return model.eval()

@@ -1,10 +1,14 @@
 """One step: in which order things happen, and when."""
 
+import collections
+import copy
+
 import pytest
 import torch
+from torch import nn
 
 from qrobust.data import MIXES
-from qrobust.quant import kurtosis, lipschitz
+from qrobust.quant import QuantConfig, kurtosis, lipschitz, quantize, quantizers
 from qrobust.recipe import Average as Settings
 from qrobust.spectrum import low_pass
 from qrobust.train import learning_rate, trainer
@@ -77,6 +81,30 @@ def test_every_method_trains_a_transformer(tmp_path, training, schedule, passes)
     counted = Stepper(model, optimizer, average, task, 3).step(model, *some_batch(), 0, seeded())
     assert counted.isfinite().all()
     assert [name for name, value in weights_of(model).items() if torch.equal(value, before[name])] == []
+
+
+@pytest.fixture(scope="module")
+def quantised_vit():
+    return quantize(vit(), QuantConfig(4, fat="none"), calibration=[some_batch()[0]])
+
+
+@pytest.mark.parametrize(("method", "schedule"), [("trades", {"sar": {"start": 0}}), ("rslad", {"awp": {}})])
+def test_a_quantised_transformer_computes_its_weights_once_for_all_passes(tmp_path, quantised_vit, method, schedule):
+    """For the attack's three steps, for both views of the loss, and for the direction of the weights' perturbation."""
+    model = copy.deepcopy(quantised_vit)
+    attack = {"attack": {"steps": 3}}
+    task = distilling(job(tmp_path, schedule={"optimizer": "adamw", "lr": 0.01, **schedule}), method, **attack)
+    before, passes = weights_of(model), collections.Counter()
+    weights = [layer for layer in model.modules() if isinstance(layer, nn.Linear)]
+    for layer in weights:
+        next(quantizers(layer)).register_forward_hook(lambda module, *_: passes.update([module]))
+    optimizer = trainer.optimizer(model, task.schedule)
+    teacher = vit() if method == "rslad" else None
+    counted = Stepper(model, optimizer, None, task, 3, teacher).step(model, *some_batch(), 0, seeded())
+    assert counted.isfinite().all()
+    assert list(passes.values()) == [3 if schedule.get("awp") is not None else 2] * len(weights)
+    trained = {name: p.detach().cpu() for name, p in model.named_parameters() if p.requires_grad}
+    assert [name for name, value in trained.items() if torch.equal(value, before[name])] == []
 
 
 @pytest.mark.parametrize("attack", [{"step_size": 4 / 255}, {"kind": "n-fgsm"}, {"kind": "fgsm-rs"}])

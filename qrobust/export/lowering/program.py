@@ -171,7 +171,7 @@ class _Walk:
 
 def _quantised(low: Lowering, node: fx.Node) -> Any:
     x, scale, zero_point, lowest, highest = cast(Any, node.args)
-    grid = low.constant(scale), low.constant(zero_point), lowest, highest
+    grid = low.constant(scale), None if zero_point is None else low.constant(zero_point), lowest, highest
     source = low.env[x]
     if isinstance(source, Tensor):
         return Weight.of(source, *grid)

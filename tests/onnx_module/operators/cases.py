@@ -135,6 +135,8 @@ CONSTANTS |= {
     "s24": np.abs(normal(24)) / 100 + 1e-3,
     "z24": np.zeros(24, np.int8),
     "sq": np.float32(0.013),
+    "qrows": integers(np.uint8, 0, 256, 4, 8),
+    "zrows": integers(np.uint8, 100, 140, 4),
     "one8": np.int8(1),
     "zq": np.int8(0),
     "qm8": integers(np.int8, -64, 65, 8, 5),
@@ -334,6 +336,7 @@ Attention contrib causal: r = Reshape (x, flat24) ; a = com.microsoft.Attention 
 MatMulInteger: q = QuantizeLinear (x, s, z) ; i = MatMulInteger (q, qm8, z, z5) ; f = Cast <to = 1> (i) ; e =
     DequantizeLinear (one8, s) ; v = Mul (e, s5) ; a = Mul (f, v)
 DynamicQuantizeLinear: q, e, o = DynamicQuantizeLinear (x) ; a = DequantizeLinear (q, e, o)
+DynamicQuantizeLinear, half its scale: q, e, o = DynamicQuantizeLinear (x) ; f = Div (e, two) ; a = Mul (x, f)
 ConvInteger: q, e, o = DynamicQuantizeLinear (x) ; i = ConvInteger <pads = [1, 1, 1, 1]> (q, qw, o, zq) ; f = Cast <to
     = 1> (i) ; v = Mul (e, s2) ; a = Mul (f, v)
 MatMulIntegerToFloat: q = QuantizeLinear (x, s, z) ; a = com.microsoft.MatMulIntegerToFloat (q, qm8, s, s5, z, z5, b_5)

@@ -84,6 +84,15 @@ def test_swish_is_what_the_reference_says():
     torch.testing.assert_close(load_onnx(model.SerializeToString())(inputs()), torch.from_numpy(expected))
 
 
+def test_rows_of_integers_have_their_own_zero_points():
+    """Which onnxruntime refuses, and ONNX's reference too."""
+    model = model_of("q = QuantizeLinear (x, s, z) \n i = MatMulInteger (qrows, q, zrows, z) \n a = Cast <to = 1> (i)")
+    rows, zeros, scale, zero = (torch.tensor(CONSTANTS[name]).float() for name in ("qrows", "zrows", "s", "z"))
+    steps = ((inputs() / scale).round() + zero).clamp(0, 255) - zero
+    expected = (rows - zeros[:, None]) @ steps
+    torch.testing.assert_close(load_onnx(model.SerializeToString())(inputs()), expected.flatten(1))
+
+
 def test_a_mean_of_integers_over_axes():
     before = "q = QuantizeLinear (x, s, z)"
     text = f"{before} \n o = com.microsoft.QLinearReduceMean <axes = [2, 3]> (q, s, z, s2, z2)"
