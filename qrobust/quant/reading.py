@@ -189,7 +189,9 @@ class Reading:
         if isinstance(module, ACTIVATIONS):
             low, high = bounds(module)
             return low < 0 if low in (0, -high) else None
-        if self.keeps(node) or (node.op != "output" and self._is_pool(node)):
+        if isinstance(module, nn.AdaptiveAvgPool2d) and not divides(node):
+            return None
+        if self.keeps(node) or self._is_pool(node):
             return signed
         if _is_arithmetic(node) and not (node.target in QUOTIENTS and len(sources) > 1):
             return signed or _may_turn_negative(node, len(sources))
@@ -209,6 +211,14 @@ class Reading:
                 yield node
             elif len(sources) == 1:
                 ways += sources
+
+
+def divides(node: fx.Node) -> bool:
+    """Whether all windows of an adaptive pool are of one size; a file holds others as products with floats."""
+    before, after = (one.meta.get("shape") for one in (node.all_input_nodes[0], node))
+    if before is None or after is None or len(before) != 4 or len(after) != 4:
+        return True
+    return all(size is None or not size % part for size, part in zip(before[2:], after[2:], strict=True))
 
 
 def is_of_tokens(node: fx.Node) -> bool:

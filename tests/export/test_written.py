@@ -214,12 +214,9 @@ def test_a_float_network_is_judged_by_its_logits(tmp_path, monkeypatch):
 
 
 def test_what_has_no_form_is_told_in_one_line_with_operator_and_module(tmp_path, capfd):
-    message = (
-        r"^ort-cpu: 2: adaptive_avg_pool2d.default: expected an adaptive pool that divides its input, got \[16, 16"
-    )
-    with pytest.raises(ExportError, match=message) as caught:
-        export_model(body(nn.AdaptiveAvgPool2d(5)), X, path=tmp_path / "model.onnx")
-    with pytest.raises(ExportError, match=r"^ort-cpu: 2: sort.default: expected an operator that has a form in ONNX"):
+    with pytest.raises(
+        ExportError, match=r"^ort-cpu: 2: sort.default: expected an operator that has a form in ONNX"
+    ) as caught:
         export_model(body(Does(lambda x: x.sort(dim=1)[0])), X, path=tmp_path / "model.onnx")
     assert "\n" not in str(caught.value)
     assert capfd.readouterr().out == ""
