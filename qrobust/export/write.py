@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import copy
+import io
+import logging
 import tempfile
 import warnings
 from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager, redirect_stderr
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -124,8 +128,7 @@ def exported(model: nn.Module, example: Tensor) -> ExportedProgram:
         example[:1].detach().cpu().float().repeat(2, *[1] * (example.dim() - 1))
     )  # of one, torch.export takes no other
     try:
-        with torch.no_grad(), warnings.catch_warnings():
-            warnings.simplefilter("ignore")
+        with torch.no_grad(), _silently():
             batch = ({0: Dim.DYNAMIC},)
             return torch.export.export(model, (images,), dynamic_shapes=batch, strict=False)
     except Exception as error:  # of many kinds; all mean that what the network does hangs on numbers of the images
@@ -134,6 +137,19 @@ def exported(model: nn.Module, example: Tensor) -> ExportedProgram:
             f"expected a network that torch.export captures for any number of images, got: {first[:200]}; "
             "write what it names without control flow on values or sizes of images"
         ) from error
+
+
+@contextmanager
+def _silently() -> Iterator[None]:
+    """Torch warns, logs and prints the graph that it cannot export; the error is enough."""
+    before = logging.root.manager.disable
+    logging.disable(logging.ERROR)
+    try:
+        with warnings.catch_warnings(), redirect_stderr(io.StringIO()):
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logging.disable(before)
 
 
 def _sharing(model: nn.Module) -> nn.Module:
