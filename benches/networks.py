@@ -45,6 +45,7 @@ TIMM = {
     "mobileone_s0": 32,
 }  # fmt: skip
 SIZED = ("vit_tiny_patch16_224", "deit_tiny_patch16_224", "efficientformerv2_s0")  # that are made for one image size
+AUXILIARY = ("AuxLogits", "aux1", "aux2")
 CLASSES, IMAGES, THREAT = 10, 8, Threat("linf", 8 / 255)
 
 
@@ -79,8 +80,12 @@ def _lived_in(model: nn.Module, size: int) -> nn.Module:
         if isinstance(module, nn.Linear) and not module.weight.any():
             nn.init.normal_(module.weight, std=0.1)
     if any(isinstance(module, nn.modules.batchnorm._BatchNorm) for module in model.modules()):
-        model.aux_logits = False  # type: ignore[assignment]  # heads that want larger images
+        heads = {name: head for name in AUXILIARY if isinstance(head := getattr(model, name, None), nn.Module)}
+        for name in heads:  # they want larger images
+            setattr(model, name, None)
         estimate_statistics(model, [images(size, 32)])
+        for name, head in heads.items():
+            setattr(model, name, head)
     return model.eval()
 
 

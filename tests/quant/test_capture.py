@@ -14,7 +14,6 @@ from qrobust.quant.graph import capture
 
 from .helpers import images
 
-
 SHAPE = (1, 8, 8)
 
 
