@@ -14,6 +14,7 @@ import argparse
 import importlib.util
 import sys
 import tempfile
+import time
 from pathlib import Path
 from typing import Any
 
@@ -49,8 +50,9 @@ def case(name: str, folder: Path, scenario: Scenario) -> dict[str, Any]:
         candidates.append(Candidate(RIVAL, artifacts[8], OPENVINO))
     result = side_by_side(candidates, scenario)
     costs = [option_cost(artifacts[8], batch, scenario) for batch in scenario.batch]
-    smallest = compact(name, folder)
-    return {"network": name, "goals": judged(name, result), "option": costs, "compact_bytes": smallest, **result}
+    smallest, seconds = compact(name, folder), export_seconds(name)
+    facts = {"option": costs, "compact_bytes": smallest, "export_seconds": seconds}
+    return {"network": name, "goals": judged(name, result), **facts, **result}
 
 
 def judged(name: str, result: dict[str, Any]) -> dict[str, Any]:
@@ -88,6 +90,17 @@ def compact(name: str, folder: Path) -> dict[str, int]:
         path.write_bytes(lower(specimens.network(name, bits), specimens.images(1) / 255, load_target("compact")))
         sizes[f"QM-{bits}"] = path.stat().st_size
     return sizes
+
+
+def export_seconds(name: str) -> dict[str, float]:
+    """How long it takes to write the file of each width, judged by nothing."""
+    seconds = {}
+    for bits in specimens.WIDTHS:
+        model, x = specimens.network(name, bits), specimens.images(1) / 255
+        begin = time.perf_counter()
+        lower(model, x, load_target("ort-cpu"))
+        seconds[f"QM-{bits}"] = time.perf_counter() - begin
+    return seconds
 
 
 def main() -> int:

@@ -79,14 +79,7 @@ def deployed(result: Result) -> Iterator[str]:
             rows.append([f"{one['network']}, {name}", *cells, f"{facts['size_bytes'] / 1e3:.0f}"])
     heads = ("batch 1", "batch 32", "of int8 GEMM, batch 1", "batch 32", "kB")
     yield table(("times as fast as the float file", *heads), rows)
-    goals = [(f"{one['network']}, {name}", goal) for one in result["cases"] for name, goal in one["goals"].items()]
-    yield table(
-        ("goal", "at least", "measured", ""),
-        [
-            (name, f"{goal['at_least']:.2f}", f"{goal['measured']:.2f}", "held" if goal["held"] else "**missed**")
-            for name, goal in goals
-        ],
-    )
+    yield _goals(result)
     costs = [(one["network"], cost) for one in result["cases"] for cost in one.get("option", ())]
     if costs:
         lines = [
@@ -94,6 +87,33 @@ def deployed(result: Result) -> Iterator[str]:
             for name, cost in costs
         ]
         yield table(("with `session.x64quantprecision`", "times as slow as without", "logits moved by"), lines)
+
+
+def _goals(result: Result) -> str:
+    goals = [(f"{one['network']}, {name}", goal) for one in result["cases"] for name, goal in one["goals"].items()]
+    return table(
+        ("goal", "at least", "measured", ""),
+        [
+            (name, f"{goal['at_least']:.2f}", f"{goal['measured']:.2f}", "held" if goal["held"] else "**missed**")
+            for name, goal in goals
+        ],
+    )
+
+
+def transformers(result: Result) -> Iterator[str]:
+    """Speed against the faster float file, bytes and seconds of export, of every file; goals."""
+    batches = sorted({row["batch"] for one in result["cases"] for row in one["results"]})
+    rows = []
+    for one in result["cases"]:
+        for name, facts in one["files"].items():
+            speeds = {row["batch"]: row for row in one["results"] if row["name"] == name}
+            side = next(iter(speeds.values()))["side"]
+            cells = ["{speedup:.2f} ({speedup_ci95[0]:.2f}–{speedup_ci95[1]:.2f})".format(**speeds[b]) for b in batches]
+            cells += [f"{facts['size_bytes'] / 1e6:.1f}", f"{facts['export_seconds']:.1f}"]
+            rows.append([f"{one['network']} at {side} pixels, {name}", *cells])
+    heads = [f"batch {batch}" for batch in batches]
+    yield table(("times as fast as the faster float file", *heads, "MB", "seconds of export"), rows)
+    yield _goals(result)
 
 
 def _slower(cost: Result) -> str:
@@ -249,7 +269,8 @@ def busy(result: Result) -> Iterator[str]:
 
 
 BLOCKS: dict[str, Callable[[Result], Iterator[str]]] = {
-    "deploy": deployed, "attacks": attacks, "train_step": train_steps, "qat_step": qat_steps, "study-sar": sar,
+    "deploy": deployed, "deploy_transformers": transformers, "attacks": attacks, "train_step": train_steps,
+    "qat_step": qat_steps, "study-sar": sar,
     "study-fat": fat, "study-fat-small": fat, "cifar10-resnet20-cuda": cuda, "gpu-steps": gpu_steps,
     "heatmap": heat_map, "digits-8-bit-activations": places, "demo-busy": busy,
 }  # fmt: skip

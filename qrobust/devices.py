@@ -200,8 +200,6 @@ NEEDED = (
     "torchvision",
     "brevitas",
     "onnx",
-    "onnxscript",
-    "onnxoptimizer",
     "numpy",
     "safetensors",
     "pydantic",

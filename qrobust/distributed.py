@@ -101,6 +101,14 @@ def gathered(tensor: Tensor) -> Tensor:
     return _sum(rows.index_copy(0, which, tensor))
 
 
+def everyones(value: Any) -> list[Any]:
+    """What each process holds, in their order; any value that can be pickled."""
+    found: list[Any] = [value] * world()
+    if world() > 1:
+        dist.all_gather_object(found, value)
+    return found
+
+
 def averaged(parameters: Iterable[Tensor], gradients: Iterable[Tensor | None]) -> list[Tensor | None]:
     """Gradients as means over the processes; None where no process has one."""
     pairs = list(zip(parameters, gradients, strict=True))

@@ -10,7 +10,9 @@ import numpy as np
 import pytest
 import torch
 
+from qrobust.bench.measure import Scenario
 from qrobust.evaluation import Outcomes
+from qrobust.export.target import load_target
 from qrobust.threat import Threat
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -19,6 +21,7 @@ sys.path[:0] = [str(ROOT / "benches"), str(ROOT / "benches" / "gpu")]
 
 import demo_busy  # noqa: E402
 import deploy  # noqa: E402
+import deploy_transformers  # noqa: E402
 import record  # noqa: E402
 import serve  # noqa: E402
 import study_sar  # noqa: E402
@@ -53,6 +56,36 @@ def test_goals_are_judged_by_their_slowest_session_of_ours():
         "batch 32": (1.99, False),
     }
     assert deploy.judged("resnet18", {"results": rows})["batch 1 and 32"]["measured"] == 1.0
+
+
+LOOSE = load_target("ort-cpu-float")
+
+
+def test_a_network_s_files_are_timed_beside_the_faster_float_one(monkeypatch):
+    layers = (torch.nn.Conv2d(3, 8, 3), torch.nn.ReLU(), torch.nn.Conv2d(8, 8, 3), torch.nn.Flatten())
+    small = torch.nn.Sequential(*layers, torch.nn.Linear(128, 4))
+    monkeypatch.setattr(deploy_transformers, "NETWORKS", {"small": (lambda: small, 8)})
+    monkeypatch.setattr(deploy_transformers, "GOALS", {"small": 1e6})
+    monkeypatch.setattr(deploy_transformers, "by_torch", lambda model, x: deploy_transformers.lower(model, x, LOOSE))
+    found = deploy_transformers.case(
+        "small", Scenario(batch=(1, 2), threads=(1,), min_seconds=0.01, min_runs=3, warmup=1)
+    )
+    names = [name for name in (deploy_transformers.RIVAL, "float", "W8A8", "W4A8") if name in found["files"]]
+    assert [(row["name"], row["batch"]) for row in found["results"]] == [(name, b) for b in (1, 2) for name in names]
+    for row in found["results"]:
+        assert (row["side"], row["threads"], row["bits"]) == (8, 1, {"W8A8": 8, "W4A8": 4}.get(row["name"], 32))
+        assert row["reference"] in (deploy_transformers.RIVAL, "float")
+        assert row["speedup"] <= 1 or row["bits"] < 32
+    ran = {name: found["files"][name]["executed"].get("QLinearConv", 0) for name in names}
+    assert ran == {name: 2 if name.startswith("W") else 0 for name in names}
+    sizes = [found["files"][name]["size_bytes"] for name in ("float", "W8A8", "W4A8")]
+    assert sizes == sorted(sizes, reverse=True)
+    goal = found["goals"]["batch 1"]
+    assert goal == {"at_least": 1e6, "measured": goal["measured"], "held": False}
+    assert any(line.endswith("at least 1000000.00, missed") for line in deploy_transformers.lines(found))
+    text = list(tables.transformers({"cases": [found]}))
+    assert "| small at 8 pixels, W8A8 | " in text[0]
+    assert "**missed**" in text[1]
 
 
 # What a result carries

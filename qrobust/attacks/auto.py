@@ -18,6 +18,7 @@ from torch import Generator, Tensor, nn
 from ..models.inference import frozen, ordinary
 from ..runtime import square_attack
 from ..threat import Threat
+from .apgd import Found
 from .gradient import check_images, check_output
 
 
@@ -35,17 +36,53 @@ def square(
     x: images (n, c, h, w) in [0,1]. y: labels (n,). queries: at most, an image.
     """
     check_images(x)
+    with frozen(model):
+        return _by_squares(model, x, y, threat, queries, generator).x
+
+
+def square_from(
+    model: nn.Module,
+    x: Tensor,
+    y: Tensor,
+    *,
+    threat: Threat,
+    queries: int,
+    start: Tensor,
+    generator: Generator | None = None,
+) -> Found:
+    """Square from where another attack ended, by smaller squares from the first: it finds what rounding hides there.
+
+    Inside `frozen`. start: (n, c, h, w), within the threat. Others as in `square`.
+    """
+    return _by_squares(model, x, y, threat, queries, generator, start)
+
+
+@torch.no_grad()
+def _by_squares(
+    model: nn.Module,
+    x: Tensor,
+    y: Tensor,
+    threat: Threat,
+    queries: int,
+    generator: Generator | None,
+    start: Tensor | None = None,
+) -> Found:
     seed = int(torch.randint(2**31, (1,), generator=generator))
+
+    def array(images: Tensor) -> np.ndarray:
+        result: np.ndarray = images.clamp(0, 1).contiguous().float().cpu().numpy()
+        return result
 
     def logits(images: np.ndarray) -> np.ndarray:
         batch = torch.from_numpy(np.ascontiguousarray(images)).to(x.device, x.dtype)
         result: np.ndarray = model(batch).float().cpu().numpy()
         return result
 
-    with frozen(model), torch.no_grad():
-        arrays = x.clamp(0, 1).contiguous().float().cpu().numpy(), y.cpu().numpy()
-        found, _, _ = square_attack(logits, *arrays, threat.eps, queries, seed, norm=threat.norm)
-    return torch.from_numpy(found).to(x.device, x.dtype)
+    begin = None if start is None else array(start)
+    found, _, used = square_attack(
+        logits, array(x), y.cpu().numpy(), threat.eps, queries, seed, norm=threat.norm, start=begin
+    )
+    return Found(torch.from_numpy(found).to(x.device, x.dtype), len(x) + int(used.sum()), 0)
 
 
 PARTS = ("apgd-ce", "apgd-t", "fab-t", "square")

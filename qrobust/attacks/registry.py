@@ -2,14 +2,15 @@
 
 `gn`, `fgsm`, `bim-20`, `pgd-20`, `pgd-20x5` (five restarts), `tpgd-20`, `cw-20` (L2, unbounded), `cw-inf-30`,
 `square-5000` (queries), `transfer-20` (PGD on the float model), `autoattack`, and two of its parts alone, `apgd-ce` and
-`apgd-t` (targeted). Settings follow, each behind a colon: `pgd-20:step_size=1/255`, `cw-20:c=10:lr=0.05`,
-`pgd-20:keep=best`.
+`apgd-t` (targeted); `strong`, a cascade that is stronger where rounding hides gradients, and cheaper. Settings follow,
+each behind a colon: `pgd-20:step_size=1/255`, `cw-20:c=10:lr=0.05`, `pgd-20:keep=best`, `strong:quick`, and
+`strong:budget=5000`, the most forward and gradient passes that an image takes.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from fractions import Fraction
 from typing import Any
@@ -21,9 +22,11 @@ from ..errors import RecipeError, did_you_mean
 from ..objectives import margin
 from ..threat import Threat
 from .auto import PARTS, autoattack_part, square
+from .cascade import Expected, Memory, Settle, expect, strong
 from .gradient import KEEPS, LOSSES, PgdConfig, bim, cw, fgsm, gaussian_noise, pgd, tpgd
+from .plan import StrongConfig
 
-TRANSFER, SQUARE = "transfer", "square"  # families
+TRANSFER, SQUARE, STRONG = "transfer", "square", "strong"  # families
 WITHOUT_GRADIENTS = ("gn", SQUARE)
 WORDS = {"loss": tuple(LOSSES), "keep": KEEPS}  # settings that are no numbers
 COUNT = "[1-9][0-9]*"  # no steps, or no restarts, would be no attack
@@ -51,6 +54,10 @@ class Attack:
         settings = {**self.settings, "part": part} if part else self.settings
         return _FAMILIES[self.family].run(scene, x, y, generator, settings)
 
+    def expect(self, scene: Scene, x: Tensor, y: Tensor) -> Expected:
+        """What `strong` will take of an image; of no other attack."""
+        return expect(scene.model, x, y, config=_config(scene, self.settings), forms=scene.forms or None)
+
     def perturb(self, scene: Scene, x: Tensor, y: Tensor, generator: Generator) -> Tensor:
         """`run` with all parts in a row, each on the images of this batch that are still right.
 
@@ -74,12 +81,19 @@ def _lead(model: nn.Module, x: Tensor, y: Tensor) -> Tensor:
 
 @dataclass(frozen=True)
 class Scene:
-    """Who is attacked: the network, the threat, the float model if there is one, and a seed."""
+    """Who is attacked: the network, the threat, the float model if there is one, and a seed.
+
+    For `strong`: forms, memory and settle, as there, {} for the model's own forms; batch_size: images at once.
+    """
 
     model: nn.Module
     threat: Threat
     float_model: nn.Module | None = None
     seed: int = 0
+    forms: Mapping[str, nn.Module] = field(default_factory=dict)
+    memory: Memory | None = None
+    settle: Settle | None = None
+    batch_size: int = StrongConfig.batch_size
 
 
 # The columns of the papers' tables. CW-20 is the unbounded L2 attack there; SP's C&W is the margin loss in l-inf.
@@ -126,6 +140,8 @@ def named(name: str, threat: Threat) -> Attack:
     if family.restarts:
         settings["restarts"] = int(match["restarts"] or 1)
     settings |= _given(match["more"] or "", settings, name)
+    if match["family"] == STRONG:
+        StrongConfig(**settings)  # refuses what is no attack
     return Attack(name, match["family"], settings, family.bounded, family.parts)
 
 
@@ -136,6 +152,9 @@ def _given(text: str, known: dict[str, Any], name: str) -> dict[str, Any]:
         key, _, value = part.partition("=")
         if key not in known:
             raise RecipeError(f"{name}: unknown setting {key!r}{did_you_mean(key, known)}")
+        if known[key] is False:
+            given[key] = _flag(key, part, name)
+            continue
         given[key] = _word(key, value, name) if key in WORDS else _number(key, value, known[key], name)
     return given
 
@@ -149,6 +168,12 @@ def _spelt(name: str) -> re.Match[str]:
     if (family.count is None) != (match["steps"] is None) or (match["restarts"] and not family.restarts):
         raise _unknown(name)
     return match
+
+
+def _flag(key: str, text: str, name: str) -> bool:
+    if text != key:
+        raise RecipeError(f"{name}: expected {key} alone, got {text!r}; leave out what follows it")
+    return True
 
 
 def _word(key: str, value: str, name: str) -> str:
@@ -183,6 +208,17 @@ def _transfer(scene: Scene, x: Tensor, y: Tensor, generator: Generator, settings
 
 def _pgd(scene: Scene, x: Tensor, y: Tensor, generator: Generator, settings: dict[str, Any]) -> Tensor:
     return pgd(scene.model, x, y, threat=scene.threat, config=PgdConfig(**settings), generator=generator)
+
+
+def _strong(scene: Scene, x: Tensor, y: Tensor, generator: Generator, settings: dict[str, Any]) -> Tensor:
+    return strong(
+        scene.model, x, y, threat=scene.threat, config=_config(scene, settings), forms=scene.forms or None,
+        generator=generator, memory=scene.memory, settle=scene.settle,
+    ).x  # fmt: skip
+
+
+def _config(scene: Scene, settings: dict[str, Any]) -> StrongConfig:
+    return StrongConfig(**settings, batch_size=scene.batch_size)
 
 
 _FAMILIES = {
@@ -223,8 +259,9 @@ _FAMILIES = {
     "autoattack": _Family(
         lambda s, x, y, _g, k: autoattack_part(s.model, x, y, threat=s.threat, seed=s.seed, **k), parts=PARTS,
     ),
+    STRONG: _Family(_strong, defaults={"quick": False, "budget": 0}),
 }  # fmt: skip
 EXAMPLES = (
     "gn", "fgsm", "bim-20", "pgd-20", "pgd-20x5", "tpgd-20", "cw-20", "cw-inf-30", "square-5000", "transfer-20",
-    "apgd-ce", "apgd-t", "autoattack",
+    "apgd-ce", "apgd-t", "autoattack", "strong", "strong:quick",
 )  # fmt: skip

@@ -2,6 +2,7 @@
 
 pgd-20      on the session's logits with the gradient of the module rebuilt from the file, in each backward form
 autoattack  its parts with gradients likewise, Square on the session
+strong      the session judges and Square asks it; gradients as above, the backward forms in turns
 square-500  on the session
 transfer-20 on the module of every other file
 
@@ -13,6 +14,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +24,8 @@ from torch import Generator, Tensor, nn
 
 from .. import devices
 from ..attacks import Attack, Scene, named
-from ..attacks.registry import SQUARE, TRANSFER, WITHOUT_GRADIENTS, attack_names
+from ..attacks.cascade import Expected
+from ..attacks.registry import SQUARE, STRONG, TRANSFER, WITHOUT_GRADIENTS, attack_names
 from ..data import Given, Images, as_images, make_images, to_unit
 from ..distributed import is_first, own
 from ..errors import RecipeError
@@ -35,14 +38,18 @@ from .model import GIVEN, SUITE, Deployed, Served, expect_classes, find_images, 
 from .sanity import CheckedFile, check_file_sanity
 
 SESSION = "session"
+TURNS = ("clipped", "soft", "identity")  # of backward forms: "clipped" is what quantisers are trained with
 
 
 @dataclass(frozen=True)
 class Surrogate:
-    """A network to attack in the place of a file, and the part of an attack that does; most have one, ""."""
+    """A network to attack in the place of a file, and the part of an attack that does; most have one, "". forms: of
+    `strong`, by backward form, the session's logits with the module's gradient.
+    """
 
     network: nn.Module
     part: str = ""
+    forms: Mapping[str, nn.Module] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -60,12 +67,22 @@ class SurrogateAttack(Attack):
     def run(self, scene: Scene, x: Tensor, y: Tensor, generator: Generator, part: str = "") -> Tensor:
         """x_adv, made on the surrogate instead of the scene's network."""
         assert self.inner is not None
+        x_adv = self.inner.run(self._on_surrogate(scene, part), x, y, generator, self.surrogates[part].part)
+        return self._settle(x_adv, x, scene.threat) if self.takes_bytes and self.bounded else x_adv
+
+    def _settle(self, x_adv: Tensor, x: Tensor, threat: Threat) -> Tensor:
+        return to_unit(to_pixels(threat.project(x_adv, x), x, threat), x.device)
+
+    def expect(self, scene: Scene, x: Tensor, y: Tensor) -> Expected:
+        """As the attack itself, on its surrogate."""
+        assert self.inner is not None
+        return self.inner.expect(self._on_surrogate(scene, *self.surrogates), x, y)
+
+    def _on_surrogate(self, scene: Scene, part: str) -> Scene:
         surrogate = self.surrogates[part]
         place: dict[str, Any] = {"float_model" if self.family == TRANSFER else "model": surrogate.network}
-        x_adv = self.inner.run(replace(scene, **place), x, y, generator, surrogate.part)
-        if not (self.takes_bytes and self.bounded):
-            return x_adv
-        return to_unit(to_pixels(scene.threat.project(x_adv, x), x, scene.threat), x.device)
+        settle = partial(self._settle, threat=scene.threat) if self.takes_bytes else None
+        return replace(scene, forms=surrogate.forms, settle=settle, **place)
 
 
 def with_surrogates(
@@ -80,6 +97,10 @@ def with_surrogates(
         settings["sources"] = {source.name: source.sha256 for source in sources}
     elif attack.family in WITHOUT_GRADIENTS:
         surrogates = {SESSION: Surrogate(served)}
+    elif attack.family == STRONG:
+        turns = sorted(forms, key=TURNS.index)
+        surrogates = {"": Surrogate(served, forms={form: deployed.through(served, form) for form in turns})}
+        settings["backward"] = turns
     else:
         through = {form: deployed.through(served, form) for form in forms}
         parts = [part for part in attack.parts if part != SQUARE]

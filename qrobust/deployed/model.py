@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from ..data import DataSettings, Images, load, make_images
 from ..errors import DataError, GraphError, RecipeError, RunError
 from ..evaluation.sanity_measures import SurrogateGradient
-from ..onnx_module.building import FAKE, QUANTISE
+from ..onnx_module.fusing import FAKE, QUANTISE
 from ..onnx_module.module import OnnxModule, load_onnx
 from ..onnx_module.node import FORMS, reason
 from ..runtime import Artifact, load_session
@@ -175,17 +175,17 @@ def _bare(path: Path) -> Deployed:
         path=path,
         sha256=hashlib.sha256(path.read_bytes()).hexdigest(),
         module=network,
-        at=lambda level: _logits_of(path, level),
+        at=lambda level: _logits_of(path, level, alone=network.plan.batch == 1),
     )
 
 
-def _logits_of(path: Path, level: str) -> Logits:
+def _logits_of(path: Path, level: str, *, alone: bool) -> Logits:
+    """alone: images are passed one by one, as they must be where a range is measured on all that are passed."""
     session = load_session(path, CPU, None, {"graph_optimization_level": level, **TURNS})
     source, last = session.get_inputs()[0], session.get_outputs()[0].name
-    fixed = isinstance(source.shape[0], int)
 
     def logits(x: Array) -> Array:
-        parts = np.split(x, len(x)) if fixed else [x]
+        parts = np.split(x, len(x)) if alone else [x]
         try:
             found = [session.run([last], {source.name: part.astype(KINDS[source.type])})[0] for part in parts]
         except Exception as error:  # onnxruntime's errors share no base

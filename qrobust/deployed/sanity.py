@@ -13,14 +13,14 @@ import onnx
 import torch
 from torch import Tensor, nn
 
-from ..attacks.registry import SQUARE, TRANSFER, WITHOUT_GRADIENTS
+from ..attacks.registry import SQUARE, STRONG, TRANSFER, WITHOUT_GRADIENTS
 from ..data import Images, to_unit
 from ..evaluation import CHEAP_CHECKS, CheckedModel, Flag, Outcomes, check_sanity
 from ..evaluation import SANITY_CHECKS as ALL
 from ..evaluation.accuracy import predict
 from ..evaluation.sanity import SanityCheck, SanityReport
 from ..evaluation.sanity_measures import parts
-from ..onnx_module.building import FAKE
+from ..onnx_module.fusing import FAKE
 from ..runtime import LEVELS, ArtifactError, load_session
 from .model import Array, Deployed, Served, rounding
 
@@ -111,8 +111,8 @@ class CheckedFile(CheckedModel):
 
     def beaten_by(self, family: str) -> float | None:
         """Share of images that an attack of this family breaks, and none with gradients of the file's own."""
-        # AutoAttack holds Square and is left out: it would hide what Square alone finds.
-        others = (family, "autoattack", TRANSFER, *WITHOUT_GRADIENTS)
+        # AutoAttack and the cascade hold Square and are left out: they would hide what Square alone finds.
+        others = (family, "autoattack", STRONG, TRANSFER, *WITHOUT_GRADIENTS)
         white, other = self.mask(lambda one: one not in others), self.mask(lambda one: one == family)
         return None if white is None or other is None else float((white & ~other).double().mean())
 

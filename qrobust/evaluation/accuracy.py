@@ -3,17 +3,15 @@
 from __future__ import annotations
 
 import hashlib
-import io
 import time
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import torch
-from torch import Tensor, fx, nn
+from torch import Tensor, nn
 
 from .. import devices, distributed
 from ..attacks import Attack, Scene, named
@@ -22,12 +20,11 @@ from ..attacks.gradient import check_output
 from ..data import Given, Images, as_images, choose, to_unit
 from ..data.images import pixel_bytes
 from ..errors import DataError, ModelError, RecipeError
-from ..models.inference import frozen, raw_gradient
-from ..objectives import margin
 from ..progress import Bar, bar, note
-from ..storage import digest, write_bytes
 from ..threat import Threat
-from .outcomes import CLEAN, UNREADABLE, Outcomes
+from .cascade import TOGETHER, announce, is_strong, remembered, remembering
+from .journal import RIGHT, UNKNOWN, Journal, unknown
+from .outcomes import CLEAN, Outcomes
 
 ROUNDING = 1e-6  # float32 noise of a projection
 SEVERAL = 8  # rows, for a sum that is no chance
@@ -110,106 +107,6 @@ def _step(output: Tensor) -> float:
     return float(gaps.min()) if len(gaps) else 0.0
 
 
-UNKNOWN, WRONG, RIGHT = -1, 0, 1
-SAVE_EVERY = 5.0  # seconds
-WITNESSES = 16  # images
-TOLERANCE = 1e-3  # of the largest number; a GPU's sums differ from run to run
-KEY, WITNESS = "key", "witness"  # names in the file; those of verdicts have a slash
-Verdicts = npt.NDArray[np.int8]
-Floats = npt.NDArray[np.float32]
-
-
-class Journal:
-    """Verdicts by name, in a file that is written whole every few seconds; without a path, in memory.
-
-    What the file holds is believed if it has this key and witness, and verdicts of n images; else it is begun anew.
-    witness: numbers that the networks gave, since equal weights do not make equal networks.
-    """
-
-    def __init__(self, path: Path | None, key: str, witness: Floats, n: int) -> None:
-        self._path, self._key, self._witness, self._n = path, key, witness, n
-        self._saved = time.monotonic()
-        self._arrays: dict[str, Verdicts] = self._read(path) if path is not None and path.exists() else {}
-
-    @classmethod
-    def of(cls, scene: Scene, images: Images, outcomes: Outcomes, batch_size: int, path: Path | None) -> Journal:
-        """The journal of an evaluation; a path that is there already is continued."""
-        if path is None:
-            return cls(None, "", np.zeros(0, np.float32), len(images))
-        networks = [network for network in (scene.model, scene.float_model) if network is not None]
-        attacks = [(attack.name, attack.settings) for attack in outcomes.attacks]
-        settings = [attacks, scene.threat.norm, scene.threat.eps, scene.seed, batch_size, outcomes.images]
-        key = digest([settings, [[_structure(network), _weights(network)] for network in networks]])
-        some = images.take(slice(0, WITNESSES))
-        return cls(path, key, np.concatenate([_witness(network, some) for network in networks]), len(images))
-
-    def verdicts(self, name: str) -> Verdicts:
-        """int8 (n,): right, wrong or unknown; changes are kept by `save`."""
-        return self._arrays.setdefault(name, unknown(self._n))
-
-    def save(self) -> None:
-        """Write if the last time was a while ago."""
-        if self._path is None or time.monotonic() - self._saved < SAVE_EVERY:
-            return
-        buffer, text = io.BytesIO(), {KEY: np.array(self._key), WITNESS: self._witness}
-        np.savez(buffer, **text, **self._arrays)  # type: ignore[arg-type]
-        write_bytes(self._path, buffer.getvalue())
-        self._saved = time.monotonic()
-
-    def _read(self, path: Path) -> dict[str, Verdicts]:
-        try:
-            with np.load(io.BytesIO(path.read_bytes()), allow_pickle=False) as stored:
-                if stored[KEY].tolist() != self._key or not _agree(stored[WITNESS], self._witness):
-                    return {}
-                found = {name: stored[name] for name in stored if name not in (KEY, WITNESS)}
-        except UNREADABLE:
-            return {}
-        return found if all(self._are_verdicts(array) for array in found.values()) else {}
-
-    def _are_verdicts(self, array: npt.NDArray[Any]) -> bool:
-        known = (UNKNOWN, WRONG, RIGHT)
-        return array.dtype == np.int8 and array.shape == (self._n,) and bool(np.isin(array, known).all())
-
-
-def unknown(n: int) -> Verdicts:
-    """Of n images."""
-    return np.full(n, UNKNOWN, np.int8)
-
-
-def _agree(stored: npt.NDArray[Any], ours: Floats) -> bool:
-    if stored.dtype != ours.dtype or stored.shape != ours.shape:
-        return False
-    limit = TOLERANCE * float(np.abs(ours[np.isfinite(ours)]).max(initial=0))
-    return np.allclose(stored, ours, rtol=0, atol=limit, equal_nan=True)
-
-
-def _witness(model: nn.Module, images: Images) -> Floats:
-    """Logits, and the margin's gradient in units of its largest: one network may have several backward passes."""
-    x = to_unit(images.x, devices.device_of(model), channels_last=True)
-    with devices.own_randomness(), frozen(model):
-        asked = x.clone().requires_grad_(True)
-        logits = model(asked)
-        gradient = raw_gradient(margin(logits, images.y.to(x.device)).sum(), asked).nan_to_num()
-    scaled = gradient / gradient.abs().max().clamp_min(1e-30) * logits.detach().abs().max()
-    parts = [part.detach().float().flatten().cpu().numpy() for part in (logits, scaled)]
-    return np.concatenate(parts)
-
-
-def _structure(model: nn.Module) -> list[str]:
-    """Class names of all modules, and the code of a network that was traced."""
-    kinds = [f"{name} {type(part).__module__}.{type(part).__qualname__}" for name, part in model.named_modules()]
-    return [*kinds, *(part.code for part in model.modules() if isinstance(part, fx.GraphModule))]
-
-
-def _weights(model: nn.Module) -> str:
-    """sha256 over all parameters and buffers."""
-    state = hashlib.sha256()
-    for name, value in sorted(model.state_dict().items()):
-        state.update(name.encode() + str((value.dtype, tuple(value.shape))).encode())
-        state.update(value.detach().cpu().flatten().contiguous().view(torch.uint8).numpy().tobytes())
-    return state.hexdigest()
-
-
 @devices.exact_products()
 def evaluate(
     model: nn.Module,
@@ -230,9 +127,10 @@ def evaluate(
     what transfer attacks take gradients from. state: a file that keeps verdicts batch by batch; with the same settings
     and networks a stopped evaluation goes on from there.
     An image that is wrong when clean is wrong under every bounded attack, and no attack spends time on it.
-    Every attack has a random stream of its own. Raises RecipeError for an empty list of attacks or a repeated one,
-    DataError for no images, more than there are, or labels that the network has no class for; ModelError for an output
-    that is no logits.
+    Every attack has a random stream of its own. `strong` says beforehand what it may take, goes on after the part where
+    it stopped, and leaves in `Outcomes.parts` what each took.
+    Raises RecipeError for an empty list of attacks or a repeated one, DataError for no images, more than there are, or
+    labels that the network has no class for; ModelError for an output that is no logits.
 
     >>> import torch, qrobust
     >>> net = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(64, 2))
@@ -250,7 +148,7 @@ def evaluate(
     outcomes = Outcomes(
         threat, seed, attacks, _fingerprint(images), indices=None if indices is None else indices.tolist()
     )
-    scene = Scene(model, threat, float_model, seed)
+    scene = Scene(model, threat, float_model, seed, batch_size=batch_size)
     model.eval()
     first = images.take(slice(0, batch_size))
     classes = check_logits(model, to_unit(first.x, devices.device_of(model), channels_last=True))
@@ -265,6 +163,8 @@ def evaluate(
             before = outcomes.correct.get(CLEAN) if attack is not None and attack.bounded else None
             outcomes.correct[name] = _under(scene, images, attack, batch_size, journal, before, moving)
             outcomes.seconds[name] = time.perf_counter() - started
+            if parts := remembered(journal, attack):
+                outcomes.parts[name] = parts
     return outcomes
 
 
@@ -286,11 +186,16 @@ def _under(
         todo = np.flatnonzero(right)
         moving.describe(f"{name} {part}".strip())
         moving.advance(len(right) - len(todo))
-        for start in range(distributed.rank() * batch_size, len(todo), distributed.world() * batch_size):
-            which = todo[start : start + batch_size]
+        if attack is not None and is_strong(attack) and (verdicts[todo] == UNKNOWN).any():
+            announce(attack, scene, images.take(torch.from_numpy(todo[:batch_size])), len(todo))
+        size = batch_size * (TOGETHER if is_strong(attack) else 1)
+        for start in range(distributed.rank() * size, len(todo), distributed.world() * size):
+            which = todo[start : start + size]
             if (verdicts[which] == UNKNOWN).any():
                 generator = devices.generator(scene.seed, name, part, start)
-                verdicts[which] = _one_batch(scene, images.take(torch.from_numpy(which)), attack, part, generator)
+                batch = images.take(torch.from_numpy(which))
+                with remembering(scene, attack, journal, start, moving) as place:
+                    verdicts[which] = _one_batch(place, batch, attack, part, generator)
                 journal.save()
             moving.advance(min(len(which) * distributed.world(), len(todo) - start))
         verdicts[:] = distributed.greatest(torch.from_numpy(verdicts).to(devices.device())).cpu().numpy()

@@ -6,7 +6,7 @@ import io
 import zipfile
 import zlib
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 from .. import devices
-from ..attacks import Attack
+from ..attacks import Attack, PartResult
 from ..distributed import is_first
 from ..errors import RunError, shown
 from ..progress import note
@@ -62,7 +62,7 @@ class Outcomes:
 
     images: sha256 over the pixels and labels attacked; results compare only where it agrees. indices: their positions
     among all images, as `data.choose` gives them; None for all, in their order. labels: (n,), in [0, classes); None
-    where they are not known, and nothing is said by class.
+    where they are not known, and nothing is said by class. parts: of a cascade's name, what each of its parts took.
     """
 
     threat: Threat
@@ -74,6 +74,7 @@ class Outcomes:
     indices: list[int] | None = None
     labels: Labels | None = None
     classes: int = 0
+    parts: dict[str, list[PartResult]] = field(default_factory=dict)
 
     @property
     def n(self) -> int:
@@ -92,6 +93,7 @@ class Outcomes:
             attack.name: accuracy(self.correct[attack.name])
             | {"settings": attack.settings, "bounded": attack.bounded}
             | {"seconds": round(self.seconds[attack.name], 3)}
+            | ({"parts": [asdict(part) for part in self.parts[attack.name]]} if attack.name in self.parts else {})
             for attack in self.attacks
         }
         return {

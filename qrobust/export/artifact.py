@@ -28,7 +28,7 @@ from ..threat import Threat
 from .parity import check_parity
 from .sessions import present_provider
 from .target import Target
-from .write import INPUT, INPUTS, OUTPUT, check_ops, lower
+from .write import INPUT, INPUTS, OUTPUT, check_ops, written
 
 Arrays = dict[str, npt.NDArray[Any]]
 
@@ -194,8 +194,8 @@ def expect_replaceable(folder: Path, ours: bool) -> None:
 def _fill(folder: Path, model: nn.Module, dataset: Dataset, target: Target, contents: Contents) -> None:
     images = choose(dataset.test, PARITY_IMAGES, contents.seed)[0].x.float() / 255
     described = {"recipe": str(contents.recipe.get("name", "")), "bits": str(contents.bits)}
-    data = lower(model, images[:1], target, described, input=contents.input)
-    (folder / "model.onnx").write_bytes(data)
+    made = written(model, images[:1], target, described, input=contents.input)
+    (folder / "model.onnx").write_bytes(made.data)
     (folder / "suite.npz").write_bytes(suite_bytes(contents.suite))
     shutil.copyfile(runtime.__file__, folder / "verify.py")
     manifest = _manifest(folder, model, dataset, target, contents)
@@ -204,8 +204,9 @@ def _fill(folder: Path, model: nn.Module, dataset: Dataset, target: Target, cont
     if not target.executable:
         return
     if contents.bits < 32:
-        check_ops(data, target, model)
-    manifest["parity"] = check_parity(model, data, images, target).to_dict()
+        check_ops(made.data, target, model)
+    found = check_parity(model, made.data, images, target, activations=made.activations)
+    manifest["parity"] = found.to_dict()
     manifest["metrics"]["after"] = _replayed(runtime.Artifact.load(folder), present_provider(target))
     manifest["metrics"]["after_provider"] = present_provider(target)
     write_json(path, manifest)

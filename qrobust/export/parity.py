@@ -2,22 +2,35 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import onnx
 import torch
-from onnx import helper
-from torch import Tensor, fx, nn
+from torch import Tensor, nn
 
 from .. import devices, quant
 from ..errors import ExportError, ParityError
-from ..quant import Quantizer, quantizers
+from ..quant import quantizers
 from ..runtime import ArtifactError, Verdict
+from .levels import (
+    LOGITS,
+    Executed,
+    Levels,
+    Quantised,
+    dynamic,
+    executed_levels,
+    exposing,
+    force,
+    found_levels,
+    matched,
+    named_levels,
+    results,
+    shown_first,
+)
 from .sessions import OPENVINO, OpenVinoSession, open_session
 from .target import Target
 
@@ -27,6 +40,9 @@ LEVELS = ("disable", "basic", "extended", "all")
 # Seen of right files, layer by layer: one step at ties; in float16, where sums lose digits, seven.
 STEPS, HALF_STEPS = 1, 16
 FORCED = 64  # images that layers are judged on alone
+MOST = 2**26  # integers of a batch that are compared at a time: some 700 MB with what torch and the session need
+# Of what a layer gives, as a share of its largest number: what sums of floats may lose.
+NEAR, HALF_NEAR = 1e-3, 3e-2
 HINT = "choose another target, or replace what its runtime computes in another way"
 
 
@@ -63,8 +79,8 @@ class Parity:
 
     @property
     def first(self) -> str | None:
-        """The first tensor, in the order of execution, that differs anywhere."""
-        return next((layer.name for layer in self.layers if layer.share), None)
+        """The first tensor, in the order of execution, that differs anywhere: path of its quantiser."""
+        return next((layer.module or layer.name for layer in self.layers if layer.share), None)
 
     @property
     def share(self) -> float:
@@ -83,52 +99,95 @@ def parity(
     data: bytes,
     images: Tensor,
     *,
+    activations: Sequence[Quantised] | None = None,
     runtime: str = "all",
     forced: bool = False,
     batch_size: int = 100,
 ) -> Parity:
     """Run torch and the file on the same images and count where they differ.
 
-    model: in eval mode, from `quantize` or float. data: the bytes that `lower` made of it. images: (n, c, h, w)
+    model: in eval mode, from `quantize` or float, or with Brevitas' own quantisers. data: the bytes that `lower` made
+    of it, activations: what their writer says of them; None: they are found in the graph. images: (n, c, h, w)
     in [0,1], on the 8-bit grid. runtime: a level of onnxruntime's optimisation ("disable" to "all", which
     fuses), "reference": onnx' own evaluator, the judge of what the file means, or "openvino" where installed.
     forced: whatever reads a quantised activation gets torch's integers, so that each difference is a layer's
-    own; else one early step can echo through a deep network.
+    own; else one early step can echo through a deep network. batch_size: at most; fewer where activations are large.
     Raises ExportError for another runtime, or a file that holds other quantisers than the network.
     """
-    proto = onnx.load_from_string(data)
-    values = _levels(proto)
-    names, watched = list(_executed(model)), [quantizer for _, quantizer in _executed(model)]
-    pixels = proto.graph.input[0].type.tensor_type.elem_type == onnx.TensorProto.UINT8
-    if pixels and len(watched) == len(values) + 1:
-        names, watched = names[1:], watched[1:]  # a camera's pixels lie on the first grid already
-    if len(watched) != len(values):
-        raise ExportError(f"expected {len(watched)} quantised activations in the file, got {len(values)}; export again")
-    source = proto.graph.input[0].name
-    if forced:
-        _force(proto, values, _torch_levels(model, watched, images[:1])[1])
-    run = _runner(_exposing(proto, [value.name for value in values]), runtime)
-    counts = [np.zeros(3, np.int64) for _ in values]
-    flips, furthest, step, changes = 0, 0.0, _logit_step(model), list[float]()
-    for batch in torch.split(images, batch_size):
-        logits, expected = _torch_levels(model, watched, batch)
-        feeds = {source: _as_input(batch, pixels)}
-        if forced:
-            feeds |= {value.fed: value.integers(want) for value, want in zip(values, expected, strict=True)}
+    pair = _Pair(model, data, images, activations, forced=forced)
+    run = _runner(exposing(pair.proto, [value.name for value in pair.values]), runtime)
+    counts = [np.zeros(3, np.int64) for _ in pair.values]
+    flips, furthest, step, changes = 0, 0.0, _logit_step(model, pair.executed), list[float]()
+    for batch in torch.split(images, pair.batch_size(batch_size)):
+        logits, wanted, feeds = pair.torch(batch)
         outputs = run(feeds)
         flips += int((outputs[0].argmax(1) != logits.argmax(1)).sum())
         furthest = max(furthest, float((np.abs(outputs[0] - logits) / step).max()))
-        lengths = np.linalg.norm(logits, axis=1)
-        changes += (np.linalg.norm(outputs[0] - logits, axis=1) / np.maximum(lengths, 1e-30)).tolist()
-        for count, value, got, want in zip(counts, values, outputs[1:], expected, strict=True):
-            distance = np.abs(np.rint(got.astype(np.float32)) - value.zero - want).astype(np.int64)
+        changes += _changes(outputs[0], logits)
+        for count, value, got, want in zip(counts, pair.values, outputs[1:], wanted, strict=True):
+            distance = value.distances(got, want)
             count += (distance.size, int((distance > 0).sum()), 0)
             count[2] = max(count[2], distance.max(initial=0))
-    layers = tuple(
-        Difference(value.name, own.bits, own.scale().item(), int(total), float(differing / total), int(largest), path)
-        for value, (path, own), (total, differing, largest) in zip(values, names, counts, strict=True)
-    )
+    layers = tuple(map(_difference, pair.values, pair.executed, counts))
     return Parity(runtime, len(images), flips / len(images), furthest, layers, float(np.median(changes)))
+
+
+class _Pair:
+    """A network and its file. values: the file's quantised activations, executed: the network's, one image's, beside.
+
+    forced: the file takes the network's integers for all that reads them.
+    """
+
+    def __init__(
+        self, model: nn.Module, data: bytes, images: Tensor, activations: Sequence[Quantised] | None, *, forced: bool
+    ) -> None:
+        self.model, self.proto, self.forced = model, onnx.load_from_string(data), forced
+        source = self.proto.graph.input[0]
+        self.source, self.pixels = source.name, source.type.tensor_type.elem_type == onnx.TensorProto.UINT8
+        one, two = (executed_levels(model, images[:1].expand(n, *images.shape[1:]))[1] for n in (1, 2))
+        self.values = found_levels(self.proto) if activations is None else named_levels(self.proto, activations)
+        self.places = matched([each.path for each in one], self.values, first_is_given=self.pixels)
+        self.executed = [one[place] for place in self.places]
+        if forced:
+            shapes = [dynamic(one[place].levels.shape, two[place].levels.shape) for place in self.places]
+            force(self.proto, self.values, shapes)
+
+    def batch_size(self, most: int) -> int:
+        """So few images that their activations fit."""
+        return max(1, min(most, MOST // max(1, sum(each.levels.size for each in self.executed))))
+
+    def torch(self, x: Tensor) -> tuple[Array, list[Array], dict[str, Array]]:
+        """The network's logits and integers, and what the file takes."""
+        logits, seen = executed_levels(self.model, x)
+        wanted = [seen[place].levels for place in self.places]
+        feeds = {self.source: _as_input(x, self.pixels)}
+        if self.forced:
+            feeds |= {value.fed: value.integers(want) for value, want in zip(self.values, wanted, strict=True)}
+        return logits, wanted, feeds
+
+    def differing(self, x: Tensor, paths: Sequence[str], near: float) -> list[str]:
+        """Of these layers those whose results, which the file calls by their paths, are not the network's.
+
+        near: what share of the largest number is no difference.
+        """
+        names = {name for node in self.proto.graph.node for name in node.output}
+        named = [path for path in paths if path in names]
+        run = _runner(exposing(self.proto, named), "disable")
+        with results(self.model, named) as seen:
+            _, _, feeds = self.torch(x)
+        outputs = run(feeds)[1:]
+        return [path for path, got in zip(named, outputs, strict=True) if _distance(got, seen[path]) > near]
+
+
+def _distance(got: Array, expected: Sequence[Array]) -> float:
+    """The largest difference to the nearest of these, as a share of its largest number; 0 if none has the shape."""
+    alike = [want for want in expected if want.shape == got.shape]
+    return min((float(np.abs(got - want).max() / (np.abs(want).max() + 1e-30)) for want in alike), default=0.0)
+
+
+def _difference(value: Levels, own: Executed, count: Array) -> Difference:
+    total, differing, largest = (int(number) for number in count)
+    return Difference(value.name, own.bits, own.step, total, differing / total, largest, own.path)
 
 
 def judge(whole: Parity, alone: Parity, target: Target) -> list[Verdict]:
@@ -154,8 +213,16 @@ def judge(whole: Parity, alone: Parity, target: Target) -> list[Verdict]:
     ]
 
 
-def check_parity(model: nn.Module, data: bytes, images: Tensor, target: Target) -> Parity:
-    """The parity of a file as its target runs it; arguments as of `parity`.
+def check_parity(
+    model: nn.Module,
+    data: bytes,
+    images: Tensor,
+    target: Target,
+    *,
+    activations: Sequence[Quantised] | None = None,
+) -> Parity:
+    """The parity of a file as its target runs it: labels of all images, and layer by layer on torch's integers, on
+    which one flipped tie does not echo (in a transformer it reaches every token); arguments as of `parity`.
 
     Raises ParityError, with the layer, for one beyond the target's limits; ExportError for a network whose biases the
     file had to round, so that another was evaluated.
@@ -167,72 +234,60 @@ def check_parity(model: nn.Module, data: bytes, images: Tensor, target: Target) 
             "call qrobust.quant.round_biases(model), evaluate, and export again"
         )
     level = target.session.graph_optimization_level
-    whole = parity(model, data, images, runtime=level)
-    alone = parity(model, data, images[:FORCED], runtime=level, forced=True) if whole.layers else whole
+    alone = parity(model, data, images[:FORCED], activations=activations, runtime=level, forced=True)
+    if alone.layers:
+        whole = replace(alone, n=len(images), flips=_flips(model, data, images, level))
+    else:
+        alone = whole = parity(model, data, images, runtime=level)
     for verdict in judge(whole, alone, target):
         if not verdict.passed:
+            fault = None
+            if verdict.name != "label_flips":  # as they run, all layers together flip them
+                fault = first_fault(model, data, images[:FORCED], alone, target, activations=activations)
             raise ParityError(
                 f"{target.name}: expected a file that computes what torch does, but {verdict.reason}, tolerated "
-                f"{verdict.limit:g}; {verdict.hint}"
+                f"{verdict.limit:g}; {f'{fault} computes something else: ' if fault else ''}{verdict.hint}"
             )
     return whole
 
 
+def first_fault(
+    model: nn.Module,
+    data: bytes,
+    images: Tensor,
+    alone: Parity,
+    target: Target,
+    *,
+    activations: Sequence[Quantised] | None = None,
+) -> str | None:
+    """Path of the first module that computes something else in the file, None if none is found; arguments as of
+    `check_parity`, alone: their parity, forced.
+
+    The first tensor beyond the limit, or the logits, shows the faults of all layers that no tensor before depends on:
+    of those, the first whose own result differs; if none does, the quantiser of the tensor, or the last.
+    """
+    wrong = next((layer for layer in alone.layers if layer.largest > _most_steps(target)), None)
+    shown = shown_first(model).get(wrong.module if wrong else LOGITS, ())
+    pair = _Pair(model, data, images, activations, forced=True)
+    near = HALF_NEAR if target.format == "float16" else NEAR
+    differing = pair.differing(images[: pair.batch_size(FORCED)], shown, near)
+    rest = [wrong.module] if wrong else reversed(shown)  # the last of them gives the logits, by another name
+    return next(iter((*differing, *rest)), None)
+
+
+@devices.exact_products()
+def _flips(model: nn.Module, data: bytes, images: Tensor, runtime: str, batch_size: int = 100) -> float:
+    """Share of labels that the file, as it is, and torch give otherwise."""
+    run, source, flips = _runner(data, runtime), onnx.load_from_string(data).graph.input[0], 0
+    pixels = source.type.tensor_type.elem_type == onnx.TensorProto.UINT8
+    for batch in torch.split(images, batch_size):
+        logits = run({source.name: _as_input(batch, pixels)})[0]
+        flips += int((logits.argmax(1) != executed_levels(model, batch, watched=False)[0].argmax(1)).sum())
+    return flips / len(images)
+
+
 def _most_steps(target: Target) -> int:
     return HALF_STEPS if target.format == "float16" else STEPS
-
-
-@dataclass(frozen=True)
-class _Levels:
-    """A tensor of a file that holds the integers of an activation, its type and their zero point."""
-
-    name: str
-    kind: int
-    zero: int
-
-    @property
-    def fed(self) -> str:
-        """The input that stands for it when it is forced."""
-        return f"{self.name}.torch"
-
-    def integers(self, levels: Array) -> Array:
-        """Torch's levels, as the file holds them."""
-        return (levels + self.zero).astype(helper.tensor_dtype_to_np_dtype(self.kind))
-
-
-def _levels(proto: onnx.ModelProto) -> list[_Levels]:
-    """Integers of all quantised activations, in the order of execution, whatever form the file gives them."""
-    constants = {tensor.name: tensor for tensor in proto.graph.initializer}
-    found = []
-    for node in proto.graph.node:
-        if node.op_type not in ("QuantizeLinear", "Round") or node.input[0] in constants:
-            continue
-        behind = next((n for n in proto.graph.node if n.op_type == "Clip" and n.input[0] == node.output[0]), node)
-        if node.op_type == "Round":  # floats, clipped
-            found.append(_Levels(behind.output[0], constants[behind.input[2]].data_type, 0))
-        else:
-            zero = constants[node.input[2]]
-            found.append(_Levels(behind.output[0], zero.data_type, int(onnx.numpy_helper.to_array(zero))))
-    return found
-
-
-def _force(proto: onnx.ModelProto, values: Sequence[_Levels], examples: Sequence[Array]) -> None:
-    """Let what reads these values read inputs of their shape instead, but for the batch; they are still computed."""
-    fed = {value.name: value.fed for value in values}
-    for node in proto.graph.node:
-        for index, name in enumerate(node.input):
-            node.input[index] = fed.get(name, name)
-    for value, example in zip(values, examples, strict=True):
-        shape = ["batch", *example.shape[1:]]
-        proto.graph.input.append(helper.make_tensor_value_info(value.fed, value.kind, shape))
-
-
-def _exposing(proto: onnx.ModelProto, names: Sequence[str]) -> bytes:
-    """The same model with these values among its outputs, after the logits."""
-    copied = onnx.ModelProto()
-    copied.CopyFrom(proto)
-    copied.graph.output.extend(helper.make_empty_tensor_value_info(name) for name in names)
-    return bytes(copied.SerializeToString())
 
 
 def _runner(data: bytes, runtime: str) -> Run:
@@ -253,46 +308,19 @@ def _runner(data: bytes, runtime: str) -> Run:
     raise ExportError(f"expected a runtime out of {', '.join((*LEVELS, 'reference', 'openvino'))}, got {runtime!r}")
 
 
-def _executed(model: nn.Module) -> Iterator[tuple[str, Quantizer]]:
-    """Quantisers of activations by the path of their module, in the order of execution."""
-    if isinstance(model, fx.GraphModule):
-        for node in model.graph.nodes:
-            if node.op == "call_module":
-                module = model.get_submodule(str(node.target))
-                yield from ((str(node.target), q) for q in quantizers(module) if q.masked or q.fixed)
-
-
-def _torch_levels(model: nn.Module, watched: Sequence[Quantizer], x: Tensor) -> tuple[Array, list[Array]]:
-    """Logits, and the integers of every watched activation."""
-    seen: list[Tensor] = []
-    device = next(model.parameters()).device
-    with torch.no_grad(), ExitStack() as hooks:
-        for quantizer in watched:
-            hooks.enter_context(_hooked(quantizer, seen))
-        logits = model(x.to(device))
-    return logits.cpu().numpy(), [tensor.cpu().numpy() for tensor in seen]
-
-
-@contextmanager
-def _hooked(quantizer: Quantizer, seen: list[Tensor]) -> Iterator[None]:
-    def note(_: nn.Module, __: Any, result: tuple[Tensor, ...]) -> None:
-        seen.append((result[0] / result[1]).round())
-
-    handle = quantizer.register_forward_hook(note)
-    try:
-        yield
-    finally:
-        handle.remove()
-
-
 def _as_input(x: Tensor, pixels: bool) -> Array:
     if pixels:
         return np.ascontiguousarray((x * 255).round().to(torch.uint8).permute(0, 2, 3, 1).numpy())
     return np.ascontiguousarray(x.numpy())
 
 
-def _logit_step(model: nn.Module) -> float:
+def _changes(got: Array, logits: Array) -> list[float]:
+    lengths = np.linalg.norm(logits, axis=1)
+    changes: list[float] = (np.linalg.norm(got - logits, axis=1) / np.maximum(lengths, 1e-30)).tolist()
+    return changes
+
+
+def _logit_step(model: nn.Module, executed: Sequence[Executed]) -> float:
     """The smallest step of the classifier's accumulator, 1 for a float classifier."""
-    inputs = [q.scale().max().item() for _, q in _executed(model)]
     weights = [q.scale().min().item() for q in quantizers(model) if not (q.masked or q.fixed)]
-    return inputs[-1] * weights[-1] if inputs and weights else 1.0
+    return executed[-1].step * weights[-1] if executed and weights else 1.0

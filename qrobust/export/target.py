@@ -83,6 +83,11 @@ class Target(Table):
     """`"cast"`: weights at the least width that holds them, a Cast to INT8 behind, which onnxruntime folds at load
     (1.23 or later; INT2 1.24); `"direct"`: no Cast but INT2's; `"bytes"`: one byte a weight.
     """
+    linear: Literal["matmulinteger", "qdq"]
+    """A quantised linear layer of tokens in the format integer: `"matmulinteger"`: a product of integers, of which
+    onnxruntime's CPU provider makes one layer with its scale and bias, or nothing is written; `"qdq"`: a product
+    between Quantize and Dequantize, as other runtimes fuse it.
+    """
     names: Literal["paths", "short"]
     """`"paths"`: tensors carry the layer's module path; `"short"`: the fewest bytes."""
     required_ops: tuple[str, ...]

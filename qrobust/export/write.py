@@ -26,6 +26,7 @@ from .target import Target, load_target
 
 INPUT, OUTPUT = "x", "logits"
 FLOAT_LAYERS = ("Conv", "FusedConv")
+PRODUCT, FUSED_PRODUCT = "MatMulInteger", "MatMulIntegerToFloat"
 INPUTS = ("float32-nchw", "uint8-nhwc")
 FEWEST, MOST = 32, 1000  # images that a file is judged on
 
@@ -46,11 +47,11 @@ def export_model(
     chosen = load_target(target) if isinstance(target, str) else target
     images = _some_images(example)
     network = copy.deepcopy(model).cpu().eval()
-    data = lower(network, images[:1], chosen, input=input)
+    made = written(network, images[:1], chosen, input=input)
     if chosen.executable:
-        check_ops(data, chosen, network)
-        check_parity(network, data, images, chosen)
-    write_bytes(path, data)
+        check_ops(made.data, chosen, network)
+        check_parity(network, made.data, images, chosen, activations=made.activations)
+    write_bytes(path, made.data)
     return path
 
 
@@ -100,7 +101,7 @@ def written(
         raise ExportError(f"expected input {' or '.join(INPUTS)}, got {input!r}")
     from ..quant.exported import as_exported
 
-    form = FORMS[target.format](target.storage)
+    form = FORMS[target.format](target.storage, target.linear)
     try:
         program = exported(as_exported(fold_fat(_sharing(model))).eval(), example)
         graph, activations = lower_program(
@@ -136,10 +137,12 @@ def exported(model: nn.Module, example: Tensor) -> ExportedProgram:
 
 
 def _sharing(model: nn.Module) -> nn.Module:
-    """A copy whose modules are its own and whose tensors are the network's; of one on another device, copies."""
-    tensors = [*model.parameters(), *model.buffers()]
-    on_cpu = all(tensor.device.type == "cpu" for tensor in tensors)
-    copied = copy.deepcopy(model, {id(tensor): tensor for tensor in tensors} if on_cpu else {}).cpu()
+    """A copy whose modules are its own and whose numbers are the network's; of one on another device, copies."""
+    shared: dict[int, Tensor] = {}
+    if all(tensor.device.type == "cpu" for tensor in (*model.parameters(), *model.buffers())):
+        shared = {id(one): nn.Parameter(one.detach(), requires_grad=False) for one in model.parameters()}
+        shared |= {id(one): one for one in model.buffers()}
+    copied = copy.deepcopy(model, shared).cpu()
     if isinstance(copied, fx.GraphModule):
         for node in copied.graph.nodes:
             node.meta.pop("nn_module_stack", None)  # of the network that it was captured from
@@ -177,7 +180,8 @@ def _executed(model: Path | bytes, target: Target) -> list[onnx.NodeProto]:
 def check_ops(file: Path | bytes, target: Target, model: nn.Module) -> None:
     """Raises ExportError unless the optimised graph holds what the target requires and nothing it forbids.
 
-    A required operator must be there for every quantised convolution of `model`, from `quantize`.
+    A required operator must be there for every quantised convolution of `model`, from `quantize`; and every product of
+    integers must be one layer with its scale.
     """
     layers, executed = dict(model.named_modules()), _executed(file, target)
     ran = Counter(node.op_type for node in executed)
@@ -190,6 +194,13 @@ def check_ops(file: Path | bytes, target: Target, model: nn.Module) -> None:
                 f"{target.name}: expected {least} {op} once optimised, one for every quantised convolution, got "
                 f"{ran[op]}{named}; choose a target that does not require it, as compact, or replace what it reads"
             )
+    proto = onnx.load_from_string(file) if isinstance(file, bytes) else onnx.load(str(file))
+    products = sum(node.op_type == PRODUCT for node in proto.graph.node)
+    if ran[PRODUCT] or ran[FUSED_PRODUCT] < products:
+        raise ExportError(
+            f"{target.name}: expected {products} {FUSED_PRODUCT} once optimised and no {PRODUCT}, got "
+            f'{ran[FUSED_PRODUCT]} and {ran[PRODUCT]}; choose linear = "qdq", or a higher graph_optimization_level'
+        )
     for op in target.forbidden_ops:
         if ran[op]:
             raise ExportError(f"{target.name}: expected no {op} once optimised, got {ran[op]}; choose another target")

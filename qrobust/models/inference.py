@@ -39,15 +39,22 @@ class Computing(Protocol):
 @contextmanager
 def computed_once(model: nn.Module, kind: type | tuple[type, ...] = nn.Module) -> Iterator[None]:
     """Inside, every `Computing` layer of a kind computes once, now. Where gradients are asked for, that of a weight
-    passes last, when activations that were kept for theirs are gone.
+    passes last, when activations that were kept for theirs are gone. What an outer one computed without gradients
+    stays: a batch-norm may have been folded into it.
     """
-    layers = [module for module in model.modules() if isinstance(module, kind) and isinstance(module, Computing)]
+    found = [module for module in model.modules() if isinstance(module, kind) and isinstance(module, Computing)]
+    layers = [layer for layer in found if not _is_constant(layer.computed)]
     with ExitStack() as stack:
         for layer in layers:
             stack.callback(setattr, layer, "computed", layer.computed)
             layer.computed = None
             layer.computed = layer.compute()
         yield
+
+
+def _is_constant(computed: Any) -> bool:
+    parts = computed if isinstance(computed, tuple) else (computed,)
+    return computed is not None and not any(getattr(part, "requires_grad", False) for part in parts)
 
 
 @contextmanager

@@ -1,173 +1,27 @@
-"""From a graph to the steps of a module: chains of quantisation become one step, constants are computed once."""
+"""From a graph to the steps of a module: constants are computed once, chains of quantisation become one step."""
 
 from __future__ import annotations
 
-import math
-from collections import Counter, defaultdict
+from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
-import onnx
 import torch
 from torch import Tensor
 
 from ..errors import GraphError
-from .node import Backward, Node, reason, shown
+from .fusing import DEQUANTISE, FAKE, QUANTISE, fuse
+from .node import Backward, Node, reason, rounded_to, shown
 from .operators import LARGEST, TABLE, Function, fake_quantise, find, title
-from .operators.table import INTEGERS
-from .qoperators import WRITERS, expand
+from .operators.table import INTEGERS, NARROW
+from .qoperators import DYNAMIC, WRITERS, expand
 from .reading import Graph, Input
 
-FAKE = "FakeQuantize"
-CLOSE = 1e-4  # of a step: what float32 leaves of a product with 127
-QUANTISE, DEQUANTISE = "QuantizeLinear", "DequantizeLinear"
-
-
-def fuse(nodes: list[Node], constants: dict[str, Tensor], output: str) -> tuple[list[Node], str]:
-    """Quantise → Clip becomes a narrower Quantise, and so does Clip → Quantise with whole steps as bounds.
-
-    Quantise → Dequantise with one scale becomes a FakeQuantize, and so does Div → Round → Clip → Mul.
-    Returns the nodes and the name that the output has then.
-    """
-    nodes = _narrowed(_bounded_before(_of_arithmetic(nodes, constants, output), output), output)
-    return _paired(nodes, constants, output)
-
-
-def _readers(nodes: list[Node], output: str) -> dict[str, list[Node | None]]:
-    """Who reads a value; None stands for the world outside."""
-    readers: dict[str, list[Node | None]] = defaultdict(list)
-    for node in nodes:
-        for name in node.inputs:
-            readers[name].append(node)
-    readers[output].append(None)
-    return readers
-
-
-def _of_arithmetic(nodes: list[Node], constants: dict[str, Tensor], output: str) -> list[Node]:
-    readers, fused, gone = _readers(nodes, output), dict[str, Node](), set[str]()
-    for node in nodes:
-        match _chain(node, readers):
-            case [Node(op="Div") as divided, Node(op="Round"), Node(op="Clip") as clip, Node(op="Mul") as product]:
-                bounds = _bounds(clip)
-                scale, other = (
-                    constants.get(one.inputs[1]) if len(one.inputs) > 1 else None for one in (divided, product)
-                )
-                if bounds is None or scale is None or other is None or not torch.equal(scale, other):
-                    continue
-                attributes = {"low": bounds[0], "high": bounds[1], "output_dtype": onnx.TensorProto.INT32}
-                fused[product.outputs[0]] = replace(
-                    divided, op=FAKE, domain="", outputs=product.outputs, attributes=attributes
-                )
-                gone.update((divided.outputs[0], clip.inputs[0], clip.outputs[0]))
-    left = (node for node in nodes if node.outputs[0] not in gone)
-    return [fused.get(node.outputs[0], node) for node in left]
-
-
-def _chain(node: Node, readers: dict[str, list[Node | None]]) -> list[Node]:
-    """A node and the three behind it, each the only reader of the one before."""
-    found = [node]
-    while len(found) < 4:
-        match readers[found[-1].outputs[0]]:
-            case [Node() as only] if only.inputs[0] == found[-1].outputs[0]:
-                found.append(only)
-            case _:
-                break
-    return found
-
-
-def _bounded_before(nodes: list[Node], output: str) -> list[Node]:
-    """Bounds of floats before a quantiser are its range: gradients pass both in the chosen form."""
-    readers, fused, gone = _readers(nodes, output), dict[str, Node](), set[str]()
-    for node in nodes:
-        match readers[node.outputs[0]] if node.op == "Clip" else []:
-            case [Node(op="QuantizeLinear") as quantiser]:
-                steps = _whole_steps(node, quantiser)
-                if steps is not None:
-                    gone.add(node.outputs[0])
-                    attributes = {**quantiser.attributes, "low": steps[0], "high": steps[1]}
-                    inputs = (node.inputs[0], *quantiser.inputs[1:])
-                    fused[quantiser.outputs[0]] = replace(quantiser, inputs=inputs, attributes=attributes)
-    return [fused.get(node.outputs[0], node) for node in nodes if node.outputs[0] not in gone]
-
-
-def _whole_steps(clip: Node, quantiser: Node) -> tuple[float, float] | None:
-    """The bounds of a Clip in steps of the quantiser behind it, if they are whole and its zero point is 0."""
-    bounds, scale = _bounds(clip), quantiser.constant(1)
-    shifted = len(quantiser.inputs) > 2 and quantiser.constant(2) != 0
-    if bounds is None or not scale or shifted or not clip.inputs or any(map(math.isnan, (scale, *bounds))):
-        return None
-    low, high = (bound / scale for bound in bounds)
-    nearest = [bound if math.isinf(bound) else float(round(bound)) for bound in (low, high)]
-    if any(abs(a - b) > CLOSE for a, b in zip((low, high), nearest, strict=True) if math.isfinite(a)):
-        return None
-    return nearest[0], nearest[1]
-
-
-def _narrowed(nodes: list[Node], output: str) -> list[Node]:
-    readers, gone, left = _readers(nodes, output), set[str](), list[Node]()
-    for node in nodes:
-        if node.op == QUANTISE:
-            bounds = None
-            match readers[node.outputs[0]]:
-                case [Node(op="Clip") as clip]:
-                    bounds = _bounds(clip)
-            if bounds is not None:
-                gone.add(clip.outputs[0])
-                node = replace(
-                    node, outputs=clip.outputs, attributes={**node.attributes, "low": bounds[0], "high": bounds[1]}
-                )
-        elif node.outputs[0] in gone:
-            continue
-        left.append(node)
-    return left
-
-
-def _bounds(clip: Node) -> tuple[float, float] | None:
-    """Of constant bounds; those left out are infinite."""
-    if clip.opset < 11:
-        return clip.number("min", -math.inf), clip.number("max", math.inf)
-    found = []
-    for index, default in ((1, -math.inf), (2, math.inf)):
-        given = len(clip.inputs) > index and clip.inputs[index]
-        found.append(clip.constant(index) if given else default)
-    low, high = found
-    return None if low is None or high is None else (low, high)
-
-
-def _paired(nodes: list[Node], constants: dict[str, Tensor], output: str) -> tuple[list[Node], str]:
-    """The fused node has the name of the first Dequantise behind it; what the others gave is that, too."""
-    readers, renamed, gone, left = _readers(nodes, output), dict[str, str](), set[str](), list[Node]()
-    for node in nodes:
-        if node.outputs[0] in gone:
-            continue
-        node = replace(node, inputs=tuple(renamed.get(name, name) for name in node.inputs))
-        behind = readers[node.outputs[0]]
-        if node.op == QUANTISE and behind and all(_undoes(node, reader, constants) for reader in behind):
-            ends = [reader.outputs[0] for reader in behind if reader is not None]
-            gone.update(ends)
-            renamed.update(dict.fromkeys(ends, ends[0]))
-            node = replace(node, op=FAKE, domain="", outputs=(ends[0],))
-        left.append(node)
-    return left, renamed.get(output, output)
-
-
-def _undoes(quantiser: Node, reader: Node | None, constants: dict[str, Tensor]) -> bool:
-    """Whether a reader is a Dequantise with the same scale and zero point."""
-    if reader is None or reader.op != DEQUANTISE or reader.inputs[0] != quantiser.outputs[0]:
-        return False
-    same = all(quantiser.attributes.get(key) == reader.attributes.get(key) for key in ("axis", "block_size"))
-    ours, theirs = (tuple(filter(None, node.inputs[1:3])) for node in (quantiser, reader))
-    values = [constants.get(name) for name in (*ours, *theirs)]
-    if len(ours) != len(theirs) or any(value is None for value in values):
-        return False
-    scalar = all(value is not None and value.numel() == 1 for value in values)
-    pairs = zip(ours, theirs, strict=True)
-    return (same or scalar) and all(a == b or torch.equal(constants[a], constants[b]) for a, b in pairs)
-
-
 Values = dict[str, Tensor]
-GIVES_FLOATS = ("DequantizeLinear", FAKE)  # of integers
+GIVES_FLOATS = (DEQUANTISE, FAKE)  # of integers
+GIVES_INTEGERS = (QUANTISE, DYNAMIC)  # of floats
+SHORT = 8  # numbers: one for each axis of a tensor
 SMALL = 4096  # elements: no operator makes much memory of so few
 
 
@@ -203,7 +57,7 @@ def plan(graph: Graph, backward: Backward) -> Plan:
     nodes = [part for node in _needed(graph.nodes, graph.output) for part in expand(node, graph.opset)]
     _check_covered(nodes)
     constants = dict(graph.constants)
-    nodes, output = fuse(_fold(nodes, constants, dict(graph.kinds), backward), constants, graph.output)
+    nodes, output = fuse(_fold(nodes, constants, graph.kinds, backward), constants, graph.output)
     if output in constants or not nodes:
         raise GraphError(f"expected logits that depend on images, got constants in {shown(output)}; pass a classifier")
     steps = tuple(_steps(nodes, output))
@@ -221,6 +75,8 @@ def execute(
     checked: what goes wrong becomes a GraphError that names the node.
     """
     for step in steps:
+        if checked and (missing := [name for name in step.node.inputs if name and name not in values]):
+            raise GraphError(f"expected {step.node} to read results that are covered, got {shown(missing[0])}")
         inputs = [values[name] if name else None for name in step.node.inputs]
         results = _guarded(step, inputs) if checked else step.function(step.node, *inputs)
         values.update(zip(step.node.outputs, results if isinstance(results, tuple) else (results,), strict=False))
@@ -233,7 +89,7 @@ def _guarded(step: Step, inputs: list[Tensor | None]) -> Any:
     try:
         results = step.function(step.node, *inputs)
         for result in results if isinstance(results, tuple) else (results,):
-            if result.numel() > LARGEST:
+            if result is not None and result.numel() > LARGEST:
                 raise ValueError(f"a tensor of {result.numel()} elements is more than {LARGEST}")
     except Exception as error:  # a hostile graph makes torch raise anything
         shapes = ", ".join("-" if value is None else str(tuple(value.shape)) for value in inputs)
@@ -258,23 +114,28 @@ def _check_covered(nodes: Iterable[Node]) -> None:
     counts = Counter(title(node.domain, node.op) for node in missing)
     kinds = ", ".join(f"{name} ({count})" for name, count in list(counts.items())[:10])
     first = shown(missing[0].name)
-    raise GraphError(f"expected operators that OnnxModule computes, got {kinds}, first at node {first}; "
-                     f"covered: {', '.join(covered())}")  # fmt: skip
+    raise GraphError(f"expected operators that OnnxModule computes, got {kinds}, first at node {first}; write it with "
+                     "others: qrobust.onnx_module.covered() lists them")  # fmt: skip
 
 
-def _fold(nodes: Iterable[Node], constants: Values, kinds: dict[str, int], backward: Backward) -> list[Node]:
+def _fold(nodes: Iterable[Node], constants: Values, kinds: Mapping[str, int], backward: Backward) -> list[Node]:
     """Nodes that images reach, knowing their constants; the results of others join the constants."""
     left, whole = [], {name for name, kind in kinds.items() if kind in INTEGERS}
+    narrow = {name: NARROW[kind] for name, kind in kinds.items() if kind in NARROW}
     for node in nodes:
         node = replace(
             node,
             backward=backward,
             whole=_is_whole(node, whole),
+            narrow=_narrow(node, narrow),
             kinds=tuple(kinds.get(name) for name in node.inputs),
             numbers=tuple(_number(constants.get(name)) for name in node.inputs),
+            lists=tuple(_short(constants.get(name)) for name in node.inputs),
         )
         if _gives_whole(node):
-            whole.update(node.outputs)
+            whole.update(node.outputs[::2] if node.op == DYNAMIC else node.outputs)
+        if node.narrow and node.op not in GIVES_INTEGERS:
+            narrow.update(dict.fromkeys(node.outputs, node.narrow))
         if any(name and name not in constants for name in node.inputs):
             left.append(node)
             continue
@@ -293,20 +154,43 @@ def _is_whole(node: Node, whole: set[str]) -> bool:
     return len(node.inputs) > first and node.inputs[first] in whole
 
 
+def _narrow(node: Node, narrow: dict[str, torch.dtype]) -> torch.dtype | None:
+    """The type of 16 bits in which the file computes here, if it does."""
+    if node.op == "Cast":
+        return NARROW.get(node.integer("to", 1))
+    named = node.inputs[1:2] if node.op in (DEQUANTISE, "CastLike") else node.inputs
+    return next((narrow[name] for name in named if name in narrow), None)
+
+
 def _gives_whole(node: Node) -> bool:
     if node.op == "Cast":
         return node.integer("to", 1) in INTEGERS
-    return node.op == "QuantizeLinear" or (node.whole and node.op not in GIVES_FLOATS)
+    return node.op in GIVES_INTEGERS or (node.whole and node.op not in GIVES_FLOATS)
 
 
 def _number(value: Tensor | None) -> float | None:
     return float(value) if value is not None and value.numel() == 1 else None
 
 
+def _short(value: Tensor | None) -> list[float] | None:
+    return value.tolist() if value is not None and value.dim() == 1 and len(value) <= SHORT else None
+
+
 def _function(node: Node) -> Function:
     function: Callable[..., Any] | None = fake_quantise if node.op == FAKE else find(node)
     assert function is not None
-    return function
+    return function if node.narrow is None or node.op in GIVES_INTEGERS else _rounding(function)
+
+
+def _rounding(function: Function) -> Function:
+    def rounded(node: Node, *inputs: Tensor | None) -> Any:
+        results = function(node, *inputs)
+        if isinstance(results, tuple):
+            return tuple(one if one is None or not one.is_floating_point() else rounded_to(one, node.narrow)
+                         for one in results)  # fmt: skip
+        return rounded_to(results, node.narrow) if results.is_floating_point() else results
+
+    return rounded
 
 
 def _steps(nodes: list[Node], output: str) -> Iterable[Step]:
@@ -325,15 +209,19 @@ def _tried(images: Input, steps: Iterable[Step], constants: Values, output: str)
     """Images of a pass and classes, found by a pass of shapes without data."""
     batch, *given = images.shape
     sizes = [size for size in given if size is not None]
+    steps = tuple(steps)
+    # A range of all images at once would make the logits of one depend on the others.
+    alone = batch is None and any(step.node.op == DYNAMIC for step in steps)
     if len(sizes) < len(given):
-        return batch, None
+        return 1 if alone else batch, None
     # A file may leave the batch open and still reshape to one image.
-    counts = (2, 1) if batch is None else (batch,)
+    counts = (1,) if alone else (2, 1) if batch is None else (batch,)
     for count in counts:
         values = {name: _without_data(value) for name, value in constants.items()}
         values[images.name] = torch.empty(count, *sizes, dtype=images.dtype, device="meta")
         try:
-            shape = tuple(execute(steps, values, checked=True)[output].shape)
+            found = execute(steps, values, checked=True).get(output)
+            shape = () if found is None else tuple(found.shape)
         except GraphError:
             if count == counts[-1]:
                 raise

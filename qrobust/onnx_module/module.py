@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from ..errors import ModelError
 from .building import Plan, execute, plan
-from .node import Backward
+from .node import Backward, rounded_to
 from .reading import read
 
 
@@ -58,7 +58,8 @@ class OnnxModule(nn.Module):
     def _run(self, x: Tensor, keep: bool) -> Mapping[str, Tensor]:
         values = {**self.sizes, **{name: self.get_buffer(home) for name, home in self.homes.items()}}
         images = self.plan.images
-        return execute(self.plan.steps, {**values, images.name: x.to(images.dtype)}, keep=keep)
+        fed = rounded_to(x.to(images.dtype), images.narrow)
+        return execute(self.plan.steps, {**values, images.name: fed}, keep=keep)
 
     def _check(self, x: Tensor) -> None:
         sizes = self.plan.images.shape[1:]
@@ -78,7 +79,10 @@ def load_onnx(source: str | Path | bytes, *, backward: str = "identity", output:
     """A torch network built from an ONNX file (a path or its bytes) alone, for white-box attacks on it.
 
     The forward pass means what ONNX says: rounding half to even, saturation, zero points, scales per channel; it
-    differs from onnxruntime by float32 rounding, and by a step of a quantiser where a value lies between two.
+    differs from onnxruntime by float32 rounding, and by a step of a quantiser where a value lies between two. A file
+    that measures a range on what it is given (DynamicQuantizeLinear) takes one image at a time: in a batch, the logits
+    of one would depend on the others. Values of 16 bits are held in float32 and rounded, so that gradients do not
+    underflow.
     backward: how gradients pass each QuantizeLinear, switched by `.backward_form`: all of them ("identity"), those
     inside its range ("clipped"), or those by the slope of a smooth staircase ("soft"). output: the graph's output
     that gives logits, if it has several.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -15,6 +16,7 @@ from ..straight_through import Bound, inside, soft
 FORMS = ("identity", "clipped", "soft")
 # Of a step: pixels of exactly 0 and 1 are inside a range that float32 makes 0 to 0.99999994.
 MARGIN = 1e-3
+FLOAT32 = torch.finfo(torch.float32).max
 
 
 @dataclass
@@ -32,11 +34,15 @@ class Backward:
 
 @dataclass(frozen=True)
 class Grid:
-    """The steps of a quantiser: integers low..high (zero point taken off) of width scale; they broadcast over x."""
+    """The steps of a quantiser: integers low..high (zero point taken off) of width scale; they broadcast over x.
+
+    narrow: of 16 bits, in which x over the scale is computed.
+    """
 
     scale: Tensor
     low: Bound
     high: Bound
+    narrow: torch.dtype | None = None
 
 
 class Round(torch.autograd.Function):
@@ -57,7 +63,7 @@ class Round(torch.autograd.Function):
         ctx.settings = (grid, form, values)
         if form != "identity":
             ctx.save_for_backward(x)
-        steps = (x / grid.scale).round_()
+        steps = (x / grid.scale).to(grid.narrow or x.dtype).to(x.dtype).round_()
         steps.clamp_(grid.low, grid.high)  # type: ignore[arg-type]
         return steps.mul_(grid.scale) if values else steps
 
@@ -70,7 +76,8 @@ class Round(torch.autograd.Function):
             (x,) = ctx.saved_tensors
             g = _inside(g, x, grid)
         if form == "soft":
-            g = soft(g, x, grid.scale)
+            # Masks are the lowest float32, or -inf: 2π·x is beyond it.
+            g = soft(g, torch.nan_to_num(x / grid.scale, 0.0, 0.0, 0.0), 1.0)
         return g, None, None, None
 
 
@@ -80,10 +87,39 @@ def on_grid(x: Tensor, grid: Grid, backward: Backward, *, values: bool) -> Tenso
     return rounded
 
 
+class Instead(torch.autograd.Function):
+    """A value in the place of x, whose gradient is passed on whole."""
+
+    @staticmethod
+    def forward(_ctx: Any, x: Tensor, value: Tensor) -> Tensor:
+        return value.view_as(x)
+
+    @staticmethod
+    def backward(_ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        """Whole."""
+        return grads[0], None
+
+
+def instead(x: Tensor, value: Tensor) -> Tensor:
+    """The value, with the gradient of x."""
+    passed: Tensor = Instead.apply(x, value.detach())  # type: ignore[no-untyped-call]
+    return passed
+
+
+def rounded_to(x: Tensor, narrow: torch.dtype | None) -> Tensor:
+    """x rounded to a type of 16 bits, in its own type; the gradient passes whole."""
+    return x if narrow is None else instead(x, x.detach().to(narrow).to(x.dtype))
+
+
 def _inside(g: Tensor, x: Tensor, grid: Grid) -> Tensor:
     low, high = grid.low - MARGIN, grid.high + MARGIN
     step = float(grid.scale) if x.device.type == "cpu" and grid.scale.numel() == 1 else grid.scale
-    return inside(g, x, low * step, high * step)
+    return inside(g, x, _finite(low * step), _finite(high * step))
+
+
+def _finite(bound: Bound) -> Bound:
+    """A bound beyond float32 is none: a mask of -3.4e38 makes such a range."""
+    return math.copysign(math.inf, bound) if isinstance(bound, float) and abs(bound) > FLOAT32 else bound
 
 
 LONGEST_NAME, LONGEST_REASON = 60, 160  # in an error
@@ -93,9 +129,10 @@ LONGEST_NAME, LONGEST_REASON = 60, 160  # in an error
 class Node:
     """An operator as the file states it: "" in `inputs` is one left out.
 
-    opset: of the operator's own domain. kinds and numbers say what is known of each input before any image is:
-    the ONNX element type of a constant, and the value of a constant that is one number; None of others. whole: the
-    file computes on integers here, which floats stand for.
+    opset: of the operator's own domain. kinds, numbers and lists say what is known of each input before any image is:
+    the ONNX element type of a constant, the value of a constant that is one number, and those of a short vector; None
+    of others. whole: the file computes on integers here, which floats stand for. narrow: it computes in this type of
+    16 bits, to which results in float32 are rounded.
     """
 
     op: str
@@ -107,7 +144,9 @@ class Node:
     attributes: Mapping[str, Any] = field(default_factory=dict)
     kinds: tuple[int | None, ...] = ()
     numbers: tuple[float | None, ...] = ()
+    lists: tuple[list[float] | None, ...] = field(default=(), compare=False)
     whole: bool = False
+    narrow: torch.dtype | None = None
     backward: Backward = field(default_factory=Backward)
 
     def __str__(self) -> str:
@@ -138,6 +177,10 @@ class Node:
     def constant(self, index: int) -> float | None:
         """A constant input that is one number."""
         return self.numbers[index] if index < len(self.numbers) else None
+
+    def vector(self, index: int) -> list[float] | None:
+        """A constant input that is a short list of numbers."""
+        return self.lists[index] if index < len(self.lists) else None
 
 
 def shown(name: str, longest: int = LONGEST_NAME) -> str:

@@ -21,12 +21,18 @@ class Scribe:
         """The node's inputs, "" for those left out at the end."""
         return [*self.node.inputs, *[""] * (count - len(self.node.inputs))]
 
-    def write(self, op: str, inputs: Sequence[str], *, last: bool = False, **attributes: Any) -> str:
-        """Add a node; returns the name of its value, that of the whole if it is the last."""
+    def write(
+        self, op: str, inputs: Sequence[str], *, last: bool = False, domain: str = "", count: int = 1, **attributes: Any
+    ) -> str:
+        """Add a node; returns the name of its first value, that of the whole if it is the last; of others: with /i."""
         name = self.node.outputs[0] if last else f"{self.node.outputs[0]}/{len(self.nodes)}"
-        given = tuple(inputs)
-        self.nodes.append(Node(op, self.node.name, given, (name,), self.opset, attributes=attributes))
+        outputs = (name, *(f"{name}/{index}" for index in range(1, count)))
+        self.nodes.append(Node(op, self.node.name, tuple(inputs), outputs, self.opset, domain, attributes))
         return name
+
+    def add(self, value: str, bias: str) -> None:
+        """The last node: value + bias, or value alone."""
+        self.write("Add" if bias else "Identity", [value, bias] if bias else [value], last=True)
 
     def dequantise(self, triple: Sequence[str], axis: int = 1) -> str:
         """The float behind (integers, scale, zero point)."""
@@ -43,6 +49,7 @@ class Scribe:
         return [self.dequantise([integers, self.write("Mul", scales), ""], axis=0)]
 
 
+DYNAMIC = "DynamicQuantizeLinear"  # by the range of its input
 Writer = Callable[[Scribe], None]
 WRITERS: dict[tuple[str, str], Writer] = {}
 # Those whose first inputs are (integers, scale, zero point), one or two of them, then scale and zero point of
@@ -122,6 +129,35 @@ def _gemm(scribe: Scribe) -> None:
     value = scribe.write("Gemm", [a, b, *bias], last=not given[7], **attributes)
     if given[7]:
         scribe.quantise(value, *given[7:9])
+
+
+@_writer("MatMulIntegerToFloat", CONTRIB)
+def _matmul_to_float(scribe: Scribe) -> None:
+    a, b, a_scale, b_scale, a_zero, b_zero, bias = scribe.inputs(7)
+    values = [scribe.dequantise([a, a_scale, a_zero], axis=-2), scribe.dequantise([b, b_scale, b_zero], axis=-1)]
+    scribe.add(scribe.write("MatMul", values), bias)
+
+
+@_writer("DynamicQuantizeMatMul", CONTRIB)
+def _dynamic_matmul(scribe: Scribe) -> None:
+    a, b, scale, zero, bias = scribe.inputs(5)
+    integers = scribe.write(DYNAMIC, [a], count=3)
+    x = scribe.dequantise([integers, f"{integers}/1", f"{integers}/2"])
+    scribe.add(scribe.write("MatMul", [x, scribe.dequantise([b, scale, zero], axis=-1)]), bias)
+
+
+@_writer("QAttention", CONTRIB)
+def _attention(scribe: Scribe) -> None:
+    x, weight, bias, x_scale, scale, mask, x_zero, zero, past = scribe.inputs(9)
+    values = [scribe.dequantise([x, x_scale, x_zero]), scribe.dequantise([weight, scale, zero], axis=-1)]
+    scribe.write("Attention", [*values, bias, mask, past], last=True, domain=CONTRIB, **scribe.node.attributes)
+
+
+@_writer("QLinearWhere", CONTRIB)
+def _where(scribe: Scribe) -> None:
+    given = scribe.inputs(9)
+    value = scribe.write("Where", [given[0], scribe.dequantise(given[1:4]), scribe.dequantise(given[4:7])])
+    scribe.quantise(value, *given[7:9])
 
 
 @_writer("QLinearConcat", CONTRIB)

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from ..errors import GraphError
 from .node import Node, reason, shown
-from .operators.table import FLOATS, LARGEST, torch_type
+from .operators.table import FLOATS, LARGEST, NARROW, torch_type
 
 LARGEST_FILE = 2**31  # bytes: protobuf reads no more
 OLDEST = 7  # the opset that brought numpy's broadcasting
@@ -26,16 +26,19 @@ ONE_FILE = "save it in one file without external data: onnx.save(onnx.load(PATH)
 
 @dataclass(frozen=True)
 class Input:
-    """Where images go in; shape: (batch, ...), None where the file leaves a size open."""
+    """Where images go in; shape: (batch, ...), None where the file leaves a size open. narrow: a type of 16 bits that
+    they are rounded to.
+    """
 
     name: str
     shape: tuple[int | None, ...]
     dtype: torch.dtype
+    narrow: torch.dtype | None = None
 
 
 @dataclass(frozen=True)
 class Graph:
-    """A classifier as its file states it; kinds: ONNX element types of the constants."""
+    """A classifier as its file states it; kinds: ONNX element types of images and constants."""
 
     images: Input
     output: str
@@ -71,6 +74,7 @@ def _graph(graph: GraphProto, opsets: dict[str, int], output: str | None) -> Gra
         constants[name], kinds[name] = tensor_of(tensor), tensor.data_type
     nodes = tuple(_node(proto, opsets) for proto in graph.node if proto.op_type != "Constant" or proto.domain)
     images = _images(graph, set(constants))
+    kinds[images.name] = next(one for one in graph.input if one.name == images.name).type.tensor_type.elem_type
     _check_order(nodes, {images.name, *constants})
     return Graph(images, _output(graph, output), opsets[""], nodes, constants, kinds)
 
@@ -150,7 +154,7 @@ def _images(graph: GraphProto, constants: set[str]) -> Input:
     if kind.elem_type not in FLOATS or len(dims) < 2 or min(known, default=1) < 1 or math.prod(known) > LARGEST:
         got = f"element type {kind.elem_type}, shape {dims}"
         raise GraphError(f"expected images as floats (batch, ...) in {shown(inputs[0].name)}, got {got}")
-    return Input(inputs[0].name, dims, FLOATS[kind.elem_type])
+    return Input(inputs[0].name, dims, FLOATS[kind.elem_type], NARROW.get(kind.elem_type))
 
 
 def _output(graph: GraphProto, wanted: str | None) -> str:

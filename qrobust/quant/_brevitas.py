@@ -14,11 +14,13 @@ with warnings.catch_warnings():
     from brevitas.nn.quant_layer import QuantNonLinearActLayer as QuantNLAL
     from brevitas.nn.quant_layer import QuantWeightBiasInputOutputLayer as QuantWBIOL
     from brevitas.proxy import ActQuantProxyFromInjector, WeightQuantProxyFromInjector
+    from brevitas.quant_tensor import IntQuantTensor
 
 __all__ = [
     "ActQuantProxyFromInjector",
     "ExtendedInjector",
     "FloatToIntImplType",
+    "IntQuantTensor",
     "QuantConv2d",
     "QuantIdentity",
     "QuantLinear",

@@ -9,6 +9,8 @@ from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils.flop_counter import FlopCounterMode
 
 from ..errors import ModelError
 from ..models.inference import frozen
@@ -55,11 +57,14 @@ class LayerCost:
 
 @dataclass(frozen=True)
 class Cost:
-    """layers: by module path. biases, scales: how many such numbers stand beside the weights."""
+    """layers: by module path. biases, scales: how many such numbers stand beside the weights. other_macs: of products
+    that are no layer's, as attention's, for one image.
+    """
 
     layers: dict[str, LayerCost]
     biases: int
     scales: int
+    other_macs: int = 0
 
     @property
     def size_bytes(self) -> int:
@@ -70,6 +75,12 @@ class Cost:
     def macs(self) -> int:
         """Multiply-accumulates of convolutions and linear layers for one image."""
         return sum(layer.macs for layer in self.layers.values())
+
+    @property
+    def integer_share(self) -> float:
+        """Share of all multiply-accumulates, attention's too, whose weight and input are integers."""
+        whole = (layer for layer in self.layers.values() if max(layer.weight_bits, layer.activation_bits) < FLOAT_BITS)
+        return sum(layer.macs for layer in whole) / (self.macs + self.other_macs)
 
     @property
     def bops(self) -> int:
@@ -89,6 +100,8 @@ class Cost:
         return {
             "size_bytes": self.size_bytes,
             "macs": self.macs,
+            "other_macs": self.other_macs,
+            "integer_share": self.integer_share,
             "bops": self.bops,
             "zero_share": self.zero_share,
             "biases": self.biases,
@@ -116,8 +129,10 @@ def cost(model: nn.Module, example: Tensor) -> Cost:
     Raises ModelError for a quantised network inside another module, where widths cannot be followed.
     """
     weight_bits, input_bits = bits_per_layer(model), _input_bits(model)
+    counter = FlopCounterMode(display=False)
     with frozen(model, fold=False), torch.no_grad():
-        seen = _listen(model, example)
+        with sdpa_kernel(SDPBackend.MATH), counter:  # attention as the two products that it is
+            seen = _listen(model, example)
         layers = {
             name: LayerCost(
                 weight_bits[name],
@@ -130,7 +145,8 @@ def cost(model: nn.Module, example: Tensor) -> Cost:
             for name, layer in model.named_modules()
             if isinstance(layer, (nn.Conv2d, nn.Linear))
         }
-        return Cost(layers, *_count_numbers(model, seen))
+        every = counter.get_total_flops() // 2 // len(example)
+        return Cost(layers, *_count_numbers(model, seen), max(0, every - sum(one.macs for one in layers.values())))
 
 
 class _Listener:

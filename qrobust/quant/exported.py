@@ -14,32 +14,34 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import ExportError
-from ._brevitas import QuantNLAL, QuantWBIOL
+from ._brevitas import IntQuantTensor, QuantNLAL, QuantWBIOL
 from .layers import QuantizedActivation, QuantizedConv2d, QuantizedLinear
 from .operator import QUANTIZE
 from .quantizer import Quantizer, integer_range, quantizers
 
+FLOAT_BITS, MOST_BITS = 32, 8
+
 
 @dataclass(frozen=True)
 class Grid:
-    """The levels low..high of a quantiser; its values are (level - zero_point)·scale."""
+    """The levels low..high of a quantiser; its values are (level - zero_point)·scale, zero_point None for 0."""
 
     scale: Tensor
-    zero_point: Tensor
+    zero_point: Tensor | None
     low: int
     high: int
 
     @staticmethod
     def of(quantizer: Quantizer) -> Grid:
         """Of one of ours."""
-        return Grid(quantizer.scale().detach(), quantizer.zero_point.detach(), quantizer.low, quantizer.high)
+        return Grid(quantizer.scale().detach(), None, quantizer.low, quantizer.high)
 
 
 class ExportedActivation(nn.Module):
     """What quantises an activation; before it may stand a function, as in Brevitas' QuantReLU."""
 
     scale: Tensor
-    zero_point: Tensor
+    zero_point: Tensor | None
 
     def __init__(self, grid: Grid, before: nn.Module | None = None) -> None:
         super().__init__()
@@ -109,7 +111,8 @@ def _exported(layer: Any) -> nn.Module:
         return ExportedLayer(layer, layer.weight, Grid.of(next(quantizers(layer.weight_quant))))
     if isinstance(layer, QuantWBIOL):
         return ExportedLayer(layer, *_weight(layer))
-    return nn.Sequential(*(one for one in (_activation(layer.input_quant), _activation(layer.act_quant)) if one))
+    parts = [one for one in (_activation(layer.input_quant), _activation(layer.act_quant)) if one is not None]
+    return parts[0] if len(parts) == 1 else nn.Sequential(*parts)
 
 
 def _weight(layer: Any) -> tuple[Tensor, Grid | None]:
@@ -121,7 +124,7 @@ def _weight(layer: Any) -> tuple[Tensor, Grid | None]:
     if not layer.weight_quant.is_quant_enabled:
         return layer.weight, None
     quantised = layer.quant_weight()
-    return quantised.value, _grid(layer.weight_quant, quantised.scale, quantised.zero_point, quantised.bit_width)
+    return quantised.value, _grid(layer.weight_quant, quantised)
 
 
 def _activation(proxy: Any) -> nn.Module | None:
@@ -133,18 +136,23 @@ def _activation(proxy: Any) -> nn.Module | None:
     if not proxy.is_quant_enabled:
         return before
     try:
-        grid = _grid(proxy, proxy.scale(), proxy.zero_point(), proxy.bit_width())
+        grid = _grid(proxy, proxy.internal_forward(True))
     except RuntimeError as error:
-        raise ExportError(
-            f"expected a scale that does not depend on the image, got: {error}; use a fixed one"
-        ) from error
-    if isinstance(before, nn.ReLU) and grid.low == 0 and not grid.zero_point.any():  # the lowest level does its work
+        raise ExportError(f"expected a scale that hangs on no image, got: {error}; use a fixed one") from error
+    if isinstance(before, nn.ReLU) and grid.low == 0 and grid.zero_point is None:  # the lowest level does its work
         before = None
     return ExportedActivation(grid, before)
 
 
-def _grid(proxy: Any, scale: Tensor, zero_point: Tensor, bit_width: Tensor) -> Grid:
+def _grid(proxy: Any, quantised: Any) -> Grid:
+    """Of what a quantiser gives."""
+    bits = int(quantised.bit_width) if isinstance(quantised, IntQuantTensor) else FLOAT_BITS
+    if bits > MOST_BITS:
+        raise ExportError(
+            f"expected integers of 2 to {MOST_BITS} bits, got {type(quantised).__name__}, {bits} bits; use those"
+        )
     if str(proxy.rounding_mode).upper() != "ROUND":
         raise ExportError(f"expected rounding to the nearest level, got {proxy.rounding_mode}; use ROUND")
-    low, high = integer_range(int(bit_width), signed=proxy.is_signed, narrow=bool(proxy.is_narrow_range))
-    return Grid(scale.detach(), zero_point.detach(), low, high)
+    low, high = integer_range(bits, signed=proxy.is_signed, narrow=bool(proxy.is_narrow_range))
+    scale, zero_point = quantised.scale.detach(), quantised.zero_point.detach()
+    return Grid(scale, zero_point if zero_point.any() else None, low, high)

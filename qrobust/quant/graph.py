@@ -15,7 +15,9 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 from torch.nn.utils import parametrize
+from torch.utils._pytree import keystr, tree_flatten_with_path, tree_unflatten
 
+from .. import progress
 from ..errors import ModelError
 from ..models.inference import in_eval_mode
 from .forms import affine
@@ -53,6 +55,7 @@ def capture(model: nn.Module, shape: Shape | None = None) -> CapturedGraph:
     with _as_it_was(copied):
         found = _exported(copied, images)
     names = {id(tensor): name for name, tensor in _tensors(copied)}
+    _tell_outputs(found)
     graph = _graph_module(copied, found)
     for name, module in list(graph.named_modules()):
         if isinstance(module, nn.BatchNorm2d) and module.weight is None and module.running_mean is not None:
@@ -70,6 +73,15 @@ def capture(model: nn.Module, shape: Shape | None = None) -> CapturedGraph:
             )
         graph.register_forward_pre_hook(OneSize(tuple(images.shape[1:])))
     return graph.train(model.training)
+
+
+def _tell_outputs(exported: fx.GraphModule) -> None:
+    """With -v, what a network gives besides its logits while it trains."""
+    spec = exported.graph._codegen.pytree_info.out_spec  # type: ignore[attr-defined]
+    paths, _ = tree_flatten_with_path(tree_unflatten(range(spec.num_leaves), spec))
+    if spec.num_leaves > 1:
+        left = ", ".join(keystr(path).strip(".") for path, _ in paths[1:])
+        progress.detail(f"quantised without what training alone gives: {left}")
 
 
 def _graph_module(model: nn.Module, exported: fx.GraphModule) -> CapturedGraph:
@@ -114,7 +126,8 @@ def example_images(model: nn.Module, shape: Shape | None) -> Tensor:
     for one in shapes:
         images = torch.zeros(BATCH, *one, device=like.device, dtype=like.dtype if like.is_floating_point() else None)
         try:
-            with torch.no_grad(), torch.random.fork_rng(devices=[]), in_eval_mode(model):
+            with torch.no_grad(), torch.random.fork_rng(devices=[]), in_eval_mode(model), warnings.catch_warnings():
+                warnings.simplefilter("ignore")
                 logits = model(images)
         except ModelError:
             raise

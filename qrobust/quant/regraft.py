@@ -273,9 +273,11 @@ def operator_name(node: fx.Node) -> str:
 def _target(node: fx.Node, name: str) -> Any:
     """A function of torch, or the operator that does the same not in place."""
     target = node.target
+    if not isinstance(target, torch._ops.OpOverload):  # arithmetic of sizes is Python's
+        return target
     if name in FUNCTIONS:
         return FUNCTIONS[name]
-    if isinstance(target, torch._ops.OpOverload) and target._schema.is_mutable:
+    if target._schema.is_mutable:
         packet = getattr(torch.ops.aten, name)
         overload = target._overloadname
         return getattr(packet, overload if overload in packet.overloads() else packet.overloads()[-1])

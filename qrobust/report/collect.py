@@ -88,6 +88,7 @@ class Cost(Result):
     size_bytes: Amount
     macs: Whole
     bops: Whole
+    integer_share: Share | None = None
     zero_share: Share | None = None
     layers: dict[str, Layer] = Field(default_factory=dict)
 

@@ -1,7 +1,11 @@
-"""What tests of AutoAttack share."""
+"""What tests of whole attacks share."""
+
+from dataclasses import replace
 
 import pyautoattack
 import pytest
+
+from qrobust.attacks import plan
 
 
 @pytest.fixture
@@ -15,3 +19,12 @@ def few_steps(monkeypatch):
         self.square.n_queries = 200
 
     monkeypatch.setattr(pyautoattack.AutoAttack, "_set_version", shortened)
+
+
+@pytest.fixture
+def few_parts(monkeypatch):
+    """A tenth of the steps of the cascade's parts, and no longer turns than needed."""
+    for name in ("FIRST", "FLOAT", "ROUNDED", "QUICK"):
+        parts = getattr(plan, name)
+        short = [replace(one, steps=one.steps // 10) for one in ([parts] if name == "FIRST" else parts)]
+        monkeypatch.setattr(plan, name, short[0] if name == "FIRST" else tuple(short))

@@ -20,7 +20,7 @@ LINF = Threat("linf", 0.1)
 pytestmark = pytest.mark.usefixtures("few_steps")
 WITH_GRADIENTS = (
     "fgsm", "bim-3", "pgd-3", "pgd-3x2:keep=best", "cw-inf-3", "tpgd-3", "cw-20:c=50:lr=0.05", "transfer-3", "apgd-ce",
-    "apgd-t", "autoattack",
+    "apgd-t", "autoattack", "strong:budget=40",
 )  # fmt: skip
 ATTACKS = (*WITH_GRADIENTS, "gn", "square-20")
 CALLERS = {"no_grad": torch.no_grad, "inference_mode": torch.inference_mode}

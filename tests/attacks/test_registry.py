@@ -29,6 +29,10 @@ TABLE = {
     "transfer-20": {"loss": "ce", "keep": "last", "steps": 20, "step_size": STEP, "restarts": 1},
     "transfer-20x3": {"loss": "ce", "keep": "last", "steps": 20, "step_size": STEP, "restarts": 3},
     "autoattack": {},
+    "strong": {"quick": False, "budget": 0},
+    "strong:quick": {"quick": True, "budget": 0},
+    "strong:budget=5e3": {"quick": False, "budget": 5000},
+    "strong:quick:budget=90": {"quick": True, "budget": 90},
     "gn:std=1/20": {"std": 0.05},
     "pgd-20:keep=best": {"loss": "ce", "keep": "best", "steps": 20, "step_size": STEP, "restarts": 1},
     "pgd-20:step_size=1/255": {"loss": "ce", "keep": "last", "steps": 20, "step_size": 1 / 255, "restarts": 1},
@@ -62,7 +66,7 @@ def test_every_spelling_in_the_documentation_works():
     import qrobust.attacks.registry  # noqa: F401
 
     spellings = re.findall(r"`([^`]+)`", modules["qrobust.attacks.registry"].__doc__)
-    assert len(spellings) == 16
+    assert len(spellings) == 19
     assert [function(spelling, LINF).name for spelling in spellings] == spellings
 
 
@@ -148,6 +152,11 @@ WRONG_SETTINGS = {
     "pgd-20:step_size=-1": "pgd-20:step_size=-1: expected step_size above 0, got '-1'; else it is no attack",
     "cw-20:kappa=-1": "cw-20:kappa=-1: expected kappa above 0, got '-1'; else it is no attack",
     "pgd-20:keep=bets": "pgd-20:keep=bets: expected a keep, got 'bets'; did you mean 'best'?",
+    "strong:quick=1": "strong:quick=1: expected quick alone, got 'quick=1'; leave out what follows it",
+    "strong:quik": "strong:quik: unknown setting 'quik'; did you mean 'quick'?",
+    "strong:budget": "strong:budget: expected a number for budget, got ''",
+    "strong:budget=0": "strong:budget=0: expected budget above 0, got '0'; else it is no attack",
+    "strong:budget=2": "expected a budget of 3 passes or more, got 2; else it is no attack",
     "pgd-20:loss=magrin": "pgd-20:loss=magrin: expected a loss, got 'magrin'; did you mean 'margin'?",
 }
 
@@ -161,7 +170,7 @@ def test_settings_that_are_none(name, text):
 
 KNOWN = (
     "; known: apgd-ce, apgd-t, autoattack, bim-20, cw-20, cw-inf-30, fgsm, gn, pgd-20, pgd-20x5, square-5000, "
-    "tpgd-20, transfer-20"
+    "strong, strong:quick, tpgd-20, transfer-20"
 )
 REFUSED = {
     "pgd": "; did you mean 'pgd-20'?",
@@ -179,6 +188,7 @@ REFUSED = {
     "cw": "; did you mean 'cw-20'?",
     "cw-20x2": None,
     "square": "; did you mean 'square-5000'?",
+    "strong-20": "; did you mean 'strong'?",
     "autoattack-20": "; did you mean 'autoattack'?",
     "transfer": "; did you mean 'transfer-20'?",
     "pgd-20:": "; did you mean 'pgd-20'?",

@@ -13,7 +13,8 @@ from qrobust.deployed import attack as module
 from qrobust.deployed.attack import Settings, SurrogateAttack, attack_deployed, threat_of, with_surrogates
 from qrobust.deployed.model import find_images, find_sources, open_deployed
 from qrobust.errors import RecipeError
-from qrobust.evaluation import accuracy, read_outcomes
+from qrobust.evaluation import journal, read_outcomes
+from qrobust.evaluation.sanity import SanityReport
 from qrobust.onnx_module import load_onnx
 
 from ..onnx_module.helpers import text_model
@@ -74,6 +75,21 @@ def test_a_gradient_that_misleads_in_one_form_is_passed_by_in_another(tmp_path):
     assert blind["worst_case"]["accuracy"] == CLEAN
     assert seeing["worst_case"]["accuracy"] == exact()
     assert seeing["attacks"]["pgd-10"]["settings"]["backward"] == ["identity", "clipped", "soft"]
+
+
+def test_the_cascade_takes_backward_forms_in_turns_and_the_session_judges(tmp_path, monkeypatch):
+    monkeypatch.setattr(module, "check_file_sanity", lambda _: SanityReport({}, []))
+    folder = artifact(tmp_path / "one", masked())
+    result = attacked(folder, "strong:budget=100")["attacks"]["strong:budget=100"]
+    assert result["accuracy"] == exact()
+    assert result["settings"]["backward"] == ["clipped", "soft", "identity"]
+    assert [part["part"] for part in result["parts"]] == ["margin-30"]
+    # Led astray by gradients, Square alone gets somewhere.
+    blind = attacked(folder, "strong:quick", forms=("identity",))["attacks"]["strong:quick"]
+    by_gradient, _, by_square = (part["broken"] for part in blind["parts"])
+    assert by_gradient < by_square
+    plain = attacked(artifact(tmp_path / "two"), "strong:budget=100")["attacks"]["strong:budget=100"]
+    assert (plain["accuracy"], plain["settings"]["backward"]) == (exact(), ["identity"])
 
 
 def test_square_through_the_session_beats_a_blind_attack_and_says_so(tmp_path):
@@ -137,7 +153,7 @@ class Stopped(Exception):
 def test_a_stopped_attack_goes_on_where_it_was(tmp_path, monkeypatch):
     folder, names = artifact(tmp_path / "one", masked()), ("pgd-3", "square-20")
     monkeypatch.setattr(module, "MAX_VALUES", 16 * 16)
-    monkeypatch.setattr(accuracy, "SAVE_EVERY", 0)
+    monkeypatch.setattr(journal, "SAVE_EVERY", 0)
     whole, part = tmp_path / "whole.json", tmp_path / "part.json"
     calls = []
 

@@ -42,6 +42,17 @@ def test_the_exact_worst_case_is_reached(tmp_path, form, eps):
     assert exact(eps) <= result["worst_case"]["accuracy"] <= exact(eps) + one < exact(0)
 
 
+@pytest.mark.parametrize("form", FORMS)
+def test_the_cascade_reaches_it_too(tmp_path, form, monkeypatch):
+    """Where bytes are rounded inside the ball, it believes no point that is not: parts break what the verdicts have."""
+    monkeypatch.setattr(module, "check_file_sanity", lambda _: SanityReport({}, []))
+    opened = deployed(tmp_path, form, 0.3)
+    result = attack_deployed(opened, find_images(opened), Settings(attacks=("strong:quick",)))
+    found, one = result["attacks"]["strong:quick"], 1 / 64 if form == "bytes" else 0
+    assert exact(0.3) <= found["accuracy"] <= exact(0.3) + one < exact(0)
+    assert sum(part["broken"] for part in found["parts"]) == 64 * (result["clean"]["accuracy"] - found["accuracy"])
+
+
 def test_a_session_of_bytes_is_judged_inside_the_ball(tmp_path, monkeypatch):
     eps, judged = 0.1, []
     opened = deployed(tmp_path, "bytes", eps)

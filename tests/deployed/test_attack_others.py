@@ -59,6 +59,57 @@ def test_static_quantisation(tmp_path, form):
     assert not {"module-differs", "level-differs", "zero-gradient"} & {flag["name"] for flag in result["flags"]}
 
 
+def transformer():
+    torch.manual_seed(0)
+    model = import_torchvision().models.VisionTransformer(SIDE, 4, 2, 2, 16, 32, num_classes=5)
+    nn.init.normal_(model.heads.head.weight)
+    return model
+
+
+def convnext():
+    torch.manual_seed(0)
+    models = import_torchvision().models
+    block = models.convnext.CNBlockConfig
+    return models.ConvNeXt([block(8, None, 1)], layer_scale=1.0, num_classes=5)
+
+
+KINDS = [
+    (transformer, "int8"),
+    (transformer, "float"),
+    (transformer, "dynamic"),
+    (convnext, "float"),
+    (convnext, "int8"),
+]
+
+
+@pytest.mark.parametrize(
+    ("make", "kind"), [KINDS[0], *(pytest.param(*one, marks=pytest.mark.slow) for one in KINDS[1:])]
+)
+def test_transformers_float_and_quantised(tmp_path, make, kind):
+    logging.getLogger().setLevel(logging.ERROR)
+    source = exported(make(), tmp_path / "float.onnx")
+    x = torch.rand(16, 3, SIDE, SIDE, generator=torch.Generator().manual_seed(1)).numpy()
+    if kind == "int8":
+        ort.quantize_static(str(source), str(tmp_path / "int8.onnx"), Batches(x), per_channel=True, reduce_range=True)
+    if kind == "dynamic":
+        ort.quantize_dynamic(str(source), str(tmp_path / "dynamic.onnx"), op_types_to_quantize=["MatMul", "Gemm"])
+    result = result_of(tmp_path / f"{kind}.onnx", SIDE, "pgd-10")
+    assert result["clean"]["accuracy"] == 1
+    assert result["worst_case"]["accuracy"] < 1
+    assert not {"module-differs", "zero-gradient"} & {flag["name"] for flag in result["flags"]}
+
+
+def test_the_logits_of_an_image_do_not_depend_on_those_beside_it(tmp_path):
+    """Where a range is measured on what is passed, images are passed one by one."""
+    path = exported(small(), tmp_path / "float.onnx")
+    ort.quantize_dynamic(str(path), str(path.with_name("dynamic.onnx")), op_types_to_quantize=["Gemm"])
+    deployed = open_deployed(path.with_name("dynamic.onnx"))
+    x = torch.rand(4, 3, SIDE, SIDE) * torch.tensor([1, 0.1, 0.01, 0.5]).view(4, 1, 1, 1)
+    alone = torch.cat([deployed.served()(one[None]) for one in x])
+    torch.testing.assert_close(deployed.served()(x), alone)
+    torch.testing.assert_close(deployed.gradient()(x), alone, atol=1e-3, rtol=1e-3)
+
+
 @pytest.mark.slow
 def test_autoattack_on_a_float_network(tmp_path):
     result = result_of(exported(small(), tmp_path / "float.onnx"), SIDE, "apgd-t", "autoattack", n=4)

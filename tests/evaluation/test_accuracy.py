@@ -277,7 +277,7 @@ class Counting(Attack):
 @pytest.fixture
 def eager(monkeypatch):
     """The state is written after every batch."""
-    monkeypatch.setattr("qrobust.evaluation.accuracy.SAVE_EVERY", 0.0)
+    monkeypatch.setattr("qrobust.evaluation.journal.SAVE_EVERY", 0.0)
 
 
 def counted(stop_at=None, *, state=None, model=None, images=None, **options):

@@ -5,6 +5,7 @@ after fifty layers another label. So every layer is measured alone, on torch's i
 that differs; the labels of whole networks are compared where nothing echoes.
 """
 
+import copy
 import functools
 import hashlib
 from dataclasses import dataclass, replace
@@ -15,14 +16,16 @@ import pytest
 import torch
 
 from qrobust.errors import ExportError
+from qrobust.export import write
 from qrobust.export.lowering import forms
 from qrobust.export.parity import parity
 from qrobust.export.target import load_target
 from qrobust.export.write import lower
 from qrobust.models import build, names
 from qrobust.models.inference import estimate_statistics
-from qrobust.quant import QuantConfig, quantize, quantizers, round_biases
+from qrobust.quant import QuantConfig, fold_fat, quantize, quantizers, round_biases
 from qrobust.quant._brevitas import QuantConv2d
+from qrobust.quant.exported import as_exported
 
 from ..quant import helpers as small
 from ..quant.helpers import images, layer_nodes, module_of, quantiser_above, shake_norms
@@ -121,8 +124,21 @@ def network(name, bits):
     return model
 
 
-def export(name, bits, target, input="float32-nchw"):
-    return lower(network(name, bits), batch(name, 1), load_target(target), input=input)
+@functools.lru_cache(maxsize=1)
+def program(name, bits):
+    """What torch.export reads, once for all targets: it takes longer than all that follows."""
+    return write.exported(as_exported(fold_fat(copy.deepcopy(network(name, bits)))), batch(name, 1))
+
+
+@pytest.fixture
+def export(monkeypatch):
+    def exported(name, bits, target, input="float32-nchw"):
+        read = program(name, bits)
+        with monkeypatch.context() as patched:
+            patched.setattr(write, "exported", lambda *_: read)
+            return lower(network(name, bits), batch(name, 1), load_target(target), input=input)
+
+    return exported
 
 
 MEASURED = {}
@@ -162,7 +178,7 @@ def assert_agrees(name, bits, data, bound):
 
 
 @pytest.mark.parametrize(("name", "bits", "target"), CASES)
-def test_every_network_width_and_target(name, bits, target):
+def test_every_network_width_and_target(name, bits, target, export):
     if target == "tensorrt" and not is_symmetric(network(name, bits)):
         with pytest.raises(ExportError, match=r"^tensorrt: expected activations of 7 bits or fewer"):
             export(name, bits, target)
@@ -192,13 +208,13 @@ def assert_runs_however_opened(data, x, target):
         for j, target in enumerate(target for target in TARGETS if target != "qonnx")
     ],
 )
-def test_a_cameras_pixels_too(name, target):
+def test_a_cameras_pixels_too(name, target, export):
     data = export(name, 4, target, input="uint8-nhwc")
     assert_agrees(name, 4, data, HALF if target == "ort-cuda" else EXACT)
 
 
 @pytest.mark.parametrize("name", OWN)
-def test_small_networks_in_qonnx(name):
+def test_small_networks_in_qonnx(name, export):
     x = batch(name)
     difference = np.abs(evaluate(export(name, 4, "qonnx"), x.numpy()) - torch_logits(network(name, 4), x))
     assert (difference.max(axis=1) < 1e-4).mean() >= 0.75
@@ -247,7 +263,7 @@ WRONG = {
 @pytest.mark.parametrize(
     ("bits", "wrong"), [*((2, wrong) for wrong in WRONG), *((7, wrong) for wrong in WRONG if wrong != "highest")]
 )
-def test_the_bounds_catch_what_is_wrong(bits, wrong, monkeypatch):
+def test_the_bounds_catch_what_is_wrong(bits, wrong, monkeypatch, export):
     for name, function in WRONG[wrong].items():
         monkeypatch.setattr(forms.Integer, name, function)
     with pytest.raises(AssertionError):

@@ -22,6 +22,7 @@ from .helpers import lowered, network, torch_logits
 
 X = images(20, seed=5)
 RUNTIMES = ("all", "disable", "reference")
+QUANTISER = {"conv": "act", "layer2.0.conv2": "layer2_0_bn2_quant", "layer2.0.shortcut.0": "layer2_0_shortcut_1_quant"}
 INPUTS = ("float32-nchw", "uint8-nhwc")
 
 
@@ -76,7 +77,7 @@ def test_a_right_file_agrees_in_every_step(target, runtime, input):
 @pytest.mark.parametrize("layer", ["conv", "layer2.0.conv2", "layer2.0.shortcut.0"])
 def test_one_wrong_weight_is_found_and_its_layer_named(layer, runtime, forced):
     found = parity(network(4), with_one_integer_changed(layer), X[:4], runtime=runtime, forced=forced)
-    assert found.first in (f"{layer}.q", f"{layer}.clip")
+    assert found.first == QUANTISER[layer]
     wrong = [each.name for each in found.layers if each.share]
     assert (len(wrong) == 1) == forced  # unforced, all layers behind it differ too
     assert max(each.largest for each in found.layers) > 1
@@ -87,7 +88,7 @@ def test_one_wrong_weight_is_found_and_its_layer_named(layer, runtime, forced):
 def test_one_wrong_scale_is_found_and_its_layer_named(runtime, input):
     data = lowered(4) if input == INPUTS[0] else camera()
     found = parity(network(4), changed(data, "layer2.0.conv1.q.scale", one_scale), X[:4], runtime=runtime)
-    assert found.first == "layer2.0.conv1.clip"
+    assert found.first == "layer2.0.act1"
     assert found.share > 0.01
 
 
@@ -172,6 +173,21 @@ def test_openvino_is_a_second_judge():
     found = parity(network(4), lowered(4, target="openvino"), X, runtime="openvino")
     assert found.share < 1e-3
     assert found.flips == 0
+
+
+def test_networks_with_brevitas_own_quantisers_are_compared_too():
+    from brevitas import nn as brevitas
+
+    torch.manual_seed(0)
+    model = nn.Sequential(
+        brevitas.QuantIdentity(return_quant_tensor=True), brevitas.QuantConv2d(1, 4, 3),
+        brevitas.QuantReLU(bit_width=4, return_quant_tensor=False), nn.Flatten(), nn.Linear(144, 5),
+    )  # fmt: skip
+    model(X)
+    found = parity(model.eval(), lower(model, X[:1], load_target("compact")), X, forced=True)
+    assert [(layer.module, layer.bits) for layer in found.layers] == [("0", 8), ("2", 4)]
+    assert max(layer.largest for layer in found.layers) <= 1
+    assert found.share < 1e-3
 
 
 def test_a_plain_module_is_a_float_network():

@@ -231,6 +231,20 @@ def test_one_inside_another():
     assert torch.equal(model(x), before)
 
 
+@pytest.mark.parametrize("fold", [True, False])
+def test_one_quantised_network_inside_another(fold):
+    """What the outer one folded into a weight, the inner one leaves there: its norm is the identity by then."""
+    model = lived_in(build("resnet8", in_channels=3, classes=4))
+    model, x = quantize(model, QuantConfig(4), calibration=[images(n=8)]).eval(), images()
+    before = model(x)
+    with frozen(model):
+        outer = model(x)
+        with frozen(model, fold=fold):
+            assert torch.equal(model(x), outer)
+        assert torch.equal(model(x), outer)
+    assert torch.equal(model(x), before)
+
+
 def test_hooks_see_images_only():
     """Of a block within, too: looking for pairs is not a call."""
     model, seen = lived_in(build("resnet8", in_channels=3, classes=4)), []

@@ -170,7 +170,17 @@ def test_the_network_stays_as_it_was():
 
 def test_what_is_written_is_json_and_holds_every_number():
     written = json.loads(json.dumps(cost(plain(3), EXAMPLE).to_dict()))
-    assert {"size_bytes", "macs", "bops", "zero_share", "biases", "scales", "layers"} == set(written)
+    assert {
+        "size_bytes",
+        "macs",
+        "other_macs",
+        "integer_share",
+        "bops",
+        "zero_share",
+        "biases",
+        "scales",
+        "layers",
+    } == set(written)
     expected = {
         "weight_bits": 3,
         "activation_bits": 3,

@@ -1,6 +1,7 @@
 """The traced form of networks, against the networks themselves."""
 
 import copy
+from typing import NamedTuple
 
 import pytest
 import torch
@@ -9,6 +10,7 @@ from torch.nn import functional as F
 
 from qrobust.errors import ModelError
 from qrobust.models import build
+from qrobust.progress import set_volume
 from qrobust.quant import QuantConfig, quantize
 from qrobust.quant.graph import capture
 from qrobust.torchvision_cpu import import_torchvision
@@ -172,7 +174,20 @@ def test_the_module_that_cannot_be_traced_is_named(model, where):
     assert "\n" not in str(caught.value)
 
 
-def test_auxiliary_heads_of_training_are_left_out():
+class Outputs(NamedTuple):
+    logits: torch.Tensor
+    aux: torch.Tensor
+
+
+@pytest.mark.parametrize(
+    ("give", "name"),
+    [
+        (lambda x: (x, x.mean()), "[1]"),
+        (lambda x: Outputs(x, x * 2), "aux"),
+        (lambda x: {"out": x, "aux": x}, "['aux']"),
+    ],
+)
+def test_auxiliary_heads_of_training_are_left_out_and_named(give, name, capsys):
     class Headed(nn.Module):
         def __init__(self):
             super().__init__()
@@ -180,9 +195,14 @@ def test_auxiliary_heads_of_training_are_left_out():
 
         def forward(self, x):
             x = self.conv(x)
-            return (x, x.mean()) if self.training else x
+            return give(x) if self.training else x
 
-    assert isinstance(capture(Headed().train())(images()), torch.Tensor)
+    set_volume(verbose=True)
+    try:
+        assert isinstance(capture(Headed().train())(images()), torch.Tensor)
+    finally:
+        set_volume()
+    assert capsys.readouterr().err.strip() == f"quantised without what training alone gives: {name}"
 
 
 def test_the_original_is_left_alone():

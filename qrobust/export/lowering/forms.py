@@ -35,13 +35,13 @@ class Form:
     """What the formats share: float32 weights and biases, activations rounded in float.
 
     carries: what only moves values moves integers. half: the graph is float16. fits: scales grow with biases.
-    storage: "cast", "direct" or "bytes".
+    storage: "cast", "direct" or "bytes". linear: "matmulinteger" or "qdq".
     """
 
     carries = half = fits = False
 
-    def __init__(self, storage: str = "bytes") -> None:
-        self.storage = storage
+    def __init__(self, storage: str = "bytes", linear: str = "qdq") -> None:
+        self.storage, self.linear = storage, linear
         self.layers: list[bool] = []  # of every quantised layer, whether it reads integers
 
     def layer(self, graph: Building, layer: Layer) -> tuple[ir.Value, ir.Value | None]:
@@ -58,6 +58,15 @@ class Form:
     def weight(self, graph: Building, weight: Weight, name: str) -> ir.Value:
         """An integer weight as the floats that a layer reads."""
         return graph.constant(weight.floats(), name=name)
+
+    def factor(self, graph: Building, layer: Layer) -> ir.Value:
+        """The weight (inputs, outputs) of a linear layer of tokens, as the floats that a product reads."""
+        self.layers.append(layer.x is not None)
+        return self.weight(graph, layer.weight, f"{layer.name}.weight")
+
+    def product(self, _: Building, __: Layer, /) -> ir.Value | None:
+        """Such a layer's product as one of integers, None where the format has none."""
+        return None
 
     def bias(self, graph: Building, layer: Layer, bias: Array) -> ir.Value:
         """A layer's bias, float64, as it reads it."""
@@ -150,6 +159,24 @@ class Integer(Compact):
     """What runtimes make integer layers of: biases are int32 too, integers pass through what moves them."""
 
     carries = True
+
+    def product(self, graph: Building, layer: Layer, /) -> ir.Value | None:
+        """MatMulInteger, times both scales. That of the activation passes a DequantizeLinear, which onnxruntime does
+        not fold: it looks for two scales, to make one MatMulIntegerToFloat of all with the bias.
+        """
+        if layer.x is None or self.linear != "matmulinteger":
+            return None
+        name, weight, x = f"{layer.name}.weight", layer.weight, layer.x
+        stored, narrow = self.stored(graph, weight, name)
+        if narrow and stored.producer() is None:
+            stored = graph.part(f"{name}.i", "Cast", stored, to=int(ir.DataType.INT8))
+        zeros = [graph.constant(x.zero)]
+        if weight.zero.any():
+            zeros.append(graph.constant(_by_channel(weight.zero, weight), name=f"{name}.zero", own=True))
+        total = graph.op("Cast", graph.op("MatMulInteger", x.integers, stored, *zeros), to=int(ir.DataType.FLOAT))
+        one = graph.op("DequantizeLinear", graph.constant(np.array(1, np.int8)), graph.constant(x.scale))
+        scale = graph.op("Mul", one, graph.constant(_squeezed(weight), name=f"{name}.scale"))
+        return graph.op("Mul", total, scale)  # type: ignore[no-any-return]
 
     def bias(self, graph: Building, layer: Layer, bias: Array) -> ir.Value:
         """int32 where the layer reads integers, in steps of its sums."""

@@ -64,10 +64,18 @@ def linear(low: Lowering, x: fx.Node, w: fx.Node, b: fx.Node | None = None) -> A
     weight, bias = _parameters(low, w, b)
     if rank_of(low.node) == 2:
         return low.op("Gemm", x, *_operands(low, low.env[x], weight, bias), transB=1)
-    turned = weight.transposed() if isinstance(weight, Weight) else weight.t().contiguous()
-    kernel, shift = _operands(low, None, turned, bias)
-    product = low.op("MatMul", x, kernel)
-    return product if shift is None else low.op("Add", product, shift)
+    name, source = low.main or "linear", low.env[x]
+    product = None
+    if isinstance(weight, Weight):
+        layer = Layer(name, weight.transposed(), None, source if isinstance(source, Activation) else None)
+        product = low.form.product(low.graph, layer)
+        kernel = low.form.factor(low.graph, layer) if product is None else None
+    else:
+        turned = low.turned.setdefault(w, weight.t().contiguous())
+        kernel = low.graph.constant(turned, name=f"{name}.weight")
+    if product is None:
+        product = low.op("MatMul", x, kernel)
+    return product if bias is None else low.op("Add", product, low.graph.constant(bias, name=f"{name}.bias"))
 
 
 @lowers(aten.batch_norm.default)

@@ -18,12 +18,14 @@ UNARY = {
     aten.sin.default: "Sin", aten.cos.default: "Cos", aten.erf.default: "Erf", aten.floor.default: "Floor",
     aten.ceil.default: "Ceil", aten.round.default: "Round", aten.sign.default: "Sign", aten.mish.default: "Mish",
     aten.hardswish.default: "HardSwish", aten.reciprocal.default: "Reciprocal",
-    aten.logical_not.default: "Not",
+    aten.logical_not.default: "Not", aten.bitwise_not.default: "Not",
 }  # fmt: skip
 BINARY = {
     aten.mul.Tensor: "Mul", aten.div.Tensor: "Div", aten.matmul.default: "MatMul", aten.bmm.default: "MatMul",
     aten.mm.default: "MatMul", aten.maximum.default: "Max", aten.minimum.default: "Min", aten.pow.Tensor_Tensor: "Pow",
-    aten.pow.Tensor_Scalar: "Pow", aten.mul.Scalar: "Mul", aten.div.Scalar: "Div",
+    aten.pow.Tensor_Scalar: "Pow", aten.mul.Scalar: "Mul", aten.div.Scalar: "Div", aten.__or__.Tensor: "Or",
+    aten.__and__.Tensor: "And", aten.logical_or.default: "Or", aten.logical_and.default: "And",
+    aten.bitwise_or.Tensor: "Or", aten.bitwise_and.Tensor: "And",
 }  # fmt: skip
 COMPARING = {
     aten.gt.Tensor: "Greater", aten.gt.Scalar: "Greater", aten.lt.Tensor: "Less", aten.lt.Scalar: "Less",

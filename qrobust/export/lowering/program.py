@@ -80,7 +80,7 @@ class _Walk:
     def __init__(self, module: fx.GraphModule, low: Lowering) -> None:
         self.module, self.low = module, low
         self.order = {node: index for index, node in enumerate(module.graph.nodes)}
-        self.twin: dict[fx.Node, fx.Node] = {}  # the first node of the same values
+        self.same: dict[fx.Node, fx.Node] = {}  # the first node of the same values
         self.root: dict[fx.Node, fx.Node] = {}  # of which it is a view
         self.sharing = defaultdict[fx.Node, list[fx.Node]](list)
         self.changed = set[fx.Node]()
@@ -102,7 +102,7 @@ class _Walk:
         source = node.args[0] if node.args and isinstance(node.args[0], fx.Node) else None
         writes, views = _effects(node)
         same = source is not None and (writes or node.target in SAME)
-        self.twin[node] = self.twin[source] if source is not None and same else node
+        self.same[node] = self.same[source] if source is not None and same else node
         self.root[node] = self.root[source] if source is not None and (same or views) else node
         self.sharing[self.root[node]].append(node)
         if writes and source is not None:
@@ -127,7 +127,7 @@ class _Walk:
             read = any(self.order.get(user, 0) > self.order[node] for user in other.users)
             if other is node or not read or self.order[other] > self.order[node]:
                 continue
-            if self.twin[other] is not self.twin[source]:
+            if self.same[other] is not self.same[source]:
                 raise ExportError(
                     f"{self.low.where or 'the network'}: expected no change in place of values that a view shares, got "
                     f"{_operator(node)}; write y = f(x) in its place"
@@ -171,7 +171,7 @@ class _Walk:
 
 def _quantised(low: Lowering, node: fx.Node) -> Any:
     x, scale, zero_point, lowest, highest = cast(Any, node.args)
-    grid = low.constant(scale), low.constant(zero_point), lowest, highest
+    grid = low.constant(scale), None if zero_point is None else low.constant(zero_point), lowest, highest
     source = low.env[x]
     if isinstance(source, Tensor):
         return Weight.of(source, *grid)
@@ -196,8 +196,8 @@ def _stored(program: ExportedProgram, walk: _Walk) -> dict[fx.Node, Any]:
     for node, spec in _inputs(program):
         if spec.kind in (InputKind.PARAMETER, InputKind.BUFFER, InputKind.CONSTANT_TENSOR):
             target = str(spec.target)
-            held = program.state_dict[target] if target in program.state_dict else program.constants[target]
-            found[node] = held.detach().clone() if node in walk.changed else held.detach()
+            tensor = program.state_dict[target] if target in program.state_dict else program.constants[target]
+            found[node] = tensor.detach().clone() if node in walk.changed else tensor.detach()
     return found
 
 

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from ...errors import ExportError
 from ...quant.operator import levels
-from .building import Array, as_numbers
+from .building import Array
 
 LARGEST_BIAS = 2**30
 
@@ -29,15 +29,15 @@ class Weight:
     zero: Array
 
     @staticmethod
-    def of(x: Tensor, scale: Tensor, zero_point: Tensor, low: int, high: int) -> Weight:
+    def of(x: Tensor, scale: Tensor, zero_point: Tensor | None, low: int, high: int) -> Weight:
         """Of floats and the grid of their quantiser."""
-        found = levels(x, scale, zero_point, low, high).cpu()
-        moved = found - zero_point.cpu()
-        fits = bool((moved >= -128).all()) and bool((moved <= 127).all())
-        kind = np.int8 if fits or low < 0 else np.uint8
-        integers = (moved if fits else found).numpy().astype(kind)
-        zero = np.zeros((), kind) if fits else zero_point.cpu().numpy().astype(kind)
-        return Weight(integers, scale.detach().cpu().numpy().astype(np.float32), zero)
+        found, steps = levels(x, scale, zero_point, low, high), scale.numpy().astype(np.float32)
+        moved = found if zero_point is None else found - zero_point
+        if bool((moved >= -128).all()) and bool((moved <= 127).all()):
+            return Weight(moved.numpy().astype(np.int8), steps, np.zeros((), np.int8))
+        kind = np.int8 if low < 0 else np.uint8
+        zero = np.zeros((), kind) if zero_point is None else zero_point.numpy().astype(kind)
+        return Weight(found.numpy().astype(kind), steps, zero)
 
     @property
     def axis(self) -> int:
@@ -121,12 +121,12 @@ class Levels:
     high: int
 
     @staticmethod
-    def of(scale: Tensor, zero_point: Tensor, low: int, high: int) -> Levels:
+    def of(scale: Tensor, zero_point: Tensor | None, low: int, high: int) -> Levels:
         """Raises ExportError for a grid of several scales."""
-        if scale.numel() != 1 or zero_point.numel() != 1:
+        if scale.numel() != 1 or (zero_point is not None and zero_point.numel() != 1):
             raise ExportError(f"expected one scale for an activation, got {scale.numel()}; use one of the whole tensor")
-        one = scale.detach().cpu().to(torch.float32).reshape(()).numpy()
-        return Levels(one, int(as_numbers(zero_point).item()), low, high)
+        one = scale.to(torch.float32).reshape(()).numpy()
+        return Levels(one, 0 if zero_point is None else int(zero_point.item()), low, high)
 
     def is_of_pixels(self) -> bool:
         """Whether images on the 8-bit grid are its values."""

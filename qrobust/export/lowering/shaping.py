@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import onnx_ir as ir
 import torch
-from torch import fx
+from torch import Tensor, fx
 
 from ...errors import ExportError
 from .lowering import Lowering, aten, each, filled, is_batch, lowers, rank_of, shape_of, sizes
@@ -52,10 +52,10 @@ def transpose(low: Lowering, x: fx.Node, one: int, other: int) -> Any:
     return permute(low, x, perm)
 
 
-@lowers(aten.t.default, aten.numpy_T.default)
-def t(low: Lowering, x: fx.Node) -> Any:
-    """Of all dimensions."""
-    return permute(low, x, list(range(rank_of(x)))[::-1])
+@lowers(aten.t.default, aten.mT.default, aten.adjoint.default)
+def turned(low: Lowering, x: fx.Node) -> Any:
+    """Of the last two dimensions."""
+    return transpose(low, x, -1, -2)
 
 
 @lowers(aten.movedim.int)
@@ -255,15 +255,14 @@ def avg_pool(low: Lowering, x: fx.Node, kernel: Any, *settings: Any) -> Any:
 
 @lowers(aten.adaptive_avg_pool1d.default, aten.adaptive_avg_pool2d.default, aten.adaptive_avg_pool3d.default)
 def adaptive_avg_pool(low: Lowering, x: fx.Node, *_: Any) -> Any:
-    """GlobalAveragePool, or AveragePool where windows are all of one size."""
-    return _adaptive(low, x, "GlobalAveragePool", "AveragePool")
+    """GlobalAveragePool, AveragePool where windows are all of one size, else products."""
+    return _adaptive(low, x, shape_of(low.node), "GlobalAveragePool", "AveragePool")
 
 
 @lowers(aten.adaptive_max_pool1d.default, aten.adaptive_max_pool2d.default, aten.adaptive_max_pool3d.default)
 def adaptive_max_pool(low: Lowering, x: fx.Node, *_: Any) -> Any:
     """GlobalMaxPool, or MaxPool where windows are all of one size; places are not given."""
-    pooled = _adaptive(low, x, "GlobalMaxPool", "MaxPool")
-    return [pooled, None]
+    return [_adaptive(low, x, list(low.node.meta["val"][0].shape), "GlobalMaxPool", "MaxPool"), None]
 
 
 @lowers(aten.upsample_nearest1d.vec, aten.upsample_nearest2d.vec, aten.upsample_nearest3d.vec)
@@ -344,17 +343,23 @@ def _wrapped(low: Lowering, value: Any, shape: Sequence[Any], begin: Sequence[in
     return value
 
 
-def _adaptive(low: Lowering, x: fx.Node, whole: str, parts: str) -> Any:
-    after = low.node.meta["val"][0] if isinstance(low.node.meta["val"], (list, tuple)) else low.node.meta["val"]
-    old, new = ([int(size) for size in given[2:]] for given in (shape_of(x), list(after.shape)))
+def _adaptive(low: Lowering, x: fx.Node, after: Sequence[Any], whole: str, parts: str) -> Any:
+    old, new = ([int(size) for size in given[2:]] for given in (shape_of(x), after))
     if set(new) == {1}:
         return low.op(whole, x)
-    if any(size % part for size, part in zip(old, new, strict=True)):
-        raise ExportError(
-            f"expected an adaptive pool that divides its input, got {old} into {new}; choose sizes that divide"
-        )
-    window = [size // part for size, part in zip(old, new, strict=True)]
-    return low.op(parts, x, kernel_shape=window, strides=window)
+    if not any(size % part for size, part in zip(old, new, strict=True)):
+        window = [size // part for size, part in zip(old, new, strict=True)]
+        return low.op(parts, x, kernel_shape=window, strides=window)
+    if whole != "GlobalAveragePool" or len(new) > 2:
+        raise ExportError(f"expected a pool that divides its input, got {old} into {new}; choose sizes that divide")
+    value = low.op("MatMul", x, _windows(old[-1], new[-1]).T.contiguous())
+    return low.op("MatMul", _windows(old[0], new[0]), value) if len(new) > 1 else value
+
+
+def _windows(old: int, new: int) -> Tensor:
+    """The matrix (new, old) of means over windows that differ in size."""
+    ends = [(i * old // new, -(-(i + 1) * old // new)) for i in range(new)]
+    return torch.tensor([[float(first <= j < last) / (last - first) for j in range(old)] for first, last in ends])
 
 
 def _resized(low: Lowering, x: fx.Node, **settings: Any) -> Any:

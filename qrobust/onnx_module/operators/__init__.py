@@ -1,6 +1,6 @@
 """What an `OnnxModule` can compute: one table, operator → function."""
 
-from . import layers, pointwise, quantising, shaping
+from . import attention, fused, indexing, layers, pointwise, quantising, resizing, shaping
 from .quantising import fake_quantise
 from .table import CONTRIB, LARGEST, TABLE, Function, find, title
 
@@ -9,11 +9,15 @@ __all__ = [
     "LARGEST",
     "TABLE",
     "Function",
+    "attention",
     "fake_quantise",
     "find",
+    "fused",
+    "indexing",
     "layers",
     "pointwise",
     "quantising",
+    "resizing",
     "shaping",
     "title",
 ]

@@ -98,6 +98,38 @@ def convolve(node: Node, x: Tensor, weight: Tensor, bias: Tensor | None = None) 
     return convolved
 
 
+TRANSPOSED = {1: F.conv_transpose1d, 2: F.conv_transpose2d, 3: F.conv_transpose3d}
+
+
+@operator("ConvTranspose")
+def convolve_transposed(node: Node, x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+    """x (n, c, ...) with weight (c, out/groups, ...): the pads cut what the whole product has more than the result."""
+    dims = x.dim() - 2
+    strides, dilations = (node.integers(name) or [1] * dims for name in ("strides", "dilations"))
+    spans = [dilation * (k - 1) + 1 for k, dilation in zip(weight.shape[2:], dilations, strict=True)]
+    whole = [stride * (n - 1) + span for n, stride, span in zip(x.shape[2:], strides, spans, strict=True)]
+    begin, end = _cut(node, x.shape[2:], whole, strides)
+    bounded([x.shape[0], weight.shape[1] * node.integer("group", 1), *whole])
+    product = TRANSPOSED[dims](x, weight, None, strides, 0, 0, node.integer("group", 1), dilations)
+    result = F.pad(product, outer_pads([-cut for cut in begin], [-cut for cut in end]))
+    return result if bias is None else result + bias.view(-1, *[1] * dims)
+
+
+def _cut(node: Node, sizes: Sequence[int], whole: Sequence[int], strides: Sequence[int]) -> tuple[list[int], list[int]]:
+    """How much is cut at the begin and the end of every axis; output_padding cuts less at the end."""
+    dims, auto = len(sizes), node.text("auto_pad", "NOTSET")
+    more = node.integers("output_padding") or [0] * dims
+    wanted = node.integers("output_shape")
+    if wanted is None and auto.startswith("SAME"):
+        wanted = [n * stride for n, stride in zip(sizes, strides, strict=True)]
+    if wanted is None:
+        pads = node.integers("pads") or [0] * (2 * dims)
+        return pads[:dims], [pad - extra for pad, extra in zip(pads[dims:], more, strict=True)]
+    total = [size + extra - want for size, extra, want in zip(whole, more, wanted[-dims:], strict=True)]
+    half = [pad // 2 if auto == "SAME_UPPER" else pad - pad // 2 for pad in total]
+    return half, [pad - first - extra for pad, first, extra in zip(total, half, more, strict=True)]
+
+
 @operator("Gemm")
 def gemm(node: Node, a: Tensor, b: Tensor, c: Tensor | None = None) -> Tensor:
     """alpha·a·b + beta·c, either of a and b transposed."""
@@ -128,7 +160,39 @@ def batch_norm(node: Node, x: Tensor, gamma: Tensor, beta: Tensor, mean: Tensor,
 def layer_norm(node: Node, x: Tensor, gamma: Tensor, beta: Tensor | None = None) -> Tensor:
     """Over all axes from `axis` on."""
     shape = x.shape[node.integer("axis", -1) :]
-    return F.layer_norm(x, shape, gamma.expand(shape), beta, node.number("epsilon", 1e-5))
+    shift = None if beta is None else beta.expand(shape)
+    return F.layer_norm(x, shape, gamma.expand(shape), shift, node.number("epsilon", 1e-5))
+
+
+@operator("RMSNormalization")
+def rms_norm(node: Node, x: Tensor, gamma: Tensor) -> Tensor:
+    """x over the root of its mean square, over all axes from `axis` on."""
+    shape = x.shape[node.integer("axis", -1) :]
+    return F.rms_norm(x, shape, gamma.expand(shape), node.number("epsilon", 1e-5))
+
+
+@operator("GroupNormalization")
+def group_norm(node: Node, x: Tensor, gamma: Tensor, beta: Tensor) -> Tensor:
+    """Groups of channels by their own statistics; before opset 21 one gamma and beta a group, since then a channel."""
+    groups = node.integer("num_groups", 1)
+    if node.opset < 21:
+        gamma, beta = (one.repeat_interleave(x.shape[1] // groups) for one in (gamma, beta))
+    return F.group_norm(x, groups, gamma, beta, node.number("epsilon", 1e-5))
+
+
+@operator("LRN")
+def local_response_norm(node: Node, x: Tensor) -> Tensor:
+    """x over a power of the mean square of the channels around."""
+    alpha, beta, bias = node.number("alpha", 1e-4), node.number("beta", 0.75), node.number("bias", 1.0)
+    return F.local_response_norm(x, node.integer("size", 1), alpha, beta, bias)
+
+
+@operator("LpNormalization")
+def lp_norm(node: Node, x: Tensor) -> Tensor:
+    """x over its norm along an axis."""
+    norm = torch.linalg.vector_norm(x, node.integer("p", 2), node.integer("axis", -1), keepdim=True)
+    normed: Tensor = x / norm.masked_fill(norm == 0, 1.0)
+    return normed
 
 
 @operator("InstanceNormalization")

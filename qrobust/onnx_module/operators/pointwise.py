@@ -11,19 +11,20 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from ..node import Grid, Node, on_grid
+from ..node import Grid, Node, instead, on_grid
 from .table import CONTRIB, Function, operator, plain
 
 Binary = Callable[[Tensor, Tensor], Tensor]
 UNARY: dict[str, Callable[[Tensor], Tensor]] = {
     "Relu": torch.relu, "Sigmoid": torch.sigmoid, "Tanh": torch.tanh, "HardSwish": F.hardswish, "Softplus": F.softplus,
     "Mish": F.mish, "Softsign": F.softsign, "Erf": torch.erf, "Exp": torch.exp, "Log": torch.log, "Sqrt": torch.sqrt,
-    "Reciprocal": torch.reciprocal, "Neg": torch.neg, "Abs": torch.abs, "Floor": torch.floor, "Ceil": torch.ceil,
-    "Not": torch.logical_not, "Identity": lambda x: x,
+    "Reciprocal": torch.reciprocal, "Neg": torch.neg, "Abs": torch.abs, "Sin": torch.sin, "Cos": torch.cos,
+    "Tan": torch.tan, "Atan": torch.atan, "IsNaN": torch.isnan, "Not": torch.logical_not, "Identity": lambda x: x,
 }  # fmt: skip
 BINARY: dict[str, Binary] = {
     "Add": python.add, "Sub": python.sub, "Mul": python.mul, "Pow": torch.pow, "Equal": torch.eq, "Less": torch.lt,
-    "Greater": torch.gt, "And": torch.logical_and, "Or": torch.logical_or,
+    "LessOrEqual": torch.le, "Greater": torch.gt, "GreaterOrEqual": torch.ge, "And": torch.logical_and,
+    "Or": torch.logical_or, "Xor": torch.logical_xor,
 }  # fmt: skip
 FOLDED: dict[str, Binary] = {"Sum": python.add, "Min": torch.minimum, "Max": torch.maximum}
 
@@ -66,9 +67,28 @@ def round_half_even(node: Node, x: Tensor) -> Tensor:
     return on_grid(x, Grid(x.new_ones(()), -math.inf, math.inf), node.backward, values=False)
 
 
+@operator("Floor", "Ceil")
+def floor_or_ceil(node: Node, x: Tensor) -> Tensor:
+    """To the next whole number below or above, which is rounding half a step aside; gradients pass as there."""
+    if not x.is_floating_point():
+        return x
+    aside = 0.5 if node.op == "Floor" else -0.5
+    passed = on_grid(x - aside, Grid(x.new_ones(()), -math.inf, math.inf), node.backward, values=False)
+    return instead(passed, x.floor() if node.op == "Floor" else x.ceil())
+
+
+@operator("Sign")
+def sign(node: Node, x: Tensor) -> Tensor:
+    """-1, 0 or 1; what binary networks quantise by. Gradients pass whole, or inside [-1, 1] in the other forms."""
+    if not x.is_floating_point():
+        return x.sign()
+    passed = x if node.backward.form == "identity" else x.clamp(-1, 1)
+    return instead(passed, x.sign())
+
+
 def truncated(x: Tensor) -> Tensor:
     """x cut to whole numbers, towards zero; the gradient passes whole."""
-    return x + (x.trunc() - x).detach()
+    return instead(x, x.trunc())
 
 
 @operator("Mod")
@@ -112,6 +132,12 @@ def prelu(x: Tensor, slope: Tensor) -> Tensor:
 def elu(node: Node, x: Tensor) -> Tensor:
     """x, or alpha·(e^x - 1) below zero."""
     return F.elu(x, node.number("alpha", 1.0))
+
+
+@operator("Celu")
+def celu(node: Node, x: Tensor) -> Tensor:
+    """x, or alpha·(e^(x/alpha) - 1) below zero."""
+    return F.celu(x, node.number("alpha", 1.0))
 
 
 @operator("Selu")
@@ -171,8 +197,16 @@ def _reduced(function: Callable[..., Tensor]) -> Function:
     return reduce
 
 
+def _product(x: Tensor, dim: list[int], keepdim: bool) -> Tensor:
+    for axis in sorted((axis % x.dim() for axis in dim), reverse=True):
+        x = x.prod(axis, keepdim=keepdim)
+    return x
+
+
 for _name, _over in {
     "ReduceMean": torch.mean, "ReduceSum": torch.sum, "ReduceMax": torch.amax, "ReduceMin": torch.amin,
-    "ReduceL2": torch.linalg.vector_norm,
+    "ReduceL2": torch.linalg.vector_norm, "ReduceProd": _product, "ReduceLogSumExp": torch.logsumexp,
+    "ReduceL1": lambda x, **over: x.abs().sum(**over), "ReduceSumSquare": lambda x, **over: (x * x).sum(**over),
+    "ReduceLogSum": lambda x, **over: x.sum(**over).log(),
 }.items():  # fmt: skip
     operator(_name)(_reduced(_over))

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from ..node import Node
+from ..node import Node, instead
 from .layers import outer_pads
 from .pointwise import axes_of, truncated
 from .table import INTEGERS, bounded, integer_range, operator, plain, torch_type
@@ -167,6 +167,14 @@ def tile(x: Tensor, repeats: Tensor) -> Tensor:
     return x.repeat(repeats.tolist())
 
 
+@plain("CastLike")
+def cast_like(x: Tensor, other: Tensor) -> Tensor:
+    """To the type of another, a float one."""
+    if not other.is_floating_point():
+        raise ValueError("a type that is not of floats is not covered")
+    return x.to(other.dtype)
+
+
 @operator("Cast")
 def cast(node: Node, x: Tensor) -> Tensor:
     """To another type. Integers of quantised images are floats here: cut to whole numbers, in float64 where 24 bits
@@ -181,4 +189,4 @@ def cast(node: Node, x: Tensor) -> Tensor:
         return truncated(x.double())
     if not node.whole:
         return truncated(x)
-    return x + (torch.remainder(x - low, high - low + 1) + low - x).detach()
+    return instead(x, torch.remainder(x - low, high - low + 1) + low)

@@ -15,9 +15,11 @@ LARGEST = 2**28  # elements of one tensor: 1 GiB, so that a small file cannot as
 FLOATS: dict[int, torch.dtype] = {
     TensorProto.FLOAT: torch.float32,
     TensorProto.DOUBLE: torch.float64,
-    TensorProto.FLOAT16: torch.float16,
-    TensorProto.BFLOAT16: torch.bfloat16,
+    TensorProto.FLOAT16: torch.float32,
+    TensorProto.BFLOAT16: torch.float32,
 }
+# Held in float32 and rounded after every operator: in float16, gradients would underflow to 0.
+NARROW: dict[int, torch.dtype] = {TensorProto.FLOAT16: torch.float16, TensorProto.BFLOAT16: torch.bfloat16}
 # Types that torch computes poorly or not at all are held in the next wider one.
 INTEGERS: dict[int, tuple[torch.dtype, int, int]] = {
     TensorProto.INT2: (torch.int8, -2, 1),

@@ -104,6 +104,48 @@ CONSTANTS |= {
     "s256": np.float32(1 / 256),
     "grow5": np.array([1, 4, 1, 1, 1]),
     "ten_": np.float32(10),
+    "wt": normal(3, 4, 3, 3),
+    "wt2": normal(6, 2, 3, 2),
+    "bt": normal(4),
+    "gn": normal(6),
+    "gb": normal(6),
+    "half2": np.array([1, 1, 1.5, 2], np.float32),
+    "down": np.array([1, 1, 0.6, 0.4], np.float32),
+    "up2": np.array([0.4, 1.7], np.float32),
+    "to57": np.array([5, 7]),
+    "to1": np.array([1, 12]),
+    "nd": np.array([[[0, 1], [2, -3]]]),
+    "column": np.array([0, 64, 1]),
+    "eight": np.int64(8),
+    "kk": normal(2, 8, 8),
+    "w1d_t": normal(24, 4, 3),
+    "w4c": normal(8, 3, 3, 3),
+    "first": np.array([[0, 0], [1, 0]]),
+    "minus": np.int64(-1),
+    "depth": np.int64(3),
+    "offon": np.array([-1, 2], np.float32),
+    "onehot": np.array([[0, -1, 1]]),
+    "mask": normal(8, 8),
+    "seen": random.normal(size=(8, 8)) > -0.5,
+    "short": random.normal(size=(8, 5)) > -0.5,
+    "packed": normal(8, 24),
+    "b24": normal(24),
+    "b8": normal(8),
+    "qpacked": integers(np.int8, -64, 65, 8, 24),
+    "s24": np.abs(normal(24)) / 100 + 1e-3,
+    "z24": np.zeros(24, np.int8),
+    "sq": np.float32(0.013),
+    "qrows": integers(np.uint8, 0, 256, 4, 8),
+    "zrows": integers(np.uint8, 100, 140, 4),
+    "one8": np.int8(1),
+    "zq": np.int8(0),
+    "qm8": integers(np.int8, -64, 65, 8, 5),
+    "s5": np.abs(normal(5)) / 100 + 1e-3,
+    "z5": integers(np.int8, -3, 4, 5),
+    "b_5": normal(5),
+    "wide_mask": np.where(random.normal(size=(1, 1, 8, 8)) > 0, 0, np.finfo(np.float32).min).astype(np.float32),
+    "smask": np.float32(np.finfo(np.float32).max / 255),
+    "zmask": np.uint8(255),
 }
 
 
@@ -115,7 +157,8 @@ def parsed(text):
 
 SIMPLE = (
     "Relu Sigmoid Tanh HardSwish Softplus Mish Softsign Erf Exp Neg Abs Floor Ceil Identity LeakyRelu Elu Selu "
-    "HardSigmoid Softmax LogSoftmax GlobalAveragePool GlobalMaxPool Dropout Gelu"
+    "HardSigmoid Softmax LogSoftmax GlobalAveragePool GlobalMaxPool Dropout Gelu Celu Sin Cos Tan Atan Sign "
+    "LpNormalization"
 )
 CASES = {op: f"a = {op} (x)" for op in SIMPLE.split()} | parsed("""
 Log, Sqrt, Reciprocal: b1 = Abs (x) ; b2 = Add (b1, half) ; b3 = Log (b2) ; b4 = Sqrt (b2) ; b5_ = Reciprocal
@@ -217,6 +260,95 @@ Cast to narrower integers: h1 = Mul (x, million) ; i = Cast <to = 6> (h1) ; u = 
 Cast to integers: h1 = Mul (x, ten_) ; i = Cast <to = 3> (h1) ; a = Cast <to = 1> (i)
 Constant: c = Constant <value_float = 0.25> () ; v = Constant <value_ints = [2, 3]> () ; p = ReduceMean (x, v) ;
     o = Add (p, c) ; a = Mul (x, o)
+Celu alpha: a = Celu <alpha = 0.4> (x)
+GreaterOrEqual, LessOrEqual, Xor: c1 = GreaterOrEqual (x, low) ; c2 = LessOrEqual (x, half) ; c3 = Xor (c1, c2) ; a =
+    Where (c3, x, k)
+IsNaN: r = Log (x) ; c = IsNaN (r) ; a = Where (c, x, r)
+CastLike: i = Shape (x) ; f = CastLike (i, x) ; e = Gather (f, i0ax) ; v = Div (x, e) ; a = Mul (v, ten_)
+ReduceProd: a = ReduceProd (x, i23)
+ReduceL1: a = ReduceL1 <keepdims = 0> (x, i23)
+ReduceSumSquare: a = ReduceSumSquare (x, neg)
+ReduceLogSumExp: a = ReduceLogSumExp (x, i23)
+ReduceLogSum: b1 = Exp (x) ; a = ReduceLogSum (b1, i1)
+LpNormalization one: a = LpNormalization <axis = 1, p = 1> (x)
+LRN: a = LRN <size = 3, alpha = 0.3, beta = 0.6, bias = 1.5> (x)
+GroupNormalization: c = Conv (x, w) ; a = GroupNormalization <num_groups = 3, epsilon = 0.01> (c, gn, gb)
+ConvTranspose: a = ConvTranspose <strides = [2, 2], pads = [1, 0, 0, 2], output_padding = [1, 1]> (x, wt, bt)
+ConvTranspose groups: c = Conv (x, w) ; a = ConvTranspose <group = 2, dilations = [2, 1], strides = [1, 3]> (c, wt2)
+ConvTranspose shape: a = ConvTranspose <strides = [2, 2], output_shape = [17, 16]> (x, wt, bt)
+ConvTranspose same: a = ConvTranspose <strides = [3, 2], auto_pad = "SAME_UPPER"> (x, wt)
+ConvTranspose same lower: a = ConvTranspose <strides = [2, 2], auto_pad = "SAME_LOWER"> (x, wt)
+ConvTranspose 1d: r = Reshape (x, flat24) ; a = ConvTranspose <strides = [2]> (r, w1d_t)
+Resize nearest: a = Resize <mode = "nearest", nearest_mode = "floor", coordinate_transformation_mode = "asymmetric">
+    (x, , half2)
+Resize nearest half: a = Resize <nearest_mode = "ceil"> (x, , down)
+Resize nearest ceil: a = Resize <nearest_mode = "round_prefer_ceil", coordinate_transformation_mode =
+    "align_corners", axes = [2, 3]> (x, , , to57)
+Resize linear: a = Resize <mode = "linear"> (x, , half2)
+Resize linear corners: a = Resize <mode = "linear", coordinate_transformation_mode = "align_corners", axes = [-2, -1]>
+    (x, , , to57)
+Resize linear asymmetric: a = Resize <mode = "linear", coordinate_transformation_mode = "asymmetric"> (x, , down)
+Resize pytorch: a = Resize <mode = "linear", coordinate_transformation_mode = "pytorch_half_pixel", axes = [2, 3]>
+    (x, , , to1)
+Resize symmetric: a = Resize <mode = "linear", coordinate_transformation_mode = "half_pixel_symmetric", axes = [2, 3]>
+    (x, , up2)
+Resize cubic: a = Resize <mode = "cubic", axes = [2, 3]> (x, , , to57)
+Resize cubic outside: a = Resize <mode = "cubic", exclude_outside = 1, cubic_coeff_a = -0.5> (x, , half2)
+Resize antialias: a = Resize <mode = "linear", antialias = 1> (x, , down)
+Resize antialias cubic: a = Resize <mode = "cubic", antialias = 1, axes = [2, 3]> (x, , , to57)
+Resize policy: a = Resize <mode = "linear", axes = [2, 3], keep_aspect_ratio_policy = "not_larger"> (x, , , to57)
+DepthToSpace: c = Conv (x, w4c) ; a = DepthToSpace <blocksize = 2> (c)
+DepthToSpace rows: c = Conv (x, w4c) ; a = DepthToSpace <blocksize = 2, mode = "CRD"> (c)
+SpaceToDepth: a = SpaceToDepth <blocksize = 4> (x)
+GatherElements: v, i = TopK <axis = 2> (x, i3) ; j = Sub (i, eight) ; a = GatherElements <axis = 2> (x, j)
+GatherND: r = Transpose <perm = [1, 2, 3, 0]> (x) ; g1 = GatherND (r, nd) ; a = Transpose <perm = [3, 0, 1, 2]> (g1)
+GatherND batches: i = ArgMax <axis = 1> (x) ; r = Reshape (i, column) ; a = GatherND <batch_dims = 1> (x, r)
+ScatterND: a = ScatterND (x, first, kk)
+ScatterND add: a = ScatterND <reduction = "add"> (x, first, kk)
+ScatterElements: v, i = TopK <axis = 3> (x, i3) ; p = Mul (v, ten_) ; j = Sub (i, eight) ; a = ScatterElements <axis =
+    3> (x, j, p)
+ScatterElements add: v, i = TopK <axis = 3> (x, i3) ; e = Sub (i, i) ; a = ScatterElements <axis = 3, reduction =
+    "add"> (x, e, v)
+TopK: a, i = TopK <axis = 3> (x, i3)
+TopK smallest: v, i = TopK <axis = 1, largest = 0> (x, i1) ; f = Cast <to = 1> (i) ; a = Mul (v, f)
+ArgMax: i = ArgMax <axis = 3> (x) ; a = Cast <to = 1> (i)
+ArgMin last: r = Floor (x) ; i = ArgMin <axis = 1, keepdims = 0, select_last_index = 1> (r) ; a = Cast <to = 1> (i)
+CumSum: a = CumSum (x, depth)
+CumSum reverse: a = CumSum <reverse = 1, exclusive = 1> (x, minus)
+Trilu: a = Trilu (x)
+Trilu lower: a = Trilu <upper = 0> (x, minus)
+OneHot: o = OneHot <axis = 1> (onehot, depth, offon) ; u = Unsqueeze (o, neg) ; p = ReduceSum (u, i23) ; a = Mul (x, p)
+Einsum: a = Einsum <equation = "nchw, wd -> nchd"> (x, m)
+BiasGelu: a = com.microsoft.BiasGelu (x, b8)
+FastGelu: a = com.microsoft.FastGelu (x, b8)
+Gelu, QuickGelu: a = com.microsoft.QuickGelu <alpha = 1.5> (x)
+SkipLayerNormalization: r = Reshape (x, flat24) ; p = Mul (r, half) ; v, , , e = com.microsoft.SkipLayerNormalization
+    <epsilon = 0.01> (r, p, ln, lnb, b8) ; a = Mul (v, e)
+FusedMatMul: a = com.microsoft.FusedMatMul <transB = 1, alpha = 0.3> (x, k)
+FusedGemm: f = Flatten (x) ; a = com.microsoft.FusedGemm <activation = "Relu", transB = 1> (f, fc, b5)
+FusedConv: a = com.microsoft.FusedConv <activation = "LeakyRelu", activation_params = [0.2]> (x, w, b)
+FusedConv clip: a = com.microsoft.FusedConv <activation = "Clip", activation_params = [-0.5, 1.0]> (x, w, b)
+MultiHeadAttention: r = Reshape (x, flat24) ; p = Mul (r, half) ; a = com.microsoft.MultiHeadAttention <num_heads = 2>
+    (r, p, r, b24)
+Attention contrib: r = Reshape (x, flat24) ; a = com.microsoft.Attention <num_heads = 2> (r, packed, b24)
+Attention contrib causal: r = Reshape (x, flat24) ; a = com.microsoft.Attention <num_heads = 4, unidirectional = 1>
+    (r, packed, b24)
+MatMulInteger: q = QuantizeLinear (x, s, z) ; i = MatMulInteger (q, qm8, z, z5) ; f = Cast <to = 1> (i) ; e =
+    DequantizeLinear (one8, s) ; v = Mul (e, s5) ; a = Mul (f, v)
+DynamicQuantizeLinear: q, e, o = DynamicQuantizeLinear (x) ; a = DequantizeLinear (q, e, o)
+DynamicQuantizeLinear, half its scale: q, e, o = DynamicQuantizeLinear (x) ; f = Div (e, two) ; a = Mul (x, f)
+ConvInteger: q, e, o = DynamicQuantizeLinear (x) ; i = ConvInteger <pads = [1, 1, 1, 1]> (q, qw, o, zq) ; f = Cast <to
+    = 1> (i) ; v = Mul (e, s2) ; a = Mul (f, v)
+MatMulIntegerToFloat: q = QuantizeLinear (x, s, z) ; a = com.microsoft.MatMulIntegerToFloat (q, qm8, s, s5, z, z5, b_5)
+DynamicQuantizeMatMul: a = com.microsoft.DynamicQuantizeMatMul (x, qm8, s5, z5, b_5)
+A mask of the lowest number: e = QuantizeLinear (wide_mask, smask, zmask) ; d = DequantizeLinear (e, smask, zmask) ; q
+    = QuantizeLinear (x, s, z) ; f = DequantizeLinear (q, s, z) ; v = Add (f, d) ; a = Softmax (v)
+QAttention: r = Reshape (x, flat24) ; q = QuantizeLinear (r, s, z) ; f = com.microsoft.QAttention <num_heads = 2> (q,
+    qpacked, b24, s, sq, , z, zq) ; o = QuantizeLinear (f, s2, z2) ; a = DequantizeLinear (o, s2, z2)
+QLinearWhere: q = QuantizeLinear (x, s, z) ; p = QuantizeLinear (k, s2, z2) ; c = Less (x, half) ; o =
+    com.microsoft.QLinearWhere (c, q, s, z, p, s2, z2, sy, z2) ; a = DequantizeLinear (o, sy, z2)
+QLinearConv, Resize of integers: q = QuantizeLinear (x, s, z) ; o = Resize <mode = "linear"> (q, , half2) ; a =
+    DequantizeLinear (o, s, z)
 QuantizeLinear: q = QuantizeLinear (x, s, z) ; a = DequantizeLinear (q, s, z)
 QuantizeLinear apart: q = QuantizeLinear (x, s, z) ; f = Cast <to = 1> (q) ; a = Mul (f, half)
 QuantizeLinear narrower: q = QuantizeLinear (x, s, z) ; c = Clip (q, q3, q15) ; a = DequantizeLinear (c, s, z0)
@@ -273,4 +405,21 @@ Pad (10): a = Pad <pads = [0, 0, 1, 1, 0, 0, 0, 2], value = 0.2> (x)
 Slice (9): a = Slice <axes = [2], starts = [1], ends = [-1]> (x)
 Split (11): p, a = Split <axis = 1, split = [1, 2]> (x)
 ReduceSum (11): a = ReduceSum <axes = [3]> (x)
+GroupNormalization (18): c = Conv (x, w) ; a = GroupNormalization <num_groups = 3> (c, g, h)
+Resize (10): a = Resize <mode = "linear"> (x, half2)
+Resize (10) nearest: a = Resize (x, down)
+Upsample (9): a = Upsample (x, half2)
+Upsample (7): a = Upsample <mode = "linear", scales = [1.0, 1.0, 1.5, 2.0]> (x)
+""")
+# Name and opset of what came later.
+NEW = parsed("""
+Attention (23): p = Mul (x, half) ; a = Attention (x, p, x)
+Attention (23) flat: r = Reshape (x, flat24) ; p = Mul (r, half) ; a = Attention <q_num_heads = 2, kv_num_heads = 2,
+    scale = 0.3> (r, p, r, )
+Attention (23) added: a = Attention (x, x, x, mask)
+Attention (23) hidden: a = Attention (x, x, x, seen)
+Attention (23) causal: a = Attention <is_causal = 1, softcap = 2.0> (x, x, x)
+Attention (23) groups: p = Slice (x, i0ax, i1, i1) ; a = Attention (x, p, p, seen)
+RMSNormalization (23): a = RMSNormalization <epsilon = 0.01> (x, ln)
+RMSNormalization (23) axis: a = RMSNormalization <axis = -2> (x, mask)
 """)
