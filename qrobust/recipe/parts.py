@@ -38,8 +38,8 @@ class TrainingAttack(Table):
     mode: Literal["eval", "train"] = "eval"
     """Mode of batch-norm during the attack; in `train` the attack moves its statistics."""
     warmup: Annotated[Int, Field(ge=0)] = 0
-    """Epochs before the attack has all of its eps: in epoch e, from 1, it has e / (warmup + 1) of it, and of its step.
-    A transformer learns little from the whole eps at first."""
+    """Epochs of the float network before the attack has all of its eps: in epoch e, from 1, it has e / (warmup + 1) of
+    it and of its step. A transformer learns little from the whole eps at first."""
 
     @model_serializer(mode="wrap")
     def _without_usual(self, plain: SerializerFunctionWrapHandler) -> dict[str, Any]:

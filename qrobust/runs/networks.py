@@ -168,9 +168,12 @@ class Networks:
         return found
 
     def training(self, bits: int) -> Training:
-        """How a width is trained: as the float network, but for a method of its own."""
-        own = self.recipe.quant.method if bits != FLOAT and self.recipe.quant is not None else None
-        return self.recipe.train if own is None else self.recipe.train.model_copy(update={"method": own})
+        """How a width is trained: as the float network, but for a method of its own, and no warm-up of the attack."""
+        training, settings = self.recipe.train, self.recipe.quant
+        if bits == FLOAT or settings is None:
+            return training
+        attack = training.attack.model_copy(update={"warmup": 0})
+        return training.model_copy(update={"attack": attack, "method": settings.method or training.method})
 
     def has_average(self, bits: int) -> bool:
         """Whether training of a width averages weights."""

@@ -13,6 +13,8 @@ from qrobust import data, devices, models, recipe
 from qrobust.errors import ModelError, RunError
 from qrobust.quant import QuantConfig, mask_statistics, quantize, quantizers
 from qrobust.recipe import difference
+from qrobust.runs.folder import RunFolder
+from qrobust.runs.networks import Networks
 from qrobust.runs.run import Run
 from qrobust.runs.training import training_settings
 from qrobust.runtime import Artifact
@@ -290,3 +292,11 @@ def test_the_order_of_patterns_is_another_training() -> None:
     assert difference(first, first) is None
     assert "trained in the order" in (difference(first, second) or "")
     assert difference(*(training_settings(recipe.load("digits", [table]), 32) for table in tables)) is None
+
+
+def test_a_warm_up_of_the_attack_is_the_float_network_s(tmp_path):
+    """A quantised one begins where that ended, and has fewer epochs than it."""
+    loaded = recipe.load("digits", ["train.attack.warmup=3", "quant.method=rslad"])
+    networks = Networks(loaded, RunFolder(tmp_path))
+    assert networks.training(32) == loaded.train
+    assert (networks.training(4).attack.warmup, networks.training(4).method) == (0, "rslad")
