@@ -3,12 +3,8 @@
 from __future__ import annotations
 
 import copy
-import io
-import logging
 import tempfile
 from collections import Counter
-from collections.abc import Iterator
-from contextlib import contextmanager, redirect_stderr
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -126,7 +122,7 @@ def exported(model: nn.Module, example: Tensor) -> ExportedProgram:
     """A network in eval mode as a graph of torch's operators, for any number of images. Raises ExportError."""
     pair = example[:1].detach().cpu().float().repeat(2, *[1] * (example.dim() - 1))
     try:
-        with torch.no_grad(), _silently():
+        with torch.no_grad():
             return export_program(model, pair)
     except Exception as error:  # of many kinds; all mean that what the network does hangs on numbers of the images
         first = next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
@@ -134,19 +130,6 @@ def exported(model: nn.Module, example: Tensor) -> ExportedProgram:
             f"expected a network that torch.export captures for any number of images, got: {first[:200]}; "
             "write what it names without control flow on values or sizes of images"
         ) from error
-
-
-@contextmanager
-def _silently() -> Iterator[None]:
-    """Torch warns, logs and prints the graph that it cannot export; the error is enough."""
-    before = logging.root.manager.disable
-    logging.disable(logging.ERROR)
-    try:
-        with warnings.catch_warnings(), redirect_stderr(io.StringIO()):
-            warnings.simplefilter("ignore")
-            yield
-    finally:
-        logging.disable(before)
 
 
 def _sharing(model: nn.Module) -> nn.Module:

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import copy
 import inspect
+import io
 import logging
 import operator
 import warnings
 from collections import Counter
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stderr
 from typing import Any
 
 import torch
@@ -192,15 +193,21 @@ def exported(model: nn.Module, images: Tensor) -> torch.export.ExportedProgram:
 
     images: two or more, of the size that is meant.
     """
-    disabled = logging.root.manager.disable
-    with warnings.catch_warnings(), torch.random.fork_rng(devices=[]):
-        warnings.simplefilter("ignore")
-        logging.disable()  # pages about operators that it tries
-        try:
-            sizes = ({0: torch.export.Dim.DYNAMIC},)
-            return torch.export.export(model, (images,), dynamic_shapes=sizes, strict=False)
-        finally:
-            logging.disable(disabled)
+    with _silently(), torch.random.fork_rng(devices=[]):
+        return torch.export.export(model, (images,), dynamic_shapes=({0: torch.export.Dim.DYNAMIC},), strict=False)
+
+
+@contextmanager
+def _silently() -> Iterator[None]:
+    """Torch warns, logs and prints the graph that it cannot export; the error is enough."""
+    before = logging.root.manager.disable
+    logging.disable()
+    try:
+        with warnings.catch_warnings(), redirect_stderr(io.StringIO()):
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logging.disable(before)
 
 
 def failed_in(error: BaseException, model: nn.Module) -> str:
