@@ -28,7 +28,7 @@ from qrobust.export.target import load_target
 from qrobust.export.write import check_ops, written
 from qrobust.models.inference import estimate_statistics
 from qrobust.onnx_module import load_onnx
-from qrobust.quant import QuantConfig, cost, parameter_groups, quantize
+from qrobust.quant import QuantConfig, cost, parameter_groups, quantize, round_biases
 from qrobust.storage import read_json, write_json
 from qrobust.threat import Threat
 from qrobust.torchvision_cpu import import_torchvision
@@ -71,10 +71,10 @@ def make(name: str) -> tuple[nn.Module, int]:
             )  # fmt: skip
         else:
             model = getattr(models, name)(weights=None, num_classes=CLASSES, **options)
-    return _lived_in(model, size), size
+    return lived_in(model, size), size
 
 
-def _lived_in(model: nn.Module, size: int) -> nn.Module:
+def lived_in(model: nn.Module, size: int) -> nn.Module:
     """Classifiers that begin at 0 give something; statistics are those of images."""
     for module in model.modules():
         if isinstance(module, nn.Linear) and not module.weight.any():
@@ -96,9 +96,8 @@ def images(size: int, n: int = IMAGES) -> Tensor:
     return (((smooth - 0.5) * 3 + 0.5).clamp(0, 1) * 255).round() / 255
 
 
-def attempt(name: str, bits: int) -> dict[str, Any]:
+def attempt(model: nn.Module, size: int, bits: int) -> dict[str, Any]:
     """All of the path for one network and width; "failed" says where it ended."""
-    model, size = make(name)
     x, y = images(size), torch.arange(IMAGES) % CLASSES
     row: dict[str, Any] = {"size": size, "bits": bits}
     try:
@@ -132,15 +131,8 @@ def _step(model: nn.Module, x: Tensor, y: Tensor) -> bool:
     finite = all(p.grad is not None and p.grad.isfinite().all() for p in model.parameters() if p.requires_grad)
     optimizer.step()
     moved = any(not torch.equal(p, before[name]) for name, p in model.named_parameters() if name in before)
-    quantized_biases(model)
+    round_biases(model)  # type: ignore[arg-type]  # a step leaves them between two steps of their grids
     return bool(finite and moved)
-
-
-def quantized_biases(model: nn.Module) -> None:
-    """A step leaves biases between two steps of their grids."""
-    from qrobust.quant import round_biases
-
-    round_biases(model)  # type: ignore[arg-type]
 
 
 def _loaded(data: bytes, x: Tensor) -> dict[str, float]:
@@ -180,7 +172,7 @@ def main() -> None:
         for bits in given.bits:
             key = f"{name}-w{bits}a8"
             if key not in rows:
-                rows[key] = attempt(name, bits)
+                rows[key] = attempt(*make(name), bits)
                 print(key, rows[key], flush=True)
                 if given.json:
                     write_json(given.json, {**origin, "rows": rows})
