@@ -224,7 +224,7 @@ def divides(node: fx.Node) -> bool:
 def is_of_tokens(node: fx.Node) -> bool:
     """Whether a linear layer reads more than one vector of an image; its sums stay floats, and its bias."""
     shape = node.meta.get("shape")
-    return shape is not None and len(shape) > 2
+    return shape is not None and (len(shape) > 2 or shape[0] == -1)
 
 
 def check_settings(where: str, module: nn.Module | None) -> None:
