@@ -21,6 +21,7 @@ from qrobust.evaluation.sanity import CHEAP_CHECKS, check_sanity
 from qrobust.evaluation.sanity_measures import CE, CURVE, MARGIN, TRANSFER, CheckedModel, numbers_part
 from qrobust.quant import QuantConfig, quantize
 from qrobust.threat import Threat
+from qrobust.train.fitting import fit
 
 THREAT = Threat("linf", 20 / 255)
 N = 60
@@ -243,6 +244,27 @@ def test_an_honest_network_raises_none(kind: str, images, request: pytest.Fixtur
     """Of all but the curve of restarts, which takes as long as the rest."""
     model, quick = request.getfixturevalue(kind), [one for one in SANITY_CHECKS if one.name != "not-converged"]
     assert check_sanity(CheckedModel(model, images[1], THREAT, float_model=model, n=N), quick).flags == []
+
+
+BY_LAYER = {
+    "vit_small_images": {"size": 8, "patch": 2, "width": 64, "depth": 2},
+    "convnext_small_images": {"widths": [16, 32], "depths": [1, 1], "kernel": 3},
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", BY_LAYER)
+def test_honest_networks_that_normalise_by_layer_raise_none(name: str, images: tuple[Images, Images]) -> None:
+    """As transformers are trained: with AdamW, and both warm-ups."""
+    torch.manual_seed(0)
+    model = models.build(name, in_channels=1, classes=10, **BY_LAYER[name])
+    fitted = fit(
+        model, (images[0].x, images[0].y), threat=THREAT, method="at", epochs=12, optimizer="adamw", lr=2e-3,
+        shape="cosine", warmup=1, batch_size=32, attack={"kind": "fgsm-rs", "warmup": 3}, validation={"every": 20},
+    )  # fmt: skip
+    checked = CheckedModel(fitted.model, images[1], THREAT, float_model=fitted.model, n=100)
+    assert checked.share(checked.white_box) > 0.3
+    assert check_sanity(checked, SANITY_CHECKS).flags == []
 
 
 @pytest.mark.parametrize(
