@@ -42,6 +42,13 @@ class CapturedGraph(fx.GraphModule):
         origin = self.meta.get(ORIGIN)
         return super().__reduce__() if origin is None else origin.reduce(self)
 
+    def __deepcopy__(self, memo: dict[int, Any]) -> fx.GraphModule:
+        """With what refuses images of another size, which torch.fx leaves out."""
+        made = super().__deepcopy__(memo)
+        for hook in self._forward_pre_hooks.values():
+            made.register_forward_pre_hook(hook)
+        return made
+
 
 def capture(model: nn.Module, shape: Shape | None = None) -> CapturedGraph:
     """A copy of a network as a graph, each activation called once; in the mode of the original.

@@ -115,8 +115,10 @@ def test_it_trains_copies_pickles_and_takes_another_width():
 
 def test_images_of_another_size_than_it_was_captured_for_are_refused():
     model = quantize(attended(), 4, calibration=images())
-    with pytest.raises(ModelError, match=r"expected images \(batch, 1, 8, 8\), .* got \(32, 1, 12, 12\); quantise it"):
-        model(images(side=12))
+    again = pickle.loads(pickle.dumps(model))
+    for one in (model, copy.deepcopy(model), again, requantize(model, 2, calibration=images())):
+        with pytest.raises(ModelError, match=r"expected images \(batch, 1, 8, 8\), .* got \(32, 1, 12, 12\); quantise"):
+            one(images(side=12))
     with pytest.raises(ModelError, match=r"expected the size of the images .*pass calibration images, or shape="):
         quantize(attended(), 4, calibration=None)
 
