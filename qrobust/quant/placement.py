@@ -19,15 +19,18 @@ from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
 
+import torch
 from torch import fx, nn
 
 from ..errors import ModelError, did_you_mean
 from ..spectrum.fat import FAT
+from .forms import Attention
 from .graph import unused_name
 from .layers import quantized_activation, quantized_conv, quantized_linear
 from .quantizer import quantizers
 from .reading import ACTIVATIONS, LAYERS, PARTITIONS, Reading, bounds
 
+ATTENTION = torch.ops.aten.scaled_dot_product_attention.default
 BITS = (2, 3, 4, 5, 6, 7, 8)
 FLOAT_BITS = 32
 EDGE_BITS = 8
@@ -265,11 +268,22 @@ class Placement:
         else:
             layer = self._quantiser(name, layers, signed=self.reading.signed[source])
         self.graph.add_submodule(name, layer)
+        if last is source and (behind := self._joined(source)) is not source:
+            last, users = behind, list(behind.users)
         with self.graph.graph.inserting_after(last):
             inserted = self.graph.graph.call_module(name, (last,))
         for user in users:
-            user.replace_input_with(source, inserted)
+            user.replace_input_with(source if source in user.all_input_nodes else last, inserted)
         return inserted
+
+    def _joined(self, source: fx.Node) -> fx.Node:
+        """Attention's heads beside each other, if that is all that is done with them: a runtime joins them itself."""
+        if source.target is not ATTENTION and not isinstance(self.reading.module(source), Attention):
+            return source
+        node = source
+        while len(node.users) == 1 and self.reading.keeps(next(iter(node.users))):
+            node = next(iter(node.users))
+        return node
 
     def _quantiser(self, name: str, layers: list[Width], *, signed: bool, ceiling: float = float("inf")) -> nn.Module:
         """Of the largest width that a layer reads; of 8 bits without layers."""

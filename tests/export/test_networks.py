@@ -1,12 +1,24 @@
 """Networks of others through the whole path: captured, a step trained, written, run both ways, compared, attacked."""
 
 import sys
+from collections import Counter
 from pathlib import Path
 
+import onnx
 import pytest
 import torch
+from torch.nn import functional as F
 
+from qrobust.export.parity import parity
+from qrobust.export.target import load_target
+from qrobust.export.write import written
+from qrobust.models import build
+from qrobust.models.vit import VisionTransformer
+from qrobust.onnx_module import load_onnx
+from qrobust.quant import QuantConfig, quantize
 from qrobust.torchvision_cpu import import_torchvision
+
+from ..quant.helpers import images
 
 sys.path.append(str(Path(__file__).resolve().parents[2] / "benches"))
 import networks
@@ -61,3 +73,38 @@ def test_thirty_networks_go_the_whole_path(name, bits):
         pytest.importorskip("timm")
     row = networks.attempt(*networks.make(name), bits)
     assert row["passed"], row
+
+
+@pytest.mark.parametrize(("target", "whole"), [("ort-cpu", 2), ("ort-cpu-int8", 0), ("compact", 0)])
+def test_attention_is_one_operator_where_the_opset_and_the_runtime_allow(target, whole):
+    torch.manual_seed(0)
+    model = build("vit_small_images", in_channels=1, classes=4, size=8, width=32, depth=2)
+    x = images(8)
+    made = quantize(model.eval(), QuantConfig(4, activation_bits=8, fat="none"), calibration=x).eval()
+    file = written(made, x, load_target(target))
+    ops = Counter(node.op_type for node in onnx.load_from_string(file.data).graph.node)
+    assert (ops["Attention"], ops["Softmax"]) == (whole, 2 - whole)
+    alone = parity(made, file.data, x, activations=file.activations, forced=True)
+    assert len(alone.layers) == 11
+    assert max(layer.largest for layer in alone.layers) <= 1
+    with torch.no_grad():
+        torch.testing.assert_close(load_onnx(file.data)(x), made(x), atol=0.05, rtol=0)
+
+
+def test_attention_whose_heads_something_else_reads_stays_in_parts():
+    class Shown(VisionTransformer):
+        def forward(self, x):
+            tokens = self.patches(x).flatten(2).transpose(1, 2) + self.positions
+            attention = self.blocks[0].attention
+            query, key, value = attention.qkv(tokens).reshape(-1, 4, 3, 1, 32).permute(2, 0, 3, 1, 4)
+            heads = F.scaled_dot_product_attention(query, key, value)
+            return self.classifier(heads.transpose(1, 2).reshape(-1, 4, 32).mean(1) + heads.amax((1, 2)))
+
+    torch.manual_seed(0)
+    model = build("vit_small_images", in_channels=1, classes=4, size=8, width=32, depth=1)
+    model.__class__ = Shown
+    path = written(model.eval(), images(8), load_target("ort-cpu")).data
+    ops = Counter(node.op_type for node in onnx.load_from_string(path).graph.node)
+    assert (ops["Attention"], ops["Softmax"]) == (0, 1)
+    with torch.no_grad():
+        torch.testing.assert_close(load_onnx(path)(images(8)), model(images(8)), atol=1e-5, rtol=1e-4)

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import math
+import operator
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import onnx_ir as ir
@@ -19,6 +20,9 @@ from .forms import Layer
 from .lowering import Lowering, aten, each, filled, lowers, rank_of, shape_of, sizes
 from .quantised import Activation, Weight
 
+ATTENTION_OPSET = 23
+VIEWS = (aten.view.default, aten.reshape.default, aten._unsafe_view.default, aten.flatten.using_ints)
+COPIES = (aten.clone.default, aten.contiguous.default)
 ALIGNMENT = 4  # input channels that onnxruntime's integer convolution reads at once
 CONVS = (
     aten.conv1d.default, aten.conv1d.padding, aten.conv2d.default, aten.conv2d.padding, aten.conv3d.default,
@@ -142,11 +146,15 @@ def instance_norm(low: Lowering, x: fx.Node, *settings: Any) -> Any:
 
 @lowers(aten.scaled_dot_product_attention.default)
 def attention(low: Lowering, q: fx.Node, k: fx.Node, v: fx.Node, *settings: Any, **named: Any) -> Any:
-    """softmax(q·kᵀ·scale + mask)·v in parts."""
+    """softmax(q·kᵀ·scale + mask)·v in parts, or as one operator where onnxruntime's CPU provider runs it."""
     mask, _, is_causal = filled(settings, (None, 0.0, False))
     if named.get("enable_gqa"):
         raise ExportError("expected as many heads of keys as of queries; repeat the keys")
     scale, rank = named.get("scale"), rank_of(k)
+    packed, joined = _packed(q, k, v), _joined(low.node)
+    whole = low.form.linear == "matmulinteger" and low.graph.most >= ATTENTION_OPSET and mask is None and not is_causal
+    if whole and packed is not None and joined:
+        return _attention(low, packed, int(shape_of(q)[1]), scale, joined)
     turned = low.op("Transpose", k, perm=[*range(rank - 2), rank - 1, rank - 2])
     scores = low.op("Mul", low.op("MatMul", q, turned), int(shape_of(q)[-1]) ** -0.5 if scale is None else scale)
     if is_causal:
@@ -156,6 +164,48 @@ def attention(low: Lowering, q: fx.Node, k: fx.Node, v: fx.Node, *settings: Any,
         is_bool = mask.meta["val"].dtype == torch.bool
         scores = low.op("Where", mask, scores, float("-inf")) if is_bool else low.op("Add", scores, mask)
     return low.op("MatMul", low.op("Softmax", scores, axis=-1), v)
+
+
+def _attention(low: Lowering, packed: fx.Node, heads: int, scale: float | None, joined: Sequence[fx.Node]) -> Any:
+    """Attention of tokens with all heads beside each other, which turns nothing; what joins the heads is done."""
+    low.graph.require(ATTENTION_OPSET, "attention as one operator")
+    parts = low.op("Split", packed, outputs=3, axis=2, num_outputs=3)
+    made = low.op("Attention", *parts, q_num_heads=heads, kv_num_heads=heads, scale=scale)
+    low.ahead |= dict.fromkeys(joined, made)
+    return made
+
+
+def _packed(*parts: fx.Node) -> fx.Node | None:
+    """Queries, keys and values (n, tokens, 3·width), if these are its thirds, parted into heads."""
+    chain: list[fx.Node] = []
+    source = parts[0].args[0] if parts[0].args else None
+    places = [part.args[1] for part in parts if part.target is operator.getitem and part.args[0] is source]
+    for targets in ((aten.unbind.int,), (aten.permute.default,), VIEWS):
+        if not isinstance(source, fx.Node) or source.target not in targets:
+            return None
+        chain.append(source)
+        source = source.args[0]
+    unbound, turned, viewed = chain
+    if places != [0, 1, 2] or [*unbound.args[1:], 0][0] != 0 or [*cast(Any, turned.args[1])] != [2, 0, 3, 1, 4]:
+        return None
+    fits = isinstance(source, fx.Node) and rank_of(source) == 3 and rank_of(viewed) == 5
+    return source if fits and isinstance(source, fx.Node) and shape_of(viewed)[2] == 3 else None
+
+
+def _joined(node: fx.Node) -> list[fx.Node]:
+    """What puts heads (n, heads, tokens, d) beside each other, if nothing else reads them; else empty."""
+    found: list[fx.Node] = []
+    n, heads, tokens, width = (str(size) for size in (shape_of(node) if rank_of(node) == 4 else [0] * 4))
+    while len(node.users) == 1:
+        node = next(iter(node.users))
+        found.append(node)
+        turns = node.target is aten.transpose.int and {int(str(one)) % 4 for one in node.args[1:]} == {1, 2}
+        if node.target in VIEWS and len(found) > 1:
+            fits = [str(size) for size in shape_of(node)] == [n, tokens, str(int(heads) * int(width))]
+            return found if fits else []
+        if not turns and node.target not in COPIES:
+            return []
+    return []
 
 
 def _parameters(low: Lowering, w: fx.Node, b: fx.Node | None) -> tuple[Weight | Tensor, Array | None]:

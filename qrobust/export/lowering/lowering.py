@@ -57,7 +57,8 @@ class Lowering:
     """What entries of the table work with. image: what the graph takes, channels first.
 
     env: what stands for a node of the program so far: a value of the graph, a Tensor for what depends on no image, or
-    what lies on a grid. stored: names of parameters and buffers in the network. turned: transposed weights. node: at
+    what lies on a grid. ahead: the same of nodes that are still to come, where one operator of ONNX does the work of
+    several. stored: names of parameters and buffers in the network. turned: transposed weights. node: at
     work, in the module of the path `where`. main: the name of what is being made, "" for a number.
     """
 
@@ -65,6 +66,7 @@ class Lowering:
     form: Form
     image: ir.Value
     env: dict[fx.Node, Any] = field(default_factory=dict)
+    ahead: dict[fx.Node, Any] = field(default_factory=dict)
     stored: dict[fx.Node, str] = field(default_factory=dict)
     turned: dict[fx.Node, Tensor] = field(default_factory=dict)
     node: fx.Node = field(init=False)

@@ -137,6 +137,8 @@ class _Walk:
 
     def _computed(self, node: fx.Node) -> Any:
         low, target = self.low, node.target
+        if node in low.ahead:
+            return low.ahead[node]
         given = [low.env.get(one) for one in node.all_input_nodes]
         if getattr(target, "__name__", "") in WRAPPERS:
             return self._wrapped(node, WRAPPERS[getattr(target, "__name__", "")])
