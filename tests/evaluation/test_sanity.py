@@ -18,7 +18,15 @@ from qrobust.data import DataSettings, Images, load, to_unit
 from qrobust.deployed.sanity import SANITY_CHECKS as OF_FILES
 from qrobust.evaluation import SANITY_CHECKS, evaluate
 from qrobust.evaluation.sanity import CHEAP_CHECKS, check_sanity
-from qrobust.evaluation.sanity_measures import CE, CURVE, MARGIN, TRANSFER, CheckedModel, numbers_part
+from qrobust.evaluation.sanity_measures import (
+    CE,
+    CURVE,
+    MARGIN,
+    TRANSFER,
+    CheckedModel,
+    backward_variants,
+    numbers_part,
+)
 from qrobust.quant import QuantConfig, quantize
 from qrobust.threat import Threat
 from qrobust.train.fitting import fit
@@ -176,6 +184,15 @@ def test_the_float_model_shows_the_way_that_rounding_hides(robust: nn.Module, im
     expected = {"turned-gradient", "backward-variants", "transfer-wins"}
     assert _raised(CheckedModel(liar, images[1], THREAT, n=N, float_model=robust), expected) == expected
     assert _raised(CheckedModel(liar, images[1], THREAT, n=N), expected) == set()
+
+
+def test_a_backward_pass_that_is_the_same_breaks_nothing_more(
+    coarse: nn.Module, images: tuple[Images, Images], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where one start finds what another does not, whoever comes second is not therefore the better one."""
+    monkeypatch.setattr("qrobust.quant.STRAIGHT_THROUGH", ())
+    checked = CheckedModel(coarse, images[1], THREAT, n=N, float_model=coarse)
+    assert (backward_variants(checked), checked.broken(checked.twice)) == (1,1)
 
 
 @pytest.fixture
