@@ -186,13 +186,15 @@ def test_the_float_model_shows_the_way_that_rounding_hides(robust: nn.Module, im
     assert _raised(CheckedModel(liar, images[1], THREAT, n=N), expected) == set()
 
 
-def test_a_backward_pass_that_is_the_same_breaks_nothing_more(
-    coarse: nn.Module, images: tuple[Images, Images], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Where one start finds what another does not, whoever comes second is not therefore the better one."""
-    monkeypatch.setattr("qrobust.quant.STRAIGHT_THROUGH", ())
-    checked = CheckedModel(coarse, images[1], THREAT, n=N, float_model=coarse)
-    assert (backward_variants(checked), checked.broken(checked.twice)) == (1,1)
+@pytest.mark.parametrize("further", [0, 4])
+def test_another_backward_pass_is_held_to_what_it_breaks_from_the_same_starts(further, images, monkeypatch) -> None:
+    """From a second start the network's own breaks five images more: nobody's merit; the float model, `further` ones."""
+    checked = CheckedModel(nn.Flatten(), images[1], THREAT, n=N, float_model=nn.Flatten())
+    vars(checked)["white_box"] = torch.ones(N, dtype=torch.bool)
+    monkeypatch.setattr(
+        checked, "right", lambda attack, *, model=None, among: torch.arange(N) >= 5 + further * (model is not None)
+    )
+    assert backward_variants(checked) == pytest.approx(further / N)
 
 
 @pytest.fixture
