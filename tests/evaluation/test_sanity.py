@@ -188,7 +188,7 @@ def test_the_float_model_shows_the_way_that_rounding_hides(robust: nn.Module, im
 
 @pytest.mark.parametrize("further", [0, 4])
 def test_another_backward_pass_is_held_to_what_it_breaks_from_the_same_starts(further, images, monkeypatch) -> None:
-    """From a second start the network's own breaks five more, which is nobody's merit; the float model `further` ones."""
+    """From a second start the network's own breaks five more, nobody's merit; the float model `further` ones too."""
     checked = CheckedModel(nn.Flatten(), images[1], THREAT, n=N, float_model=nn.Flatten())
     vars(checked)["white_box"] = torch.ones(N, dtype=torch.bool)
     monkeypatch.setattr(
