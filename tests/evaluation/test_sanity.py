@@ -18,7 +18,15 @@ from qrobust.data import DataSettings, Images, load, to_unit
 from qrobust.deployed.sanity import SANITY_CHECKS as OF_FILES
 from qrobust.evaluation import SANITY_CHECKS, evaluate
 from qrobust.evaluation.sanity import CHEAP_CHECKS, check_sanity
-from qrobust.evaluation.sanity_measures import CE, CURVE, MARGIN, TRANSFER, CheckedModel, numbers_part
+from qrobust.evaluation.sanity_measures import (
+    CE,
+    CURVE,
+    MARGIN,
+    TRANSFER,
+    CheckedModel,
+    backward_variants,
+    numbers_part,
+)
 from qrobust.quant import QuantConfig, quantize
 from qrobust.threat import Threat
 from qrobust.train.fitting import fit
@@ -176,6 +184,17 @@ def test_the_float_model_shows_the_way_that_rounding_hides(robust: nn.Module, im
     expected = {"turned-gradient", "backward-variants", "transfer-wins"}
     assert _raised(CheckedModel(liar, images[1], THREAT, n=N, float_model=robust), expected) == expected
     assert _raised(CheckedModel(liar, images[1], THREAT, n=N), expected) == set()
+
+
+@pytest.mark.parametrize("further", [0, 4])
+def test_another_backward_pass_is_held_to_what_it_breaks_from_the_same_starts(further, images, monkeypatch) -> None:
+    """From a second start the network's own breaks five more, nobody's merit; the float model `further` ones too."""
+    checked = CheckedModel(nn.Flatten(), images[1], THREAT, n=N, float_model=nn.Flatten())
+    vars(checked)["white_box"] = torch.ones(N, dtype=torch.bool)
+    monkeypatch.setattr(
+        checked, "right", lambda attack, *, model=None, among: torch.arange(N) >= 5 + further * (model is not None)
+    )
+    assert backward_variants(checked) == pytest.approx(further / N)
 
 
 @pytest.fixture
