@@ -28,7 +28,7 @@ from qrobust.export.target import load_target
 from qrobust.export.write import check_ops, written
 from qrobust.models.inference import estimate_statistics
 from qrobust.onnx_module import load_onnx
-from qrobust.quant import QuantConfig, cost, parameter_groups, quantize
+from qrobust.quant import QuantConfig, cost, parameter_groups, quantize, round_biases
 from qrobust.storage import read_json, write_json
 from qrobust.threat import Threat
 from qrobust.torchvision_cpu import import_torchvision
@@ -45,6 +45,7 @@ TIMM = {
     "mobileone_s0": 32,
 }  # fmt: skip
 SIZED = ("vit_tiny_patch16_224", "deit_tiny_patch16_224", "efficientformerv2_s0")  # that are made for one image size
+AUXILIARY = ("AuxLogits", "aux1", "aux2")
 CLASSES, IMAGES, THREAT = 10, 8, Threat("linf", 8 / 255)
 
 
@@ -70,17 +71,21 @@ def make(name: str) -> tuple[nn.Module, int]:
             )  # fmt: skip
         else:
             model = getattr(models, name)(weights=None, num_classes=CLASSES, **options)
-    return _lived_in(model, size), size
+    return lived_in(model, size), size
 
 
-def _lived_in(model: nn.Module, size: int) -> nn.Module:
+def lived_in(model: nn.Module, size: int) -> nn.Module:
     """Classifiers that begin at 0 give something; statistics are those of images."""
     for module in model.modules():
         if isinstance(module, nn.Linear) and not module.weight.any():
             nn.init.normal_(module.weight, std=0.1)
     if any(isinstance(module, nn.modules.batchnorm._BatchNorm) for module in model.modules()):
-        model.aux_logits = False  # type: ignore[assignment]  # heads that want larger images
+        heads = {name: head for name in AUXILIARY if isinstance(head := getattr(model, name, None), nn.Module)}
+        for name in heads:  # they want larger images
+            setattr(model, name, None)
         estimate_statistics(model, [images(size, 32)])
+        for name, head in heads.items():
+            setattr(model, name, head)
     return model.eval()
 
 
@@ -91,9 +96,8 @@ def images(size: int, n: int = IMAGES) -> Tensor:
     return (((smooth - 0.5) * 3 + 0.5).clamp(0, 1) * 255).round() / 255
 
 
-def attempt(name: str, bits: int) -> dict[str, Any]:
+def attempt(model: nn.Module, size: int, bits: int) -> dict[str, Any]:
     """All of the path for one network and width; "failed" says where it ended."""
-    model, size = make(name)
     x, y = images(size), torch.arange(IMAGES) % CLASSES
     row: dict[str, Any] = {"size": size, "bits": bits}
     try:
@@ -127,15 +131,8 @@ def _step(model: nn.Module, x: Tensor, y: Tensor) -> bool:
     finite = all(p.grad is not None and p.grad.isfinite().all() for p in model.parameters() if p.requires_grad)
     optimizer.step()
     moved = any(not torch.equal(p, before[name]) for name, p in model.named_parameters() if name in before)
-    quantized_biases(model)
+    round_biases(model)  # type: ignore[arg-type]  # a step leaves them between two steps of their grids
     return bool(finite and moved)
-
-
-def quantized_biases(model: nn.Module) -> None:
-    """A step leaves biases between two steps of their grids."""
-    from qrobust.quant import round_biases
-
-    round_biases(model)  # type: ignore[arg-type]
 
 
 def _loaded(data: bytes, x: Tensor) -> dict[str, float]:
@@ -175,7 +172,7 @@ def main() -> None:
         for bits in given.bits:
             key = f"{name}-w{bits}a8"
             if key not in rows:
-                rows[key] = attempt(name, bits)
+                rows[key] = attempt(*make(name), bits)
                 print(key, rows[key], flush=True)
                 if given.json:
                     write_json(given.json, {**origin, "rows": rows})

@@ -154,7 +154,7 @@ class _Pair:
 
     def batch_size(self, most: int) -> int:
         """So few images that their activations fit."""
-        return max(1, min(most, MOST // max(1, sum(each.levels.size for each in self.executed))))
+        return _batch_size(most, sum(each.levels.size for each in self.executed))
 
     def torch(self, x: Tensor) -> tuple[Array, list[Array], dict[str, Array]]:
         """The network's logits and integers, and what the file takes."""
@@ -236,7 +236,8 @@ def check_parity(
     level = target.session.graph_optimization_level
     alone = parity(model, data, images[:FORCED], activations=activations, runtime=level, forced=True)
     if alone.layers:
-        whole = replace(alone, n=len(images), flips=_flips(model, data, images, level))
+        size = _batch_size(100, sum(layer.elements for layer in alone.layers) // alone.n)
+        whole = replace(alone, n=len(images), flips=_flips(model, data, images, level, size))
     else:
         alone = whole = parity(model, data, images, runtime=level)
     for verdict in judge(whole, alone, target):
@@ -276,7 +277,7 @@ def first_fault(
 
 
 @devices.exact_products()
-def _flips(model: nn.Module, data: bytes, images: Tensor, runtime: str, batch_size: int = 100) -> float:
+def _flips(model: nn.Module, data: bytes, images: Tensor, runtime: str, batch_size: int) -> float:
     """Share of labels that the file, as it is, and torch give otherwise."""
     run, source, flips = _runner(data, runtime), onnx.load_from_string(data).graph.input[0], 0
     pixels = source.type.tensor_type.elem_type == onnx.TensorProto.UINT8
@@ -284,6 +285,11 @@ def _flips(model: nn.Module, data: bytes, images: Tensor, runtime: str, batch_si
         logits = run({source.name: _as_input(batch, pixels)})[0]
         flips += int((logits.argmax(1) != executed_levels(model, batch, watched=False)[0].argmax(1)).sum())
     return flips / len(images)
+
+
+def _batch_size(most: int, integers: int) -> int:
+    """integers: quantised activations of one image."""
+    return max(1, min(most, MOST // max(1, integers)))
 
 
 def _most_steps(target: Target) -> int:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import tempfile
-import warnings
 from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,11 +12,12 @@ import onnx
 import onnx_ir as ir
 import torch
 from torch import Tensor, fx, nn
-from torch.export import Dim, ExportedProgram
+from torch.export import ExportedProgram
 
 from .. import devices
 from ..errors import ExportError
 from ..quant import bits_per_layer, fold_fat
+from ..quant.graph import exported as export_program
 from ..storage import write_bytes
 from .lowering import FORMS, Names, Quantised, lower_program
 from .parity import check_parity
@@ -120,14 +120,10 @@ def written(
 
 def exported(model: nn.Module, example: Tensor) -> ExportedProgram:
     """A network in eval mode as a graph of torch's operators, for any number of images. Raises ExportError."""
-    images = (
-        example[:1].detach().cpu().float().repeat(2, *[1] * (example.dim() - 1))
-    )  # of one, torch.export takes no other
+    pair = example[:1].detach().cpu().float().repeat(2, *[1] * (example.dim() - 1))
     try:
-        with torch.no_grad(), warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            batch = ({0: Dim.DYNAMIC},)
-            return torch.export.export(model, (images,), dynamic_shapes=batch, strict=False)
+        with torch.no_grad():
+            return export_program(model, pair)
     except Exception as error:  # of many kinds; all mean that what the network does hangs on numbers of the images
         first = next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
         raise ExportError(

@@ -85,12 +85,12 @@ def _spread(value: Tensor) -> float:
 
 
 def check_pools(captured: nn.Module, images: Tensor) -> None:
-    """Raises ModelError for a pool with windows of two sizes, which no runtime computes as torch does: an adaptive one
-    that does not divide its input, or an average of a last window that ceil_mode adds.
+    """Raises ModelError for a pool with windows of two sizes, which no runtime computes as torch does: an adaptive
+    maximum that does not divide its input, or an average of a last window that ceil_mode adds.
     """
     with torch.no_grad(), in_eval_mode(captured), ExitStack() as stack:
         for path, pool in captured.named_modules():
-            if isinstance(pool, (nn.AdaptiveAvgPool2d, nn.AdaptiveMaxPool2d, nn.AvgPool2d)):
+            if isinstance(pool, (nn.AdaptiveMaxPool2d, nn.AvgPool2d)):
                 check = pool.register_forward_hook(partial(_check_pool, path))
                 stack.callback(check.remove)
         captured.forward(images[:1].to(next(captured.parameters()).device))

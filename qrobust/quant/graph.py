@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import copy
 import inspect
+import io
 import logging
 import operator
 import warnings
 from collections import Counter
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stderr
 from typing import Any
 
 import torch
@@ -53,7 +54,8 @@ def capture(model: nn.Module, shape: Shape | None = None) -> CapturedGraph:
     copied = copy.deepcopy(model)
     images = example_images(copied, shape)
     with _as_it_was(copied):
-        found = _exported(copied, images)
+        found = _exported(copied, images).module()
+    assert isinstance(found, fx.GraphModule)
     names = {id(tensor): name for name, tensor in _tensors(copied)}
     _tell_outputs(found)
     graph = _graph_module(copied, found)
@@ -166,9 +168,9 @@ def _ends(inputs: int, outputs: str) -> ModelError:
     )
 
 
-@torch.no_grad()
-def _exported(model: nn.Module, images: Tensor) -> fx.GraphModule:
-    """What torch.export makes of a network, for any number of images: in train mode, where dropout is seen.
+@torch.enable_grad()  # so that what cannot be trained is seen
+def _exported(model: nn.Module, images: Tensor) -> torch.export.ExportedProgram:
+    """What torch.export makes of a network in train mode, where dropout is seen.
 
     In eval mode where it cannot train on such images, as with auxiliary heads that want larger ones.
     """
@@ -186,19 +188,26 @@ def _exported(model: nn.Module, images: Tensor) -> fx.GraphModule:
         ) from error
 
 
-def exported(model: nn.Module, images: Tensor) -> fx.GraphModule:
-    """The graph of a network in the mode it is in, of ATen operators, for any number of images."""
-    disabled = logging.root.manager.disable
-    with warnings.catch_warnings(), torch.random.fork_rng(devices=[]), torch.enable_grad():
-        warnings.simplefilter("ignore")
-        logging.disable()  # pages about operators that it tries
-        try:
-            sizes = ({0: torch.export.Dim.DYNAMIC},)
-            found = torch.export.export(model, (images,), dynamic_shapes=sizes, strict=False).module()
-        finally:
-            logging.disable(disabled)
-    assert isinstance(found, fx.GraphModule)
-    return found
+def exported(model: nn.Module, images: Tensor) -> torch.export.ExportedProgram:
+    """A network in the mode it is in as a graph of ATen operators, for any number of images; raises what torch does.
+
+    images: two or more, of the size that is meant.
+    """
+    with _silently(), torch.random.fork_rng(devices=[]):
+        return torch.export.export(model, (images,), dynamic_shapes=({0: torch.export.Dim.DYNAMIC},), strict=False)
+
+
+@contextmanager
+def _silently() -> Iterator[None]:
+    """Torch warns, logs and prints the graph that it cannot export; the error is enough."""
+    before = logging.root.manager.disable
+    logging.disable()
+    try:
+        with warnings.catch_warnings(), redirect_stderr(io.StringIO()):
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logging.disable(before)
 
 
 def failed_in(error: BaseException, model: nn.Module) -> str:

@@ -189,7 +189,9 @@ class Reading:
         if isinstance(module, ACTIVATIONS):
             low, high = bounds(module)
             return low < 0 if low in (0, -high) else None
-        if self.keeps(node) or (node.op != "output" and self._is_pool(node)):
+        if isinstance(module, nn.AdaptiveAvgPool2d) and not divides(node):
+            return None
+        if self.keeps(node) or self._is_pool(node):
             return signed
         if _is_arithmetic(node) and not (node.target in QUOTIENTS and len(sources) > 1):
             return signed or _may_turn_negative(node, len(sources))
@@ -211,10 +213,18 @@ class Reading:
                 ways += sources
 
 
+def divides(node: fx.Node) -> bool:
+    """Whether all windows of an adaptive pool are of one size; a file holds others as products with floats."""
+    before, after = (one.meta.get("shape") for one in (node.all_input_nodes[0], node))
+    if before is None or after is None or len(before) != 4 or len(after) != 4:
+        return True
+    return all(size is None or not size % part for size, part in zip(before[2:], after[2:], strict=True))
+
+
 def is_of_tokens(node: fx.Node) -> bool:
     """Whether a linear layer reads more than one vector of an image; its sums stay floats, and its bias."""
     shape = node.meta.get("shape")
-    return shape is not None and len(shape) > 2
+    return shape is not None and (len(shape) > 2 or shape[0] == -1)
 
 
 def check_settings(where: str, module: nn.Module | None) -> None:

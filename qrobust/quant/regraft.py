@@ -38,8 +38,9 @@ def regraft(model: nn.Module, exported: fx.GraphModule) -> fx.Graph:
     """A graph over `model`, whose modules it calls; modules that stand for functions are added to `model`.
 
     exported: what torch.export made of `model` in train mode. Each node has in `meta` "where", the path of the module
-    that it is computed in, and "shape", its sizes, None for the batch (or no shape). Of several outputs the first
-    stays, and nothing happens in place: what reads a value after it was changed reads the node that changed it.
+    that it is computed in, and "shape", its sizes: None for the batch, -1 for what hangs on it (None for no tensor).
+    Of several outputs the first stays, and nothing happens in place: what reads a value after it was changed reads the
+    node that changed it.
     """
     return _Regraft(model, exported).run()
 
@@ -313,8 +314,13 @@ def _is_unchanged(node: fx.Node) -> bool:
 def _shape(node: fx.Node) -> tuple[int | None, ...] | None:
     value = node.meta.get("val", node.meta.get("example_value"))
     if isinstance(value, Tensor):
-        return tuple(size if isinstance(size, int) else None for size in value.shape)
+        return tuple(size if isinstance(size, int) else None if is_symbol(size) else -1 for size in value.shape)
     return None
+
+
+def is_symbol(size: Any) -> bool:
+    """Whether a size is the batch itself: not a multiple of it, as where tokens of all images stand in rows."""
+    return isinstance(size, torch.SymInt) and bool(size.node.expr.is_Symbol)
 
 
 def _where(node: fx.Node) -> str:

@@ -122,3 +122,13 @@ def test_autoattack_is_the_drivers_to_the_image(network, n, full, shorten):
     )
     assert found.correct["autoattack"].tolist() == (labels == some.y).tolist()
     assert 0 < found.correct["autoattack"].sum() < found.correct["clean"].sum()
+
+
+@pytest.mark.slow
+def test_the_cascade_leaves_no_more_than_autoattack():
+    target = NETWORKS["demo"]()
+    attacks, some = ["autoattack", "strong"], target.images.take(slice(0, 60))
+    found = evaluate(target.model, some, attacks=attacks, threat=target.threats["linf"], seed=SEED)
+    print({name: int(right.sum()) for name, right in found.correct.items()})
+    assert found.correct["strong"].sum() <= found.correct["autoattack"].sum() < found.correct["clean"].sum()
+    assert 5 * found.seconds["strong"] < found.seconds["autoattack"]

@@ -70,7 +70,7 @@ def convnext():
     torch.manual_seed(0)
     models = import_torchvision().models
     block = models.convnext.CNBlockConfig
-    return models.ConvNeXt([block(8, None, 1)], layer_scale=1.0, num_classes=5)
+    return models.ConvNeXt([block(8, 16, 1), block(16, None, 1)], layer_scale=1.0, num_classes=5)
 
 
 KINDS = [

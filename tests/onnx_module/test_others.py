@@ -153,7 +153,9 @@ def test_static_quantisation_as_operators(exported, name, signed):
     data = quantised(exported(name), ort.QuantFormat.QOperator, per_channel=True, activation_type=activation)
     kinds = {node.op_type for node in onnx.load_from_string(data).graph.node}
     assert "QLinearConv" in kinds
-    assert_labels_agree(load_onnx(data), data)
+    made = load_onnx(data)
+    scale = rounding_steps(made)[-1].node.inputs[1]  # of the logits, whose spread may be a step
+    assert_labels_agree(made, data, float(made.get_buffer(made.homes[scale])))
 
 
 @pytest.mark.parametrize("name", ["vit", *(pytest.param(name, marks=SLOW) for name in ("short", *LARGE))])
@@ -168,12 +170,13 @@ def test_dynamic_quantisation(exported, name):
         )
 
 
-def assert_labels_agree(made, data):
+def assert_labels_agree(made, data, step=0.0):
     x = images(24, SIDE, 3, seed=8)
     with torch.no_grad():
         got, expected = made(x), runtime(data, x, "all")
     spread, own = (expected - expected.mean(0)).norm(), (expected - runtime(data, x)).norm()
-    assert (got - expected).norm() < 0.2 * spread + 2 * own  # two levels of onnxruntime differ by as much
+    rounding = step * got.numel() ** 0.5
+    assert (got - expected).norm() < 0.2 * spread + 2 * own + rounding  # two levels of onnxruntime differ by as much
     top = expected.topk(2).values
     clear = top[:, 0] - top[:, 1] > 0.1 * expected.std()
     assert (got.argmax(1) == expected.argmax(1))[clear].float().mean() > 0.95

@@ -306,6 +306,7 @@ WITHOUT_INTEGERS = [
     (Applied(lambda x: F.pad(x, (1, 1), value=0.5)), "1: no integer form of pad"),
     (Applied(lambda x: x / (x + 2)), "1: no integer form of div"),
     (nn.Hardtanh(-1, 2), "1: no integer form of Hardtanh"),
+    (nn.AdaptiveAvgPool2d(4), "1: no integer form of AdaptiveAvgPool2d"),
 ]
 
 

@@ -141,3 +141,21 @@ def test_a_bias_that_is_computed_stays_so():
     assert bits_per_layer(made) == {"conv": 8, "qkv.linear": 8, "fc": 8}
     assert {"qkv.bias", "qkv.linear.weight"} <= {name for name, _ in made.named_parameters()}
     assert relative(made(images()), model(images())) < 0.05
+
+
+def test_rows_of_tokens_are_tokens_as_in_torch_s_attention():
+    class Rows(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.patch, self.attention = nn.Conv2d(1, 8, 4, stride=4), nn.MultiheadAttention(8, 2, batch_first=True)
+            self.fc = nn.Linear(8, 3)
+
+        def forward(self, x):
+            x = self.patch(x).flatten(2).transpose(1, 2)
+            return self.fc((x + self.attention(x, x, x, need_weights=False)[0]).mean(1))
+
+    torch.manual_seed(0)
+    model = quantize(Rows().eval(), 8, calibration=images()).eval()
+    (sum_,) = (node for node in model.graph.nodes if node.target is torch.add and len(node.meta["shape"] or ()) == 3)
+    assert not any("quant" in str(source.target) for source in sum_.all_input_nodes if source.target != "patch_quant")
+    assert bits_per_layer(model) == {"patch": 8, "attention.in_proj": 8, "attention.out_proj": 8, "fc": 8}

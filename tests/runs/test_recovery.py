@@ -11,6 +11,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +22,7 @@ from qrobust import recipe
 from qrobust.__main__ import main
 from qrobust.errors import CheckpointError, RunError
 from qrobust.export import artifact
-from qrobust.export.write import lower
+from qrobust.export.write import Written, written
 from qrobust.runs.run import Run
 from qrobust.storage import read_json
 
@@ -177,14 +178,15 @@ def test_an_export_is_made_again_where_its_artifact_was_damaged(whole: Path, tmp
 def test_a_file_that_computes_something_else_ends_a_run_with_1_and_is_not_kept(
     copy: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    def spoiled(*arguments: Any, **options: Any) -> bytes:
-        proto = onnx.load_from_string(lower(*arguments, **options))
+    def spoiled(*arguments: Any, **options: Any) -> Written:
+        made = written(*arguments, **options)
+        proto = onnx.load_from_string(made.data)
         weights = next(one for one in proto.graph.initializer if one.data_type == onnx.TensorProto.INT4)
         weights.raw_data = bytes(len(weights.raw_data))
-        return bytes(proto.SerializeToString())
+        return replace(made, data=bytes(proto.SerializeToString()))
 
     shutil.rmtree(copy / "qm-4" / "artifact")
-    monkeypatch.setattr(artifact, "lower", spoiled)
+    monkeypatch.setattr(artifact, "written", spoiled)
     options = [part for setting in OVERRIDES for part in ("-o", setting)]
     monkeypatch.setattr(sys, "argv", ["qrobust", "run", "spectral-shapes", *options, "--out", str(copy)])
     with pytest.raises(SystemExit) as end:

@@ -269,14 +269,15 @@ class Normalised(torch.nn.Sequential):
     [
         ("quant.layers={'layr3.*' = 8}", r"got 'layr3\.\*'; did you mean 'layer3\.\*'\?"),
         ("quant.layers={'layer3.0.conv1' = 8, 'layer3.*' = 4}", "from general to special, got 'layer3.0.conv1'"),
-        ("model.name=normalised", "^1: no quantised form of GroupNorm; supported"),
+        ("quant.unsupported=refuse", "^1: no integer form of GroupNorm, of which there are"),
     ],
 )
 def test_what_cannot_be_quantised_is_refused_before_training(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, setting: str, message: str
 ) -> None:
     build = models.build
-    monkeypatch.setattr(models, "build", lambda name, **k: Normalised() if name == "normalised" else build(name, **k))
+    normalised = "unsupported" in setting
+    monkeypatch.setattr(models, "build", lambda name, **k: Normalised() if normalised else build(name, **k))
     run = Run(recipe.load("digits", [setting]), tmp_path / "run")
     with pytest.raises(ModelError, match=message) as caught:
         run.train()

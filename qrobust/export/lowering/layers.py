@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, fx
 
 from ...errors import ExportError
+from ...quant.regraft import is_symbol
 from .building import Array, as_numbers
 from .forms import Layer
 from .lowering import Lowering, aten, each, filled, lowers, rank_of, shape_of, sizes
@@ -62,7 +63,7 @@ def linear(low: Lowering, x: fx.Node, w: fx.Node, b: fx.Node | None = None) -> A
     """Gemm for a row an image, MatMul and Add for tokens."""
     low.main = low.owner(w)
     weight, bias = _parameters(low, w, b)
-    if rank_of(low.node) == 2:
+    if rank_of(low.node) == 2 and is_symbol(shape_of(low.node)[0]):
         return low.op("Gemm", x, *_operands(low, low.env[x], weight, bias), transB=1)
     name, source = low.main or "linear", low.env[x]
     product = None

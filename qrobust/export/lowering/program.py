@@ -30,6 +30,7 @@ SAME = (  # what gives its input as it is
 )  # fmt: skip
 COPIES = (aten.clone.default, aten.lift_fresh_copy.default)
 FILLED = {aten.new_zeros.default: 0, aten.zeros_like.default: 0, aten.new_ones.default: 1, aten.ones_like.default: 1}
+SIZES = (torch.SymInt, torch.SymFloat, torch.SymBool, int, float)
 ASSERTIONS = ("_assert", "sym_constrain", "_check")
 WRAPPERS = {"wrap_with_set_grad_enabled": 1, "wrap_with_autocast": 4}  # where the wrapped graph stands
 
@@ -139,8 +140,10 @@ class _Walk:
         given = [low.env.get(one) for one in node.all_input_nodes]
         if getattr(target, "__name__", "") in WRAPPERS:
             return self._wrapped(node, WRAPPERS[getattr(target, "__name__", "")])
-        if isinstance(node.meta.get("val"), (torch.SymInt, int)):
+        if isinstance(node.meta.get("val"), SIZES):
             return node.meta["val"]
+        if given and all(isinstance(one, SIZES) for one in given):  # a tensor of a size, whose number is asked next
+            return given[0]
         if target is QUANTIZE:
             return _quantised(low, node)
         if _operator(node).startswith(ASSERTIONS):

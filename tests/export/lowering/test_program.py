@@ -94,6 +94,11 @@ def test_a_number_of_images_may_be_repeated_but_not_computed_with():
         file_of(Does(lambda x: x / x.shape[0]), X)
 
 
+def test_sizes_may_be_computed_with():
+    assert_equal(lambda x: x.reshape(x.shape[0] * 2, -1).reshape(x.shape[0], -1) * x.shape[1], X)
+    assert_equal(lambda x: x.reshape(torch.mul(x.shape[0], 4), 36).reshape(-1, 4, 36), X)
+
+
 @pytest.mark.parametrize(
     ("function", "message"),
     [

@@ -128,6 +128,8 @@ CONSTANTS |= {
     "mask": normal(8, 8),
     "seen": random.normal(size=(8, 8)) > -0.5,
     "short": random.normal(size=(8, 5)) > -0.5,
+    "blind": np.arange(8)[:, None] != np.full((1, 8), 3),
+    "i4": np.array([4]),
     "packed": normal(8, 24),
     "b24": normal(24),
     "b8": normal(8),
@@ -419,7 +421,9 @@ Attention (23) flat: r = Reshape (x, flat24) ; p = Mul (r, half) ; a = Attention
 Attention (23) added: a = Attention (x, x, x, mask)
 Attention (23) hidden: a = Attention (x, x, x, seen)
 Attention (23) causal: a = Attention <is_causal = 1, softcap = 2.0> (x, x, x)
-Attention (23) groups: p = Slice (x, i0ax, i1, i1) ; a = Attention (x, p, p, seen)
+Attention (23) blind: a = Attention (x, x, x, blind)
+Attention (23) groups: r = Reshape (x, flat24) ; p = Slice (r, i0ax, i4, neg) ; a = Attention <q_num_heads = 4,
+    kv_num_heads = 2> (r, p, p)
 RMSNormalization (23): a = RMSNormalization <epsilon = 0.01> (x, ln)
 RMSNormalization (23) axis: a = RMSNormalization <axis = -2> (x, mask)
 """)
