@@ -152,6 +152,21 @@ def _finding(found: dict[str, Any]) -> str:
     return ", ".join(f"`{name}`" for name in found["broken"]) or ("refused" if found["exit"] == 2 else "passes")
 
 
+def own() -> str:
+    """docs/own.md with the table of networks between its markers."""
+    result = json.loads((RESULTS / "networks.json").read_text())
+    names = dict.fromkeys(key.rpartition("-")[0] for key in result["rows"])
+    lines = ["| network | pixels | integers | W8A8, kB | W4A8, kB |", "|---|--:|--:|--:|--:|"]
+    for name in names:
+        rows = [result["rows"][f"{name}-w{bits}a8"] for bits in (8, 4)]
+        kilobytes = (f"{row['bytes'] / 1000:,.0f}" if row["passed"] else row["failed"] for row in rows)
+        lines.append(f"| {name} | {rows[0]['size']} | {rows[0]['integer_share']:.1%} | {' | '.join(kilobytes)} |")
+    passed = sum(row["passed"] for row in result["rows"].values())
+    lines += ["", f"{passed} of {len(result['rows'])} passed."]
+    lines += ["", bench_tables.source("networks", result, folder="../benches/results")]
+    return _between("docs/own.md", "networks", "\n".join(lines))
+
+
 def _between(path: str, name: str, block: str) -> str:
     """A document with a block between the markers of a name."""
     return _filled((ROOT / path).read_text(), name, block)
@@ -323,6 +338,7 @@ def _help(verb: str) -> str:
 DOCUMENTS = {
     ROOT / "README.md": readme,
     ROOT / "docs" / "checking.md": checking,
+    ROOT / "docs" / "own.md": own,
     ROOT / "docs" / "cli.md": cli_reference,
     ROOT / "docs" / "demo.svg": picture,
     ROOT / "docs" / "recipe.md": recipe_reference,
