@@ -26,6 +26,7 @@ from qrobust.errors import QrobustError
 from qrobust.export.parity import parity
 from qrobust.export.target import load_target
 from qrobust.export.write import check_ops, written
+from qrobust.models import build
 from qrobust.models.inference import estimate_statistics
 from qrobust.onnx_module import load_onnx
 from qrobust.quant import QuantConfig, cost, parameter_groups, quantize
@@ -54,11 +55,9 @@ def make(name: str) -> tuple[nn.Module, int]:
     torch.manual_seed(0)
     models = import_torchvision().models
     if name in TIMM:
-        import timm  # type: ignore[import-not-found, unused-ignore]
-
         size = TIMM[name]
         options = {"img_size": size} if name in SIZED else {}
-        model: nn.Module = timm.create_model(name, pretrained=False, num_classes=CLASSES, **options)
+        model = build(f"timm:{name}", in_channels=3, classes=CLASSES, **options)
     else:
         size = TORCHVISION[name]
         options = {"vit_b_16": {"image_size": size}, "googlenet": {"init_weights": False}}.get(name, {})
