@@ -124,7 +124,7 @@ NOT_DECLARED = {
     "tensorrt": "for the target tensorrt, of an index of its own",
 }
 TOOLS = {"build", "mypy", "ruff", "pytest-timeout", "pytest-xdist"}  # that developers start, or pytest loads
-OF_JUDGES = {"onnxoptimizer", "onnxscript"}  # which Brevitas' exporter and torch.onnx import
+OF_JUDGES = {"onnxoptimizer"}  # which Brevitas' exporter imports
 IMPORTERS = {"import_module", "importorskip", "find_spec"}  # called with a name
 
 

@@ -108,7 +108,7 @@ class _Regraft:
         (source,), (result,) = call.inputs(), call.results()
         given, module = self._argument(source), self.model.get_submodule(call.path)
         self.called.add(call.path)
-        made = self.now[result] = self._placed(self.graph.call_module(call.path, (given,)), result, call.path)
+        made = self.now[result] = self._described(self.graph.call_module(call.path, (given,)), result, call.path)
         if any(_changes(node) is source for node in call.nodes):
             self.now[source] = made
         if hasattr(module, "inplace"):
@@ -117,7 +117,7 @@ class _Regraft:
     def _visit(self, node: fx.Node) -> None:
         match node.op:
             case "placeholder":
-                self.now[node] = self._placed(self.graph.placeholder(str(node.target)), node, "")
+                self.now[node] = self._described(self.graph.placeholder(str(node.target)), node, "")
             case "get_attr":
                 self.now[node] = self._attribute(node)
             case "call_function":
@@ -132,7 +132,7 @@ class _Regraft:
             operator.attrgetter(path)(self.model)
         except AttributeError:
             return operator.attrgetter(path)(self.exported)
-        return self._placed(self.graph.get_attr(path), node, path.rpartition(".")[0])
+        return self._described(self.graph.get_attr(path), node, path.rpartition(".")[0])
 
     def _function(self, node: fx.Node) -> None:
         if not is_random(node) and not any(isinstance(self.now[one], fx.Node) for one in _decides(node)):
@@ -160,7 +160,7 @@ class _Regraft:
             whole = self.graph.call_function(torch.reshape, (made, sizes))
         else:
             return
-        self._change(base, self._placed(whole, base, _where(node)))
+        self._change(base, self._described(whole, base, _where(node)))
 
     def _values(self, arguments: Any) -> Any:
         """Numbers and tensors for nodes; an empty tensor for one of which type and device alone are asked."""
@@ -186,7 +186,7 @@ class _Regraft:
         if isinstance(value, Tensor):
             name = self._unused(f"{node.name}_constant")
             self.model.register_buffer(name, value.detach(), persistent=False)
-            value = self.now[node] = self._placed(self.graph.get_attr(name), node, "")
+            value = self.now[node] = self._described(self.graph.get_attr(name), node, "")
         return value
 
     def _made(self, node: fx.Node, args: tuple[Any, ...], kwargs: dict[str, Any]) -> fx.Node:
@@ -212,7 +212,7 @@ class _Regraft:
         if module is not None:
             return self._module(node, name, module, (source,))
         made = self.graph.create_node("call_function", _target(node, name), args, kwargs, name=name)
-        return self._placed(made, node, _where(node))
+        return self._described(made, node, _where(node))
 
     def _layer(self, node: fx.Node, holder: str, layer: nn.Module, args: tuple[Any, ...]) -> fx.Node:
         """A layer under its holder's path, or inside where others read what is there; a computed bias comes behind."""
@@ -225,20 +225,20 @@ class _Regraft:
             layer.register_parameter("bias", None)
         self.called.add(path)
         self.model.set_submodule(path, layer)
-        made = self._placed(self.graph.call_module(path, (args[0],)), node, path)
+        made = self._described(self.graph.call_module(path, (args[0],)), node, path)
         if not computed:
             return made
         shaped = (
             bias if operator_name(node) == "linear" else self.graph.call_function(torch.reshape, (bias, (-1, 1, 1)))
         )
-        return self._placed(self.graph.call_function(torch.add, (made, shaped)), node, _where(node))
+        return self._described(self.graph.call_function(torch.add, (made, shaped)), node, _where(node))
 
     def _module(
         self, node: fx.Node, name: str, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any] | None = None
     ) -> fx.Node:
         path = self._unused(name)
         self.model.add_module(path, module)
-        return self._placed(self.graph.call_module(path, args, kwargs), node, path)
+        return self._described(self.graph.call_module(path, args, kwargs), node, path)
 
     def _shuffled(self, node: fx.Node, source: fx.Node, groups: int) -> fx.Node:
         """Channels as (groups, each), turned."""
@@ -247,9 +247,9 @@ class _Regraft:
         turned = self.graph.call_function(torch.transpose, (parted, 1, 2))
         parted.meta = {"where": _where(node), "shape": (None, groups, (shape[1] or 0) // groups, *shape[2:])}
         turned.meta = {"where": _where(node), "shape": (None, (shape[1] or 0) // groups, groups, *shape[2:])}
-        return self._placed(self.graph.call_function(torch.flatten, (turned, 1, 2)), node, _where(node))
+        return self._described(self.graph.call_function(torch.flatten, (turned, 1, 2)), node, _where(node))
 
-    def _placed(self, made: fx.Node, node: fx.Node, where: str) -> fx.Node:
+    def _described(self, made: fx.Node, node: fx.Node, where: str) -> fx.Node:
         made.meta = {"where": where, "shape": _shape(node)}
         return made
 

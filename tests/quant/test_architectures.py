@@ -38,10 +38,12 @@ TORCHVISION = ("resnet18", "mobilenet_v2", "efficientnet_b0")
 BIG = ("resnet18", "resnet34", "resnet50", "resnet152", "preactresnet18", "wrn28_10", "wrn34_10", "wrn34_15")
 SLOW = pytest.mark.slow
 MOST = [
-    *OWN, *SHORT, "resnet8", "resnet20",
-    *(pytest.param(name, marks=SLOW) for name in ("mobilenet_v2", "efficientnet_b0")),
+    *OWN, *(name for name in SHORT if name.startswith("short.")), "resnet8",
+    *(pytest.param(name, marks=SLOW) for name in SHORT if name.startswith("adapted.")),
+    *(pytest.param(name, marks=SLOW) for name in ("resnet20", "mobilenet_v2", "efficientnet_b0")),
     *(pytest.param(f"torchvision.{name}", marks=SLOW) for name in TORCHVISION),
 ]  # fmt: skip
+DEEP = [*OWN, "resnet8", *(pytest.param(name, marks=SLOW) for name in ("resnet20", "torchvision.resnet18"))]
 CASES = [*MOST, *(pytest.param(name, marks=SLOW) for name in BIG)]
 
 
@@ -177,7 +179,7 @@ def test_without_rounding_it_is_the_same_network(name, monkeypatch):
         torch.testing.assert_close(model(batch(name)), network(name)(batch(name)), rtol=1e-3, atol=1e-4)
 
 
-@pytest.mark.parametrize("name", [*OWN, "resnet8", "resnet20", pytest.param("torchvision.resnet18", marks=SLOW)])
+@pytest.mark.parametrize("name", DEEP)
 def test_eight_bits_keep_the_outputs(name):
     """Not of the deeper ones: untrained, they make 50 % of 0.5 % noise behind each batch-norm."""
     model = quantize(network(name), QuantConfig(8, fat="none"), calibration=[batch(name)]).eval()
