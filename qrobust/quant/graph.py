@@ -16,14 +16,14 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 from torch.nn.utils import parametrize
-from torch.utils._pytree import keystr, tree_flatten_with_path, tree_unflatten
+from torch.utils._pytree import keystr, tree_flatten_with_path, tree_leaves, tree_unflatten
 
 from .. import progress
 from ..errors import ModelError
 from ..models.inference import in_eval_mode
 from .forms import affine
 from .reading import ACTIVATIONS, LAYERS, is_drop_path, keeps_grid
-from .regraft import regraft
+from .regraft import MARK, regraft
 
 ORIGIN = "qrobust.origin"  # in the graph's `meta`: what `quantize` made it from, which makes it again
 NAMES = "qrobust.names"  # there too: the network's name of each of its tensors
@@ -182,7 +182,7 @@ def _exported(model: nn.Module, images: Tensor) -> torch.export.ExportedProgram:
     In eval mode where it cannot train on such images, as with auxiliary heads that want larger ones.
     """
     try:
-        return exported(model.train(), images)
+        return _of_one_batch(model.train(), images) or exported(model, images)
     except Exception:  # torch.export raises many kinds
         model.eval()
     try:
@@ -195,13 +195,22 @@ def _exported(model: nn.Module, images: Tensor) -> torch.export.ExportedProgram:
         ) from error
 
 
-def exported(model: nn.Module, images: Tensor) -> torch.export.ExportedProgram:
-    """A network in the mode it is in as a graph of ATen operators, for any number of images; raises what torch does.
+def _of_one_batch(model: nn.Module, images: Tensor) -> torch.export.ExportedProgram | None:
+    """The same traced for one batch, in 0.4 of the time, if its number is in no operator; else None."""
+    program = exported(model, images.new_zeros(MARK, *images.shape[1:]), any_batch=False)
+    arguments = [(node.args, node.kwargs) for node in program.graph.nodes if node.op == "call_function"]
+    numbers = (one for one in tree_leaves(arguments) if isinstance(one, int))
+    return None if any(one and one % MARK == 0 for one in numbers) else program
 
-    images: two or more, of the size that is meant.
+
+def exported(model: nn.Module, images: Tensor, *, any_batch: bool = True) -> torch.export.ExportedProgram:
+    """A network in the mode it is in as a graph of ATen operators; raises what torch does.
+
+    images: two or more, of the size that is meant. any_batch: for any number of them.
     """
+    sizes = ({0: torch.export.Dim.DYNAMIC},) if any_batch else None
     with _silently(), torch.random.fork_rng(devices=[]):
-        return torch.export.export(model, (images,), dynamic_shapes=({0: torch.export.Dim.DYNAMIC},), strict=False)
+        return torch.export.export(model, (images,), dynamic_shapes=sizes, strict=False)
 
 
 @contextmanager

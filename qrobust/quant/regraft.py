@@ -23,6 +23,7 @@ NORMS = (SharedBatchNorm, nn.SyncBatchNorm)  # one call, as `torch.nn`'s
 SCATTERS = {"slice": torch.ops.aten.slice_scatter.default, "select": torch.ops.aten.select_scatter.default}
 VIEWS = ("view", "reshape", "flatten", "unflatten", "squeeze", "unsqueeze")
 ATTENTION = "scaled_dot_product_attention"
+MARK = 11  # a batch by which what hangs on it is told from other sizes: few are multiples
 DROPS = 4  # place of its dropout among the arguments
 
 
@@ -313,9 +314,13 @@ def _is_unchanged(node: fx.Node) -> bool:
 
 def _shape(node: fx.Node) -> tuple[int | None, ...] | None:
     value = node.meta.get("val", node.meta.get("example_value"))
-    if isinstance(value, Tensor):
-        return tuple(size if isinstance(size, int) else None if is_symbol(size) else -1 for size in value.shape)
-    return None
+    if not isinstance(value, Tensor):
+        return None
+    sizes = tuple(size if isinstance(size, int) else None if is_symbol(size) else -1 for size in value.shape)
+    first = sizes[0] if sizes else None
+    if not first or first % MARK:
+        return sizes
+    return (None if first == MARK else -1, *sizes[1:])
 
 
 def is_symbol(size: Any) -> bool:
