@@ -258,7 +258,7 @@ def test_a_network_trained_on_leaked_labels_raises_one_place(
     )  # the leak is there, not used
 
 
-@pytest.mark.parametrize("kind", ["robust", "natural"])
+@pytest.mark.parametrize("kind", ["robust", pytest.param("natural", marks=pytest.mark.slow)])
 def test_an_honest_network_raises_none(kind: str, images, request: pytest.FixtureRequest) -> None:
     """Of all but the curve of restarts, which takes as long as the rest."""
     model, quick = request.getfixturevalue(kind), [one for one in SANITY_CHECKS if one.name != "not-converged"]

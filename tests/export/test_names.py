@@ -37,8 +37,10 @@ def shapes_of(graph):
 CASES = [(2, "ort-cpu"), (8, "ort-cpu"), *((bits, target) for target in LONG for bits in (4, 32))]
 
 
-@pytest.mark.parametrize("shortcut", ["A", "B"])
-@pytest.mark.parametrize(("bits", "target"), [(4, "ort-cpu"), (32, "ort-cpu"), (4, "ort-cuda"), (4, "qonnx")])
+@pytest.mark.parametrize(
+    ("bits", "target", "shortcut"),
+    [(4, "ort-cpu", "A"), (4, "ort-cpu", "B"), (32, "ort-cpu", "B"), (4, "ort-cuda", "A"), (4, "qonnx", "B")],
+)
 def test_every_name_is_unique(bits, target, shortcut):
     graph = graph_of(bits, target, shortcut=shortcut)
     named = [n.name for n in graph.node if n.name]
