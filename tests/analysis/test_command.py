@@ -57,6 +57,7 @@ def test_saved_files_are_drawn_again(here, outcome, tmp_path):
     assert list(json.loads((tmp_path / "both.json").read_text())) == ["kernels", "masks"]
 
 
+@pytest.mark.slow
 def test_several_results_make_an_ablation(here, tmp_path):
     for name, bits in (("four", 4), ("float", 32)):
         shutil.copy(FINISHED / f"qm-{bits}" / "eval.json", tmp_path / f"{name}.json")

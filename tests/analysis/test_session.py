@@ -131,6 +131,7 @@ def test_fewer_images_than_similarity_takes(run, tmp_path):
         analyze([run], ["similarity"], replace(SETTINGS, n=3), tmp_path)
 
 
+@pytest.mark.slow
 def test_images_that_are_not_square_have_what_needs_no_square(tmp_path, run):
     folder = train_run(tmp_path / "wide", ("train", {"epochs": 1, "method": "natural"}), shape=(1, 8, 12))
     few = replace(SETTINGS, n=4, bandwidths=())

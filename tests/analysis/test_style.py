@@ -45,6 +45,7 @@ def test_cases_differ_in_colour_and_marker():
     assert look(len(COLOURS))["color"] == COLOURS[0]
 
 
+@pytest.mark.slow
 def test_many_cases_side_by_side(run, other_run, tmp_path):
     """Runs and widths of any kind in one figure."""
     paths = [run, run / "qm-4", other_run]

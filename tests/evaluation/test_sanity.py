@@ -206,6 +206,7 @@ def few_restarts(monkeypatch: pytest.MonkeyPatch) -> None:
     )
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("few_restarts")
 def test_two_bits_hide_what_restarts_find(coarse: nn.Module, images: tuple[Images, Images]) -> None:
     checked = CheckedModel(coarse, images[1], THREAT, n=24)

@@ -265,6 +265,7 @@ def test_a_weight_of_one_number_is_refused_unless_it_stays_in_float():
     assert quantize(model, {"*": 3, "1": 32}, calibration=[images()])(images()).isfinite().all()
 
 
+@pytest.mark.slow
 def test_dropping_residuals_lasts():
     """torchvision's efficientnet drops rows in training; its quantised form does so too."""
     model = quantised("short.efficientnet")
