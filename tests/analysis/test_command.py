@@ -25,6 +25,7 @@ def here(tmp_path, monkeypatch, capfd):
     return call
 
 
+@pytest.mark.slow
 def test_options_reach_the_experiments(here, run, tmp_path):
     options = ("-n", 6, "--seed", 2, "-k", "3,12", "--attacks", "fgsm,gn", "--norm", 0.5, "--json", "all.json")
     code, _, errors = here(run / "qm-4", "--figures", "low-pass,heat-map", *options, "--out", "out")

@@ -45,6 +45,7 @@ def test_every_figure_is_data_that_json_holds_and_two_pictures(outcome):
             assert (out / f"{name}{suffix}").read_bytes().startswith(magic)
 
 
+@pytest.mark.slow
 def test_a_saved_file_is_drawn_again_to_the_same_bytes(outcome, tmp_path):
     _, out = outcome
     for name in ("low-pass", "perturbations"):

@@ -214,6 +214,7 @@ def test_two_bits_hide_what_restarts_find(coarse: nn.Module, images: tuple[Image
     assert _raised(checked, {"not-converged"}) == {"not-converged"}
 
 
+@pytest.mark.slow
 def test_two_bits_that_part_from_their_best_points_are_flagged_by_default(
     robust: nn.Module, coarse: nn.Module, images: tuple[Images, Images]
 ) -> None:

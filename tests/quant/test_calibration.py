@@ -48,6 +48,7 @@ def flips(model):
     return float((model.eval()(x).argmax(1) != trained()(x).argmax(1)).float().mean())
 
 
+@pytest.mark.slow
 def test_eight_images_are_enough_for_eight_bits():
     """Their statistics are not: 8 images know batch-norm's badly."""
     x, _ = digits()

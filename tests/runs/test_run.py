@@ -227,6 +227,7 @@ def test_a_float_network_trains_behind_fat_and_is_kept_without(transformed: Run,
     assert masks[0] != masks[1]
 
 
+@pytest.mark.slow
 def test_training_behind_fat_continues_bit_identically(
     transformed: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
