@@ -41,7 +41,7 @@ FUNCTIONS: dict[str, Callable[..., Any]] = {
     "squeeze": torch.squeeze, "unsqueeze": torch.unsqueeze, "chunk": torch.chunk, "split": torch.split,
     "split_with_sizes": torch.split, "roll": torch.roll,
 }  # fmt: skip
-UNCHANGED = ("contiguous", "clone", "alias", "detach", "to", "type_as", "expand_as", "expand")  # of the same form
+UNCHANGED = ("contiguous", "clone", "alias", "to", "type_as", "expand_as", "expand")  # of the same form
 Settings = dict[str, Any]
 
 

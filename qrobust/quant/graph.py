@@ -133,7 +133,8 @@ def example_images(model: nn.Module, shape: Shape | None) -> Tensor:
     shapes = [shape] if shape is not None else [(channels, size, size) for size in SIZES]
     error = ""
     for one in shapes:
-        images = torch.zeros(BATCH, *one, device=like.device, dtype=like.dtype if like.is_floating_point() else None)
+        pixels = torch.rand(BATCH, *one, generator=torch.Generator().manual_seed(0))
+        images = pixels.to(like.device, like.dtype if like.is_floating_point() else None)
         try:
             with torch.no_grad(), torch.random.fork_rng(devices=[]), in_eval_mode(model), warnings.catch_warnings():
                 warnings.simplefilter("ignore")

@@ -34,7 +34,7 @@ ARITHMETIC: Targets = (*SUMS, *DIFFERENCES, *PRODUCTS, *QUOTIENTS, *CONCATENATIO
 ON_GRID_FUNCTIONS: Targets = (
     operator.getitem, F.pad, torch.flatten, torch.reshape, torch.transpose, torch.permute, torch.squeeze,
     torch.unsqueeze, torch.unflatten, torch.chunk, torch.split, torch.roll, aten.slice.Tensor, aten.select.int,
-    aten.unbind.int, aten.expand.default, aten.pixel_shuffle.default, aten.pixel_unshuffle.default,
+    aten.unbind.int, aten.expand.default, aten.pixel_shuffle.default, aten.pixel_unshuffle.default, aten.detach.default,
 )  # fmt: skip
 PARTITIONS: Targets = (torch.chunk, torch.split, aten.unbind.int)  # give several tensors
 ON_GRID_MODULES = (

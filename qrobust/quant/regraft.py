@@ -170,11 +170,10 @@ class _Regraft:
             if not isinstance(one, fx.Node):
                 return one
             now = self.now[one]
-            return (
-                now
-                if not isinstance(now, fx.Node)
-                else torch.empty(0, dtype=one.meta["val"].dtype, device=one.meta["val"].device)
-            )
+            if not isinstance(now, fx.Node):
+                return now
+            kind: Tensor = one.meta["val"]
+            return torch.empty(0, dtype=kind.dtype, device=kind.device)
 
         return tree_map(value, arguments)
 
@@ -229,9 +228,7 @@ class _Regraft:
         made = self._described(self.graph.call_module(path, (args[0],)), node, path)
         if not computed:
             return made
-        shaped = (
-            bias if operator_name(node) == "linear" else self.graph.call_function(torch.reshape, (bias, (-1, 1, 1)))
-        )
+        shaped = bias if name == "linear" else self.graph.call_function(torch.reshape, (bias, (-1, 1, 1)))
         return self._described(self.graph.call_function(torch.add, (made, shaped)), node, _where(node))
 
     def _module(

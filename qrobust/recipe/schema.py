@@ -302,8 +302,9 @@ class Quantisation(Schedule):
     classifier: Literal["int8", "float", "n"] | None = None
     """Weights and inputs of the classifier alone; left out: as `edge_layers`."""
     shortcuts: Literal["n", "int8", "float"] = "n"
-    """What residual sums read: `"n"`: what a layer reads too has its width, else 8 bits; `"int8"`: 8 bits always (QM-4
-    of a ResNet-20 runs 0.94 times as fast); `"float"`, as in the papers on FAT (0.8 times)."""
+    """What residual sums read: `"n"`: what a layer reads too has its width, else 8 bits; `"int8"`: 8 bits always, at
+    some of the speed; `"float"`, as in the papers on FAT, which targets that require integer convolutions (ort-cpu)
+    refuse: choose `compact`."""
     activation_range: Literal["narrow", "full"] = "narrow"
     """Levels of signed inner activations (hardtanh): as many below 0 as above, or one more below."""
     unsupported: Literal["float", "refuse"] = "float"

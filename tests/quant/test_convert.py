@@ -81,6 +81,34 @@ def test_what_sums_add_is_quantised(activation, shortcut):
         assert all(quantiser_above(model, source).bits in (2, 8) for source in node.all_input_nodes)
 
 
+@pytest.mark.parametrize("activation", ["relu", "hardtanh"])
+def test_shortcuts_are_floats_or_have_eight_bits_or_the_layers_width(activation):
+    def read_by_sums(shortcuts):
+        config = QuantConfig(2, fat="none", shortcuts=shortcuts)
+        model = quantize(resnet(activation=activation), config, calibration=images()).eval()
+        assert {bits for path, bits in input_bits(model).items() if path not in ("conv", "fc")} == {2}
+        sources = [source for node in model.graph.nodes if node.target is torch.add for source in node.all_input_nodes]
+        modules = [model.get_submodule(str(source.target)) for source in sources]
+        return [[quantizer.bits for quantizer in quantizers(module) if quantizer.masked] for module in modules]
+
+    assert read_by_sums("n") == [[8], [2], [8], [8], [8], [8]]
+    assert read_by_sums("int8") == [[8]] * 6
+    assert read_by_sums("float") == [[]] * 6
+
+
+@pytest.mark.parametrize(("classifier", "bits"), [(None, 32), ("float", 32), ("int8", 8), ("n", 4)])
+def test_the_classifier_may_be_apart_from_the_first_layers(classifier, bits):
+    model = quantize(resnet(), QuantConfig(4, edge_layers="float", classifier=classifier), calibration=images())
+    assert (bits_per_layer(model)["conv"], bits_per_layer(model)["fc"]) == (32, bits)
+
+
+@pytest.mark.parametrize(("form", "low"), [("narrow", -1), ("full", -2)])
+def test_signed_activations_have_a_level_more_where_asked(form, low):
+    config = QuantConfig(2, activation_range=form)
+    model = quantize(resnet(activation="hardtanh"), config, calibration=images())
+    assert {(one.low, one.high) for one in quantizers(model) if one.masked and one.bits == 2} == {(low, 1)}
+
+
 def test_one_clip_per_channel_or_per_tensor():
     for per_channel in (True, False):
         model = quantize(resnet(), QuantConfig(4, per_channel=per_channel), calibration=[images(8)])
