@@ -58,11 +58,12 @@ class QuantConfig:
     convolutions. edge_layers: the first layers and the classifier keep "int8" or "float" weights and inputs, unless a
     pattern other than "*" names them. per_channel: one weight clip per output channel.
     classifier: "int8", "float" or "n" for the classifier alone; None: as edge_layers. shortcuts: what residual sums
-    read and give. "n": what a layer reads too has its width there, else 8 bits. "int8": 8 bits always, behind which layers
-    have a quantiser of their own. "float": as in the papers on FAT; convolutions that a sum reads run in float then,
-    which targets that require integer convolutions (ort-cpu) refuse. activation_range: of signed inner activations
-    (hardtanh), "narrow" from -(2^(n-1) - 1), or "full" with one level more below. unsupported: what has no integer form
-    (a LayerNorm, attention, a transposed convolution) stays "float" between quantisers, or is a ModelError ("refuse").
+    read and give. "n": what a layer reads too has its width there, else 8 bits. "int8": 8 bits always, behind which
+    layers have a quantiser of their own. "float": as in the papers on FAT; convolutions that a sum reads run in float
+    then, which targets that require integer convolutions (ort-cpu) refuse. activation_range: of signed inner
+    activations (hardtanh), "narrow" from -(2^(n-1) - 1), or "full" with one level more below. unsupported: what has no
+    integer form (a LayerNorm, attention, a transposed convolution) stays "float" between quantisers, or is a ModelError
+    ("refuse").
     Raises ModelError for settings out of range.
     """
 
