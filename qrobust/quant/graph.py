@@ -197,7 +197,7 @@ def _exported(model: nn.Module, images: Tensor) -> torch.export.ExportedProgram:
 
 
 def _of_one_batch(model: nn.Module, images: Tensor) -> torch.export.ExportedProgram | None:
-    """The same traced for one batch, in 0.4 of the time, if its number is in no operator; else None."""
+    """The same traced for one batch, which is cheaper, if its number is in no operator; else None."""
     program = exported(model, images.new_zeros(MARK, *images.shape[1:]), any_batch=False)
     arguments = [(node.args, node.kwargs) for node in program.graph.nodes if node.op == "call_function"]
     numbers = (one for one in tree_leaves(arguments) if isinstance(one, int))

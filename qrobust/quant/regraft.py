@@ -76,6 +76,8 @@ class _Regraft:
         self.graph = fx.Graph()
         self.now: dict[fx.Node, Any] = {}
         self.called: set[str] = set()
+        images = next(node for node in exported.graph.nodes if node.op == "placeholder")
+        self.marked = images.meta["val"].shape[0] == MARK
 
     def run(self) -> fx.Graph:
         nodes = list(self.exported.graph.nodes)
@@ -140,7 +142,7 @@ class _Regraft:
             with torch.no_grad():
                 self.now[node] = node.target(*self._values(node.args), **self._values(node.kwargs))  # type: ignore[operator]
             return
-        if _shape(node) is None and not node.users:  # it asserts something
+        if self._shape(node) is None and not node.users:  # it asserts something
             return
         args, kwargs = self._argument(node.args), self._argument(node.kwargs)
         made = self.now[node] = self._made(node, args, kwargs)
@@ -157,7 +159,7 @@ class _Regraft:
         if name in SCATTERS:
             whole = self.graph.call_function(SCATTERS[name], (self.now[base], made, *self._argument(node.args[1:])))
         elif name in VIEWS:
-            sizes = tuple(-1 if size is None else size for size in _shape(base) or ())
+            sizes = tuple(-1 if size is None else size for size in self._shape(base) or ())
             whole = self.graph.call_function(torch.reshape, (made, sizes))
         else:
             return
@@ -198,10 +200,10 @@ class _Regraft:
         if name == ATTENTION and len(args) > DROPS and args[DROPS]:
             settings = {**dict(zip(("is_causal",), args[DROPS + 1 :], strict=False)), **kwargs}
             return self._module(node, name, Attention(args[DROPS]), args[:DROPS], settings)
-        found = weighted(self.model, name, args, len(_shape(node) or ()))
+        found = weighted(self.model, name, args, len(self._shape(node) or ()))
         if found is not None:
             return self._layer(node, *found, args)
-        if name == "mean" and (pools := pooling(len(_shape(node.all_input_nodes[0]) or ()), args)):
+        if name == "mean" and (pools := pooling(len(self._shape(node.all_input_nodes[0]) or ()), args)):
             for pool in pools:
                 source = self._module(node, name, pool, (source,))
             assert isinstance(source, fx.Node)
@@ -240,15 +242,18 @@ class _Regraft:
 
     def _shuffled(self, node: fx.Node, source: fx.Node, groups: int) -> fx.Node:
         """Channels as (groups, each), turned."""
-        shape = (None, *(_shape(node) or ())[1:])
+        shape = (None, *(self._shape(node) or ())[1:])
         parted = self.graph.call_function(torch.unflatten, (source, 1, (groups, -1)))
         turned = self.graph.call_function(torch.transpose, (parted, 1, 2))
         parted.meta = {"where": _where(node), "shape": (None, groups, (shape[1] or 0) // groups, *shape[2:])}
         turned.meta = {"where": _where(node), "shape": (None, (shape[1] or 0) // groups, groups, *shape[2:])}
         return self._described(self.graph.call_function(torch.flatten, (turned, 1, 2)), node, _where(node))
 
+    def _shape(self, node: fx.Node) -> tuple[int | None, ...] | None:
+        return _shape(node, self.marked)
+
     def _described(self, made: fx.Node, node: fx.Node, where: str) -> fx.Node:
-        made.meta = {"where": where, "shape": _shape(node)}
+        made.meta = {"where": where, "shape": self._shape(node)}
         return made
 
     def _unused(self, name: str) -> str:
@@ -309,12 +314,13 @@ def _is_unchanged(node: fx.Node) -> bool:
     return source.device == made.device and tuple(source.shape) == tuple(made.shape)
 
 
-def _shape(node: fx.Node) -> tuple[int | None, ...] | None:
+def _shape(node: fx.Node, marked: bool = False) -> tuple[int | None, ...] | None:
+    """Sizes of a tensor, as `meta` has them. marked: of a graph that was traced for a batch of `MARK`."""
     value = node.meta.get("val", node.meta.get("example_value"))
     if not isinstance(value, Tensor):
         return None
     sizes = tuple(size if isinstance(size, int) else None if is_symbol(size) else -1 for size in value.shape)
-    first = sizes[0] if sizes else None
+    first = sizes[0] if sizes and marked else None
     if not first or first % MARK:
         return sizes
     return (None if first == MARK else -1, *sizes[1:])

@@ -161,3 +161,24 @@ def test_rows_of_tokens_are_tokens_as_in_torch_s_attention():
     (sum_,) = (node for node in model.graph.nodes if node.target is torch.add and len(node.meta["shape"] or ()) == 3)
     assert not any("quant" in str(source.target) for source in sum_.all_input_nodes if source.target != "patch_quant")
     assert bits_per_layer(model) == {"patch": 8, "attention.in_proj": 8, "attention.out_proj": 8, "fc": 8}
+
+
+@pytest.mark.parametrize("rows", [5, 11, 22])
+def test_sizes_that_a_batch_may_have_too_are_no_batch(rows):
+    """Of a graph for any batch: its tokens stand first, as many as a marked batch holds images."""
+
+    class Turned(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.conv, self.norm, self.fc = nn.Conv2d(1, 4, 1), nn.LayerNorm(4), nn.Linear(4, 3)
+
+        def forward(self, x):
+            tokens = self.conv(x).flatten(2).permute(2, 0, 1)[:rows]
+            return self.fc(self.norm(tokens).mean(0).reshape(x.shape[0], 4))
+
+    torch.manual_seed(0)
+    graph = capture(Turned().eval(), (1, 8, 8))
+    (norm,) = (node for node in graph.graph.nodes if node.target == "norm")
+    assert norm.meta["shape"] == (rows, None, 4)
+    (fc,) = (node for node in graph.graph.nodes if node.target == "fc")
+    assert fc.meta["shape"] == (None, 3)
