@@ -11,9 +11,9 @@ from torch import nn
 from qrobust.errors import ExportError, RecipeError
 from qrobust.export.target import load_target
 from qrobust.export.write import export_model, lower, optimised_ops
-from qrobust.quant import bits_per_layer, quantize, round_biases
+from qrobust.quant import QuantConfig, bits_per_layer, quantize, round_biases
 
-from ..quant.helpers import Plain, images
+from ..quant.helpers import Plain, images, resnet
 from .helpers import lowered, network, runtime_logits, torch_logits
 
 WIDTHS = [2, 3, 4, 8, 32]
@@ -195,3 +195,11 @@ def test_a_float_network_needs_no_graph_that_torch_fx_can_trace():
     model = Unsteady().eval()
     got = runtime_logits(lower(model, images(1), load_target("ort-cpu")), images(4).numpy())
     np.testing.assert_allclose(got, torch_logits(model, images(4)), atol=1e-5)
+
+
+def test_float_shortcuts_are_refused_where_integer_convolutions_are_required_and_the_remedy_works(tmp_path):
+    model = quantize(resnet(), QuantConfig(4, fat="none", shortcuts="float"), calibration=images()).eval()
+    with pytest.raises(ExportError, match=r"^ort-cpu: expected 9 QLinearConv .*; choose a target .*, as compact, or"):
+        export_model(model, images(), path=tmp_path / "model.onnx")
+    assert not list(tmp_path.iterdir())
+    export_model(model, images(), target="compact", path=tmp_path / "model.onnx")
