@@ -17,21 +17,10 @@ from qrobust.export.target import load_target
 from qrobust.export.write import export_model, optimised_ops
 from qrobust.quant import QuantConfig, calibrate, quantize, round_biases
 
-from ..quant.helpers import images
+from ..quant.helpers import Does, images
 
 X = images(16, side=16, channels=3)
 ACCUMULATORS = (0, 1)  # session.x64quantprecision
-
-
-class Does(nn.Module):
-    """A function as a module."""
-
-    def __init__(self, function):
-        super().__init__()
-        self.function = function
-
-    def forward(self, x):
-        return self.function(x)
 
 
 class Beside(nn.Module):

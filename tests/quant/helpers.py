@@ -35,6 +35,17 @@ def shake_norms(model):
             nn.init.uniform_(module.bias, -0.5, 0.5)
 
 
+class Does(nn.Module):
+    """A function of the image as a network, or as a module of one."""
+
+    def __init__(self, function):
+        super().__init__()
+        self.function = function
+
+    def forward(self, x):
+        return self.function(x)
+
+
 class Plain(nn.Module):
     """conv-relu-pool-conv-relu-conv-linear with biases and no batch-norm; flattened by a function."""
 

@@ -16,7 +16,7 @@ from qrobust.quant import BITS, FAT, QuantConfig, bits_per_layer, calibrate, qua
 from qrobust.quant.convert import requantize
 from qrobust.threat import Threat
 
-from .helpers import Branched, Plain, convolutions, images, input_bits, quantiser_above, relative, resnet
+from .helpers import Branched, Does, Plain, convolutions, images, input_bits, quantiser_above, relative, resnet
 
 KINDS = [("relu", "A"), ("relu", "B"), ("hardtanh", "A"), ("hardtanh", "B")]
 
@@ -260,17 +260,6 @@ def small(*layers):
     return nn.Sequential(nn.Conv2d(1, 4, 3), *layers)
 
 
-class Applied(nn.Module):
-    """A function as a module."""
-
-    def __init__(self, function):
-        super().__init__()
-        self.function = function
-
-    def forward(self, x):
-        return self.function(x)
-
-
 class Twice(nn.Module):
     def __init__(self):
         super().__init__()
@@ -329,9 +318,9 @@ def test_refuses_networks_without_a_quantised_form(model, message):
 WITHOUT_INTEGERS = [
     (nn.Sequential(nn.GroupNorm(2, 4)), r"1\.0: no integer form of GroupNorm, of which there are: Conv2d"),
     (nn.ConvTranspose2d(4, 4, 3), "1: no integer form of ConvTranspose2d"),
-    (Applied(F.softplus), "1: no integer form of softplus"),
-    (Applied(lambda x: F.pad(x, (1, 1), value=0.5)), "1: no integer form of pad"),
-    (Applied(lambda x: x / (x + 2)), "1: no integer form of div"),
+    (Does(F.softplus), "1: no integer form of softplus"),
+    (Does(lambda x: F.pad(x, (1, 1), value=0.5)), "1: no integer form of pad"),
+    (Does(lambda x: x / (x + 2)), "1: no integer form of div"),
     (nn.Hardtanh(-1, 2), "1: no integer form of Hardtanh"),
     (nn.AdaptiveAvgPool2d(4), "1: no integer form of AdaptiveAvgPool2d"),
 ]

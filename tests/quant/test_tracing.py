@@ -15,7 +15,7 @@ from qrobust.quant import QuantConfig, quantize
 from qrobust.quant.graph import capture
 from qrobust.torchvision_cpu import import_torchvision
 
-from .helpers import Dense, Functional, Plain, Shuffled, Squeezed, images, resnet, shake_norms
+from .helpers import Dense, Does, Functional, Plain, Shuffled, Squeezed, images, resnet, shake_norms
 
 NETWORKS = {
     "plain": Plain,
@@ -41,15 +41,6 @@ def test_a_traced_network_computes_the_same(name):
             torch.manual_seed(1)  # dropout
             outcomes.append(network(images()))
         torch.testing.assert_close(*outcomes)
-
-
-class Applied(nn.Module):
-    def __init__(self, function):
-        super().__init__()
-        self.function = function
-
-    def forward(self, x):
-        return self.function(x)
 
 
 FORMS = {
@@ -81,7 +72,7 @@ FORMS = {
 def test_functions_become_modules(name):
     function, kind = FORMS[name]
     x = images() - 0.5
-    graph = capture(Applied(function), x.shape[1:])
+    graph = capture(Does(function), x.shape[1:])
     assert any(isinstance(module, kind) for module in graph.modules())
     torch.testing.assert_close(graph(x), function(x))
 
@@ -93,7 +84,7 @@ def test_shapes_may_be_traced_and_channels_last_viewed():
         return y.flatten(1).unsqueeze(2).squeeze(2).chunk(2, dim=1)[1]
 
     x = images(5, channels=4)
-    graph = capture(Applied(function), x.shape[1:])
+    graph = capture(Does(function), x.shape[1:])
     assert not any(node.op == "call_method" for node in graph.graph.nodes)
     assert torch.equal(graph(x), function(x))
     assert torch.equal(graph(x.contiguous(memory_format=torch.channels_last)), function(x))
@@ -135,10 +126,10 @@ def test_relu_stays_where_others_read_what_it_does():
 
 def test_dropout_follows_the_mode_however_it_is_written():
     for function in (lambda x: F.dropout(x, 0.5), nn.Dropout(0.5)):
-        graph = capture(Applied(function))
+        graph = capture(Does(function))
         assert (graph.train()(images()) == 0).float().mean() > 0.4
         assert torch.equal(graph.eval()(images()), images())
-    never = capture(Applied(lambda x: F.dropout(x, 0.5, training=False)))
+    never = capture(Does(lambda x: F.dropout(x, 0.5, training=False)))
     assert torch.equal(never.train()(images()), images())
 
 

@@ -7,18 +7,8 @@ from torch import nn
 from qrobust.export.target import load_target
 from qrobust.export.write import written
 
+from ...quant.helpers import Does
 from ..helpers import runtime_logits
-
-
-class Does(nn.Module):
-    """A function of the image as a network."""
-
-    def __init__(self, function):
-        super().__init__()
-        self.function = function
-
-    def forward(self, x):
-        return self.function(x)
 
 
 def numbers(*shape, seed=0):
