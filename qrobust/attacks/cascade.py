@@ -64,6 +64,11 @@ class Strongest:
     found_by: Tensor
     parts: tuple[PartResult, ...]
 
+    @property
+    def untouched(self) -> Tensor:
+        """Mask (n,) of the images whose point is the image as it came."""
+        return self.found_by == CLEAN
+
     def names(self) -> list[str]:
         """Of each image the part that found its point; "clean" for the image as it came."""
         return ["clean" if number == CLEAN else self.parts[number].part for number in self.found_by.tolist()]

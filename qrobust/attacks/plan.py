@@ -66,8 +66,16 @@ TURNS = (
 ROUNDED = tuple(part for turn in TURNS for part in (turn, Part(SQUARE, 300, "last")))
 QUICK = (Part("margin", 50, "near"), Part(SQUARE, 300, "best"))
 
-
 LEAST = 3  # passes: one step and its verdict
+
+
+def passes(steps: int) -> int:
+    """Passes, forward and backward, of so many steps and their verdict.
+
+    >>> passes(1) == LEAST
+    True
+    """
+    return 2 * steps + 1
 
 
 @dataclass(frozen=True)

@@ -14,7 +14,8 @@ import torch
 from torch import Generator, Tensor, nn
 
 from .. import devices, distributed
-from ..attacks import PgdConfig, pgd
+from ..attacks import StrongConfig, strong
+from ..attacks.plan import passes
 from ..data import Dataset, Images, epoch_batches, learning_batches, to_unit
 from ..errors import RunError
 from ..models.inference import frozen
@@ -30,25 +31,21 @@ from .step import Average, Stepper
 
 
 def accuracies(model: nn.Module, images: Images, job: Job) -> tuple[float, float]:
-    """Shares right when clean and under the best points of margin PGD; the network ends in eval mode.
+    """Shares right when clean and under `strong:quick`, cut at the recipe's steps; the network ends in eval mode.
 
     Not under the last step of PGD on the cross-entropy: by that, a network of 2 bits with 66 % under the strongest
     attacks ranked above its float network with 89 %.
     """
-    settings, threat = job.training.validation, job.threat
-    step = threat.eps / 4 if settings.step_size is None else settings.step_size
-    config = PgdConfig(steps=settings.steps, step_size=step, loss="margin", keep="best")
+    config = StrongConfig(quick=True, budget=passes(job.training.validation.steps))
     generator = devices.generator(job.seed, "validation")
     model.eval()
     right = torch.zeros(2, device=devices.device())
     for batch in images.batches(job.schedule.batch_size):
         x = to_unit(batch.x, devices.device(), channels_last=True)
-        start = threat.random_start(x, generator)
-        x, y, start = (distributed.part(tensor) for tensor in (x, batch.y.to(x.device), start))
+        x, y = (distributed.part(tensor) for tensor in (x, batch.y.to(x.device)))
         if len(y):
-            x_adv = pgd(model, x, y, threat=threat, config=config, start=start)
-            with torch.no_grad():
-                right += torch.stack([(model(view).argmax(1) == y).sum() for view in (x, x_adv)])
+            found = strong(model, x, y, threat=job.threat, config=config, generator=generator)
+            right += torch.stack([(~(found.broken & found.untouched)).sum(), (~found.broken).sum()])
     clean, robust = (distributed.summed(right) / len(images)).tolist()
     return clean, robust
 
@@ -60,8 +57,8 @@ LOOKS_EVERY = 32  # batches: to read a loss, a GPU must have done all that it wa
 def fit(model: nn.Module, dataset: Dataset, job: Job, *, teacher: nn.Module | None = None) -> State:
     """Train in place, from the last checkpoint if there is one; the model ends with the best epoch's weights.
 
-    The best epoch has the highest accuracy under PGD on the validation split (ties: clean accuracy, then the
-    later), that of natural training the highest clean accuracy (ties: under PGD); without a split, the last.
+    The best epoch has the highest accuracy under attack on the validation split (ties: clean accuracy, then the
+    later), that of natural training the highest clean accuracy (ties: under attack); without a split, the last.
     teacher: whom a method that distils learns from, in eval mode. `State.best_of` gives these weights, and those
     of the best weight average. Raises RunError on a loss or weights that are not finite, naming epoch, batch and
     rate, and where a batch holds a single image and batch-norm needs more.
@@ -231,8 +228,9 @@ class _Work:
         if not path.exists():
             return State(job.key, settings=job.settings)
         state = load_state(path)
-        if state.key != job.key:
-            found = difference(state.settings, job.settings) if state.settings and job.settings else None
+        compared = bool(state.settings and job.settings)
+        found = difference(state.settings, job.settings) if compared else None
+        if state.key != job.key and (found or not compared):  # else a key of an older form
             raise RunError(
                 f"expected training state of this recipe in {path}, got another's{f' ({found})' if found else ''}; "
                 f"give another --out or remove {job.folder}"

@@ -57,7 +57,7 @@ CASES = {
 }
 # What is called, by whom. `fsync` stands for the middle of writing: half of the file is there.
 POINTS = {
-    "attack": [(methods, "pgd"), (methods, "tpgd"), (methods, "n_fgsm"), (trainer, "pgd")],
+    "attack": [(methods, "pgd"), (methods, "tpgd"), (methods, "n_fgsm"), (trainer, "strong")],
     "step": [(torch.optim.SGD, "step")],
     "average": [(Average, "update_parameters"), (Average, "estimate")],
     "checkpoint": [(trainer, "save_state"), (listeners, "write_text")],

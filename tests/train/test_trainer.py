@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from qrobust import devices, objectives
-from qrobust.attacks import PgdConfig
+from qrobust.attacks import PgdConfig, StrongConfig
 from qrobust.errors import CheckpointError, RunError
 from qrobust.spectrum import low_pass, low_to_high
 from qrobust.train import fit, listeners, methods, save_weights, trainer
@@ -34,17 +34,20 @@ def train(task, data=DATA):
 
 def interrupt(monkeypatch, name, call):
     """Stop with Ctrl-C at a call of a function that training uses: attacks while it learns and while it validates."""
-    modules = {"pgd": (methods, trainer), "write_text": (listeners,)}.get(name, (trainer,))
-    original, calls = getattr(modules[0], name), []
+    attacks, written = ((methods, "pgd"), (trainer, "strong")), ((listeners, "write_text"),)
+    places, calls = {"attack": attacks, "write_text": written}.get(name, ((trainer, name),)), []
 
-    def stopping(*arguments, **options):
-        calls.append(1)
-        if len(calls) == call:
-            raise KeyboardInterrupt
-        return original(*arguments, **options)
+    def stopping(original):
+        def counted(*arguments, **options):
+            calls.append(1)
+            if len(calls) == call:
+                raise KeyboardInterrupt
+            return original(*arguments, **options)
 
-    for module in modules:
-        monkeypatch.setattr(module, name, stopping)
+        return counted
+
+    for module, function in places:
+        monkeypatch.setattr(module, function, stopping(getattr(module, function)))
 
 
 def snapshots(monkeypatch):
@@ -70,12 +73,12 @@ def whole(tmp_path_factory):
 @pytest.mark.parametrize(
     ("name", "call"),
     [
-        ("pgd", 2),
-        ("pgd", 4),
-        ("pgd", 6),
-        ("pgd", 13),
-        ("pgd", 18),
-        ("pgd", 20),
+        ("attack", 2),
+        ("attack", 4),
+        ("attack", 6),
+        ("attack", 13),
+        ("attack", 18),
+        ("attack", 20),
         ("save_state", 3),
         ("write_text", 1),
         ("write_text", 4),
@@ -100,7 +103,7 @@ def test_a_transformer_s_training_is_interrupted(tmp_path, monkeypatch):
     models = [vit() for _ in range(3)]
     fit(models[0], DATA, tasks[0])
     with monkeypatch.context() as patch:
-        interrupt(patch, "pgd", 7)
+        interrupt(patch, "attack", 7)
         with pytest.raises(KeyboardInterrupt):
             fit(models[1], DATA, tasks[1])
     fit(models[2], DATA, tasks[1])
@@ -112,7 +115,7 @@ def test_interrupted_again_and_again(tmp_path, monkeypatch, whole):
     task = job(tmp_path, schedule={"sar": {}})
     for _ in range(3):
         with monkeypatch.context() as patch:
-            interrupt(patch, "pgd", 7)
+            interrupt(patch, "attack", 7)
             with pytest.raises(KeyboardInterrupt):
                 train(task)
     weights, _ = train(task)
@@ -123,14 +126,14 @@ def test_interrupted_again_and_again(tmp_path, monkeypatch, whole):
 def test_a_finished_run_is_not_trained_again(tmp_path, monkeypatch, whole):
     task = job(tmp_path, schedule={"sar": {}})
     train(task)
-    interrupt(monkeypatch, "pgd", 1)
+    interrupt(monkeypatch, "attack", 1)
     assert are_equal(train(task)[0], whole[0])
 
 
 def test_no_thread_is_left_behind(tmp_path, monkeypatch):
     before = threading.active_count()
     train(job(tmp_path, schedule={"epochs": 1}))
-    interrupt(monkeypatch, "pgd", 1)
+    interrupt(monkeypatch, "attack", 1)
     with pytest.raises(KeyboardInterrupt):
         train(job(tmp_path, schedule={"epochs": 2}))
     assert threading.active_count() == before
@@ -203,21 +206,24 @@ def test_validation_every_third_epoch_and_the_last(tmp_path):
     assert ["validation_robust" in record for record in history] == [False, False, True, True]
 
 
-def test_validation_draws_the_same_noise_in_every_epoch(tmp_path, monkeypatch):
-    """With nothing learned, the robust accuracy cannot move."""
-    task = job(tmp_path, schedule={"lr": 1e-30, "weight_decay": 0}, validation={"steps": 1, "step_size": 1e-6})
-    model = network().eval()
-    noises, original = [], trainer.pgd
+def test_validation_is_the_quick_cascade_within_the_steps_asked_for(tmp_path, monkeypatch):
+    """Seeded alike in every epoch: with nothing learned, the robust accuracy cannot move."""
+    seen, original = [], trainer.strong
 
-    def recording(model, x, y, *, start, **options):
-        noises.append(start - x)
-        return original(model, x, y, start=start, **options)
+    def recording(model, x, y, *, generator, **options):
+        seen.append((options, torch.rand(3, generator=generator.clone_state()).tolist()))
+        return original(model, x, y, generator=generator, **options)
 
-    monkeypatch.setattr(trainer, "pgd", recording)
+    monkeypatch.setattr(trainer, "strong", recording)
+    task, model = job(tmp_path, validation={"steps": 40}), network().eval()
     first, second = (trainer.accuracies(model, DATA.validation, task) for _ in range(2))
     assert first == second
-    assert torch.equal(noises[0], noises[2])
-    assert not torch.equal(noises[0][:1], noises[1])
+    assert seen[0] == ({"threat": task.threat, "config": StrongConfig(quick=True, budget=81)}, seen[2][1])
+    assert seen[0][1] != seen[1][1]
+
+
+def test_a_validation_step_of_older_recipes_is_not_read(tmp_path):
+    assert job(tmp_path, validation={"step_size": 0.02, "steps": 2}).training.validation.steps == 2
 
 
 def test_accuracies_are_those_of_the_split(tmp_path):
@@ -259,7 +265,7 @@ def test_batches_of_one_image_are_refused_where_batch_norm_needs_more(tmp_path):
 
 
 def test_natural_training_attacks_nothing(tmp_path, monkeypatch):
-    interrupt(monkeypatch, "pgd", 1)
+    interrupt(monkeypatch, "attack", 1)
     _, history = train(job(tmp_path, method="natural"), some_data(validation=0))
     assert len(history) == 4
 
@@ -300,15 +306,13 @@ def test_settings_reach_attack_and_augmentation(tmp_path, monkeypatch):
         batched.append(arguments[1:2] + arguments[4:])
         return batches(*arguments)
 
-    for module in (methods, trainer):
-        monkeypatch.setattr(module, "pgd", recording_pgd)
+    monkeypatch.setattr(methods, "pgd", recording_pgd)
     monkeypatch.setattr(trainer, "epoch_batches", recording_batches)
     perturb = {"steps": 3, "step_size": 0.01, "random_start": False, "mode": "train", "keep": "best"}
-    task = job(tmp_path, schedule={"epochs": 1}, attack=perturb, validation={"steps": 2, "step_size": 0.02})
+    task = job(tmp_path, schedule={"epochs": 1}, attack=perturb, validation={"steps": 2})
     train(task)
     attacking = {"moved": False, "config": PgdConfig(steps=3, step_size=0.01, keep="best", training=True)}
-    validating = {"moved": True, "config": PgdConfig(steps=2, step_size=0.02, loss="margin", keep="best")}
-    assert attacked == [{"threat": task.threat, **options} for options in [attacking] * 3 + [validating] * 2]
+    assert attacked == [{"threat": task.threat, **attacking}] * 3
     assert batched == [(20, 1, True)]
 
 
@@ -432,6 +436,8 @@ def test_what_another_recipe_changed_is_named(tmp_path):
     train(job(tmp_path, schedule=short))
     train(replace(job(tmp_path, schedule=short), settings={"train": {"lr": 0.1}}))
     train(replace(job(tmp_path, schedule={"epochs": 2}), settings={"train": {"lr": 0.1}}))
+    same = {"train": {"lr": 0.1, "a_key_that_came_later": None}}
+    train(replace(job(tmp_path, key="of another form", schedule={"epochs": 2}), settings=same))
     other = replace(job(tmp_path, key="another"), settings={"train": {"lr": 0.05}})
     assert "got another's (train.lr: trained with 0.1, the recipe has 0.05); give" in refusal(RunError, other)
 
