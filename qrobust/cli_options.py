@@ -12,7 +12,7 @@ from .errors import RecipeError
 
 ATTACKS_HELP = (
     "Names with commas, as gn,fgsm,pgd-20,cw-inf-30,autoattack; or a protocol: fd (the columns of the "
-    "Fourier-domain study), sp (of the spectral perspective). Default: the recipe's."
+    "Fourier-domain study), sp (of the spectral perspective). Default: the recipe's, and strong."
 )
 SANITY_HELP = "Every sanity check of docs/flags.md, not the cheap ones only."
 FILE_HELP = "As in eval. Default: the suite's, and a strong set as far as it fits."

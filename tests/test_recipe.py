@@ -222,6 +222,13 @@ def test_what_is_no_override(folder, text):
 PLAIN = "expected text, a finite number up to 64 bits, a truth value, or a table of them up to 20 deep"
 NAME = "expected a printable name that can name a folder"
 FALLING = "bits: expected widths that fall, as [32, 4, 2], got"
+def test_strong_is_what_a_recipe_asks_for_unless_it_says_otherwise(folder):
+    found = recipe.load("base", ["attack={}"])
+    assert found.attack.attacks == ("strong",)
+    assert found.evaluate.attacks[-1] == "strong"
+    assert found.export.suite_attacks == ("strong",)
+
+
 UNTRAINED = (
     "recipe: expected train.epochs above 0, model.weights, or a factory as model.name that loads its own weights, "
     "got none of them; add one"
@@ -524,9 +531,8 @@ def test_dump_spells_out_every_default(folder):
         "keep": "last",
         "mode": "eval",
     }
-    strong = ["cw-inf-20:keep=best", "apgd-ce", "apgd-t"]
-    assert table["evaluate"]["attacks"] == ["gn", "fgsm", "pgd-20", *strong]
-    assert table["export"]["suite_attacks"] == ["cw-inf-20:keep=best", "apgd-t"]
+    assert table["evaluate"]["attacks"] == ["fgsm", "pgd-20", "strong"]
+    assert table["export"]["suite_attacks"] == ["strong"]
 
 
 def test_logging_that_is_off_leaves_no_trace(folder):

@@ -17,6 +17,7 @@ from .. import devices, distributed
 from ..attacks import Attack, Scene, named
 from ..attacks.auto import FEWEST_CLASSES
 from ..attacks.gradient import check_output
+from ..attacks.registry import STRONG
 from ..data import Given, Images, as_images, choose, to_unit
 from ..data.images import pixel_bytes
 from ..errors import DataError, ModelError, RecipeError
@@ -112,7 +113,7 @@ def evaluate(
     model: nn.Module,
     images: Given,
     *,
-    attacks: str | Sequence[Attack | str],
+    attacks: str | Sequence[Attack | str] = STRONG,
     threat: Threat,
     n: int | None = None,
     seed: int = 0,
@@ -123,9 +124,9 @@ def evaluate(
     """Clean accuracy and accuracy under each attack on n images; the network ends in eval mode.
 
     images: `Images`, a pair (x, y), or a DataLoader of such pairs, as `data.as_images` takes them. attacks: or their
-    names. n: how many, a stratified choice that hangs on the seed (`data.choose`); None takes all. float_model:
-    what transfer attacks take gradients from. state: a file that keeps verdicts batch by batch; with the same settings
-    and networks a stopped evaluation goes on from there.
+    names; by default the cascade `strong`. n: how many, a stratified choice that hangs on the seed (`data.choose`);
+    None takes all. float_model: what transfer attacks take gradients from. state: a file that keeps verdicts batch by
+    batch; with the same settings and networks a stopped evaluation goes on from there.
     An image that is wrong when clean is wrong under every bounded attack, and no attack spends time on it.
     Every attack has a random stream of its own. `strong` says beforehand what it may take, goes on after the part where
     it stopped, and leaves in `Outcomes.parts` what each took.

@@ -2,7 +2,7 @@
 
 from .parts import Average, Awp, Sar, ThreatModel, TrainingAttack
 from .reading import checked, difference, dump, load, located, parse, read
-from .schema import Data, Quantisation, Recipe, Schedule, Training
+from .schema import Data, Export, Quantisation, Recipe, Schedule, Training
 from .values import CallSize, Count, Int, Name, Positive, Seconds, Table, Threads
 
 __all__ = [
@@ -11,6 +11,7 @@ __all__ = [
     "CallSize",
     "Count",
     "Data",
+    "Export",
     "Int",
     "Name",
     "Positive",

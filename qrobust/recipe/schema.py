@@ -318,7 +318,7 @@ class Quantisation(Schedule):
 class Evaluation(Table):
     """Evaluation in torch, before the export."""
 
-    attacks: tuple[str, ...] = ("gn", "fgsm", "pgd-20", "cw-inf-20:keep=best", "apgd-ce", "apgd-t")
+    attacks: tuple[str, ...] = ("fgsm", "pgd-20", "strong")
     """[Names of attacks](#names-of-attacks); the worst case is over the bounded ones."""
     n: Count | None = None
     """Test images, a stratified choice; left out: all."""
@@ -341,14 +341,14 @@ class Export(Table):
     """What the file reads: floats in [0, 1], channels first, or bytes as a camera gives them, channels last."""
     suite_n: Count | None = None
     """Test images of the suite; left out: as many as are evaluated."""
-    suite_attacks: tuple[str, ...] = ("cw-inf-20:keep=best", "apgd-t")
+    suite_attacks: tuple[str, ...] = ("strong",)
     """Names of the attacks that make its adversarial images."""
 
 
 class Attacking(Table):
     """White-box attacks on the exported file itself; none where the table is left out."""
 
-    attacks: tuple[str, ...] = ("cw-inf-20x5:keep=best", "apgd-t", "square-500")
+    attacks: tuple[str, ...] = ("strong",)
     """Names of the attacks."""
     n: Count | None = None
     """Images of the suite; left out: all."""

@@ -29,7 +29,7 @@ from ..storage import write_text
 from .preflight import check_recipe
 
 REMEDY = "lay the files out as FOLDER/train/CLASS/* and FOLDER/test/CLASS/*, or as FOLDER/CLASS/*"
-TARGET, SUITE = "ort-cpu", ("cw-inf-20:keep=best", "apgd-t")
+TARGET = "ort-cpu"
 SIDES = (224, 192, 160, 128, 96, 64, 48, 32, 24, 16, 8)  # pixels
 MINUTES = 30  # of training the float network
 WIDTHS = (32, 8, 4)
@@ -146,7 +146,7 @@ class Plan:
             "train": {"epochs": epochs, "batch_size": self._batch(), "lr": 0.05, "shape": "cosine", "attack": attack},
             "quant": {"epochs": later, "batch_size": self._batch(), "lr": 0.01, "shape": "cosine"},
             **({"evaluate": {"n": MOST_TESTED}} if tested > MOST_TESTED else {}),
-            "export": {"target": TARGET, "suite_attacks": list(SUITE)},
+            "export": {"target": TARGET},
             "attack": {"n": min(tested, 100)},
         }
 
@@ -189,9 +189,9 @@ class Plan:
     def _tested(self) -> int:
         """How many images are tested. Raises DataError if too few can be."""
         target, test = load_target(TARGET), self.found.test
-        stated = target.statistics
+        stated, attacks = target.statistics, len(recipe.Export().suite_attacks)
         needed = images_needed(
-            stated.detected_drop, target.limits.robust_drop, 0.0, stated.alpha / len(SUITE), stated.power
+            stated.detected_drop, target.limits.robust_drop, 0.0, stated.alpha / attacks, stated.power
         )  # fmt: skip
         if test is not None:
             self._because(f"{test.total} images for testing", "those of their own folder")

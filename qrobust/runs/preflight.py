@@ -162,10 +162,10 @@ def check_recipe(recipe: Recipe, target: Target) -> None:
         check_tensorboard()
     attacks = _attacks(recipe)
     if not attacks["export.suite_attacks"]:
-        raise RecipeError("expected at least one attack in export.suite_attacks, got none; add pgd-20")
+        raise RecipeError("expected at least one attack in export.suite_attacks, got none; add strong")
     if all(one.family == TRANSFER or not one.bounded for one in attacks["evaluate.attacks"]):
         names = ", ".join(recipe.evaluate.attacks)  # a worst case without one would be the clean accuracy
-        raise RecipeError(f"expected an attack on the network itself in evaluate.attacks, got {names}; add pgd-20")
+        raise RecipeError(f"expected an attack on the network itself in evaluate.attacks, got {names}; add strong")
     for key in ("export.suite_attacks", "attack.attacks"):
         for one in attacks[key]:
             if one.family == TRANSFER:  # every run has the float network, which nothing transfers to

@@ -15,7 +15,7 @@ from torch import nn
 
 from .. import data, devices, distributed, recipe, runtime
 from ..attacks import Attack, named
-from ..attacks.registry import attack_names
+from ..attacks.registry import STRONG, attack_names
 from ..bench.measure import bench
 from ..deployed.attack import Settings as AttackSettings
 from ..deployed.attack import attack_deployed, default_attacks, evaluate_artifact
@@ -368,12 +368,17 @@ def _described(attacks: Sequence[Attack]) -> list[Any]:
     return [[attack.name, attack.settings] for attack in attacks]
 
 
+def _with_strong(names: Sequence[str]) -> tuple[str, ...]:
+    """A recipe's attacks, and `strong` where they have no form of it: those of others may flatter a network."""
+    return (*names, *(() if any(name.partition(":")[0] == STRONG for name in names) else (STRONG,)))
+
+
 def evaluate_folder(
     folder: Path, attacks: str, request: Request, *, averaged: bool = False, model: str = ""
 ) -> dict[str, Record]:
     """Results by network of a run folder, of one RUN/qm-N, or of an artifact, with the flags of their sanity checks.
 
-    attacks: as in `attack_names`, "" for the recipe's. The request's path: for one network its
+    attacks: as in `attack_names`, "" for the recipe's and `strong`. The request's path: for one network its
     result; for several all of them, and one each in a file with the network's name before the suffix; masks beside
     them; a stream gets the JSON alone. averaged: the weight averages of a run's networks instead of what its recipe
     deploys; those without one are left out. model: as of `Run`.
@@ -387,7 +392,7 @@ def evaluate_folder(
     widths = [bits for bits in widths if run.has_average(bits)] if averaged else widths
     if not widths:
         raise RecipeError(f"expected a run with weight averages, got {folder}; add a table train.average and train")
-    chosen = run.attacks(attack_names(attacks, run.recipe.evaluate.attacks))
+    chosen = run.attacks(attack_names(attacks, _with_strong(run.recipe.evaluate.attacks)))
     results = {}
     for bits in widths:
         path = place if place is None or one is not None else place.with_name(f"{place.stem}.qm-{bits}{place.suffix}")

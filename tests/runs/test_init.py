@@ -84,17 +84,17 @@ def test_epochs_fill_half_an_hour(images: int, epochs: int) -> None:
     assert planned({(12, 12): images})["train"]["epochs"] == epochs  # 0.02 s an image and epoch
 
 
-@pytest.mark.parametrize(("images", "share"), [(900, 0.2), (600, 0.3), (300, 0.5)])
+@pytest.mark.parametrize(("images", "share"), [(600, 0.2), (500, 0.3), (240, 0.5)])
 def test_as_many_images_are_drawn_for_testing_as_a_check_needs(images: int, share: float) -> None:
     assert planned({(12, 12): images}, tested=None)["data"]["test_share"] == share
 
 
 def test_too_few_images_are_refused() -> None:
-    with pytest.raises(DataError, match=r"expected 143 images or more for testing, .* got 120 in photos; add images"):
-        planned({(12, 12): 240}, tested=None)
-    with pytest.raises(DataError, match="got 142 in photos"):
-        planned({(12, 12): 240}, tested=142)
-    assert "evaluate" not in planned({(12, 12): 240}, tested=143)
+    with pytest.raises(DataError, match=r"expected 117 images or more for testing, .* got 110 in photos; add images"):
+        planned({(12, 12): 220}, tested=None)
+    with pytest.raises(DataError, match="got 116 in photos"):
+        planned({(12, 12): 240}, tested=116)
+    assert "evaluate" not in planned({(12, 12): 240}, tested=117)
     assert planned({(12, 12): 240}, tested=5000)["evaluate"] == {"n": 1000}
 
 

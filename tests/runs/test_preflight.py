@@ -87,13 +87,13 @@ REFUSALS = {
     ("export.suite_attacks=['fgms']",): "export.suite_attacks: expected an attack, got 'fgms'; did you mean 'fgsm'?",
     ("attack.attacks=['pgd-5:stesp=1']",): "attack.attacks: pgd-5:stesp=1: unknown setting 'stesp'; did you mean 'ste",
     ("evaluate.attacks=['fgsm', 'fgsm']",): "evaluate.attacks: expected each attack once, got fgsm more often; remove",
-    ("export.suite_attacks=[]",): "expected at least one attack in export.suite_attacks, got none; add pgd-20",
+    ("export.suite_attacks=[]",): "expected at least one attack in export.suite_attacks, got none; add strong",
     ("export.suite_attacks=['fgsm', 'gn']",): "expected attacks within the threat in export.suite_attacks, got gn",
     ("export.suite_attacks=['cw-20']",): "expected attacks within the threat in export.suite_attacks, got cw-20",
     ("export.suite_attacks=['transfer-5']",): f"{TRANSFERRED} export.suite_attacks, got transfer-5; leave it out",
     ("attack.attacks=['transfer-5']",): f"{TRANSFERRED} attack.attacks, got transfer-5; leave it out",
     ("evaluate.attacks=['transfer-5', 'gn']",): (
-        "expected an attack on the network itself in evaluate.attacks, got transfer-5, gn; add pgd-20"
+        "expected an attack on the network itself in evaluate.attacks, got transfer-5, gn; add strong"
     ),
     ('attack.attacks=["pgd-5:step_size=1/255\\u001f"]',): "attack.attacks: expected a printable name, got 'pgd-5:step_",
     ("threat.eps=0",): "expected threat.eps of 1/255 or more, one step of an 8-bit pixel, got 0; raise it",
