@@ -2,18 +2,19 @@
 
     python benches/strong.py RUN/qm-N ... [--masked] [--n 1000] [--json benches/results/strong.json]
 
-RUN/qm-N is a network of a run, on the images and under the threat of its recipe. Both attack the same images that are
-right when clean, in the same batches, threads, type and folding. --masked: the same float networks with every ReLU's
-output rounded by a straight-through estimator that the toolkit does not know of. A unit (network, attack, seed, batch)
-that the JSON holds is not done again, so that a stopped bench goes on; seconds are of the CPU's time of this process.
+RUN/qm-N is a network of a run, as of benches/strong.toml, on n images and under the threat of its recipe. Both attack
+the same images that are right when clean, in the same batches, threads, type and folding. --masked: the same float
+networks with every ReLU's output rounded by a straight-through estimator that the toolkit does not know of. A unit
+(network, attack, seed, batch) that the JSON holds is not done again, so that a stopped bench goes on; seconds are of the CPU.
 """
 
 from __future__ import annotations
 
 import argparse
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator
-from itertools import accumulate
+from itertools import accumulate, chain
 from pathlib import Path
 from typing import Any
 
@@ -35,6 +36,7 @@ BATCH = 250
 STEPS = 4  # of a rounded ReLU, a unit
 AUTO, STRONG, QUICK = "autoattack", "strong", "strong:quick"
 GOALS = {32: (0.10, "at most 2 of 1000 more"), 4: (0.25, "none more"), 2: (0.25, "5 points fewer")}
+ABOUT = ("bits", "model", "eps", "n")
 Unit = dict[str, Any]
 
 
@@ -68,7 +70,11 @@ def auto(model: nn.Module, x: Tensor, y: Tensor, threat: Threat, seed: int) -> U
     counted = Counted(model)
     x_adv = named(AUTO, threat).perturb(Scene(counted, threat, seed=seed), x, y, devices.generator(seed))
     right = predict(model, threat.project(x_adv, x)) == y
-    return {"passes": [counted.forwards, counted.gradients], "n": len(y), "right": record.packed(right.cpu().numpy())}
+    return {
+        "passes": [counted.forwards, counted.gradients],
+        "right_clean": len(y),
+        "right": record.packed(right.cpu().numpy()),
+    }
 
 
 def cascade(config: StrongConfig) -> Callable[..., Unit]:
@@ -79,7 +85,7 @@ def cascade(config: StrongConfig) -> Callable[..., Unit]:
         parts = [[p.part, p.tried, p.broken, p.forward_passes, p.gradient_passes] for p in found.parts]
         return {
             "passes": [sum(p[3] for p in parts), sum(p[4] for p in parts)],
-            "n": len(y),
+            "right_clean": len(y),
             "right": record.packed((~found.broken).cpu().numpy()),
             "parts": parts,
             "found_by": " ".join(map(str, found.found_by.tolist())),
@@ -103,7 +109,8 @@ def measure(place: Path, options: argparse.Namespace, units: dict[str, Unit], sa
     """All units of a network that are not there yet."""
     run, bits = Run.open(place.parent), int(place.name.removeprefix("qm-"))
     model = run.network(bits).eval()
-    name = f"{place}{', masked' if options.masked else ''}"
+    name = f"{run.recipe.name.rpartition('/')[2]} QM-{bits}{', masked' if options.masked else ''}, n {options.n}"
+    about = dict(zip(ABOUT, (bits, Path(run.recipe.model.name).name, run.threat.eps, options.n), strict=True))
     if options.masked:
         rounded(model)
     with frozen(model):  # before either attack: both then see the same folded network
@@ -114,7 +121,7 @@ def measure(place: Path, options: argparse.Namespace, units: dict[str, Unit], sa
                     continue
                 started = time.process_time()
                 unit = ATTACKS[attack](model, x, y, run.threat, seed)
-                units[key] = {"seconds": time.process_time() - started, "bits": bits, **unit}
+                units[key] = {"seconds": time.process_time() - started, **about, **unit}
                 print(f"{key}: {_mask(unit).sum()} of {len(y)} right, {units[key]['seconds']:.1f} s", flush=True)
                 save()
 
@@ -133,11 +140,13 @@ def compared(units: dict[str, Unit]) -> list[dict[str, Any]]:
                 continue
             left, theirs = ours["right"], base["right"]
             rows.append({
-                "network": name, "attack": attack, "seed": seed, "bits": ours["bits"], "n": len(left),
+                "network": name, "attack": attack, "seed": seed, "right_clean": len(left),
+                **{key: ours[key] for key in ABOUT},
                 "right": int(left.sum()), AUTO: int(theirs.sum()), "both": int((left & theirs).sum()),
                 "broken by AutoAttack alone": int((left & ~theirs).sum()),
                 "time ratio": ours["seconds"] / base["seconds"],
                 "passes ratio": sum(ours["passes"]) / sum(base["passes"]), "curve": _curve(ours),
+                "found": _found(ours),
             })  # fmt: skip
     return rows
 
@@ -148,7 +157,7 @@ def _joined(units: dict[str, Unit], name: str, attack: str, seed: int) -> Unit |
     if not found:
         return None
     return {
-        "bits": found[0]["bits"],
+        **{key: found[0][key] for key in ABOUT},
         "seconds": sum(unit["seconds"] for unit in found),
         "passes": [sum(both) for both in zip(*(unit["passes"] for unit in found), strict=True)],
         "right": np.concatenate([_mask(unit) for unit in found]),
@@ -158,7 +167,7 @@ def _joined(units: dict[str, Unit], name: str, attack: str, seed: int) -> Unit |
 
 def _mask(unit: Unit) -> np.ndarray[Any, Any]:
     packed = np.frombuffer(bytes.fromhex(unit["right"]), np.uint8)
-    return np.unpackbits(packed, count=unit["n"]).astype(bool)
+    return np.unpackbits(packed, count=unit["right_clean"]).astype(bool)
 
 
 def _curve(ours: Unit) -> list[tuple[str, int, int]]:
@@ -170,6 +179,14 @@ def _curve(ours: Unit) -> list[tuple[str, int, int]]:
     return [
         (one[0], taken, len(ours["right"]) - lost) for one, taken, lost in zip(longest, passes, broken, strict=True)
     ]
+
+
+def _found(ours: Unit) -> dict[str, int]:
+    """How many images each part broke that those before had left."""
+    broken: Counter[str] = Counter()
+    for name, _tried, lost, *_passes in chain.from_iterable(ours["parts"]):
+        broken[name] += lost
+    return dict(broken.most_common())
 
 
 def main() -> None:
@@ -191,8 +208,8 @@ def main() -> None:
     for row in compared(units):
         ratio, goal = GOALS.get(row["bits"], GOALS[4])
         print(
-            f"{row['network']} {row['attack']} seed {row['seed']}: {row['right']} of {row['n']} right, AutoAttack "
-            f"{row[AUTO]}; time {row['time ratio']:.3f}, passes {row['passes ratio']:.3f} (goal {ratio}, {goal})"
+            f"{row['network']} {row['attack']} seed {row['seed']}: {row['right']} of {row['right_clean']} right, "
+            f"AutoAttack {row[AUTO]}; time {row['time ratio']:.3f}, passes {row['passes ratio']:.3f} (goal {ratio}, {goal})"
         )
 
 

@@ -132,6 +132,43 @@ def attacks(result: Result) -> Iterator[str]:
     yield table(("attack", "of its time", "accuracy: ours, theirs", "n", "rounds"), rows)
 
 
+PASSES = (50, 100, 200, 500, 1000, 2000)  # forward and backward, an image that is right when clean
+
+
+def strong(result: Result) -> Iterator[str]:
+    """The cascade beside AutoAttack; how its number falls with the passes; which parts break what."""
+    rows = [
+        (f"{_network(one)} ({one['model']})", f"`{one['attack']}`, seed {one['seed']}", f"{255 * one['eps']:g}/255",
+         str(one["n"]), str(one["right_clean"]), *(str(one[key]) for key in ("autoattack", "right", "both")),
+         *(f"{one[f'{kind} ratio']:.3f}" for kind in ("time", "passes")))
+        for one in result["compared"]
+    ]  # fmt: skip
+    yield table(("network", "attack", "eps", "n", "right clean", "AutoAttack leaves", "it leaves", "both leave",
+                 "of its time", "of its passes"), rows)  # fmt: skip
+    whole = [one for one in result["compared"] if (one["attack"], one["seed"]) == ("strong", 0)]
+    yield "Right after so many passes an image, of those right when clean:"
+    curves = [(_network(one), str(one["right_clean"]), *(_right_after(one, k) for k in PASSES)) for one in whole]
+    yield table(("network", "0", *map(str, PASSES)), curves)
+    yield "Which parts break how many that those before left:"
+    found = [(_network(one), ", ".join(f"{name} {n}" for name, n in one["found"].items() if n)) for one in whole]
+    yield table(("network", "parts"), found)
+
+
+def _network(one: Result) -> str:
+    return str(one["network"].rpartition(", n ")[0])
+
+
+def _right_after(one: Result, passes: int) -> str:
+    """The images right once an image took so many passes on average, "" if all take fewer."""
+    left, last = one["right_clean"], 0.0
+    for _part, taken, right in one["curve"]:
+        last = taken / one["right_clean"]
+        if last > passes:
+            return str(left)
+        left = right
+    return str(left) if last > passes / 2 else ""
+
+
 def train_steps(result: Result) -> Iterator[str]:
     rows = []
     for one in result["cases"]:
@@ -269,8 +306,8 @@ def busy(result: Result) -> Iterator[str]:
 
 
 BLOCKS: dict[str, Callable[[Result], Iterator[str]]] = {
-    "deploy": deployed, "deploy_transformers": transformers, "attacks": attacks, "train_step": train_steps,
-    "qat_step": qat_steps, "study-sar": sar,
+    "deploy": deployed, "deploy_transformers": transformers, "attacks": attacks, "strong": strong,
+    "train_step": train_steps, "qat_step": qat_steps, "study-sar": sar,
     "study-fat": fat, "study-fat-small": fat, "cifar10-resnet20-cuda": cuda, "gpu-steps": gpu_steps,
     "heatmap": heat_map, "digits-8-bit-activations": places, "demo-busy": busy,
 }  # fmt: skip
