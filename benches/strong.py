@@ -5,7 +5,7 @@
 RUN/qm-N is a network of a run, as of benches/strong.toml, on n images and under the threat of its recipe. Both attack
 the same images that are right when clean, in the same batches, threads, type and folding. --masked: the same float
 networks with every ReLU's output rounded by a straight-through estimator that the toolkit does not know of. A unit
-(network, attack, seed, batch) that the JSON holds is not done again, so that a stopped bench goes on; seconds are of the CPU.
+(network, attack, seed, batch) that the JSON holds is not done again: a stopped bench goes on. Seconds are of the CPU.
 """
 
 from __future__ import annotations
@@ -209,7 +209,8 @@ def main() -> None:
         ratio, goal = GOALS.get(row["bits"], GOALS[4])
         print(
             f"{row['network']} {row['attack']} seed {row['seed']}: {row['right']} of {row['right_clean']} right, "
-            f"AutoAttack {row[AUTO]}; time {row['time ratio']:.3f}, passes {row['passes ratio']:.3f} (goal {ratio}, {goal})"
+            f"AutoAttack {row[AUTO]}; time {row['time ratio']:.3f}, passes {row['passes ratio']:.3f} "
+            f"(goal {ratio}, {goal})"
         )
 
 
