@@ -175,7 +175,7 @@ def quantize(
     config = config if isinstance(config, QuantConfig) else QuantConfig(config)
     if any(True for _ in quantizers(model)):
         raise ModelError("expected a float network, got a quantised one; call requantize for another width")
-    batches = iter(()) if calibration is None else _images(model, calibration)
+    batches = iter(()) if calibration is None else calibration_images(model, calibration)
     images = next(batches, None)
     shape = shape if images is None else tuple(images.shape[1:])
     captured = capture(model, shape)
@@ -228,11 +228,11 @@ def calibrate(model: nn.Module, batches: object, *, estimate_statistics: bool = 
     Biases should be rounded then (`round_biases`), as `quantize` does: the steps of their grid follow the clips.
     """
     with statistics_anew(model) if estimate_statistics else in_eval_mode(model), calibrating(model):
-        for x in _images(model, batches):
+        for x in calibration_images(model, batches):
             model(x)
 
 
-def _images(model: nn.Module, calibration: object) -> Iterator[Tensor]:
+def calibration_images(model: nn.Module, calibration: object) -> Iterator[Tensor]:
     """Batches (n, c, h, w), of the network's type and on its device. Raises ModelError unless they are images."""
     like, count = next(model.parameters()), 0
     for x in image_batches(calibration):
