@@ -21,7 +21,7 @@ from .capture import check_capture, check_pools
 from .graph import ORIGIN, Shape, capture, example_images
 from .layers import round_biases
 from .placement import BITS, FLOAT_BITS, SUM_BITS, Bits, Placement, Style, check_bits, fat_for, layer_widths
-from .quantizer import calibrating, quantizers
+from .quantizer import CALIBRATORS, calibrating, quantizers
 from .reading import UNSUPPORTED, Reading
 
 __all__ = [
@@ -42,6 +42,7 @@ CHOICES = {
     "shortcuts": ("float", "int8", "n"),
     "activation_range": ("narrow", "full"),
     "unsupported": UNSUPPORTED,
+    "calibrator": tuple(CALIBRATORS),
 }
 LEAST = "qrobust.least_bits"  # in the graph's `meta`: see Placement.least
 
@@ -63,7 +64,8 @@ class QuantConfig:
     then, which targets that require integer convolutions (ort-cpu) refuse. activation_range: of signed inner
     activations (hardtanh), "narrow" from -(2^(n-1) - 1), or "full" with one level more below. unsupported: what has no
     integer form (a LayerNorm, attention, a transposed convolution) stays "float" between quantisers, or is a ModelError
-    ("refuse").
+    ("refuse"). calibrator: what places clips: "mse", the least squared error, "min-max", or "percentile-99.9" and
+    "percentile-99.99" of activations, weights then by their largest.
     Raises ModelError for settings out of range.
     """
 
@@ -76,6 +78,7 @@ class QuantConfig:
     shortcuts: str = "n"
     activation_range: str = "narrow"
     unsupported: str = "float"
+    calibrator: str = "mse"
 
     def __post_init__(self) -> None:
         if self.bits != FLOAT_BITS:
@@ -190,7 +193,7 @@ def quantize(
         made.meta[ORIGIN] = Origin(copy.deepcopy(model).to("meta"), config, shape)
     if images is not None:
         anew = config.fat != "none" if estimate_statistics is None else estimate_statistics
-        calibrate(made, chain([images], batches), estimate_statistics=anew)
+        calibrate(made, chain([images], batches), estimate_statistics=anew, calibrator=config.calibrator)
         _round(made)
     return made
 
@@ -214,20 +217,25 @@ def requantize(
         for quantizer in quantizers(copied.get_submodule(name)):
             quantizer.set_bits(max(bits, least))
     behind_fat = any(isinstance(module, FAT) for module in copied.modules())
+    origin = getattr(copied, "meta", {}).get(ORIGIN)
     calibrate(
-        copied, calibration, estimate_statistics=behind_fat if estimate_statistics is None else estimate_statistics
+        copied,
+        calibration,
+        estimate_statistics=behind_fat if estimate_statistics is None else estimate_statistics,
+        calibrator=origin.config.calibrator if origin else "mse",
     )
     _round(copied)
     return copied
 
 
 @torch.no_grad()
-def calibrate(model: nn.Module, batches: object, *, estimate_statistics: bool = False) -> None:
+def calibrate(model: nn.Module, batches: object, *, estimate_statistics: bool = False, calibrator: str = "mse") -> None:
     """Place clips by batches of images in [0,1], and batch-norm's statistics if asked; leaves the mode as it was.
+    calibrator: as of `QuantConfig`.
 
     Biases should be rounded then (`round_biases`), as `quantize` does: the steps of their grid follow the clips.
     """
-    with statistics_anew(model) if estimate_statistics else in_eval_mode(model), calibrating(model):
+    with statistics_anew(model) if estimate_statistics else in_eval_mode(model), calibrating(model, calibrator):
         for x in calibration_images(model, batches):
             model(x)
 

@@ -13,12 +13,10 @@ from collections.abc import Iterator
 
 import torch
 from torch import Tensor, fx, nn
-from torch.nn import functional as F
 
 from ..models.inference import norm_factor
 from .graph import Shape, capture
 
-RELU = (F.relu, torch.relu, torch.ops.aten.relu.default)
 SWEEPS = 20  # over all pairs; a chain of depthwise layers needs several
 SMALLEST, LARGEST = 1e-3, 1e3  # factor of a channel in a sweep
 
@@ -54,7 +52,7 @@ def _pairs(graph: fx.GraphModule, modules: dict[str, nn.Module]) -> Iterator[Pai
         if isinstance(module(after), nn.BatchNorm2d):
             norm, after = module(after), _only_reader(after)
         first, second = module(node), module(_only_reader(after))
-        if isinstance(first, nn.Conv2d) and isinstance(second, nn.Conv2d) and _is_relu(after, modules):
+        if isinstance(first, nn.Conv2d) and isinstance(second, nn.Conv2d) and _is_relu(after, graph):
             scaled = norm is None or norm.weight is not None
             if scaled and second.groups in (1, second.in_channels):
                 yield first, norm, second  # type: ignore[misc]
@@ -64,8 +62,9 @@ def _only_reader(node: fx.Node | None) -> fx.Node | None:
     return next(iter(node.users)) if node is not None and len(node.users) == 1 else None
 
 
-def _is_relu(node: fx.Node | None, modules: dict[str, nn.Module]) -> bool:
-    return node is not None and (node.target in RELU or isinstance(modules.get(str(node.target)), nn.ReLU))
+def _is_relu(node: fx.Node | None, graph: fx.GraphModule) -> bool:
+    """A module of the network's, or one that stands for a function."""
+    return node is not None and node.op == "call_module" and isinstance(graph.get_submodule(str(node.target)), nn.ReLU)
 
 
 def _alike(first: nn.Conv2d, norm: nn.BatchNorm2d | None, second: nn.Conv2d) -> None:

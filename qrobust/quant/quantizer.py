@@ -73,6 +73,8 @@ def _compiled(code: str, outputs: int = 1, **scalars: float) -> Any:
 # The clip may be learned down to zero: a scale must stay a number one can divide by.
 SMALLEST_CLIP = 1e-6
 CLIP_CANDIDATES = 80
+# What places a clip: the share of values that it holds, or for "mse" the least squared error up to there.
+CALIBRATORS = {"mse": 1.0, "min-max": 1.0, "percentile-99.9": 0.999, "percentile-99.99": 0.9999}
 STRAIGHT_THROUGH = ("identity", "leaky", "soft")  # backward passes that only sanity checks use
 TRAINED_THROUGH = {"clipped": "clipped", "unclipped": "identity"}  # settings of training, and the backward pass
 LEAK = 0.1
@@ -235,6 +237,7 @@ class Quantizer(nn.Module):
         self.register_buffer("bit_width", torch.tensor(float(bits)), persistent=False)
         self.set_bits(bits)
         self.observed: int | None = None
+        self.calibrator = "mse"
         self.backward = "clipped" if self.masked else "identity"
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
@@ -265,13 +268,21 @@ class Quantizer(nn.Module):
 
     @torch.no_grad()
     def _observe(self, x: Tensor) -> None:
-        """Move the clip to the mean, over the batches seen, of each batch's best clip."""
+        """Move the clip to the mean, over the batches seen, of each batch's; to the largest of them for "min-max"."""
         if not self.masked:
             self.unit.copy_(x.std().clamp_min(SMALLEST_CLIP))
         x = x.clamp(-self.ceiling, self.ceiling)
-        best = best_clip(x, self.low, self.high, per_channel=self.clip.dim() > 0).view_as(self.clip)
         self.observed = (self.observed or 0) + 1
-        self.clip.add_((best / self.unit - self.clip) / self.observed)
+        if self.calibrator == "mse":
+            found = best_clip(x, self.low, self.high, per_channel=self.clip.dim() > 0)
+        else:  # a percentile is of activations: a weight's largest values are few and known
+            share = CALIBRATORS[self.calibrator] if self.masked else 1.0
+            found = quantile_clip(x, self.low, share, per_channel=self.clip.dim() > 0)
+        clip = found.view_as(self.clip) / self.unit
+        if self.calibrator == "min-max" and self.observed > 1:
+            self.clip.copy_(torch.maximum(self.clip, clip))
+        else:
+            self.clip.add_((clip - self.clip) / self.observed)
 
 
 def best_clip(x: Tensor, low: int, high: int, *, per_channel: bool = False) -> Tensor:
@@ -293,16 +304,29 @@ def best_clip(x: Tensor, low: int, high: int, *, per_channel: bool = False) -> T
     return chosen if per_channel else chosen[0]
 
 
+def quantile_clip(x: Tensor, low: int, share: float, *, per_channel: bool = False) -> Tensor:
+    """The clip that this share of the values lies within, in magnitude where `low` is negative; 1: all of them.
+
+    x: any shape; per channel: along its first dimension. Returns (channels,) or ().
+    """
+    rows = x.flatten(1) if per_channel else x.flatten()[None]
+    rows = rows.abs() if low < 0 else rows.clamp_min(0)
+    below = max(1, round(rows.shape[1] * share))  # torch.quantile takes no more than 2^24 values
+    found = rows.amax(1) if below >= rows.shape[1] else rows.kthvalue(below, dim=1).values
+    found = found.clamp_min(SMALLEST_CLIP)
+    return found if per_channel else found[0]
+
+
 def quantizers(model: nn.Module) -> Iterator[Quantizer]:
     """All quantisers of a network."""
     return (module for module in model.modules() if isinstance(module, Quantizer))
 
 
 @contextmanager
-def calibrating(model: nn.Module) -> Iterator[None]:
-    """Inside, every forward pass places the clips by the data that flows through."""
+def calibrating(model: nn.Module, calibrator: str = "mse") -> Iterator[None]:
+    """Inside, every forward pass places the clips by the data that flows through, as a key of `CALIBRATORS` says."""
     for quantizer in quantizers(model):
-        quantizer.observed = 0
+        quantizer.observed, quantizer.calibrator = 0, calibrator
     try:
         yield
     finally:
