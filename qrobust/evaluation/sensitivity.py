@@ -1,0 +1,105 @@
+"""How much of its margin under attack a network loses by few bits in one layer alone."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from .. import devices
+from ..attacks import StrongConfig, strong
+from ..objectives import margin
+from ..quant import Quantizer, best_clip, quantizers
+from ..threat import Threat
+
+# Which layer loses most shows in few steps; the first part of the cascade, and no more.
+ATTACK = StrongConfig(quick=True, budget=61)
+
+
+@dataclass(frozen=True)
+class Sensitivity:
+    """Of a layer at so many bits, all others as they are: what is lost of the mean margin, in logits, under attack and
+    on clean images, and of the clean accuracy. Negative where the network gained.
+    """
+
+    layer: str
+    bits: int
+    margin: float
+    clean_margin: float
+    clean_accuracy: float
+
+
+@dataclass(frozen=True)
+class _Margins:
+    """By image, how far the right class leads: under attack and clean."""
+
+    attacked: Tensor
+    clean: Tensor
+
+
+class Sensitivities:
+    """Of a network from `quantize` or `ptq`, on images x (n, c, h, w) in [0,1] with labels y (n,) that it was given.
+
+    Images that the network has wrong when clean count for nothing: their margin is lost already.
+    """
+
+    def __init__(
+        self, model: nn.Module, x: Tensor, y: Tensor, *, threat: Threat, config: StrongConfig = ATTACK, seed: int = 0
+    ) -> None:
+        self.model, self.threat, self.config, self.seed = model.eval(), threat, config, seed
+        with torch.no_grad():
+            right = model(x).argmax(1) == y
+        self.x, self.y = x[right], y[right]
+        self._whole: _Margins | None = None
+
+    def measure(self, bits: Collection[int], done: Collection[tuple[str, int]] = ()) -> Iterator[Sensitivity]:
+        """Every layer with integer weights at each width, but for pairs of them that are `done`."""
+        self._whole = self._whole or self._margins()
+        for name, quantizer, layer in weight_quantizers(self.model):
+            for width in bits:
+                if (name, width) not in done and width < quantizer.bits:
+                    with _narrowed(quantizer, layer, width):
+                        yield self._lost(name, width)
+
+    def _lost(self, name: str, bits: int) -> Sensitivity:
+        narrow = self._margins()
+        whole = self._whole
+        assert whole is not None
+        attacked, clean = (whole.attacked - narrow.attacked).mean(), (whole.clean - narrow.clean).mean()
+        return Sensitivity(name, bits, float(attacked), float(clean), float((narrow.clean <= 0).float().mean()))
+
+    def _margins(self) -> _Margins:
+        generator = devices.generator(self.seed, "sensitivity")
+        found = strong(self.model, self.x, self.y, threat=self.threat, config=self.config, generator=generator)
+        with torch.no_grad():
+            return _Margins(-found.lead, -margin(self.model(self.x), self.y))
+
+
+def weight_quantizers(model: nn.Module) -> Iterator[tuple[str, Quantizer, nn.Module]]:
+    """Path, quantiser and layer of all integer weights."""
+    for name, layer in model.named_modules():
+        if isinstance(layer, (nn.Conv2d, nn.Linear)):
+            for quantizer in quantizers(layer):
+                if not quantizer.masked:
+                    yield name, quantizer, layer
+
+
+@contextmanager
+def _narrowed(quantizer: Quantizer, layer: nn.Module, bits: int) -> Iterator[None]:
+    """Inside, a layer's weights have so many bits, with the clip of least error."""
+    before, clip = quantizer.bits, quantizer.clip.detach().clone()
+    quantizer.set_bits(bits)
+    try:
+        with torch.no_grad():
+            weight = layer.weight
+            assert isinstance(weight, Tensor)
+            found = best_clip(weight, quantizer.low, quantizer.high, per_channel=clip.dim() > 0)
+            quantizer.clip.copy_(found.view_as(clip) / quantizer.unit)
+        yield
+    finally:
+        quantizer.set_bits(before)
+        with torch.no_grad():
+            quantizer.clip.copy_(clip)
