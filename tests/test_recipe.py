@@ -630,10 +630,13 @@ def test_forms_of_the_papers_leave_no_trace_where_they_are_not_taken(folder):
         assert recipe.parse(tomllib.loads(recipe.dump(used)), source="dump") == used
 
 
-def test_departures_are_inherited_and_added_to(folder):
-    write(folder, "one", 'extends = "base"\n[departures]\nepoch = "last"\n[claim]\nclean = 0.5\n')
-    two = write(folder, "two", 'extends = "one"\ndepartures.form = "batch"\n')
-    assert recipe.load(two).departures == {"epoch": "last", "form": "batch"}
+def test_departures_are_inherited_and_added_to_within_a_file(folder):
+    """A file is a paper's: what extends it is another matter."""
+    one = write(folder, "one", f'{BASE}\n[departures]\nepoch = "last"\n[variants.two]\ndepartures.form = "batch"\n')
+    three = write(folder, "three", 'extends = "four"\n')
+    write(folder, "four", f'{BASE}\n[departures]\nepoch = "last"\n')
+    assert recipe.load(f"{one}#two").departures == {"epoch": "last", "form": "batch"}
+    assert recipe.load(three).departures == {}
 
 
 def test_keys_that_came_later_are_not_spelt_out_where_they_are_not_used(folder):

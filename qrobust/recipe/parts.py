@@ -68,7 +68,8 @@ class Sar(Table):
     weight: Weight = 0.1
     """Weight of the term; of the form "batch" it belongs to a batch size."""
     form: Form = "batch"
-    """Fourier transform over images and classes, as the authors' code, or over each image's classes, as the paper."""
+    """Fourier transform over images and classes (`"batch"`), as the authors' earlier code, or over each image's classes
+    (`"sample"`), as the paper's equation 3."""
     distance: Distance = "l1"
     """Distance of the two transforms."""
     start: Start = "first-drop"
