@@ -253,8 +253,12 @@ def cuda(result: Result) -> Iterator[str]:
         for width in result["widths"]
     ]
     yield table(
-        (f"n = 1000; {of_result(result)}", "PGD-20 in torch", "APGD-CE in torch", "PGD-20 replayed by CUDA's provider", "check"), rows
-    )
+        (
+            f"n = 1000; {of_result(result)}", "PGD-20 in torch", "APGD-CE in torch",
+            "PGD-20 replayed by CUDA's provider", "check",
+        ),
+        rows,
+    )  # fmt: skip
 
 
 def places(result: Result) -> Iterator[str]:

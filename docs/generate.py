@@ -75,8 +75,8 @@ the data set in `data/` or `-o data.root=FOLDER` (CIFAR can be fetched: `-o data
 - The papers judge most attacks at their last step, so these columns overestimate robustness; they are there to be
   compared with the papers. The number of a network is `strong`, which stands beside them.
 - SAR has two forms: per sample, as equation 3 has it (*sample form*), and over the whole batch, as the authors'
-  earlier code has it (*batch form*). A row names the form that its recipe takes. That the paper's numbers were made with
-  the batch form is an inference.
+  earlier code has it (*batch form*). A row names the form that its recipe takes. That the paper's numbers were made
+  with the batch form is an inference.
 - Of a quantised network a row names what its residual sums read: *float shortcuts*, as the papers have them, *int8*, or
   *n* bits.
 - A network that a paper has in several tables has one recipe and stands in each, with the numbers printed there. For
@@ -268,7 +268,7 @@ def _paper_tables() -> list[str]:
     for file, tables in PAPERS.items():
         rows = [(name, claim) for name, claim in _claims() if name.startswith(f"{file}/")]
         paper = rows[0][1]["source"].partition(", table")[0]
-        lines += ["", f"## {paper}: where its recipes depart", "", *_departures(name for name, _ in rows)]
+        lines += ["", f"## {paper}: where its recipes depart", "", *_departures([name for name, _ in rows])]
         for printed, (about, keys) in tables.items():
             measured = () if keys == RATIOS else (*keys, STRONG)
             heads = [*(LABELS[key] for key in keys), *(["n"] if measured else []), *map(_measured_head, measured)]
@@ -294,17 +294,16 @@ def places(source: str) -> list[str]:
     return [f"{kind} {number}" for kind, numbers in found for number in numbers.split(", ")]
 
 
-def _departures(names: Iterable[str]) -> Iterator[str]:
-    """A row for each departure: its recipes (none named: all), and what it is."""
+def _departures(names: list[str]) -> Iterator[str]:
+    """A row for each departure: its recipes, and what it is."""
     stated: dict[tuple[str, str], list[str]] = {}
-    count = 0
-    for count, name in enumerate(names, 1):
+    for name in names:
         for key, text in recipe.load(name).departures.items():
             stated.setdefault((key, text), []).append(name.partition("/")[2])
     yield from ("| departure | recipes | what |", "|---|---|---|")
     for (key, text), of in stated.items():
         shown = [*(f"`{name}`" for name in of[:SHOWN]), *([f"{len(of) - SHOWN} more"] if len(of) > SHOWN else [])]
-        yield f"| {key} | {'all' if len(of) == count else ', '.join(shown)} | {text} |"
+        yield f"| {key} | {'all' if len(of) == len(names) else ', '.join(shown)} | {text} |"
 
 
 def _claims() -> Iterator[tuple[str, dict[str, Any]]]:
@@ -318,7 +317,10 @@ def _claims() -> Iterator[tuple[str, dict[str, Any]]]:
 def _claim_rows(
     name: str, claim: dict[str, Any], printed: str, keys: tuple[str, ...], measured: tuple[str, ...]
 ) -> Iterator[str]:
-    """A row for each network that the recipe makes and the paper has: `QM-n …` in the claim, or the one."""
+    """A row for each network that the recipe makes and the paper has: `QM-n …` in the claim, or the one.
+
+    printed: the table or figure. keys, measured: columns of the paper's numbers and of ours.
+    """
     networks = {label: numbers for label, numbers in claim.items() if label.startswith("QM-")}
     own = {key: value for key, value in claim.items() if key in keys} | claim.get(printed, {})
     for label, numbers in (networks or {"": own}).items():
@@ -327,7 +329,8 @@ def _claim_rows(
         cells = [_printed(key, numbers[key]) if key in numbers else "" for key in keys]
         if measured:
             cells += [str(before.get("n", "")), *_measured(before, measured)]
-        yield f"| {', '.join([f'`{name}`', *filter(None, (label, _form(recipe.load(name), bits)))])} | {' | '.join(cells)} |"
+        title = ", ".join(filter(None, (f"`{name}`", label, _form(recipe.load(name), bits))))
+        yield f"| {title} | {' | '.join(cells)} |"
 
 
 def _form(loaded: Recipe, bits: int) -> str:
