@@ -29,6 +29,7 @@ def results(recipe: Recipe, files: RunFolder) -> dict[str, Any]:
         "recipe": recipe.name,
         "threat": {"norm": recipe.threat.norm, "eps": recipe.threat.eps},
         "activation_bits": recipe.quant and recipe.quant.activation_bits,
+        "shortcuts": recipe.quant and recipe.quant.shortcuts,
         "passed": all(width["verdict"] == "held" for width in widths),
         "widths": widths,
         "versions": timings["versions"],

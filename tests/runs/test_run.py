@@ -12,6 +12,7 @@ import torch
 from qrobust import data, devices, models, recipe
 from qrobust.errors import ModelError, RunError
 from qrobust.quant import QuantConfig, mask_statistics, quantize, quantizers
+from qrobust.quant.training import latent
 from qrobust.recipe import difference
 from qrobust.runs.folder import RunFolder
 from qrobust.runs.networks import Networks
@@ -25,6 +26,7 @@ from qrobust.train.checkpoint import load_state
 from ..conftest import CommandLine, ended, overrides
 
 WIDTHS = (32, 4, 2)
+INNER = "layer1.0.conv1"
 RESULTS = (
     "train.json", "eval.json", "export.json", "check.json", "attack.json", "model.safetensors", "metrics.jsonl",
 )  # fmt: skip
@@ -309,6 +311,22 @@ def test_the_order_of_patterns_is_another_training() -> None:
     assert difference(first, first) is None
     assert "trained in the order" in (difference(first, second) or "")
     assert difference(*(training_settings(recipe.load("digits", [table]), 32) for table in tables)) is None
+
+
+def test_a_width_starts_from_the_one_before_the_float_one_or_the_float_one_s_own_start(small_run: Path) -> None:
+    """Latent weights are still theirs; a width that is skipped is no setting of the training."""
+    whole = Networks(recipe.load(str(small_run / "recipe.toml")), RunFolder(small_run))
+    sources = {"previous": whole.network(4), "float": whole.network(32), "initial": whole.initial()}
+    weights = {name: latent(network.get_submodule(INNER)) for name, network in sources.items()}
+    for start in sources:
+        given = [f"quant.start_from={start}", "quant.calibration=16"]
+        settings = recipe.load(str(small_run / "recipe.toml"), given)
+        networks = Networks(settings, RunFolder(small_run))
+        networks._loaded = whole._loaded
+        begun = latent(networks.start(2).get_submodule(INNER))
+        assert [name for name, weight in weights.items() if torch.equal(begun, weight)] == [start]
+        assert training_settings(settings, 2)["bits"] == ([32, 4, 2] if start == "previous" else [32, 2])
+        assert networks.before(2) == (4 if start == "previous" else 32)
 
 
 def test_a_warm_up_of_the_attack_is_the_float_network_s(tmp_path):
