@@ -158,7 +158,7 @@ REFUSED = {
     "no network": (lambda p: refuse(p, "net"), "expected a network .*, got 'net'"),
     "too few images": (lambda p: refuse(p, data=(X[:20], labelled(float_model())[:20])), "expected .* images or more"),
     "too few of them": (lambda p: refuse(p, config=ExportConfig(n=20)), "expected .* images or more"),
-    "noise alone": (lambda p: refuse(p, attacks=["gn"]), "within the threat to evaluate by, got none; add one, as 'str"),
+    "noise alone": (lambda p: refuse(p, attacks=["gn"]), "within the threat to evaluate by, got none; add one"),
     "nothing to store": (
         lambda p: refuse(p, config=ExportConfig(suite_attacks=())), "expected an attack within the threat to store"
     ),
