@@ -118,8 +118,7 @@ def _strongest(
             f"expected a network that is right on some of {len(images)} images, got none to attack by {attack.name}; "
             "train it longer, or mend the labels"
         )
-    announce(attack, scene, images.take(todo[: scene.batch_size]), len(todo))
-    moving.advance(len(images) - len(todo))
+    announce(replace(attack, name=f"suite {attack.name}"), scene, images.take(todo[: scene.batch_size]), len(todo))
     scene, device = replace(scene, memory=Shown(moving)), devices.device_of(scene.model)
     for index, which in enumerate(torch.split(todo, TOGETHER * scene.batch_size)):
         x, y = to_unit(images.x[which], device, channels_last=True), images.y[which].to(device)
@@ -128,6 +127,7 @@ def _strongest(
         for place, name in zip(which.tolist(), found.names(), strict=True):
             names[place] = name
         moving.advance(len(which))
+    moving.advance(len(images) - len(todo))  # at last: what was not attacked says nothing of the time that is left
     return pixels, _name_rows(names)
 
 
