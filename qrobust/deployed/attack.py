@@ -300,30 +300,30 @@ def described(deployed: Deployed) -> Record:
 def gap(checked: CheckedFile) -> Record:
     """Accuracies on the same images by place and attack, with n: "in_torch", "replayed", "attacked".
 
-    in_torch: as the manifest has it, if it was measured on these images; else what torch said of the suite's. replayed:
-    the suite's images on the session. Both are empty where images of no suite were attacked.
+    in_torch: by torch's labels of the suite's images, "worst_case" too, and for attacks that the suite lacks as the
+    manifest has it, if it was measured on these images. replayed: the suite's images on the session. Both are empty
+    where images of no suite were attacked.
     """
     outcomes = checked.outcomes
     attacked = {name: float(mask.mean()) for name, mask in outcomes.correct.items()}
     return {
-        "in_torch": _in_torch(checked) or _on_suite(checked, checked.stored),
+        "in_torch": _measured(checked) | _on_suite(checked, checked.stored),
         "replayed": _on_suite(checked, checked.labels),
         "attacked": {"n": outcomes.n, **attacked, WORST: float(outcomes.worst_case().mean())},
     }
 
 
-def _in_torch(checked: CheckedFile) -> Record:
-    """A manifest's numbers on the same images; whatever is none is left out, since a manifest is only data."""
+def _measured(checked: CheckedFile) -> Record:
+    """A manifest's numbers of the same attacks and images; what is none is left out: a manifest is only data."""
     artifact, outcomes = checked.deployed.artifact, checked.outcomes
     before = artifact.manifest["metrics"]["before"] if artifact else {}
-    if (before.get("images"), before.get("n")) != (outcomes.images, outcomes.n):
+    if before.get("images") != outcomes.images:
         return {}
     attacks = before.get("attacks")
     cells = {CLEAN: before.get(CLEAN), **(attacks if isinstance(attacks, dict) else {}), WORST: before.get(WORST)}
     shares = {name: cell.get("accuracy") for name, cell in cells.items() if isinstance(cell, dict)}
-    return {"n": outcomes.n} | {
-        name: share for name, share in shares.items() if isinstance(share, float) and 0 <= share <= 1
-    }
+    same = {name: share for name, share in shares.items() if name in (*outcomes.correct, WORST)}
+    return {"n": outcomes.n} | {name: one for name, one in same.items() if isinstance(one, float) and 0 <= one <= 1}
 
 
 def _on_suite(checked: CheckedFile, labels: Labels) -> Record:
