@@ -96,9 +96,10 @@ def test_the_report_compares_three_places_on_the_same_images(small_run: Path) ->
         gap = width["gap"]
         attacked = json.loads((small_run / f"qm-{width['bits']}" / "attack.json").read_text())
         assert gap["n"] == attacked["n"] == 40
-        assert gap["attacked"] == attacked["worst_case"]
+        assert gap["images"] == attacked["images"]
+        assert attacked["worst_case"].items() <= gap["attacked"].items()
         assert attacked["attacks"][gap["by"]]["accuracy"] == min(a["accuracy"] for a in attacked["attacks"].values())
-        assert gap["in_torch"] == attacked["in_torch"]["worst_case"]
+        assert attacked["in_torch"]["worst_case"].items() <= gap["in_torch"].items()
         assert list(attacked["in_torch"]["attacks"]) == list(attacked["attacks"])
 
 
