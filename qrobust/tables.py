@@ -84,7 +84,8 @@ def headline_table(result: Result) -> Table:
         drawn.add_column(name)
     for one in found:
         number = (one.number.interval, plain(one.number.where)) if one.number else (NONE, NONE)
-        drawn.add_row(plain(one.network), plain(f"{one.sign} {one.words}", COLOURS[one.tone]), *number)
+        signed, words = (plain(text, COLOURS[one.tone]) for text in (f"{one.sign} {one.network}", one.words))
+        drawn.add_row(signed, words, *number)
     drawn.caption = f"under attack: the lowest of any place, percent of n images with its interval; {LEGEND}"
     return drawn
 

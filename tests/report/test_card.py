@@ -9,7 +9,6 @@ from .conftest import change
 evidence("pyyaml")
 import yaml  # noqa: E402
 
-
 VERDICT = "- **QM-4: export broken (square\\_gap); under attack 33.3 % (n = 12, float model 33.3 %).** Lowest of"
 
 
@@ -47,10 +46,8 @@ def test_the_text_says_what_the_numbers_are_worth(lean):
     table = [line for line in text.splitlines() if line.startswith("|")]
     assert len(table) == 2 + 2 * 3
     assert len({line.count("|") - line.count("\\|") for line in table}) == 1
-    assert (
-        "| QM-4 | in torch | 12 | 91.1 (61.1–98.5) | 41.1 (19.8–68.1) | – | – | 51.1 (25.4–74.6) | 81.1\\* (55.2–95.3) |"
-        in text
-    )
+    numbers = "91.1 (61.1–98.5) | 41.1 (19.8–68.1) | – | – | 51.1 (25.4–74.6) | 81.1\\* (55.2–95.3)"
+    assert f"| QM-4 | in torch | 12 | {numbers} |" in text
 
 
 def test_names_stay_in_their_place(lean):

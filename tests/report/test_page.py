@@ -15,7 +15,7 @@ import qrobust.report
 from qrobust.__main__ import main
 from qrobust.errors import RunError
 from qrobust.headline import headlines
-from qrobust.report import CARD, PAGE, write
+from qrobust.report import CARD, PAGE, pictures, write
 from qrobust.report.collect import collect
 from qrobust.storage import write_json
 
@@ -72,6 +72,11 @@ def test_an_attack_on_the_artifact_has_its_row(lean):
     assert "not attacked yet" not in text
     assert "bpda-50" in text
     assert text.count("28.7 10.0–60.0") == text.count("17.6 10.0–40.0") == 2
+
+
+def test_an_example_names_the_part_that_found_it(lean, monkeypatch):
+    monkeypatch.setattr(pictures, "_part", lambda *_: "margin-30")
+    assert "✗ , found by margin-30" in page(lean).text
 
 
 def test_headings_are_in_order(run):

@@ -38,6 +38,8 @@ def test_a_run_leaves_every_result(small_run: Path) -> None:
     for width in report["widths"]:
         assert 0 <= width["after"]["accuracy"]["square"] <= width["after"]["accuracy"]["clean"] <= 1
         assert width["label_flips"] <= 0.02
+        assert width["headline"]["words"].startswith(f"export {width['verdict']}")
+        assert width["headline"]["number"]["accuracy"] <= width["before"]["worst_case"]["accuracy"]
     sizes = [width["size_bytes"] for width in report["widths"]]
     assert sizes[0] > 4 * sizes[1] > 4 * sizes[2]
 
@@ -60,7 +62,11 @@ def test_a_function_hears_of_every_stage(
     assert stages.keys() == {"bench.json", *(f"qm-{bits}/{name}.json" for bits in WIDTHS for name in names)}
     assert [name for name, one in stages.items() if one["status"] == "written"] == ["qm-2/check.json"]
     assert {"clean", "worst_case", "attacks"} <= set(stages["qm-4/eval.json"]["result"])
-    error = capfd.readouterr().err
+    printed, error = capfd.readouterr()
+    report = json.loads((folder / "report.json").read_text())
+    flags = [(width["bits"], flag) for width in report["widths"] for flag in width["flags"]]
+    assert all(f"QM-{bits} {flag['place']} flag {flag['name']}: " in printed for bits, flag in flags)
+    assert "lowest by" in printed.splitlines()[2]
     assert "threads: " in error
     assert "qm-2/check.json: not done yet" in error
 
