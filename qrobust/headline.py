@@ -18,21 +18,23 @@ PLACES = ON_FILE, IN_TORCH, REPLAYED = "on the file", "in torch", "replayed"
 CLEAN = "clean"
 HELD, BROKEN, NOT_CHECKED = "held", "broken", "not checked"
 GREEN, AMBER, RED = "green", "amber", "red"
-# The sign of a tone, for those who see no colours, and what it says; a number that last steps left has it not either.
+# The sign of a tone, for those who see no colours, and what it says; a number of weak attacks has it not either.
 SIGNS = {GREEN: "✓", AMBER: "!", RED: "✗"}
-LEGEND = f"{SIGNS[GREEN]} nothing is flagged, and the number is not below the float model's by more than both intervals"
+LEGEND = (
+    f"{SIGNS[GREEN]}: nothing is flagged, and the number is not below the float model's by more than both intervals"
+)
 FLOAT_BITS = 32
 # Attacks that return their last step, whatever they broke on their way, unless their name says which they keep.
 _LAST_STEP = re.compile(r"(bim|pgd|tpgd|cw-inf|transfer)-\d+(x\d+)?(:(?!keep=best)[^:]+)*")
-ONE_STEP = "fgsm"
+BEST_POINTS = ("strong", "apgd", "autoattack")  # which keep them, and lead along gradients
 
 
 @dataclass(frozen=True)
 class Number:
     """An accuracy under attack: of n images, a share that lies in its 95 % interval.
 
-    images: equal for numbers of the same images. by: the attack that left least. weak: whether no attack there kept its
-    best points.
+    images: equal for numbers of the same images. by: the attack that left least. weak: whether none
+    there led along gradients and kept its best points.
     """
 
     place: str
@@ -59,7 +61,8 @@ class Headline:
     """What is said of a network first, wherever.
 
     export: whether the check of its artifact "held", was "broken" or is "not checked"; broken: names of limits.
-    number: the lowest of any place; None for a network that was not attacked, since replays alone overestimate.
+    number: the lowest of any place; None for a network that was not attacked, since replays alone overestimate. weak:
+    whether no attack, in torch or on the file, led along gradients and kept its best points.
     float_model: the lowest of the float model on the same images; None of itself, or where there is none. flags: names
     of what sanity checks raised in torch and on the file; None where results do not say.
     """
@@ -70,6 +73,7 @@ class Headline:
     number: Number | None = None
     float_model: Number | None = None
     flags: tuple[str, ...] | None = ()
+    weak: bool = False
 
     @property
     def words(self) -> str:
@@ -86,7 +90,7 @@ class Headline:
         if self.number is None:
             return "not attacked yet"
         beside = "" if self.float_model is None else f", float model {percent(self.float_model.accuracy)}"
-        attack = "last-step attacks" if self.number.weak else "attack"
+        attack = "weak attacks" if self.weak else "attack"
         return f"under {attack} {percent(self.number.accuracy)} (n = {self.number.n}{beside})"
 
     @property
@@ -109,8 +113,8 @@ class Headline:
         """Red: the export broke a limit. Green: as `LEGEND`."""
         if self.export == BROKEN:
             return RED
-        measured = self.number is not None and not self.number.weak
-        return GREEN if self.export == HELD and measured and self.flags == () and not self.fell else AMBER
+        attacked = self.number is not None and not self.weak
+        return GREEN if self.export == HELD and attacked and self.flags == () and not self.fell else AMBER
 
     @property
     def sign(self) -> str:
@@ -131,7 +135,7 @@ def headlines(widths: Sequence[Result]) -> list[Headline]:
 def headline(width: Result, of_float: Iterable[Number] = ()) -> Headline:
     """Of one width, beside what was measured of the float model."""
     found, flags = numbers(width), width.get("flags")
-    attacked = any(one.place != REPLAYED for one in found)
+    attacked = [one for one in found if one.place != REPLAYED]
     number = min(found, key=_rank) if attacked else None
     same = [one for one in of_float if number is not None and one.images == number.images]
     return Headline(
@@ -141,6 +145,7 @@ def headline(width: Result, of_float: Iterable[Number] = ()) -> Headline:
         number,
         min(same, key=_rank, default=None),
         None if flags is None else tuple(dict.fromkeys(flag["name"] for flag in flags)),
+        all(one.weak for one in attacked),
     )
 
 
@@ -169,14 +174,18 @@ def numbers(width: Result) -> list[Number]:
 
 
 def strongest(attacks: Mapping[str, Result]) -> dict[str, Any]:
-    """The attack within the ball that left least, of several the best, as "by"; "weak": whether all return their last
-    step. Empty where there is none.
+    """The attack within the ball that left least, of several the best, as "by"; "weak": whether none leads
+    along the network's gradients and keeps its best points. Empty where there is no attack.
     """
     bounded = [name for name, cell in attacks.items() if cell.get("bounded", True)]
     if not bounded:
         return {}
     by = min(bounded, key=lambda name: (attacks[name]["accuracy"], is_last_step(name)))
-    return {"by": by, "weak": all(is_last_step(name) or name == ONE_STEP for name in bounded)}
+    return {"by": by, "weak": not any(map(_keeps_best, bounded))}
+
+
+def _keeps_best(name: str) -> bool:
+    return name.startswith(BEST_POINTS) or ("keep=best" in name and not name.startswith("transfer"))
 
 
 def is_last_step(name: str) -> bool:
@@ -190,7 +199,8 @@ def is_last_step(name: str) -> bool:
 
 def _number(place: str, cell: Result, n: int, images: str, attack: Result) -> Number:
     low, high = cell["ci95"]
-    return Number(place, cell["accuracy"], (low, high), n, images, attack["by"], attack.get("weak", False))
+    weak = attack.get("weak", not _keeps_best(attack["by"]))  # of older results that one alone is known
+    return Number(place, cell["accuracy"], (low, high), n, images, attack["by"], weak)
 
 
 def _counted(share: float, n: int) -> Result:

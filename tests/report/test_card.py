@@ -9,7 +9,7 @@ from .conftest import change
 evidence("pyyaml")
 import yaml  # noqa: E402
 
-VERDICT = "- **QM-4: export broken (square\\_gap); under attack 33.3 % (n = 12, float model 33.3 %).** Lowest of"
+VERDICT = "- **QM-4: export broken (square\\_gap); under weak attacks 33.3 % (n = 12, float model 33.3 %).** Lowest of"
 
 
 def card(run):

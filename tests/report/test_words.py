@@ -11,7 +11,17 @@ from qrobust.storage import write_json
 from .conftest import change, share
 
 
-def test_a_broken_limit_says_which_and_why(run):
+@pytest.fixture
+def strong(run):
+    """The run with strong attacks in torch."""
+    for bits in (32, 4):
+        attack = {"strong": share(0.411, 0.198, 0.681)}
+        change(run / f"qm-{bits}" / "eval.json", lambda found, new=attack: found["attacks"].update(new))
+    return run
+
+
+def test_a_broken_limit_says_which_and_why(strong):
+    run = strong
     held, broken = cards(collect(run))
     assert (held.kind, broken.kind) == ("held", "broken")
     assert broken.headline.words == "export broken (square_gap); under attack 33.3 % (n = 12, float model 33.3 %)"
@@ -57,7 +67,9 @@ def test_the_torch_network_is_attacked_as_its_file_was(run):
 
 def test_images_of_no_suite_are_another_question(run):
     write_json(run / "qm-32" / "attack.json", attacked(gap={"replayed": {}}))
-    assert cards(collect(run))[0].headline.words == "export held; under attack 33.3 % (n = 12)"
+    (found, _) = cards(collect(run))
+    assert found.headline.words == "export held; under weak attacks 33.3 % (n = 12)"
+    assert found.kind == "unknown"
 
 
 def test_what_no_check_has_judged_is_not_called_held(run):
