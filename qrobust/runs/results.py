@@ -24,6 +24,8 @@ def results(recipe: Recipe, files: RunFolder) -> Record:
     timings = read_json(files.bench)
     try:
         widths = [_width(files.network(bits), timings) for bits in recipe.bits]
+        for width, found in zip(widths, headlines(widths), strict=True):
+            width["headline"] = found.to_dict()
     except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as error:
         raise RunError(f"expected whole results in {files.path}, got some that lack or break {one_line(error)}; "
                        "remove attack.json or train.json, and qrobust run makes them anew") from error  # fmt: skip
@@ -31,10 +33,8 @@ def results(recipe: Recipe, files: RunFolder) -> Record:
         "recipe": recipe.name,
         "threat": {"norm": recipe.threat.norm, "eps": recipe.threat.eps},
         "activation_bits": recipe.quant and recipe.quant.activation_bits,
-        "passed": all(width["verdict"] == HELD for width in widths),
-        "widths": [
-            width | {"headline": found.to_dict()} for width, found in zip(widths, headlines(widths), strict=True)
-        ],
+        "passed": all(width["verdict"] == "held" for width in widths),
+        "widths": widths,
         "versions": timings["versions"],
         "hardware": timings["hardware"],
     }
