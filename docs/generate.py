@@ -21,9 +21,10 @@ from qrobust import recipe, resources
 from qrobust.attacks import registry as attack_registry
 from qrobust.bench.measure import Scenario
 from qrobust.export.target import Target
+from qrobust.headline import headlines
 from qrobust.recipe import Recipe
 from qrobust.runtime import wilson
-from qrobust.tables import places_table, run_table
+from qrobust.tables import attacks_shown, heading, headline_table, places_table, run_table
 
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "benches" / "results"
@@ -135,10 +136,10 @@ def cli_reference() -> str:
 
 
 def readme() -> str:
-    """README.md with the demo's table between its markers."""
-    drawn = [one for one in (run_table(_demo()), places_table(_demo())) if one is not None]
+    """README.md with the demo's tables between its markers, as `qrobust run` prints them."""
+    drawn = [one for one in (headline_table(_demo()), run_table(_demo()), places_table(_demo())) if one is not None]
     block = bench_tables.printed(*drawn)
-    told = f"First table: {_demo()['widths'][0]['before']['n']} test images; one training of each network."
+    told = "One training of each network."
     said = bench_tables.source("digits", _demo(), folder="benches/results")
     return _between("README.md", "demo", f"```text\n{block}\n```\n\n{told} {said}")
 
@@ -198,27 +199,30 @@ def _filled(text: str, name: str, block: str) -> str:
 
 
 def picture() -> str:
-    """The demo's accuracies as bars: clean, under each stored attack, worst case, under Square on the runtime."""
+    """The demo's accuracies as bars: clean, in torch under each attack of its tables, under Square on the runtime, and
+    the verdict's.
+    """
     result = _demo()
     widths, eps = result["widths"], result["threat"]["eps"] * 255
-    names = [name for name in widths[0]["after"]["accuracy"] if name not in ("clean", "square")]
-    series = ["clean", *names, "worst case", "Square, on the runtime"]
+    names = attacks_shown(widths[0])
+    series = ["clean", *(str(heading(name, ", ")) for name in names), "Square, on the runtime", "lowest of any place"]
     parts = [_text(20, 28, f"Accuracy on digits, eps {eps:g}/255: what each attack leaves", size=15)]
     for index, label in enumerate(series):
         left, top = 20 + 190 * (index % 4), 42 + 18 * (index // 4)
         parts.append(f'<rect x="{left}" y="{top}" width="12" height="12" fill="{COLOURS[index]}"/>')
         parts.append(_text(left + 17, top + 11, label))
-    for group, width in enumerate(widths):
-        parts += _bars(30 + 255 * group, width, names)
+    for group, (width, verdict) in enumerate(zip(widths, headlines(widths), strict=True)):
+        lowest = verdict.number.accuracy if verdict.number else None
+        parts += _bars(30 + 255 * group, width, names, lowest)
     body = "\n".join(parts)
     head = '<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 800 320" role="img" aria-label="demo accuracies">'
     return f'{head}\n<rect width="800" height="320" fill="#ffffff"/>\n{body}\n</svg>\n'
 
 
-def _bars(left: int, width: dict[str, Any], names: list[str]) -> list[str]:
+def _bars(left: int, width: dict[str, Any], names: list[str], lowest: float | None) -> list[str]:
     before, after = width["before"], width["after"]["accuracy"]
     in_torch = (before["attacks"].get(name, {}).get("accuracy") for name in names)  # a suite may hold others
-    shares = [before["clean"]["accuracy"], *in_torch, before["worst_case"]["accuracy"], after["square"]]
+    shares = [before["clean"]["accuracy"], *in_torch, after.get("square"), lowest]
     step, drawn = 220 // len(shares), []
     for index, share in enumerate(shares):
         if share is None:
