@@ -259,6 +259,13 @@ def images(checked: CheckedModel) -> int:
     return len(checked.y)
 
 
+def weak_attacks(checked: CheckedModel) -> float | None:
+    """Share of images in the worst case of the evaluation that PGD on the cross-entropy breaks."""
+    if checked.outcomes is None:
+        return None
+    return checked.share(checked.of_outcomes(checked.outcomes.worst_case()) & ~checked.ce)
+
+
 def last_step(checked: CheckedModel) -> float | None:
     """Share of images that stand at the last points of an attack as papers print it, and not in the worst case of the
     evaluation; of the attack that leaves most. Of PGD on the cross-entropy where the evaluation has none.

@@ -28,6 +28,7 @@ from qrobust.evaluation.sanity_measures import (
     CheckedModel,
     backward_variants,
     last_step,
+    weak_attacks,
 )
 from qrobust.quant import QuantConfig, quantize
 from qrobust.threat import Threat
@@ -281,6 +282,24 @@ def test_pgd_s_last_step_is_made_where_the_evaluation_has_none(images: tuple[Ima
     assert LAST_STEP.limit_for(checked) == most_by_chance(N, 0.06) / N
 
 
+def test_an_evaluation_by_weak_attacks_is_doubted(images: tuple[Images, Images]) -> None:
+    """What PGD breaks of the images that are left in the worst case; unbounded noise leaves none by itself."""
+    outcomes = _outcomes(images[1], N, transfer_20=range(0, 10**6, 2), gn=range(10**6))
+    checked = CheckedModel(nn.Flatten(), images[1], THREAT, n=N, outcomes=outcomes)
+    vars(checked)["_ce_ends"] = (torch.ones(N, dtype=torch.bool), torch.arange(N) >= 20)
+    odd = [position % 2 == 1 for position in choose(images[1], N, 0)[1].tolist()]
+    assert weak_attacks(checked) == pytest.approx(sum(odd[:20]) / N)
+    assert _raised(checked, {"weak-attacks"}) == {"weak-attacks"}
+    assert weak_attacks(CheckedModel(nn.Flatten(), images[1], THREAT, n=3)) is None
+
+
+@pytest.mark.parametrize(("attack", "expected"), [("gn", {"weak-attacks"}), ("cw-inf-20:keep=best", set())])
+def test_by_default_a_number_is_as_good_as_its_attacks(attack: str, expected, natural: nn.Module, images) -> None:
+    outcomes = evaluate(natural, images[1], attacks=(attack,), threat=THREAT, n=N)
+    checked = CheckedModel(natural, images[1], THREAT, n=N, outcomes=outcomes)
+    assert {flag.name for flag in check_sanity(checked, CHEAP_CHECKS).flags} == expected
+
+
 def test_without_an_evaluation_there_is_nothing_to_part_from(images: tuple[Images, Images]) -> None:
     assert last_step(CheckedModel(nn.Flatten(), images[1], THREAT, n=3)) is None
 
@@ -376,7 +395,7 @@ def test_everything_measured_is_told_by_name(robust: nn.Module, images: tuple[Im
     assert list(with_float.measured) == [one.name for one in CHEAP_CHECKS]
     assert with_float.flags == []
     alone = check_sanity(CheckedModel(robust, images[1], THREAT, n=N), CHEAP_CHECKS)
-    asked_of_more = ("turned-gradient", "last-step")  # a float model, an evaluation
+    asked_of_more = ("turned-gradient", "weak-attacks", "last-step")  # a float model, an evaluation
     assert alone.measured == {k: v for k, v in with_float.measured.items() if k not in asked_of_more}
     liar = check_sanity(CheckedModel(LIARS["thermometer"][0](robust), images[1], THREAT, n=N), CHEAP_CHECKS)
     assert [flag.measured for flag in liar.flags] == [liar.measured["zero-gradient"]]
