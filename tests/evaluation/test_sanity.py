@@ -224,11 +224,21 @@ def test_two_bits_that_part_from_their_best_points_are_flagged_by_default(
 ) -> None:
     """The float network, honest, parts by nothing."""
     for model, expected in ((coarse, True), (robust, False)):
-        attacks = ("pgd-20", "cw-inf-20:keep=best", "apgd-ce")
+        attacks = ("pgd-20", "strong:quick")
         outcomes = evaluate(model, images[1], attacks=attacks, threat=THREAT, n=N)
         checked = CheckedModel(model, images[1], THREAT, n=N, outcomes=outcomes)
         found = {flag.name for flag in check_sanity(checked, CHEAP_CHECKS).flags}
         assert ({"earlier-wins", "last-step"} <= found) == expected
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["honest", *(name for name in LIARS if not name.startswith("softmax"))])
+def test_a_liar_is_flagged_by_default_whatever_strong_finds(name: str, robust: nn.Module, images) -> None:
+    """Softmax is refused before."""
+    liar = LIARS[name][0](robust).eval() if name in LIARS else robust
+    outcomes = evaluate(liar, images[1], attacks=("fgsm", "pgd-20", "strong:quick"), threat=THREAT, n=N)
+    found = check_sanity(CheckedModel(liar, images[1], THREAT, n=N, outcomes=outcomes), CHEAP_CHECKS).flags
+    assert bool(found) == (name in LIARS)
 
 
 def _outcomes(images: Images, n: int, **broken: range) -> Outcomes:
