@@ -304,6 +304,39 @@ def places(result: Result) -> Iterator[str]:
     yield NOT_YET if by_place is None else f"```text\n{printed(by_place)}\n```"
 
 
+def audited(result: Result) -> Iterator[str]:
+    """Networks that are claimed to be robust: what attacks leave, and which flags they raise."""
+    yield table(
+        ("", "eps", *AUDITED, "overestimate", "p"),
+        [
+            (
+                f"{one['network']} ({one['claim']})",
+                f"{one['eps']:g}/255",
+                *(_cell(one, name) for name in AUDITED),
+                "" if one["overestimate"] is None else f"{100 * one['overestimate']:+.1f}",
+                "" if one["p_value"] is None else probability(one["p_value"]),
+            )
+            for one in result["rows"]
+        ],
+    )
+    kinds = ("checks as printed", "default checks", "all checks")
+    rows = [(one["network"], *(_flagged(one[kind]) for kind in kinds)) for one in result["rows"]]
+    yield table(("flags", "of the printed number alone", "by default", "of all checks"), rows)
+
+
+AUDITED = ("clean", "pgd-20", "transfer-20", "strong", "strong, precision known", "autoattack", "worst case")
+
+
+def _cell(row: Result, attack: str) -> str:
+    """Nothing for an attack that the network is not under."""
+    found = row.get(attack, {})
+    return NOT_YET if found is None else accuracy_text(found) if found else ""
+
+
+def _flagged(flags: Sequence[str] | None) -> str:
+    return NOT_YET if flags is None else ", ".join(f"`{name}`" for name in flags) or "none"
+
+
 def printed(*drawn: Table) -> str:
     """Tables as `qrobust run` prints them."""
     console = Console(file=io.StringIO(), width=TABLE_WIDTH)

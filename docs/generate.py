@@ -1,6 +1,6 @@
 """Write the generated documents: docs/cli.md from the command line; keys of recipes, targets and scenarios from their
-schema; the tables of results in README.md, docs/checking.md, docs/demo.svg, recipes/README.md and benches/README.md
-from committed results.
+schema; the tables of results in README.md, docs/audit.md, docs/checking.md, docs/demo.svg, recipes/README.md and
+benches/README.md from committed results.
 
 Run from the repository root: python docs/generate.py (or `make docs`). The tests compare the files with this.
 """
@@ -158,6 +158,15 @@ def checking() -> str:
     lines += ["", f"{seeds} exports of an unchanged network, each with a seed of its own: {told}."]
     lines += ["", bench_tables.source("planted", result, folder="../benches/results")]
     return _between("docs/checking.md", "planted", "\n".join(lines))
+
+
+def audit() -> str:
+    """docs/audit.md with the tables of what was measured between its markers."""
+    result = bench_tables.read("audit")
+    if result is None:
+        return _between("docs/audit.md", "audit", bench_tables.NOT_YET)
+    parts = [*bench_tables.audited(result), bench_tables.source("audit", result, folder="../benches/results")]
+    return _between("docs/audit.md", "audit", "\n\n".join(parts))
 
 
 def measuring() -> str:
@@ -412,6 +421,7 @@ def _help(verb: str) -> str:
 
 DOCUMENTS = {
     ROOT / "README.md": readme,
+    ROOT / "docs" / "audit.md": audit,
     ROOT / "docs" / "checking.md": checking,
     ROOT / "docs" / "own.md": own,
     ROOT / "docs" / "cli.md": cli_reference,
