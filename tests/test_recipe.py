@@ -223,6 +223,8 @@ def test_what_is_no_override(folder, text):
 PLAIN = "expected text, a finite number up to 64 bits, a truth value, or a table of them up to 20 deep"
 NAME = "expected a printable name that can name a folder"
 FALLING = "bits: expected widths that fall, as [32, 4, 2], got"
+
+
 def test_strong_is_what_a_recipe_asks_for_unless_it_says_otherwise(folder):
     found = recipe.load("base", ["attack={}"])
     assert found.attack.attacks == ("strong",)
