@@ -119,6 +119,13 @@ def row(name: str, folder: Path, seed: int, start: Path, options: argparse.Names
     return run
 
 
+def shortcuts(options: argparse.Namespace) -> str:
+    """What residual sums of the quantised rows read."""
+    settings = recipe.load("cifar10-resnet20", ("quant.epochs=1", *options.o)).quant
+    assert settings is not None
+    return settings.shortcuts
+
+
 def _adopt(run: Row, start: Path) -> None:
     """Let the float stage of a run be done: its weights are the given ones."""
     place = run.folder / "qm-32"
@@ -181,7 +188,7 @@ def main() -> None:
             "float": read_json(start.with_name("train.json")),
             "start": hashlib.sha256(start.read_bytes()).hexdigest(),
         }
-        settings = {"size": asdict(SIZES[options.size]), "best": BEST}
+        settings = {"size": asdict(SIZES[options.size]), "best": BEST, "shortcuts": shortcuts(options)}
         write_json(options.json, {**origin, **settings, "seeds": found, **described})
 
 

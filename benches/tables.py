@@ -25,7 +25,7 @@ FORMS = {
     "none": "", "identity": ", standardised weights alone", "paper": ", FAT as published",
     "normalised": ", normalised FAT", "wide": ", 8-bit activations", "best": ", 8-bit activations, distilled (RSLAD)",
 }  # fmt: skip
-VARIANTS = {"at": "AT", "sar": "AT + SAR", "sarwa": "AT + SARWA"}
+VARIANTS = {"at": "AT", "sar": "AT + SAR (batch form)", "sarwa": "AT + SARWA (batch form)"}
 
 
 def read(name: str) -> Result | None:
@@ -237,8 +237,19 @@ def fat(result: Result) -> Iterator[str]:
                 counts = (f"{100 * worst['difference']:+.1f}", str(worst["gained"]), str(worst["lost"]))
                 title = f"{row_label(name)}: against {row_label(base)}, seed {seed}"
                 pairs.append((title, *counts, probability(worst["p_value"])))
-    yield table((_of(seeds), "clean", *sets, "worst case (95 % interval)"), lines)
-    yield table(("worst case, image by image", "points", "gained", "lost", "p (McNemar)"), pairs)
+    form = of_result(result)
+    yield table((f"{_of(seeds)}; {form} below 32 bits", "clean", *sets, "worst case (95 % interval)"), lines)
+    yield table((f"worst case, image by image; {form}", "points", "gained", "lost", "p (McNemar)"), pairs)
+
+
+def shortcuts_form(shortcuts: str) -> str:
+    """What residual sums of a quantised network read, as every table says it."""
+    return f"{'n-bit' if shortcuts == 'n' else shortcuts} shortcuts"
+
+
+def of_result(result: Result) -> str:
+    """`shortcuts_form` of a result; one that does not say is from before there was another than n bits."""
+    return shortcuts_form(result.get("shortcuts") or "n")
 
 
 def row_label(name: str) -> str:
@@ -279,14 +290,51 @@ def cuda(result: Result) -> Iterator[str]:
         for width in result["widths"]
     ]
     yield table(
-        ("n = 1000", "PGD-20 in torch", "APGD-CE in torch", "PGD-20 replayed by CUDA's provider", "check"), rows
-    )
+        (
+            f"n = 1000; {of_result(result)}", "PGD-20 in torch", "APGD-CE in torch",
+            "PGD-20 replayed by CUDA's provider", "check",
+        ),
+        rows,
+    )  # fmt: skip
 
 
 def places(result: Result) -> Iterator[str]:
     """Worst cases of the same images in torch, replayed, and attacked on the file, as the run printed them."""
     by_place = places_table(result)
     yield NOT_YET if by_place is None else f"```text\n{printed(by_place)}\n```"
+
+
+def audited(result: Result) -> Iterator[str]:
+    """Networks that are claimed to be robust: what attacks leave, and which flags they raise."""
+    yield table(
+        ("", "eps", *AUDITED, "overestimate", "p"),
+        [
+            (
+                f"{one['network']} ({one['claim']})",
+                f"{one['eps']:g}/255",
+                *(_cell(one, name) for name in AUDITED),
+                "" if one["overestimate"] is None else f"{100 * one['overestimate']:+.1f}",
+                "" if one["p_value"] is None else probability(one["p_value"]),
+            )
+            for one in result["rows"]
+        ],
+    )
+    kinds = ("checks as printed", "default checks", "all checks")
+    rows = [(one["network"], *(_flagged(one[kind]) for kind in kinds)) for one in result["rows"]]
+    yield table(("flags", "of the printed number alone", "by default", "of all checks"), rows)
+
+
+AUDITED = ("clean", "pgd-20", "transfer-20", "strong", "strong, precision known", "autoattack", "worst case")
+
+
+def _cell(row: Result, attack: str) -> str:
+    """Nothing for an attack that the network is not under."""
+    found = row.get(attack, {})
+    return NOT_YET if found is None else accuracy_text(found) if found else ""
+
+
+def _flagged(flags: Sequence[str] | None) -> str:
+    return NOT_YET if flags is None else ", ".join(f"`{name}`" for name in flags) or "none"
 
 
 def printed(*drawn: Table) -> str:

@@ -1,6 +1,6 @@
 """Write the generated documents: docs/cli.md from the command line; keys of recipes, targets and scenarios from their
-schema; the tables of results in README.md, docs/checking.md, docs/demo.svg, recipes/README.md and benches/README.md
-from committed results.
+schema; the tables of results in README.md, docs/audit.md, docs/checking.md, docs/demo.svg, recipes/README.md and
+benches/README.md from committed results.
 
 Run from the repository root: python docs/generate.py (or `make docs`). The tests compare the files with this.
 """
@@ -17,13 +17,14 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from qrobust import resources
+from qrobust import recipe, resources
 from qrobust.attacks import registry as attack_registry
 from qrobust.bench.measure import Scenario
 from qrobust.export.target import Target
+from qrobust.headline import headlines
 from qrobust.recipe import Recipe
 from qrobust.runtime import wilson
-from qrobust.tables import places_table, run_table
+from qrobust.tables import attacks_shown, heading, headline_table, places_table, run_table
 
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "benches" / "results"
@@ -34,39 +35,59 @@ import tables as bench_tables  # noqa: E402
 COLOURS = ("#4c78a8", "#72b7b2", "#eeca3b", "#e45756", "#9d755d", "#b279a2", "#54a24b", "#ff9da6")
 SPECTRAL = ("clean", "pgd-20", "pgd-50", "cw-inf-30", "autoattack")
 FOURIER = ("clean", "gn", "fgsm", "pgd-20", "bim-20", "tpgd-20", "cw-20")
-PAPERS: dict[str, dict[str, tuple[str, tuple[str, ...]]]] = {  # file: table: what it is, what it prints
+RATIOS = ("ratio-first", "ratio-last")
+STRONG = "strong"
+SHOWN = 6  # recipes of a departure
+LAST_STEP = ("pgd-20", "pgd-50", "bim-20", "tpgd-20", "cw-inf-30")  # what is judged there, not at the best point
+PAPERS: dict[str, dict[str, tuple[str, tuple[str, ...]]]] = {  # file: table or figure: what it is, what it prints
     "spectral": {
-        "I": ("natural training, L-models and AT, ResNet-18", ("clean", "pgd-20")),
-        "II": ("AT, SAR and SARWA, ResNet-18", SPECTRAL),
-        "III": ("WRN-34-10 on CIFAR-10", SPECTRAL),
-        "IV": ("ResNet-18 on CIFAR-10", SPECTRAL),
-        "V": ("larger networks on CIFAR-10", SPECTRAL),
-        "VI": ("ResNet-18 on CIFAR-100", SPECTRAL),
-        "VII": ("ResNet-18 on Tiny ImageNet", SPECTRAL),
+        "table I": ("natural training, L-models and AT, ResNet-18", ("clean", "pgd-20")),
+        "table II": ("AT, SAR and SARWA, ResNet-18", SPECTRAL),
+        "table III": ("WRN-34-10 on CIFAR-10", SPECTRAL),
+        "table IV": ("ResNet-18 on CIFAR-10", SPECTRAL),
+        "table V": ("larger networks on CIFAR-10", SPECTRAL),
+        "table VI": ("ResNet-18 on CIFAR-100", SPECTRAL),
+        "table VII": ("ResNet-18 on Tiny ImageNet", SPECTRAL),
+        "figure 9": ("distances of SAR, no numbers printed", ("clean", "pgd-20")),
+        "figure 10": ("weights of SAR and SARWA, no numbers printed", ("clean", "pgd-20")),
+        "equation 3": ("SAR per sample, beside the numbers of table II", SPECTRAL),
     },
     "fourier": {
-        "1": ("without low-pass filter", FOURIER),
-        "2": ("batch sizes", FOURIER),
-        "3": ("mixed images", FOURIER),
-        "4": ("networks", FOURIER),
-        "5": ("bit widths", FOURIER),
+        "table 1": ("without low-pass filter", FOURIER),
+        "table 2": ("batch sizes", FOURIER),
+        "table 3": ("mixed images", FOURIER),
+        "table 4": ("networks", FOURIER),
+        "table 5": ("bit widths", FOURIER),
+        "figure 5": ("low to high frequencies of the first activation", RATIOS),
     },
 }
 LABELS = {
     "clean": "clean", "gn": "GN", "fgsm": "FGSM", "pgd-20": "PGD-20", "pgd-50": "PGD-50", "bim-20": "BIM-20",
     "tpgd-20": "TPGD-20", "cw-inf-30": "C&W (L-inf)", "cw-20": "CW-20 (L2)", "autoattack": "AutoAttack",
+    "strong": "strong", "ratio-first": "R, first epoch", "ratio-last": "R, last epoch",
 }  # fmt: skip
 PAPERS_TEXT = """\
 As `spectral/NAME` and `fourier/NAME` there is a recipe for every row that can be trained of the tables of two papers:
 *A Spectral Perspective towards Understanding and Improving Adversarial Robustness* and *What Do Adversarially trained
-Neural Networks Focus: A Fourier Domain-based Study*. They need a GPU, and the data set in `data/` or
-`-o data.root=FOLDER` (CIFAR can be fetched: `-o data.download=true`). Columns with *measured* are filled from
-`benches/results/NAME.json`; the others are what the paper prints, in percent.
+Neural Networks Focus: A Fourier Domain-based Study*, and for the networks behind their figures. They need a GPU, and
+the data set in `data/` or `-o data.root=FOLDER` (CIFAR can be fetched: `-o data.download=true`). Columns with
+*measured* are filled from `benches/results/NAME.json`; the others are what the paper prints, in percent.
 
+- The papers judge most attacks at their last step, so these columns overestimate robustness; they are there to be
+  compared with the papers. The number of a network is `strong`, which stands beside them.
+- SAR has two forms: per sample, as equation 3 has it (*sample form*), and over the whole batch, as the authors'
+  earlier code has it (*batch form*). A row names the form that its recipe takes. That the paper's numbers were made
+  with the batch form is an inference.
+- Of a quantised network a row names what its residual sums read: *float shortcuts*, as the papers have them, *int8*, or
+  *n* bits.
 - A network that a paper has in several tables has one recipe and stands in each, with the numbers printed there. For
   ResNet-20 of the Fourier-domain study these are three sets, 1.8 points apart in clean accuracy.
 - Accuracies on filtered images belong to evaluation; they are in the recipes' `claim`.
-- CW-20 (L2) is not bounded by eps. C&W of the spectral perspective is printed without its steps; here it takes 30."""
+- CW-20 (L2) is not bounded by eps.
+- Figures 3 to 8 of the Fourier-domain study and 2 to 7 of the other are drawn by `qrobust analyze`, of
+  `fourier/cifar10-resnet20-natural` and `-at`, and of table I's networks.
+- The spectral perspective's caption of figure 7 counts four data sets; its text and tables name three. SVHN, or another
+  fourth, is named nowhere, its appendix included, and has no recipe."""
 FILES_TEXT = """\
 ## Files of recipes
 
@@ -74,8 +95,8 @@ A name (`digits`) or a path (`my/recipe.toml`) stands for a recipe; a path wins.
 
 - `description`: one line, for `qrobust recipes`.
 - `extends = "NAME"`: whose keys hold where the file has none of its own. Tables are merged, a list is replaced; `name`,
-  `description` and `claim` are not taken over. It is looked for among the file's variants, then beside the file, then
-  among those of `qrobust recipes`.
+  `description` and `claim` are not taken over, `departures` only within a file. It is looked for among the file's
+  variants, then beside the file, then among those of `qrobust recipes`.
 - `[variants.NAME]`: many recipes in one file, each over the keys outside of them, or over what it `extends`. Of
   `recipes/spectral.toml`, `spectral/NAME` is one; of your own, `my/file.toml#NAME`.
 
@@ -115,10 +136,10 @@ def cli_reference() -> str:
 
 
 def readme() -> str:
-    """README.md with the demo's table between its markers."""
-    drawn = [one for one in (run_table(_demo()), places_table(_demo())) if one is not None]
+    """README.md with the demo's tables between its markers, as `qrobust run` prints them."""
+    drawn = [one for one in (headline_table(_demo()), run_table(_demo()), places_table(_demo())) if one is not None]
     block = bench_tables.printed(*drawn)
-    told = f"First table: {_demo()['widths'][0]['before']['n']} test images; one training of each network."
+    told = "One training of each network."
     said = bench_tables.source("digits", _demo(), folder="benches/results")
     return _between("README.md", "demo", f"```text\n{block}\n```\n\n{told} {said}")
 
@@ -137,6 +158,15 @@ def checking() -> str:
     lines += ["", f"{seeds} exports of an unchanged network, each with a seed of its own: {told}."]
     lines += ["", bench_tables.source("planted", result, folder="../benches/results")]
     return _between("docs/checking.md", "planted", "\n".join(lines))
+
+
+def audit() -> str:
+    """docs/audit.md with the tables of what was measured between its markers."""
+    result = bench_tables.read("audit")
+    if result is None:
+        return _between("docs/audit.md", "audit", bench_tables.NOT_YET)
+    parts = [*bench_tables.audited(result), bench_tables.source("audit", result, folder="../benches/results")]
+    return _between("docs/audit.md", "audit", "\n\n".join(parts))
 
 
 def measuring() -> str:
@@ -178,27 +208,30 @@ def _filled(text: str, name: str, block: str) -> str:
 
 
 def picture() -> str:
-    """The demo's accuracies as bars: clean, under each stored attack, worst case, under Square on the runtime."""
+    """The demo's accuracies as bars: clean, in torch under each attack of its tables, under Square on the runtime, and
+    the verdict's.
+    """
     result = _demo()
     widths, eps = result["widths"], result["threat"]["eps"] * 255
-    names = [name for name in widths[0]["after"]["accuracy"] if name not in ("clean", "square")]
-    series = ["clean", *names, "worst case", "Square, on the runtime"]
+    names = attacks_shown(widths[0])
+    series = ["clean", *(str(heading(name, ", ")) for name in names), "Square, on the runtime", "lowest of any place"]
     parts = [_text(20, 28, f"Accuracy on digits, eps {eps:g}/255: what each attack leaves", size=15)]
     for index, label in enumerate(series):
         left, top = 20 + 190 * (index % 4), 42 + 18 * (index // 4)
         parts.append(f'<rect x="{left}" y="{top}" width="12" height="12" fill="{COLOURS[index]}"/>')
         parts.append(_text(left + 17, top + 11, label))
-    for group, width in enumerate(widths):
-        parts += _bars(30 + 255 * group, width, names)
+    for group, (width, verdict) in enumerate(zip(widths, headlines(widths), strict=True)):
+        lowest = verdict.number.accuracy if verdict.number else None
+        parts += _bars(30 + 255 * group, width, names, lowest)
     body = "\n".join(parts)
     head = '<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 800 320" role="img" aria-label="demo accuracies">'
     return f'{head}\n<rect width="800" height="320" fill="#ffffff"/>\n{body}\n</svg>\n'
 
 
-def _bars(left: int, width: dict[str, Any], names: list[str]) -> list[str]:
+def _bars(left: int, width: dict[str, Any], names: list[str], lowest: float | None) -> list[str]:
     before, after = width["before"], width["after"]["accuracy"]
     in_torch = (before["attacks"].get(name, {}).get("accuracy") for name in names)  # a suite may hold others
-    shares = [before["clean"]["accuracy"], *in_torch, before["worst_case"]["accuracy"], after["square"]]
+    shares = [before["clean"]["accuracy"], *in_torch, after.get("square"), lowest]
     step, drawn = 220 // len(shares), []
     for index, share in enumerate(shares):
         if share is None:
@@ -230,9 +263,10 @@ def recipe_table() -> str:
         "",
         "Measured numbers come from the result files in `benches/results/`; this table is generated by `make docs`.",
         "Accuracies on n test images, with Wilson intervals, of one training each; the worst case is over the bounded",
-        "attacks named. `*`: measured before commit and outcomes were kept. Without numbers: not run as a whole here.",
+        "attacks named, PGD-20 at its last step. Shortcuts: what residual sums read, n bits where layers read it too.",
+        "`*`: measured before commit and outcomes were kept. Without numbers: not run as a whole here.",
         "",
-        "| recipe | network | n | clean | PGD-20 | worst case | of | file | what it is |",
+        "| recipe | network | n | clean | PGD-20, last step | worst case | of | file | what it is |",
         "|---|---|---|---|---|---|---|---|---|",
     ]
     for name, found in resources.listing("recipes"):
@@ -242,19 +276,47 @@ def recipe_table() -> str:
 
 
 def _paper_tables() -> list[str]:
-    """One table for each of a paper's: what it prints beside what was measured."""
+    """What each paper has otherwise; one table for each of its own: what it prints beside what was measured."""
     lines = []
     for file, tables in PAPERS.items():
         rows = [(name, claim) for name, claim in _claims() if name.startswith(f"{file}/")]
         paper = rows[0][1]["source"].partition(", table")[0]
-        for table_name, (about, keys) in tables.items():
-            heads = [*(LABELS[key] for key in keys), "n", *(f"{LABELS[key]}, measured" for key in keys)]
-            lines += ["", f"## {paper}, table {table_name}: {about}", "", f"| recipe | {' | '.join(heads)} |"]
+        lines += ["", f"## {paper}: where its recipes depart", "", *_departures([name for name, _ in rows])]
+        for printed, (about, keys) in tables.items():
+            measured = () if keys == RATIOS else (*keys, STRONG)
+            heads = [*(LABELS[key] for key in keys), *(["n"] if measured else []), *map(_measured_head, measured)]
+            lines += ["", f"## {paper}, {printed}: {about}", "", f"| recipe | {' | '.join(heads)} |"]
             lines.append("|" + "---|" * (len(heads) + 1))
             for name, claim in rows:
-                if table_name in claim["source"].replace(",", "").split():
-                    lines += _claim_rows(name, claim, table_name, keys)
+                if printed in places(claim["source"]):
+                    lines += _claim_rows(name, claim, printed, keys, measured)
     return lines
+
+
+def _measured_head(key: str) -> str:
+    return f"{LABELS[key]}, {'last step, ' if key in LAST_STEP else ''}measured"
+
+
+def places(source: str) -> list[str]:
+    """Tables, figures and equations that a claim names.
+
+    >>> places("A paper, tables I, II; figure 9")
+    ['table I', 'table II', 'figure 9']
+    """
+    found = re.findall(r"(table|figure|equation)s? (\w+(?:, \w+)*)", source)
+    return [f"{kind} {number}" for kind, numbers in found for number in numbers.split(", ")]
+
+
+def _departures(names: list[str]) -> Iterator[str]:
+    """A row for each departure: its recipes, and what it is."""
+    stated: dict[tuple[str, str], list[str]] = {}
+    for name in names:
+        for key, text in recipe.load(name).departures.items():
+            stated.setdefault((key, text), []).append(name.partition("/")[2])
+    yield from ("| departure | recipes | what |", "|---|---|---|")
+    for (key, text), of in stated.items():
+        shown = [*(f"`{name}`" for name in of[:SHOWN]), *([f"{len(of) - SHOWN} more"] if len(of) > SHOWN else [])]
+        yield f"| {key} | {'all' if len(of) == len(names) else ', '.join(shown)} | {text} |"
 
 
 def _claims() -> Iterator[tuple[str, dict[str, Any]]]:
@@ -265,17 +327,34 @@ def _claims() -> Iterator[tuple[str, dict[str, Any]]]:
             yield name, claim
 
 
-def _claim_rows(name: str, claim: dict[str, Any], table_name: str, keys: tuple[str, ...]) -> list[str]:
-    """A row for each network that the recipe makes and the paper has: `QM-n …` in the claim, or the one."""
-    networks = {label: printed for label, printed in claim.items() if label.startswith("QM-")}
-    own = {key: value for key, value in claim.items() if key in keys} | claim.get(f"table {table_name}", {})
-    rows = []
-    for label, printed in (networks or {"": own}).items():
-        before = _before(name, int(label[3:].partition(" ")[0]) if label else 32)
-        title = f"`{name}`{label and f', {label}'}"
-        cells = [f"{100 * printed[key]:.2f}" for key in keys]
-        rows.append("| " + " | ".join([title, *cells, str(before.get("n", "")), *_measured(before, keys)]) + " |")
-    return rows
+def _claim_rows(
+    name: str, claim: dict[str, Any], printed: str, keys: tuple[str, ...], measured: tuple[str, ...]
+) -> Iterator[str]:
+    """A row for each network that the recipe makes and the paper has: `QM-n …` in the claim, or the one.
+
+    printed: the table or figure. keys, measured: columns of the paper's numbers and of ours.
+    """
+    networks = {label: numbers for label, numbers in claim.items() if label.startswith("QM-")}
+    own = {key: value for key, value in claim.items() if key in keys} | claim.get(printed, {})
+    for label, numbers in (networks or {"": own}).items():
+        bits = int(label[3:].partition(" ")[0]) if label else 32
+        before = _before(name, bits)
+        cells = [_printed(key, numbers[key]) if key in numbers else "" for key in keys]
+        if measured:
+            cells += [str(before.get("n", "")), *_measured(before, measured)]
+        title = ", ".join(filter(None, (f"`{name}`", label, _form(recipe.load(name), bits))))
+        yield f"| {title} | {' | '.join(cells)} |"
+
+
+def _form(loaded: Recipe, bits: int) -> str:
+    """Which of the forms that numbers depend on a network of a recipe has."""
+    if bits < 32 and loaded.quant is not None:
+        return bench_tables.shortcuts_form(loaded.quant.shortcuts)
+    return f"SAR in {loaded.train.sar.form} form" if loaded.train.sar is not None else ""
+
+
+def _printed(key: str, value: float) -> str:
+    return f"{value:.2f}" if key in RATIOS else f"{100 * value:.2f}"
 
 
 def _before(name: str, bits: int) -> dict[str, Any]:
@@ -310,16 +389,21 @@ def _recipe_rows(name: str, about: str) -> list[str]:
         return [f"| `{name}` | | | | | | | | {about} |"]
     found = json.loads(result.read_text())
     label = f"`{name}`{'' if 'outcomes' in found else ' *'}"
-    return [_row(label if i == 0 else "", width, about if i == 0 else "") for i, width in enumerate(found["widths"])]
+    form = bench_tables.of_result(found)
+    return [
+        _row(label if i == 0 else "", width, about if i == 0 else "", form if width["bits"] < 32 else "")
+        for i, width in enumerate(found["widths"])
+    ]
 
 
-def _row(label: str, width: dict[str, Any], about: str) -> str:
+def _row(label: str, width: dict[str, Any], about: str, form: str) -> str:
     before = width["before"]
     cells = (before["clean"], before["attacks"].get("pgd-20"), before["worst_case"])
     numbers = " | ".join(_accuracy(cell) if cell else "" for cell in cells)
     attacks = ", ".join(name for name, found in before["attacks"].items() if found["bounded"])
     size = f"{width['size_bytes'] / 1000:.0f} kB"
-    return f"| {label} | QM-{width['bits']} | {before['n']} | {numbers} | {attacks} | {size} | {about} |"
+    network = f"QM-{width['bits']}{form and f', {form}'}"
+    return f"| {label} | {network} | {before['n']} | {numbers} | {attacks} | {size} | {about} |"
 
 
 def _accuracy(cell: dict[str, Any]) -> str:
@@ -337,6 +421,7 @@ def _help(verb: str) -> str:
 
 DOCUMENTS = {
     ROOT / "README.md": readme,
+    ROOT / "docs" / "audit.md": audit,
     ROOT / "docs" / "checking.md": checking,
     ROOT / "docs" / "own.md": own,
     ROOT / "docs" / "cli.md": cli_reference,

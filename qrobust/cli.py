@@ -122,7 +122,7 @@ def run(
 ) -> int:
     """Train, quantize, evaluate, export, bench, check and attack the file; continues where it stopped."""
     from .report import write
-    from .tables import places_table, run_table
+    from .tables import headline_table, places_table, run_table
 
     screen, started = _screen(json), _open(recipe, override, out, source, model, on_event)
     with _joined():
@@ -130,12 +130,13 @@ def run(
     if result is None:  # another process has it
         return 0
     _write(json, result)
-    screen.print(run_table(result))
+    screen.print(headline_table(result), run_table(result))
     if (by_place := places_table(result)) is not None:
         screen.print(by_place)
     for width in result["widths"]:
         for verdict in width["broken"]:
             _say(screen, f"QM-{width['bits']} broke {verdict['name']}: {verdict['reason']}; {verdict['hint']}")
+        _print_flags(screen, f"QM-{width['bits']}", width)
     _say(screen, f"report: {write(started.folder)}")
     return 0 if result["passed"] else 1
 
@@ -469,9 +470,10 @@ def _say(screen: Console, text: str) -> None:
 
 
 def _print_flags(screen: Console, name: str, result: dict[str, Any]) -> None:
-    for flag in result["flags"]:
+    for flag in result["flags"] or ():  # which older results may not hold
+        place = f" {flag['place']}" if "place" in flag else ""
         measured = f"{flag['measured']:.3g} > {flag['limit']:.3g}"
-        _say(screen, f"{name} flag {flag['name']}: {measured}: {flag['reason']}; {flag['hint']}")
+        _say(screen, f"{name}{place} flag {flag['name']}: {measured}: {flag['reason']}; {flag['hint']}")
 
 
 def _write(path: Path | None, result: object) -> None:

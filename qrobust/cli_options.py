@@ -15,7 +15,7 @@ ATTACKS_HELP = (
     "Fourier-domain study), sp (of the spectral perspective). Default: the recipe's, and strong."
 )
 SANITY_HELP = "Every sanity check of docs/flags.md, not the cheap ones only."
-FILE_HELP = "As in eval. Default: the suite's, and a strong set as far as it fits."
+FILE_HELP = "As in eval. Default: strong, the suite's, Square, and transfer where there is a source."
 TRANSFER_HELP = "Where examples may transfer from, repeatable: an artifact, a run. Default: the float network beside."
 DATA_HELP = "Images: an .npz with x (uint8) and y, or a data set. Default: the suite's. Needed for a bare ONNX file."
 INPUT_HELP = "float32-nchw: images in [0,1]; uint8-nhwc: bytes, as cameras give. Default: the recipe's."

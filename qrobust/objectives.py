@@ -19,7 +19,8 @@ def spectral_distance(first: Tensor, second: Tensor, *, form: str = "batch", dis
         mean_i Σ_k (|Re d_ik| + |Im d_ik|) with d = F(first) - F(second).
     form "batch": the authors' published code, F a two-dimensional DFT of the (n, classes) matrix, not
         normalised, mean over the 2·n·classes real numbers. It grows as √(n·classes) for random
-        differences, so a coefficient belongs to a batch size; the paper's numbers were made with it.
+        differences, so a coefficient belongs to a batch size. That the paper's numbers were made with it is an
+        inference: the code is of an earlier version and prints others.
     distance: "l1"; "l2" squares instead; "cosine" is 1 - cosine of the real vectors.
 
     first, second: logits (n, classes), same shape.

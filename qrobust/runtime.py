@@ -36,12 +36,14 @@ import json
 import math
 import mmap
 import platform
+import shlex
 import signal
 import subprocess
 import tempfile
 import time
 import warnings
 import zipfile
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, redirect_stdout, suppress
 from dataclasses import asdict, dataclass
@@ -238,7 +240,7 @@ HINT_EXPORT = "compare onnxruntime, provider and session options with the manife
 HINT_LOST = "compare model and recipe with the baseline's; a wanted loss is pinned by --update-baseline --reason TEXT"
 HINT_DEVICE = "export for a target that suits this device, or change the target's limit"
 HINT_MASKED = "gradients misled the stored attacks: attack with other backward passes, losses and restarts"
-HINT_PIN = "restore what was pinned, or pin anew with --update-baseline --reason TEXT"
+UPDATE = "--update-baseline --reason TEXT"
 NOTE = """Replayed examples were made before export: they can only overestimate robustness.
 Square runs on this session, without gradients; a stronger attack may find more."""
 
@@ -266,7 +268,8 @@ class Report:
     """What `check` found; accuracies are fractions, by set of the suite and for "square".
 
     counts: images behind an accuracy; ci95: its Wilson interval; reference: accuracy of the baseline, or before export;
-    worst_case: share of images right in every set, and under Square where it ran; outcomes: bits, in hex, of the
+    worst_case: share of images right in every set, and under Square where it ran; found_by: by set whose attack has
+    parts, of the images that are wrong how many each part found; outcomes: bits, in hex, of the
     images that are right; images: sha256 of clean images with labels; model, suite: of the files; session: provider
     and level; same_suite: whether the baseline's suite is this one; policy: limits, statistics, target, threat and
     bounds of Square, which a baseline pins.
@@ -284,6 +287,7 @@ class Report:
     statistics: dict[str, Any]
     policy: dict[str, Any]
     worst_case: float
+    found_by: dict[str, dict[str, int]]
     label_flips: float
     n: int
     queries: int
@@ -481,7 +485,7 @@ def _read_manifest(path: Path) -> dict[str, Any]:
         manifest: dict[str, Any] = read_json(path.read_bytes())
         version, reference = manifest["schema_version"], dict(manifest["reference"])
     do = "upgrade qrobust, or export the artifact again if it is the older one"
-    _expect(version == 1, "schema_version 1, which is what this version reads", repr(version), do)
+    _expect(version in (1, 2), "schema_version 1 or 2, which is what this version reads", repr(version), do)
     for key, kind in {**MANIFEST, **{f"reference {name}": float for name in reference}}.items():
         with _expecting(f"{key!r} in manifest.json"):
             value: Any = reduce(lambda part, name: part[name], key.split(" ", 1), manifest)
@@ -571,12 +575,16 @@ def _read_suite(data: bytes, manifest: dict[str, Any]) -> dict[str, Array]:
     for name in manifest["reference"]:
         expected[f"x.{name}"] = ((n, *shape), "uint8")
         expected[f"label.{name}"] = ((n,), "int64")
+        if name != "clean" and (rows := suite.get(f"found_by.{name}")) is not None:
+            expected[f"found_by.{name}"] = ((n, np.atleast_2d(rows).shape[-1]), "uint8")
     _expect(n >= 1 and set(suite) == set(expected), f"images and {sorted(expected)} in suite.npz", sorted(suite))
     for name, header in expected.items():
         array = suite[name]
         _expect((array.shape, str(array.dtype)) == header, f"{name} as {header}", f"{array.shape}, {array.dtype}")
         valid = header[1] != "int64" or (array.min() >= 0 and array.max() < classes)
         _expect(valid, f"labels {name} in [0, {classes})", f"[{array.min()}, {array.max()}]")
+        valid = not name.startswith("found_by.") or ((array == 0) | ((array >= 32) & (array < 127))).all()
+        _expect(valid, f"printable ASCII in {name}", "other bytes")
     for name, stated in manifest["reference"].items():
         share = float((suite[f"label.{name}"] == suite["y"]).mean())
         _expect(abs(share - stated) < 1e-9, f"labels of {name} that are right in {stated}, as the manifest says", share)
@@ -701,6 +709,11 @@ class Artifact:
             manifest = _read_manifest(Path(path) / "manifest.json")
             files = _read_files(Path(path), manifest["files"])
             return cls(Path(path), manifest, _read_suite(files["suite.npz"], manifest), files["model.onnx"])
+
+    def found_by(self, name: str) -> tuple[str, ...]:
+        """Of each image of a set the part of its attack that found it, "clean" if none did; () where none is named."""
+        rows = self.suite.get(f"found_by.{name}", ())
+        return tuple(bytes(row).rstrip(b"\0").decode("ascii") for row in rows)
 
     def session(self, provider: str | None = None, threads: int | None = None, **session_options: Any) -> Any:
         """A session as the target or the caller says. Raises ArtifactError if the model does not fit."""
@@ -872,33 +885,48 @@ def _flat(table: Mapping[str, Any], above: str = "") -> dict[str, Any]:
     return flat
 
 
-def read_baseline(path: Path, model: str, suite: str, **same: Any) -> tuple[Outcomes, bool, str]:
+def _pinning(artifact: Path, baseline: Path, queries: int | None, seed: int) -> str:
+    """The command that pins a baseline again, of this program as it was started."""
+    program = ["qrobust", "check"] if Path(__file__).name == "runtime.py" else ["python", "-I", __file__]
+    more = [] if queries is None else ["--queries", str(queries)]
+    more += ["--seed", str(seed)] if seed else []
+    return f"{shlex.join([*program, str(artifact), '--baseline', str(baseline), *more])} {UPDATE}"
+
+
+def _attacks(counts: Mapping[str, Any]) -> str:
+    return ", ".join(name for name in counts if name not in ("clean", "square"))
+
+
+def read_baseline(path: Path, model: str, suite: str, pinning: str = UPDATE, **same: Any) -> tuple[Outcomes, bool, str]:
     """The outcomes pinned in a file, whether its suite is this one, and the test that was pinned, which applies.
 
-    model, suite: sha256 of the artifact's files. Raises ArtifactError unless all else of `same` is as it was pinned,
-    and the suite of the same model too: another model has other adversarial images; its clean ones are among `same`.
+    model, suite: sha256 of the artifact's files. pinning: the command that pins anew. Raises ArtifactError unless all
+    else of `same` is as it was pinned, and the suite of the same model too: another model has other adversarial images;
+    its clean ones are among `same`.
     """
-    outcomes, do = {}, "give the baseline of these images, or pin one with --update-baseline --reason TEXT"
+    outcomes, do = {}, f"give the baseline of these images, or pin one by {pinning}"
+    again, restore = f"pin again by {pinning}", f"restore what was pinned, or pin anew by {pinning}"
     _expect(path.is_file() and path.stat().st_size <= 2**24, f"a baseline at {path}", "no file or over 16 MiB", do)
     with _expecting(f"a baseline in {path}", do):
         pinned = read_json(path.read_bytes())
         version, lacks = pinned["schema_version"], "which pins no limits, statistics, target, threat and suite"
-        again = "pin again with --update-baseline --reason TEXT"
         _expect(version != 1, f"a baseline of schema_version 2 in {path}", f"1, {lacks}", again)
         _expect(
             version == 2, f"a baseline of schema_version 2 in {path}", repr(version), f"upgrade qrobust, or {again}"
         )
+        then, found = (_attacks(table["counts"]) for table in (pinned, same))
+        _expect(then == found, f"a suite under {then}, as {path} pins it", f"one under {found}", again)
         was, now = _flat({key: pinned[key] for key in same}), _flat(same)
         named, known = pinned["policy"]["statistics"]["test"], ", ".join(TESTS)
         _expect(named in TESTS, f"a test out of {known} in {path}", repr(named), f"upgrade qrobust, or {again}")
         now["policy.statistics.test"] = named  # the pinned one applies, whichever a later export names
         for key in dict.fromkeys((*now, *was)):
-            then, found = was.get(key, "nothing"), now.get(key, "nothing")
-            _expect(then == found, f"{key.removeprefix('policy.')} {then}, as {path} pins it", found, HINT_PIN)
+            expected, got = was.get(key, "nothing"), now.get(key, "nothing")
+            _expect(expected == got, f"{key.removeprefix('policy.')} {expected}, as {path} pins it", got, restore)
         valid = all(len(bytes.fromhex(pinned[key])) == 32 for key in ("model", "suite"))
         _expect(valid, f"sha256 of model and suite in {path}", (pinned["model"], pinned["suite"]), do)
         valid = pinned["suite"] == suite or pinned["model"] != model
-        _expect(valid, f"the suite that {path} pins for this model.onnx", "another suite.npz", HINT_PIN)
+        _expect(valid, f"the suite that {path} pins for this model.onnx", "another suite.npz", restore)
         for name, count in same["counts"].items():
             packed = np.frombuffer(bytes.fromhex(pinned["outcomes"][name]), np.uint8)
             outcomes[name] = np.unpackbits(packed, count=count).astype(bool)
@@ -962,6 +990,12 @@ def _tests(right: Outcomes, reference: Outcomes, manifest: dict[str, Any], hint:
         )
 
 
+def _found_by(artifact: Artifact, right: Outcomes) -> dict[str, dict[str, int]]:
+    """By set whose attack has parts, the wrong images by part, most first."""
+    parts = {name: np.array(artifact.found_by(name)) for name in artifact.sets}
+    return {name: dict(Counter(some[~right[name]].tolist()).most_common()) for name, some in parts.items() if some.size}
+
+
 def check(
     artifact: Artifact, *, baseline: MaybePath = None, queries: int | None = None, seed: int = 0, on_step: OnStep = None
 ) -> Report:
@@ -992,7 +1026,8 @@ def check(
     reference: Outcomes = {name: suite[f"label.{name}"] == y for name in artifact.sets}
     same_suite = True
     if baseline is not None:
-        reference, same_suite, named = read_baseline(baseline, **digests, **same)
+        pinning = _pinning(artifact.path, baseline, queries, seed)
+        reference, same_suite, named = read_baseline(baseline, pinning=pinning, **digests, **same)
         manifest = {**manifest, "statistics": {**manifest["statistics"], "test": named}}
         same["policy"] = policy_of(manifest)
     compared = {name: hits for name, hits in reference.items() if baseline or name != "clean"}
@@ -1013,6 +1048,7 @@ def check(
         same_suite=same_suite,
         statistics=manifest["statistics"],
         worst_case=float(worst.mean()),
+        found_by=_found_by(artifact, right),
         label_flips=flips,
         n=len(y),
         eps=artifact.eps,
@@ -1043,6 +1079,10 @@ def format_report(report: Report) -> str:
     against = "the network before export" if report.baseline is None else _one_line(report.baseline)
     against = f"Tested against {against}, {text.format(**report.statistics)}."
     against += "" if report.same_suite else " Its adversarial images were made against another network."
+    for name, counts in report.found_by.items():
+        lines.append(
+            f"Wrong under {name}, by what found them: {'; '.join(f'{part} {counts[part]}' for part in counts)}"
+        )
     lines += [f"{'worst case':<16}{report.n:>6}{report.worst_case:>10.1%}", against, NOTE]
     lines += [f"broken {v.name}: {v.reason}; {v.hint}" for v in report.verdicts if not v.passed]
     return "\n".join([*lines, "held" if report.passed else "broken"])

@@ -5,13 +5,15 @@ Needs neither torch nor a network: a result as JSON holds it → a rich table.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
 from rich.table import Table
 from rich.text import Text
 
+from .errors import one_line
+from .headline import AMBER, CLEAN, GREEN, LEGEND, RED, headlines, is_last_step, summary
 from .progress import plain, titled
 from .storage import read_json
 
@@ -19,6 +21,9 @@ CPU = "CPUExecutionProvider"  # where `parity` compares, whatever the target
 Result = Mapping[str, Any]
 NONE = "-"  # what was not measured
 UNBOUNDED = "*"  # mark of attacks that eps does not bound
+WORST = "worst_case"
+LAST_STEP = "last step"  # beside attacks that papers report so
+COLOURS = {GREEN: "green", AMBER: "yellow", RED: "red"}
 TIMES = ("p50 ms", "p90 ms", "p99 ms", "images/s", "times as fast", "95 % interval", "of int8 GEMM")
 FACTS = ("kB", "memory MB", "load ms", "clean %", "worst case %", "computes in")
 
@@ -53,40 +58,93 @@ def accuracy_text(cell: Result) -> str:
     return f"{percent(cell['accuracy'])} ({percent(low)}–{percent(high)}){mark}"
 
 
+def ordered(attacks: Mapping[str, Result]) -> list[str]:
+    """Names of attacks as columns: the cascade first, then others, last steps, and what eps does not bound.
+
+    >>> ordered({"gn": {"bounded": False}, "pgd-20": {}, "apgd-t": {}, "strong": {}})
+    ['strong', 'apgd-t', 'pgd-20', 'gn']
+    """
+
+    def place(name: str) -> tuple[bool, bool, bool]:
+        return not attacks[name].get("bounded", True), is_last_step(name), not name.startswith("strong")
+
+    return sorted(attacks, key=place)
+
+
+def heading(name: str, between: str = "\n") -> Text:
+    """An attack's name over its column, and what to think of it."""
+    return Text(f"{one_line(name)}{between}{LAST_STEP}" if is_last_step(name) else one_line(name))
+
+
+def headline_table(result: Result) -> Table:
+    """A run's verdicts: of each network the one number, where it was measured and by which attack."""
+    found = headlines(result["widths"])
+    drawn = titled(f"{_recipe(result)}, {threat_text(result['threat'])}: {summary(found)}")
+    for name in ("network", "verdict", "95 %", "lowest by"):
+        drawn.add_column(name)
+    for one in found:
+        number = (one.number.interval, plain(one.number.where)) if one.number else (NONE, NONE)
+        signed, words = (plain(text, COLOURS[one.tone]) for text in (f"{one.sign} {one.network}", one.words))
+        drawn.add_row(signed, words, *number)
+    drawn.caption = f"under attack: the lowest of any place, percent of n images with its interval; {LEGEND}"
+    return drawn
+
+
 def run_table(result: Result) -> Table:
     """A run's report: percent, before → after export, with the sizes and times that a deployment asks for."""
     first = result["widths"][0]
-    shown = [name for name in first["after"]["accuracy"] if name not in ("clean", "square")]
-    title = f"{_recipe(result)}: {threat_text(result['threat'])}; accuracy in torch → on the runtime"
-    drawn = titled(title)
+    shown = attacks_shown(first)
+    n = " → ".join(dict.fromkeys(str(first[place]["n"]) for place in ("before", "after")))
+    drawn = titled(f"{_recipe(result)}: {threat_text(result['threat'])}; accuracy in torch → on the runtime, n = {n}")
     drawn.add_column("network")
-    for heading in ("size", "clean", *shown, "worst", "Square", "flips"):
-        drawn.add_column(plain(heading), justify="right")
-    for batch in first["latency"]:
-        drawn.add_column(plain(f"batch {batch}"), justify="right")
-    drawn.add_column("verdict")
+    for name in ("size", CLEAN, "worst"):
+        drawn.add_column(name, justify="right")
+    for name in shown:
+        drawn.add_column(heading(name), justify="right")
+    for name in ("Square", "flips", *(f"batch {batch}" for batch in first["latency"])):
+        drawn.add_column(plain(name), justify="right")
     for width in result["widths"]:
         drawn.add_row(*_run_row(width, shown))
+    drawn.caption = _caption("worst: right under every attack within eps", shown)
     return drawn
+
+
+def attacks_shown(width: Result) -> list[str]:
+    """Of a width of report.json: the attacks whose examples are stored, and beside them those of papers."""
+    stored = [name for name in width["after"]["accuracy"] if name not in (CLEAN, "square")]
+    papers = [name for name in width["before"]["attacks"] if is_last_step(name) and name not in stored]
+    return ordered({name: {} for name in (*stored, *papers)})
+
+
+def _caption(text: str, names: Iterable[str]) -> str:
+    """What columns mean, with a word on those of papers."""
+    last = f"{LAST_STEP}: as papers report it, blind to what the attack broke on its way"
+    return f"{text}; {last}" if any(map(is_last_step, names)) else text
 
 
 def _run_row(width: Result, shown: list[str]) -> list[str | Text]:
     before, after = width["before"], width["after"]
-    clean, attacks = before["clean"]["accuracy"], before["attacks"]
-    in_torch = [clean, *(attacks[name]["accuracy"] if name in attacks else None for name in shown)]
-    replayed = [after["accuracy"][name] for name in ("clean", *shown)]
+    in_torch = {CLEAN: before[CLEAN], **before["attacks"]}
+    cells = [
+        _pair(in_torch[name]["accuracy"] if name in in_torch else None, after["accuracy"].get(name))
+        for name in (CLEAN, *shown)
+    ]
     latency = [f"{row['p50_ms']:.2f} ms {row['speedup']:.1f}×" for row in width["latency"].values()]
-    colour = "green" if width["verdict"] == "held" else "red"
     return [
         f"QM-{width['bits']}",
         f"{width['size_bytes'] / 1000:.0f} kB",
-        *(f"{percent(first)} → {percent(then)}" for first, then in zip(in_torch, replayed, strict=True)),
-        f"{percent(before['worst_case']['accuracy'])} → {percent(after['worst_case'])}",
+        cells[0],
+        _pair(before["worst_case"]["accuracy"], after["worst_case"]),
+        *cells[1:],
         percent(after["accuracy"]["square"]) if "square" in after["accuracy"] else "not measured",
         percent(width["label_flips"], 2),
         *latency,
-        plain(width["verdict"], colour),
     ]
+
+
+def _pair(before: float | None, after: float | None) -> str:
+    """What was measured before export alone has no arrow."""
+    return percent(before) if after is None else f"{percent(before)} → {percent(after)}"
 
 
 def _recipe(result: Result) -> str:
@@ -110,17 +168,21 @@ def places_table(result: Result) -> Table | None:
 
 
 def evaluation_table(results: Mapping[str, Result]) -> Table:
-    """Accuracies with intervals, one row a network, one column an attack."""
+    """Accuracies with intervals, one row a network, one column an attack, the strongest first."""
     first = next(iter(results.values()))
+    names = ordered(first["attacks"])
     drawn = titled(f"{first['n']} images, {threat_text(first['threat'])}, seed {first['seed']}")
     drawn.add_column("network")
-    for heading in ("clean", *first["attacks"], "worst case"):
-        drawn.add_column(plain(heading), justify="right")
-    for name, result in results.items():
-        cells = [result["clean"], *result["attacks"].values(), result["worst_case"]]
-        drawn.add_row(plain(name), *map(accuracy_text, cells))
-    if any(not attack["bounded"] for attack in first["attacks"].values()):
-        drawn.caption = f"{UNBOUNDED} not bounded by eps; not part of the worst case"
+    for name in (CLEAN, "worst case"):
+        drawn.add_column(name, justify="right", style="bold" if name != CLEAN else None)
+    for name in names:
+        drawn.add_column(heading(name), justify="right")
+    for network, result in results.items():
+        cells = [result[CLEAN], result["worst_case"], *(result["attacks"][name] for name in names)]
+        drawn.add_row(plain(network), *map(accuracy_text, cells))
+    unbounded = any(not attack["bounded"] for attack in first["attacks"].values())
+    drawn.caption = _caption("worst case: right under every attack within eps", names)
+    drawn.caption += f"; {UNBOUNDED} not bounded by eps" if unbounded else ""
     return drawn
 
 
@@ -129,15 +191,16 @@ def attack_table(result: Result) -> Table:
     places = result["gap"]
     drawn = titled(f"{result['artifact']['name']}: {threat_text(result['threat'])}, seed {result['seed']}")
     drawn.add_column("")
-    for heading, place in (("in torch", "in_torch"), ("replayed", "replayed"), ("attacked", "attacked")):
+    for title, place in (("in torch", "in_torch"), ("replayed", "replayed"), ("attacked", "attacked")):
         n = places[place].get("n")
-        drawn.add_column(f"{heading}, n={n}" if n else heading, justify="right")
-    cells = {"clean": result["clean"], **result["attacks"], "worst_case": result["worst_case"]}
-    others = [name for place in places.values() for name in place if name not in (*cells, "n")]
-    for name in (*dict.fromkeys(("clean", *others)), *(name for name in cells if name != "clean")):
-        before = (percent(places[place].get(name)) for place in ("in_torch", "replayed"))
-        shown = accuracy_text(cells[name]) if name in cells else NONE
-        drawn.add_row(plain(name.replace("_", " ")), *before, shown, style="bold" if name == "worst_case" else None)
+        drawn.add_column(f"{title}, n={n}" if n else title, justify="right")
+    cells = {CLEAN: result[CLEAN], WORST: result["worst_case"], **result["attacks"]}
+    others: dict[str, Result] = {name: {} for place in places.values() for name in place if name not in (*cells, "n")}
+    for name in (CLEAN, WORST, *ordered({**result["attacks"], **others})):
+        shares = (percent(places[place].get(name)) for place in ("in_torch", "replayed"))
+        attacked = accuracy_text(cells[name]) if name in cells else NONE
+        label = plain("worst case") if name == WORST else heading(name, ", ")
+        drawn.add_row(label, *shares, attacked, style="bold" if name == WORST else None)
     drawn.caption = "replayed examples were made before export: they can only overestimate robustness"
     return drawn
 

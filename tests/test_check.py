@@ -4,6 +4,7 @@ import io
 import json
 import os
 import re
+import shlex
 import shutil
 import subprocess
 import sys
@@ -30,6 +31,7 @@ from .test_runtime import (
     linear,
     manifest_of,
     model_bytes,
+    name_rows,
     patch,
     put,
     suite_arrays,
@@ -300,7 +302,11 @@ UNFIT = {
     "other images": (set_key("images", "0" * 64), "expected images 0{64}, as .* pins it"),
     "other queries": (set_key("queries", 77), "expected queries 77, as .* pins it, got 50"),
     "other seed": (set_key("seed", 7), "expected seed 7, as .* pins it, got 0"),
-    "other attacks": (set_key("counts", {"clean": 64, "fgsm": 64, "square": 32}), "counts.pgd-20 nothing, .* got 64"),
+    "other attacks": (
+        set_key("counts", {"clean": 64, "fgsm": 64, "apgd-t": 64, "square": 32}),
+        "expected a suite under fgsm, apgd-t, as .* pins it, got one under pgd-20; pin again by qrobust check /",
+    ),
+    "no counts": (set_key("counts", [3]), "a baseline in .*, got"),
     "other suite of this model": (set_key("suite", "0" * 64), "the suite that .* pins for this model.onnx"),
     "no policy": (lambda pinned: {key: pinned[key] for key in pinned if key != "policy"}, "got KeyError: 'policy'"),
     "a later version": (set_key("schema_version", 3), "schema_version 2 in .*, got 3; upgrade qrobust, or pin again"),
@@ -390,11 +396,56 @@ def test_an_older_baseline_says_what_it_lacks_and_can_be_pinned_again(folder, tm
     path.write_text(json.dumps(older | {"images": run(folder).images}))
     assert runtime.main([str(folder), "--baseline", str(path)]) == 2
     error = capsys.readouterr().err
-    assert "got 1, which pins no limits, statistics, target, threat and suite; pin again with --update-" in error
-    remedy = error.strip().partition("pin again with ")[2].replace("TEXT", "limits-too").split()
-    assert runtime.main([str(folder), "--baseline", str(path), *remedy]) == 0
+    assert "got 1, which pins no limits, statistics, target, threat and suite; pin again by qrobust check " in error
+    remedy = shlex.split(error.strip().partition("pin again by qrobust check ")[2].replace("TEXT", "limits-too"))
+    assert runtime.main(remedy) == 0
     assert json.loads(path.read_text())["reason"] == "limits-too"
     assert run(folder, baseline=path).passed
+
+
+def stronger(arrays):
+    """The same images under `strong`, with the parts that found them."""
+    renamed = {name.replace("pgd-20", "strong"): array for name, array in arrays.items()}
+    return renamed | {"found_by.strong": name_rows(["clean"] * 4 + ["margin-30"] * 59 + ["square-300, last"])}
+
+
+@pytest.mark.parametrize("given", [(), ("--queries", "60", "--seed", "3")], ids=["manifest's", "given"])
+def test_a_baseline_of_other_attacks_names_both_and_the_command_that_pins_it_again(tmp_path, capsys, given):
+    folder, path = write(tmp_path / "an artifact", suite_arrays()), tmp_path / "b.json"
+    pin(folder, path)
+    write(folder, stronger(suite_arrays()))
+    put("schema_version", 2)(folder)
+    capsys.readouterr()
+    assert runtime.main([str(folder), "--baseline", str(path), *given]) == 2
+    error = capsys.readouterr().err
+    assert f"expected a suite under pgd-20, as {path} pins it, got one under strong; pin again by qrobust" in error
+    program, verb, *remedy = shlex.split(error.partition("pin again by ")[2])
+    assert (program, verb) == ("qrobust", "check")
+    assert runtime.main(remedy) == 0
+    assert runtime.main([str(folder), "--baseline", str(path), *given]) == 0
+    assert json.loads(path.read_text())["counts"] == {"clean": 64, "strong": 64, "square": 32}
+
+
+def test_verify_py_names_itself_as_the_command_that_pins_again(tmp_path):
+    folder, path = write(tmp_path / "artifact", suite_arrays()), tmp_path / "b.json"
+    pin(folder, path)
+    write(folder, stronger(suite_arrays()))
+    command = [sys.executable, "-I", str(folder / "verify.py"), "--baseline", str(path)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 2
+    program, *remedy = shlex.split(done.stderr.partition("pin again by ")[2])
+    assert (program, remedy[:2]) == ("python", ["-I", str(folder / "verify.py")])
+    assert subprocess.run([sys.executable, *remedy], capture_output=True, check=False).returncode == 0
+    assert run(folder, baseline=path).passed
+
+
+def test_a_report_counts_the_wrong_images_by_the_part_that_found_them(folder, tmp_path):
+    assert run(folder).found_by == {}
+    report = run(write(tmp_path / "two", stronger(suite_arrays())))
+    wrong = 64 - round(64 * report.accuracy["strong"])
+    assert sum(report.found_by["strong"].values()) == wrong > 5
+    assert report.found_by["strong"]["clean"] == 4
+    assert f"Wrong under strong, by what found them: margin-30 {wrong - 4}; clean 4" in runtime.format_report(report)
 
 
 def test_an_artifact_of_0_1_0_is_checked_and_pinned(tmp_path):

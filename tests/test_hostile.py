@@ -239,7 +239,7 @@ def linked(folder):
 
 
 MANIFESTS = {
-    "later version": put("schema_version", 2),
+    "later version": put("schema_version", 3),
     "version of text": put("schema_version", "1"),
     "deep": raw("[" * 100_000),
     "no text": raw(b"\xff\xfe\x00"),

@@ -1,5 +1,6 @@
 """A recipe is checked before anything runs, and every mistake gets one helpful line."""
 
+import functools
 import tomllib
 from pathlib import Path
 
@@ -222,6 +223,8 @@ def test_what_is_no_override(folder, text):
 PLAIN = "expected text, a finite number up to 64 bits, a truth value, or a table of them up to 20 deep"
 NAME = "expected a printable name that can name a folder"
 FALLING = "bits: expected widths that fall, as [32, 4, 2], got"
+
+
 def test_strong_is_what_a_recipe_asks_for_unless_it_says_otherwise(folder):
     found = recipe.load("base", ["attack={}"])
     assert found.attack.attacks == ("strong",)
@@ -233,6 +236,7 @@ UNTRAINED = (
     "recipe: expected train.epochs above 0, model.weights, or a factory as model.name that loads its own weights, "
     "got none of them; add one"
 )
+NEAR = "expected kind = 'pgd' with a random start for start = 'near', got another; remove start"
 EPS = "threat.eps: expected a share of the pixel range [0, 1]; write '8/255', not 8, got"
 ATTACKED = "expected a method with an attack for sar or a mix of adversarial images, got 'natural'"
 UNMIXED = "expected method 'at' or 'natural' for mixed images, got"
@@ -261,6 +265,15 @@ REFUSALS = {
     "train..x=3": "unknown key 'train.'; known: ",
     "train.epochs=0": UNTRAINED,
     "train.warmup=3": "train: expected warmup below 3, all epochs, got 3; lower it",
+    "train.attack={kind = 'fgsm-rs', start = 'near'}": f"train.attack: {NEAR}",
+    "train.attack={random_start = false, start = 'near'}": f"train.attack: {NEAR}",
+    "train.mix={kind = 'cutout', border = 'inside'}": (
+        "train.mix: expected kind = 'cutmix' for border = 'inside', got 'cutout'; remove border"
+    ),
+    "quant={epochs = 0, fat = 'none', start_from = 'initial'}": (
+        "quant: expected epochs above 0 for start_from = 'initial', got 0; give some"
+    ),
+    "departures.epoch=3": "departures.epoch: expected a valid string, got 3",
     "train.optimizer=adam": "train.optimizer: expected 'sgd' or 'adamw', got 'adam'",
     "train.epochs=1.5": "train.epochs: expected a valid integer, got a number with a fractional part",
     "train.epochs=x": "train.epochs: expected a valid integer, unable to parse string as an integer, got 'x'",
@@ -609,6 +622,29 @@ def test_an_optimiser_and_a_warm_up_that_are_the_usual_ones_leave_no_trace(folde
         assert (used["optimizer"], used["warmup"]) == ("adamw", 0.5)
     assert "warmup" not in recipe.load("base").model_dump()["train"]["attack"]
     assert overridden("train.attack.warmup=2").model_dump()["train"]["attack"]["warmup"] == 2
+
+
+def test_forms_of_the_papers_leave_no_trace_where_they_are_not_taken(folder):
+    forms = {
+        "train.attack.start=near": ("train", "attack", "start"),
+        "train.mix={kind = 'cutmix', border = 'inside'}": ("train", "mix", "border"),
+        "quant.start_from=initial": ("quant", "start_from"),
+        "departures.epoch=another": ("departures",),
+    }
+    for setting, (*tables, key) in forms.items():
+        usual, used = (overridden(*given) for given in (("train.mix.kind=cutmix",), (setting,)))
+        at = [functools.reduce(dict.__getitem__, tables, one.model_dump(mode="json")) for one in (usual, used)]
+        assert [key in table for table in at] == [False, True]
+        assert recipe.parse(tomllib.loads(recipe.dump(used)), source="dump") == used
+
+
+def test_departures_are_inherited_and_added_to_within_a_file(folder):
+    """A file is a paper's: what extends it is another matter."""
+    one = write(folder, "one", f'{BASE}\n[departures]\nepoch = "last"\n[variants.two]\ndepartures.form = "batch"\n')
+    three = write(folder, "three", 'extends = "four"\n')
+    write(folder, "four", f'{BASE}\n[departures]\nepoch = "last"\n')
+    assert recipe.load(f"{one}#two").departures == {"epoch": "last", "form": "batch"}
+    assert recipe.load(three).departures == {}
 
 
 def test_keys_that_came_later_are_not_spelt_out_where_they_are_not_used(folder):

@@ -31,16 +31,23 @@ FOLDERS = ("spectral", "fourier")
 BASES = {
     "spectral/cifar10-resnet18", "spectral/cifar100-resnet18", "spectral/tiny-imagenet-resnet18",
     "fourier/cifar10", "fourier/cifar10-resnet20", "fourier/cifar10-resnet20-quantised",
+    "fourier/cifar10-resnet20-table5",
 }  # fmt: skip
 ROWS = sorted(
     name for name in SHIPPED if name.startswith(tuple(f"{folder}/" for folder in FOLDERS)) and name not in BASES
 )
 SPECTRAL = [name for name in ROWS if name.startswith("spectral/")]
-# Rows of each table that can be trained: of the spectral perspective and of the Fourier-domain study.
+# Rows of each table that can be trained, and networks behind figures: of the spectral perspective and of the study.
 PRINTED = {
-    "spectral": {"I": 9, "II": 9, "III": 6, "IV": 12, "V": 6, "VI": 12, "VII": 12},
-    "fourier": {"1": 1, "2": 5, "3": 7, "4": 4, "5": 6},
-}
+    "spectral": {
+        "table I": 9, "table II": 9, "table III": 6, "table IV": 12, "table V": 6, "table VI": 12, "table VII": 12,
+        "figure 9": 4, "figure 10": 9, "equation 3": 2,
+    },
+    "fourier": {
+        "table 1": 1, "table 2": 5, "table 3": 7, "table 4": 4, "table 5": 6,
+        "figure 3": 2, "figure 4": 2, "figure 5": 2, "figure 6": 2,
+    },
+}  # fmt: skip
 LARGE = ("resnet152", "wrn34_10", "wrn34_15")
 DIGESTS = json.loads((ROOT / "tests" / "fixtures" / "recipe_digests.json").read_text())
 load = functools.cache(recipe.load)
@@ -52,11 +59,18 @@ def own(name: str) -> dict[str, Any]:
 
 
 def tables(name: str) -> list[str]:
-    """The tables of its paper that have a recipe's row."""
+    """The tables, figures and equations of its paper that have a recipe's network."""
     paper = "Spectral perspective" if name in SPECTRAL else "Fourier-domain study"
-    match = re.fullmatch(rf"{paper}, tables? ([IV\d]+(?:, [IV\d]+)*)", own(name)["claim"]["source"])
-    assert match is not None
-    return match[1].split(", ")
+    some = r"(?:table|figure|equation)s? [IV\d]+(?:, [IV\d]+)*"
+    source = own(name)["claim"]["source"]
+    assert re.fullmatch(rf"{paper}, {some}(?:; {some})?", source)
+    return docs_generator().places(source)
+
+
+def printed(name: str) -> set[str]:
+    """Columns that the paper has numbers of, for a recipe."""
+    claimed = {path[-1] for path in leaves(own(name)["claim"]) if not path[-1].startswith(("lpf-", "ratio-"))}
+    return claimed - {"source"}
 
 
 def leaves(table: Any, path: tuple[str, ...] = ()) -> dict[tuple[str, ...], Any]:
@@ -66,8 +80,8 @@ def leaves(table: Any, path: tuple[str, ...] = ()) -> dict[tuple[str, ...], Any]
 
 
 def settings(loaded: Recipe) -> str:
-    """A digest of every key that is no default."""
-    table = loaded.model_dump(mode="json", exclude_none=True, exclude_defaults=True)
+    """A digest of every key that is no default and decides something."""
+    table = loaded.model_dump(mode="json", exclude_none=True, exclude_defaults=True, exclude={"departures"})
     return hashlib.sha256(tomli_w.dumps(table).encode()).hexdigest()[:16]
 
 
@@ -81,7 +95,8 @@ def test_it_loads_and_says_what_it_is(name: str) -> None:
     loaded = load(name)
     assert loaded.name == name
     assert own(name)["description"].endswith(".")
-    assert len([path for path in leaves(own(name)) if path[0] != "claim"]) <= (12 if name in ROWS else 40)
+    said = [path for path in leaves(own(name)) if path[0] not in ("claim", "departures")]
+    assert len(said) <= (12 if name in ROWS else 40)
     assert loaded.data.name in data.SOURCES
     threat = Threat(loaded.threat.norm, loaded.threat.eps)
     for attack in (*loaded.evaluate.attacks, *loaded.export.suite_attacks):
@@ -126,14 +141,42 @@ def test_a_claim_is_its_own_and_of_shares(name: str) -> None:
     assert load(name).claim == claim
     assert (claim == {}) == (name in BASES or (name not in ROWS and "fat" not in name))
     numbers = {path: value for path, value in leaves(claim).items() if path != ("source",)}
-    assert all(isinstance(value, float) and 0 <= value < 1 for value in numbers.values())
+    shares = {path: value for path, value in numbers.items() if not path[-1].startswith("ratio-")}
+    assert all(isinstance(value, float) for value in numbers.values())
+    assert all(0 <= value < 1 for value in shares.values())
 
 
 @pytest.mark.parametrize("name", ROWS)
-def test_what_is_claimed_is_measured(name: str) -> None:
-    attacks = {"clean", *load(name).evaluate.attacks}
-    claimed = {path[-1] for path in leaves(own(name)["claim"]) if not path[-1].startswith("lpf-")}
-    assert claimed - {"source"} == attacks
+def test_what_is_claimed_is_measured_and_strong_stands_beside_it(name: str) -> None:
+    attacks = ["clean", *load(name).evaluate.attacks]
+    assert attacks[-1] == "strong"
+    assert printed(name) in ({*attacks[:-1]}, set())
+    assert bool(printed(name)) == any(place.startswith(("table", "equation")) for place in tables(name))
+
+
+@pytest.mark.parametrize("folder", FOLDERS)
+def test_departures_stand_in_the_table_and_of_what_they_say(folder: str) -> None:
+    """Of each form that a paper's code has otherwise; every text is in the table of its paper."""
+    told = (ROOT / "recipes" / "README.md").read_text()
+    for name in (name for name in ROWS if name.startswith(f"{folder}/")):
+        loaded = load(name)
+        stated = loaded.departures
+        assert stated.keys() >= ({"epoch", "attacks", "sar"} if folder == "spectral" else {"images", "attacks"})
+        assert ("mart" in stated) == (loaded.train.method == "mart")
+        assert ("mix" in stated) == (loaded.train.mix is not None)
+        assert ({"start", "activations", "clips", "classifier"} <= stated.keys()) == (loaded.quant is not None)
+        assert all(f"| {key} |" in told and text in told for key, text in stated.items())
+
+
+def test_rows_of_the_tables_name_the_form_of_their_networks() -> None:
+    told = (ROOT / "recipes" / "README.md").read_text().splitlines()
+    assert "| `spectral/cifar10-resnet18-at-sar`, SAR in batch form | 80.04 |" in "\n".join(told)
+    for line in (line for line in told if line.startswith(("| `spectral/", "| `fourier/"))):
+        cell = line.split(" | ")[0]
+        name = cell.split("`")[1]
+        form = "sample" if name.endswith("-sample") else "batch"
+        assert (f", SAR in {form} form" in cell) == ("-sar" in name)
+        assert (", float shortcuts" in cell) == ("QM-4" in cell or "QM-2" in cell)
 
 
 @pytest.mark.parametrize("folder", FOLDERS)
@@ -144,6 +187,7 @@ def test_every_row_of_the_papers_has_a_recipe(folder: str) -> None:
             networks = sum(key.startswith("QM-") for key in own(name)["claim"])
             found.update(dict.fromkeys(tables(name), networks or 1))
     assert found == PRINTED[folder]
+    assert set(docs_generator().PAPERS[folder]) <= set(found)
 
 
 @pytest.mark.parametrize(
@@ -178,6 +222,7 @@ def test_its_schedule(name: str) -> None:
     assert schedule.weight_decay == (2e-4 if spelt & {"trades", "mart"} else 5e-4)
     assert (schedule.batch_size, schedule.lr, loaded.data.validation) == (128, 0.1, 0.1)
     assert (schedule.attack.steps, schedule.attack.step_size, schedule.validation.steps) == (10, 2 / 255, 20)
+    assert schedule.attack.start == ("near" if "mart" in spelt else "ball")
     assert (loaded.data.crop, loaded.data.flip) == (0 if "tiny" in spelt else 4, True)
     assert (loaded.bits, loaded.threat.eps) == ((32,), 8 / 255)
 
@@ -195,12 +240,44 @@ def test_its_method(name: str) -> None:
         assert schedule.average is None
         return
     assert schedule.sar is not None
-    weight = 0.05 if "tiny" in spelt else 0.15 if "sarwa" in spelt else 0.1
-    assert (schedule.sar.weight, schedule.sar.form, schedule.sar.start) == (weight, "batch", "first-drop")
+    usual = 0.05 if "tiny" in spelt else 0.15 if "sarwa" in spelt else 0.1
+    weight = next((int(part) / 100 for part in spelt if re.fullmatch(r"0\d\d", part)), usual)
+    form = "sample" if "sample" in spelt else "batch"
+    assert (schedule.sar.weight, schedule.sar.form, schedule.sar.start) == (weight, form, "first-drop")
+    assert schedule.sar.distance == next(iter(spelt & {"l2", "cosine"}), "l1")
     assert schedule.sar.reference == ("average" if "sarwa" in spelt else "model")
     average = schedule.average.model_dump() if schedule.average else None
     equal = {"kind": "equal", "decay": 0.999, "start": "first-drop", "deploy": False}
     assert average == (equal if "sarwa" in spelt else None)
+
+
+# settings of the Fourier-domain study
+
+
+@pytest.mark.parametrize("name", [name for name in ROWS if name.startswith("fourier/")])
+def test_its_settings(name: str) -> None:
+    loaded, last = load(name), name.rpartition("/")[2]
+    train = loaded.train
+    batch = int(last.partition("batch")[2]) if "batch" in last else 512
+    for schedule in (train, loaded.quant):
+        if schedule is not None:
+            assert (schedule.epochs, schedule.batch_size, schedule.lr) == (120, batch, 0.1)
+            assert (schedule.milestones, schedule.factors) == ((60, 90, 110), (0.1, 0.1, 0.5))
+            assert (schedule.momentum, schedule.weight_decay) == (0.9, 5e-4)
+    assert (train.attack.steps, train.attack.step_size, train.attack.start) == (7, 2 / 255, "ball")
+    assert (train.method, train.log_frequency_ratio) == (
+        "natural" if "natural" in last else "at", last.endswith(("resnet20-at", "natural")),
+    )  # fmt: skip
+    assert loaded.model.options == ({"activation": "hardtanh"} if "resnet20" in last else {})
+    if train.mix is not None:
+        kind = last.rpartition("-")[2]
+        assert (train.mix.kind, train.mix.border) == (kind, "inside" if kind == "cutmix" else "clip")
+    if loaded.quant is not None:
+        quant = loaded.quant
+        assert (quant.shortcuts, quant.edge_layers, quant.classifier) == ("float", "float", "int8")
+        assert (quant.activation_range, quant.start_from, quant.per_channel) == ("full", "initial", False)
+        assert (quant.fat, quant.activation_bits) == ("paper" if "fat" in last else "none", None)
+        assert loaded.export.target == "compact"
 
 
 # they train
@@ -286,18 +363,19 @@ def test_it_trains_its_own_network(name: str, tmp_path: Path) -> None:
 def test_a_committed_result_fills_its_row(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     generator = docs_generator()
     cell = {"accuracy": 0.5, "ci95": [0.45, 0.55]}
-    width = {"bits": 4, "before": {"n": 1000, "clean": cell, "attacks": {"pgd-20": cell}}}
+    width = {"bits": 4, "before": {"n": 1000, "clean": cell, "attacks": {"pgd-20": cell, "strong": cell}}}
     (tmp_path / "fourier").mkdir()
     (tmp_path / "fourier" / "cifar10-resnet20-qm.json").write_text(json.dumps({"widths": [width]}))
     monkeypatch.setattr(generator, "RESULTS", tmp_path)
     table = generator.recipe_table().splitlines()
-    (filled,) = (line for line in table if "`fourier/cifar10-resnet20-qm`, QM-4 " in line)
+    (filled,) = (line for line in table if "`fourier/cifar10-resnet20-qm`, QM-4, float shortcuts " in line)
     cells = [part.strip() for part in filled.strip("|").split("|")]
     shown = "50.0% (45.0%–55.0%)"
-    assert (
-        cells[1:]
-        == ["67.58", "65.13", "42.16", "38.75", "38.50", "56.81", "43.81", "1000", shown, "", "", shown] + [""] * 3
-    )
+    printed_there = ["67.58", "65.13", "42.16", "38.75", "38.50", "56.81", "43.81"]
+    assert cells[1:] == [*printed_there, "1000", shown, "", "", shown, "", "", "", shown]
+    heads = next(line for line in table[: table.index(filled)][::-1] if line.startswith("| recipe"))
+    assert "PGD-20, last step, measured | BIM-20, last step, measured" in heads
+    assert heads.endswith("| CW-20 (L2), measured | strong, measured |")
     assert sum(shown in line for line in table) == 1
 
 

@@ -67,6 +67,11 @@ def model_bytes(weight=WEIGHT, scale=1.0, batch="batch"):
     return onnx.ModelProto.SerializeToString(model)
 
 
+def name_rows(names):
+    """Names as a suite holds them."""
+    return np.array([name.encode() for name in names]).view(np.uint8).reshape(len(names), -1)
+
+
 def suite_arrays(attacked=True):
     x = images()
     y = LOGITS(floats(x)).argmax(1).astype(np.int64)
@@ -80,7 +85,8 @@ def suite_arrays(attacked=True):
 
 
 def manifest_of(arrays):
-    accuracy = {name: float((arrays[f"label.{name}"] == arrays["y"]).mean()) for name in ("clean", "pgd-20")}
+    sets = [name.removeprefix("label.") for name in arrays if name.startswith("label.")]
+    accuracy = {name: float((arrays[f"label.{name}"] == arrays["y"]).mean()) for name in sets}
     options = {"graph_optimization_level": "all", "intra_op_num_threads": 1}
     manifest = {"schema_version": 1, "producer": "qrobust 0.1.0", "name": "linear", "files": {}, "bits": 4}
     manifest |= {
@@ -415,6 +421,7 @@ def one_step_too_far(clean, x_adv):
 
 
 LABELS = suite_arrays()["y"]
+PARTS = name_rows(["margin-30"] * 64)
 UNUSABLE = {
     "changed model": (patch("model.onnx", flip_bit), "model.onnx as .*sha256"),
     "missing file": (remove("suite.npz"), "suite.npz .* got no such file"),
@@ -424,10 +431,21 @@ UNUSABLE = {
     "wrong shape": (replace("suite.npz", **{"x.clean": images()[:, :, :3]}), r"got \(64, 1, 3, 4\)"),
     "wrong dtype": (replace("suite.npz", y=LABELS.astype(np.int32)), "y as .*int64.* got .*int32"),
     "extra array": (replace("suite.npz", more=LABELS), "got .*'more'"),
+    "parts of clean images": (replace("suite.npz", **{"found_by.clean": PARTS}), "got .*'found_by.clean'"),
+    "parts of a few": (
+        replace("suite.npz", **{"found_by.pgd-20": PARTS[1:]}),
+        r"as \(\(64, 9\), 'uint8'\), got \(63, 9\)",
+    ),
+    "one part": (replace("suite.npz", **{"found_by.pgd-20": PARTS[:, 0]}), r"got \(64,\), uint8"),
+    "parts as text": (
+        replace("suite.npz", **{"found_by.pgd-20": np.array(["a"] * 64)}),
+        r"found_by.pgd-20 as \(\(64, 64\), 'uint8'\), got",
+    ),
+    "parts that beep": (replace("suite.npz", **{"found_by.pgd-20": PARTS % 32}), "printable ASCII in found_by.pgd-20"),
     "label out of range": (replace("suite.npz", y=LABELS + 1), r"labels y in \[0, 2\), got \[1, 2\]"),
     "negative label": (replace("suite.npz", y=LABELS - 1), r"got \[-1, 0\]"),
     "zip bomb": (patch("suite.npz", bomb, hashed=True), "at most 536870912 bytes"),
-    "newer manifest": (put("schema_version", 99), "schema_version 1.*, got 99; upgrade qrobust"),
+    "newer manifest": (put("schema_version", 99), "schema_version 1 or 2.*, got 99; upgrade qrobust"),
     "limit of text": (put("limits", "square_gap", "0"), "valid float as 'limits square_gap'"),
     "no JSON": (lambda folder: (folder / "manifest.json").write_text("{"), "expected JSON"),
     "no object": (lambda folder: (folder / "manifest.json").write_text("[]"), "expected JSON"),

@@ -19,6 +19,8 @@ from qrobust.tables import (
     artifact_text,
     attack_table,
     evaluation_table,
+    headline_table,
+    ordered,
     percent,
     places_table,
     run_table,
@@ -46,6 +48,7 @@ def renamed(value, key=None):
 
 
 TABLES = {
+    "headline": lambda: headline_table(renamed(load("run/report.json"))),
     "run": lambda: run_table(renamed(load("run/report.json"))),
     "places": lambda: places_table(renamed(load("run/report.json"))),
     "evaluation": lambda: evaluation_table({NAME: renamed(load("eval.json"))}),
@@ -62,6 +65,70 @@ def test_one_text_for_a_threat_and_one_for_an_accuracy():
     assert accuracy_text(cell) == "50.0 (40.0–60.0)"
     assert accuracy_text(cell | {"bounded": False}) == "50.0 (40.0–60.0) *"
     assert (percent(None), percent(0.01234, 2)) == ("-", "1.23")
+
+
+def text_of(*tables, width=120):
+    console = Console(file=io.StringIO(), width=width)
+    console.print(*tables)
+    return console.file.getvalue()
+
+
+def strong(bits):
+    """A width of a run whose attacks are those of today, as long as its texts get."""
+    cell = {"accuracy": 0.75, "ci95": [0.698, 0.7956]}
+    attacks = {name: {**cell, "bounded": True} for name in ("fgsm", "pgd-20", "strong")}
+    cells = {place: {**cell, "by": "strong", "weak": False} for place in ("in_torch", "replayed", "attacked")}
+    flags = [{"name": "last-step", "measured": 0.2, "limit": 0.05, "reason": "r", "hint": "h"}] if bits == 2 else []
+    return {
+        "bits": bits, "size_bytes": 312_056, "label_flips": 0.0, "verdict": "held", "broken": [], "flags": flags,
+        "before": {"n": 1000, "images": "ab", "clean": cell, "attacks": attacks, "worst_case": cell},
+        "after": {"n": 1000, "accuracy": {"clean": 0.75, "strong": 0.75, "square": 0.75}, "worst_case": 0.76},
+        "gap": {"n": 1000, "images": "ab", "by": "strong", **cells},
+        "latency": {str(batch): {"p50_ms": 0.45, "speedup": 1.0} for batch in (1, 32)},
+    }  # fmt: skip
+
+
+def test_a_run_fits_120_columns_with_the_verdict_first():
+    result = {"recipe": "digits", "threat": {"norm": "linf", "eps": 20 / 255}, "widths": [strong(32), strong(2)]}
+    text = text_of(headline_table(result), run_table(result), places_table(result))
+    assert max(map(len, text.splitlines())) <= 120
+    first, verdict, other = (line for line in text.splitlines() if "export held" in line)
+    assert first.strip() == (
+        "digits, linf, eps 20/255: export held; flagged: QM-2; under attack 75.0 % (QM-2) to 75.0 % (QM-32)"
+    )
+    assert "│ ✓ QM-32 │ export held; under attack 75.0 % (n = 1000) " in verdict
+    assert "│ ! QM-2  │ export held; flagged; under attack 75.0 % (n = 1000, float model 75.0 %) │" in other
+    assert other.endswith("│ 69.8–79.6 │ strong, on the file │")
+    heads = [column.header.plain if hasattr(column.header, "plain") else column.header
+             for column in run_table(result).columns]  # fmt: skip
+    assert heads[2:7] == ["clean", "worst", "strong", "pgd-20\nlast step", "Square"]
+    assert "│ 75.0 → 76.0 │ 75.0 → 75.0 │      75.0 │" in text  # what papers report is of torch alone
+
+
+def test_a_verdict_has_its_colour():
+    result = {"recipe": "digits", "threat": {"norm": "linf", "eps": 20 / 255}}
+    broken = strong(4) | {"verdict": "broken", "broken": [{"name": "square_gap"}]}
+    drawn = headline_table(result | {"widths": [strong(32), broken, strong(2)]})
+    assert [str(cell.style) for cell in drawn.columns[1].cells] == ["green", "red", "yellow"]
+
+
+def test_the_strongest_attack_comes_first_and_papers_last():
+    result = load("eval.json")
+    cell = next(iter(result["attacks"].values())) | {"bounded": True}
+    noise = cell | {"bounded": False}
+    result["attacks"] = {"gn": noise, "bim-20": cell, "apgd-t": cell, "strong:quick": cell}
+    assert ordered(result["attacks"]) == ["strong:quick", "apgd-t", "bim-20", "gn"]
+    drawn = evaluation_table({"QM-2": result})
+    heads = [str(column.header) for column in drawn.columns]
+    assert heads == ["network", "clean", "worst case", "strong:quick", "apgd-t", "bim-20\nlast step", "gn"]
+    assert "blind to what the attack broke" in str(drawn.caption)
+    assert str(drawn.caption).endswith("* not bounded by eps")
+
+
+def test_a_file_under_attack_shows_the_worst_case_first():
+    result = load("run/qm-4/attack.json")
+    rows = [str(cell) for cell in attack_table(result).columns[0].cells]
+    assert rows == ["clean", "worst case", "square-50", "gn", "pgd-10, last step"]
 
 
 def test_tables_need_no_torch():

@@ -11,7 +11,7 @@ from qrobust.quant import parameter_groups
 
 THREAT = qrobust.Threat("linf", 20 / 255)
 ATTACK = PgdConfig(steps=3, step_size=8 / 255)
-ATTACKS = ["pgd-20:keep=best", "apgd-ce"]  # of the evaluation, and stored in the artifact
+ATTACKS = ["strong"]  # of the evaluation, as of the suite that the artifact holds
 
 
 def convolution(inputs: int, outputs: int, stride: int) -> nn.Sequential:

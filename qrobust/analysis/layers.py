@@ -16,8 +16,8 @@ from ..models.inference import Computing, frozen
 from ..progress import bar
 from ..quant import FAT
 from ..runs.folder import FLOAT
-from ..spectrum import Alignment, first_activation, kernel_spectrum, layer_names, low_to_high, network_cka
-from ..spectrum.similarity import LEAST, gram, layer_grams
+from ..spectrum import Alignment, first_activation, kernel_spectrum, layer_names, low_to_high
+from ..spectrum.similarity import LEAST, gram, layer_grams, network_alignment
 from ..storage import read_lines
 from .cases import Case
 from .encoding import numbers
@@ -131,15 +131,21 @@ def similarity_to_artifact(case: Case) -> dict[str, Any] | None:
             if len(x) >= LEAST:
                 alignment.update(layer_grams(case.model, names, x), _rebuilt_grams(rebuilt, products, x))
             moving.advance(len(x))
-    return {"layers": names, "other_layers": products, "cka": numbers(alignment.value())}
+    return _aligned(names, products, alignment)
 
 
 def _between(case: Case, first: nn.Module, second: nn.Module) -> dict[str, Any]:
     batches: Iterator[Tensor] = (x_adv for _, x_adv, _ in case.adversarial())
     # A batch-norm that is folded would count with the convolution before it.
     with frozen(first, fold=False), frozen(second, fold=False), _progress(case) as moving:
-        cka = network_cka(first, second, batches, on_step=moving.advance)
-    return {"layers": layer_names(first), "other_layers": layer_names(second), "cka": numbers(cka)}
+        alignment = network_alignment(first, second, batches, on_step=moving.advance)
+    return _aligned(layer_names(first), layer_names(second), alignment)
+
+
+def _aligned(names: list[str], others: list[str], alignment: Alignment) -> dict[str, Any]:
+    """CKA of both estimates: the unbiased one is drawn, the biased one is that of most papers."""
+    estimates = {"cka": alignment.value(), "cka_biased": alignment.value(biased=True)}
+    return {"layers": names, "other_layers": others, **{name: numbers(cka) for name, cka in estimates.items()}}
 
 
 def _rebuilt_grams(rebuilt: Any, names: list[str], x: Tensor) -> list[Tensor]:

@@ -22,7 +22,7 @@ from ..errors import RecipeError, did_you_mean
 from ..objectives import margin
 from ..threat import Threat
 from .auto import PARTS, autoattack_part, square
-from .cascade import Expected, Memory, Settle, expect, strong
+from .cascade import Expected, Memory, Settle, Strongest, expect, strong
 from .gradient import KEEPS, LOSSES, PgdConfig, bim, cw, fgsm, gaussian_noise, pgd, tpgd
 from .plan import StrongConfig
 
@@ -57,6 +57,10 @@ class Attack:
     def expect(self, scene: Scene, x: Tensor, y: Tensor) -> Expected:
         """What `strong` will take of an image; of no other attack."""
         return expect(scene.model, x, y, config=_config(scene, self.settings), forms=scene.forms or None)
+
+    def strongest(self, scene: Scene, x: Tensor, y: Tensor, generator: Generator) -> Strongest:
+        """All that `strong` says of its points, as `run` does not; of no other attack."""
+        return _strongest(scene, x, y, generator, self.settings)
 
     def perturb(self, scene: Scene, x: Tensor, y: Tensor, generator: Generator) -> Tensor:
         """`run` with all parts in a row, each on the images of this batch that are still right.
@@ -210,11 +214,15 @@ def _pgd(scene: Scene, x: Tensor, y: Tensor, generator: Generator, settings: dic
     return pgd(scene.model, x, y, threat=scene.threat, config=PgdConfig(**settings), generator=generator)
 
 
-def _strong(scene: Scene, x: Tensor, y: Tensor, generator: Generator, settings: dict[str, Any]) -> Tensor:
+def _strongest(scene: Scene, x: Tensor, y: Tensor, generator: Generator, settings: dict[str, Any]) -> Strongest:
     return strong(
         scene.model, x, y, threat=scene.threat, config=_config(scene, settings), forms=scene.forms or None,
         generator=generator, memory=scene.memory, settle=scene.settle,
-    ).x  # fmt: skip
+    )  # fmt: skip
+
+
+def _strong(scene: Scene, x: Tensor, y: Tensor, generator: Generator, settings: dict[str, Any]) -> Tensor:
+    return _strongest(scene, x, y, generator, settings).x
 
 
 def _config(scene: Scene, settings: dict[str, Any]) -> StrongConfig:

@@ -52,18 +52,22 @@ def cutout(x: Tensor, y: Tensor, *, classes: int, alpha: float, generator: Gener
     return torch.where(patch, 0.0, x), F.one_hot(y, classes).float()
 
 
-def cutmix(x: Tensor, y: Tensor, *, classes: int, alpha: float, generator: Generator) -> tuple[Tensor, Tensor]:
+def cutmix(
+    x: Tensor, y: Tensor, *, classes: int, alpha: float, generator: Generator, border: str = "clip"
+) -> tuple[Tensor, Tensor]:
     """A patch of each image replaced by the same place of a partner; t_i = a_i onehot(y_i) + (1 - a_i) onehot(y_j).
 
-    1 - a_i is the exact share of the pixels that were replaced. It is at most the share ~ Beta(alpha, alpha)
-    that was drawn: the patch's centre is anywhere in the image, and what lies beyond the border is lost
-    (for alpha 1 a mean of 0.32, not 0.5). Partners as in `mixup`.
+    1 - a_i is the exact share of the pixels that were replaced. border "clip": at most the share ~ Beta(alpha, alpha)
+    that was drawn, since the patch's centre is anywhere in the image, and what lies beyond the border is lost (for
+    alpha 1 a mean of 0.32, not 0.5). "inside": that share up to rounding, the patch as in `cutout`. Partners as in
+    `mixup`.
 
-    Yun et al. 2019, arXiv 1905.04899; their code draws one patch per batch, here each image has its own.
+    Yun et al. 2019, arXiv 1905.04899, clip; their code draws one patch per batch, here each image has its own. In
+    Huang et al., section 3.2, as in `cutout`, the patch's share of the area is what is drawn: "inside".
     """
     share = _shares(len(x), alpha, generator)
     partner = torch.randperm(len(x), generator=generator).to(x.device)
-    patch = _patches(x, share, generator, clip=True)
+    patch = _patches(x, share, generator, clip=border == "clip")
     retained = 1 - patch.float().mean(dim=(1, 2, 3))
     return torch.where(patch, x[partner], x), _targets(y, partner, retained, classes)
 

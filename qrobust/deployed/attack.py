@@ -26,16 +26,16 @@ from .. import devices
 from ..attacks import Attack, Scene, named
 from ..attacks.cascade import Expected
 from ..attacks.registry import SQUARE, STRONG, TRANSFER, WITHOUT_GRADIENTS, attack_names
-from ..data import Given, Images, as_images, make_images, to_unit
+from ..data import Given, Images, as_images, make_images
 from ..distributed import is_first, own
 from ..errors import RecipeError
 from ..evaluation import evaluate
 from ..evaluation.outcomes import CLEAN, result_file, stream
-from ..export.artifact import to_pixels
+from ..export.artifact import in_bytes
 from ..runtime import Artifact
 from ..threat import Threat
 from .model import GIVEN, SUITE, Deployed, Served, expect_classes, find_images, find_sources, open_deployed
-from .sanity import CheckedFile, check_file_sanity
+from .sanity import CheckedFile, Labels, check_file_sanity
 
 SESSION = "session"
 TURNS = ("clipped", "soft", "identity")  # of backward forms: "clipped" is what quantisers are trained with
@@ -68,10 +68,7 @@ class SurrogateAttack(Attack):
         """x_adv, made on the surrogate instead of the scene's network."""
         assert self.inner is not None
         x_adv = self.inner.run(self._on_surrogate(scene, part), x, y, generator, self.surrogates[part].part)
-        return self._settle(x_adv, x, scene.threat) if self.takes_bytes and self.bounded else x_adv
-
-    def _settle(self, x_adv: Tensor, x: Tensor, threat: Threat) -> Tensor:
-        return to_unit(to_pixels(threat.project(x_adv, x), x, threat), x.device)
+        return in_bytes(x_adv, x, scene.threat) if self.takes_bytes and self.bounded else x_adv
 
     def expect(self, scene: Scene, x: Tensor, y: Tensor) -> Expected:
         """As the attack itself, on its surrogate."""
@@ -81,7 +78,7 @@ class SurrogateAttack(Attack):
     def _on_surrogate(self, scene: Scene, part: str) -> Scene:
         surrogate = self.surrogates[part]
         place: dict[str, Any] = {"float_model" if self.family == TRANSFER else "model": surrogate.network}
-        settle = partial(self._settle, threat=scene.threat) if self.takes_bytes else None
+        settle = partial(in_bytes, threat=scene.threat) if self.takes_bytes else None
         return replace(scene, forms=surrogate.forms, settle=settle, **place)
 
 
@@ -119,7 +116,8 @@ def with_surrogates(
     )
 
 
-ATTACKS = ("pgd-20x5:keep=best", "cw-inf-20x5:keep=best", "autoattack", "square-500", "transfer-20:keep=best")
+FROM_SCRATCH = "square-500"  # which must not beat what has gradients
+FROM_OTHERS = "transfer-20:keep=best"
 WITHOUT_GRADIENTS_ALONE = ("gn", "square-500")
 WORST = "worst_case"
 MAX_VALUES = 2**22  # of one batch: 250 images up to 74x74, fewer of larger ones
@@ -128,7 +126,7 @@ Record = dict[str, Any]
 
 @dataclass(frozen=True)
 class Settings:
-    """attacks: names; () for a suite's and `ATTACKS`. n: how many images, None for all. eps: None for the artifact's,
+    """attacks: names; () for `default_attacks`. n: how many images, None for all. eps: None for the artifact's,
     or 8/255. forms: backward forms, () for all that differ. sources: files to transfer from, the first of them the
     float network.
     """
@@ -197,9 +195,9 @@ def attack(
 
     file: an artifact, its folder, or any classifier in an ONNX file that takes images (n, c, h, w) in [0,1]. data: an
     (x, y) pair of tensors or arrays, a torch Dataset or DataLoader, `Images`; None for the suite's clean images.
-    attacks: names, as in `qrobust eval --attacks`; () for the suite's, and a strong set as far as it fits. n: how many
-    images, None for all. eps: in units of [0,1], None for the artifact's, or 8/255. transfer: artifacts, ONNX files or
-    runs to transfer examples from; () for the float artifact beside.
+    attacks: names, as in `qrobust eval --attacks`; () for `strong`, the suite's, Square, and transfer where there is a
+    source. n: how many images, None for all. eps: in units of [0,1], None for the artifact's, or 8/255. transfer:
+    artifacts, ONNX files or runs to transfer examples from; () for the float artifact beside.
 
     Returns what `Outcomes.to_dict` does: "clean", "attacks", "worst_case" with intervals; besides it "artifact", "gap"
     (the same attack's accuracy in torch, replayed, and here), "sanity_checks" and "flags". Raises ArtifactError for a
@@ -300,32 +298,40 @@ def described(deployed: Deployed) -> Record:
 
 
 def gap(checked: CheckedFile) -> Record:
-    """Accuracies by place and attack, with n of each place: "in_torch", "replayed", "attacked".
+    """Accuracies on the same images by place and attack, with n: "in_torch", "replayed", "attacked".
 
-    in_torch: as the manifest has it. replayed: the suite's images on the session; empty where others were attacked.
-    Both empty for a file that came in no artifact.
+    in_torch: by torch's labels of the suite's images, "worst_case" too, and for attacks that the suite lacks as the
+    manifest has it, if it was measured on these images. replayed: the suite's images on the session. Both are empty
+    where images of no suite were attacked.
     """
-    deployed, outcomes = checked.deployed, checked.outcomes
+    outcomes = checked.outcomes
     attacked = {name: float(mask.mean()) for name, mask in outcomes.correct.items()}
     return {
-        "in_torch": _in_torch(deployed.artifact.manifest["metrics"]["before"]) if deployed.artifact else {},
-        "replayed": _replayed(checked) if checked.stored else {},
+        "in_torch": _measured(checked) | _on_suite(checked, checked.stored),
+        "replayed": _on_suite(checked, checked.labels),
         "attacked": {"n": outcomes.n, **attacked, WORST: float(outcomes.worst_case().mean())},
     }
 
 
-def _in_torch(before: Mapping[str, Any]) -> Record:
-    """A manifest's numbers; whatever is none is left out, since a manifest is only data."""
+def _measured(checked: CheckedFile) -> Record:
+    """A manifest's numbers of the same attacks and images; what is none is left out: a manifest is only data."""
+    artifact, outcomes = checked.deployed.artifact, checked.outcomes
+    before = artifact.manifest["metrics"]["before"] if artifact else {}
+    if before.get("images") != outcomes.images:
+        return {}
     attacks = before.get("attacks")
     cells = {CLEAN: before.get(CLEAN), **(attacks if isinstance(attacks, dict) else {}), WORST: before.get(WORST)}
     shares = {name: cell.get("accuracy") for name, cell in cells.items() if isinstance(cell, dict)}
-    n = {"n": before["n"]} if isinstance(before.get("n"), int) else {}
-    return n | {name: share for name, share in shares.items() if isinstance(share, float) and 0 <= share <= 1}
+    same = {name: share for name, share in shares.items() if name in (*outcomes.correct, WORST)}
+    return {"n": outcomes.n} | {name: one for name, one in same.items() if isinstance(one, float) and 0 <= one <= 1}
 
 
-def _replayed(checked: CheckedFile) -> Record:
+def _on_suite(checked: CheckedFile, labels: Labels) -> Record:
+    """Accuracies of the labels that a place gives to the suite's images."""
+    if not checked.stored:
+        return {}
     y = checked.y.cpu().numpy()
-    right = {name: labels.numpy() == y for name, labels in checked.labels.items()}
+    right = {name: found.numpy() == y for name, found in labels.items()}
     worst = np.logical_and.reduce(list(right.values()))
     return {"n": len(worst), **{name: float(mask.mean()) for name, mask in right.items()}, WORST: float(worst.mean())}
 
@@ -337,6 +343,7 @@ def _attacks(deployed: Deployed, served: Served, threat: Threat, settings: Setti
 
 
 def default_attacks(deployed: Deployed, sources: Sequence[Deployed] = ()) -> tuple[str, ...]:
-    """Those of the suite, so that they compare, and `ATTACKS`; transfer where there is a source."""
+    """`strong`, the suite's, so that they compare, Square, which must not beat them, and transfer from any source."""
     stored = [name for name in deployed.artifact.sets if name != CLEAN] if deployed.artifact else []
-    return tuple(name for name in dict.fromkeys((*stored, *ATTACKS)) if sources or not name.startswith(TRANSFER))
+    names = dict.fromkeys((STRONG, *stored, FROM_SCRATCH, FROM_OTHERS))
+    return tuple(name for name in names if sources or not name.startswith(TRANSFER))

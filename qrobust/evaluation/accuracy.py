@@ -29,6 +29,7 @@ from .outcomes import CLEAN, Outcomes
 
 ROUNDING = 1e-6  # float32 noise of a projection
 SEVERAL = 8  # rows, for a sum that is no chance
+ROUNDED = 2**-7  # what bfloat16 makes of two sums, whatever type they come in
 MOST_APART = 0.25  # that quantisation explains, of the sum
 
 
@@ -90,14 +91,13 @@ def are_probabilities(output: Tensor) -> bool:
     So of softmax in percent too, or in 8 bits, whose sums move by up to half a step a class. Fewer than eight rows may
     have one sum by chance: theirs must be 1 or 100.
     """
-    rounding = max(1e-4, torch.finfo(output.dtype).eps)
     output = output.double()
     sums, step = output.sum(dim=1), _step(output)
     if output.min() < 0 or sums.min() <= 0:
         return False
     total = sums.median() if len(output) >= SEVERAL else sums.new_tensor((1.0, 100.0))
     apart = (sums[:, None] - total.view(1, -1)).abs() / total.view(1, -1)
-    allowed = rounding + min(step * output.shape[1] / 2 / float(sums.median()), MOST_APART)
+    allowed = ROUNDED + min(step * output.shape[1] / 2 / float(sums.median()), MOST_APART)
     return bool((apart <= allowed).all(dim=0).any())
 
 

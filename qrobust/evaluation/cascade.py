@@ -26,11 +26,28 @@ def is_strong(attack: Attack | None) -> bool:
     return attack is not None and attack.family == STRONG
 
 
-class _InJournal:
-    """A cascade's memory, under a name in a journal; the bar shows the last part."""
+class Shown:
+    """A cascade's memory that keeps nothing: a bar shows the last part."""
+
+    def __init__(self, moving: Bar) -> None:
+        self.moving = moving
+
+    def load(self) -> Arrays:
+        """Nothing."""
+        return {}
+
+    def save(self, arrays: Arrays, parts: Sequence[PartResult]) -> None:  # noqa: ARG002, a memory is given both
+        """Behind the bar."""
+        last = parts[-1]
+        self.moving.describe(self.moving.label, f"{last.part}: {last.broken} of {last.tried}")
+
+
+class _InJournal(Shown):
+    """A cascade's memory, under a name in a journal."""
 
     def __init__(self, journal: Journal, name: str, moving: Bar) -> None:
-        self.journal, self.name, self.moving = journal, name, moving
+        super().__init__(moving)
+        self.journal, self.name = journal, name
 
     def load(self) -> Arrays:
         """What the journal has."""
@@ -38,8 +55,7 @@ class _InJournal:
 
     def save(self, arrays: Arrays, parts: Sequence[PartResult]) -> None:
         """In the journal, which may wait a while before it is written."""
-        last = parts[-1]
-        self.moving.describe(self.moving.label, f"{last.part}: {last.broken} of {last.tried}")
+        super().save(arrays, parts)
         self.journal.remember(self.name, arrays)
         self.journal.save()
 

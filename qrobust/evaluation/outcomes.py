@@ -48,6 +48,18 @@ def at_least(k: int, n: int, p: float) -> float:
     return float(binom.sf(k - 1, n, p))
 
 
+def most_by_chance(n: int, p: float) -> int:
+    """The most of n images that have what a share p of all has, in 19 of 20 draws: the smallest k with
+    P[Bin(n, p) ≤ k] ≥ 0.95.
+
+    >>> most_by_chance(100, 0.01), most_by_chance(10000, 0.01)
+    (3, 117)
+    """
+    from scipy.stats import binom
+
+    return int(binom.ppf(0.95, n, p))
+
+
 CLEAN = "clean"
 # What numpy and zipfile raise for a file that is no .npz, or one that was cut or changed.
 UNREADABLE = (OSError, EOFError, KeyError, RuntimeError, TypeError, ValueError, zipfile.BadZipFile, zlib.error)

@@ -14,14 +14,15 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from .. import devices
-from ..attacks import PgdConfig, Scene, named
+from ..attacks import Attack, PgdConfig, Scene, named
 from ..attacks.gradient import LOSSES, last_and_best
+from ..attacks.registry import STRONG
 from ..data import Images, choose, to_unit
 from ..data.images import check_batch_size
 from ..models.inference import frozen, ordinary, raw_gradient
 from ..threat import Threat
 from .accuracy import are_probabilities, judge, predict
-from .outcomes import Outcomes, at_least
+from .outcomes import Mask, Outcomes, at_least
 
 STEPS = 20
 BATCH = 128
@@ -53,7 +54,8 @@ class CheckedModel:
         check_batch_size(batch_size)
         self.model, self.threat, self.float_model, self.others = model.eval(), threat, float_model, others
         self.outcomes, self.seed, self.batch_size = outcomes, seed, batch_size
-        images, _ = choose(images, n, seed)
+        self._all = len(images)
+        images, self._which = choose(images, n, seed)
         self.x = to_unit(images.x, devices.device_of(model), channels_last=True)
         self.y = images.y.to(self.x.device)
 
@@ -102,8 +104,11 @@ class CheckedModel:
 
     @cached_property
     def white_box(self) -> Tensor:
-        """Right under both."""
-        return self.ce & self.margin
+        """Right under both, and under every cascade `strong` of the outcomes."""
+        left = self.ce & self.margin
+        for mask in _masks(self.outcomes, lambda one: one.family == STRONG):
+            left &= self.of_outcomes(mask)
+        return left
 
     @cached_property
     def twice(self) -> Tensor:
@@ -141,6 +146,14 @@ class CheckedModel:
             for mask, x_adv in zip((last, best), found, strict=True):
                 mask[which] = judge(self.model, x, y, x_adv, self.threat)
         return last, best
+
+    def of_outcomes(self, mask: Mask) -> Tensor:
+        """A mask of the outcomes on the images that are checked, (n,); true of those that the outcomes do not have."""
+        known = self.outcomes.indices if self.outcomes else None
+        whole = np.ones(self._all, bool)
+        whole[slice(len(mask)) if known is None else known] = mask
+        left = torch.from_numpy(whole if self._which is None else whole[self._which.numpy()])
+        return left.to(self.x.device)
 
     def share(self, mask: Tensor) -> float:
         """Share of the n images."""
@@ -241,15 +254,42 @@ def near_chance(checked: CheckedModel) -> float:
     return at_least(right, n, commonest / n)
 
 
-def numbers_part(checked: CheckedModel) -> float | None:
-    """How far the evaluation's worst case is below what last-step attacks leave, as papers print them."""
+def images(checked: CheckedModel) -> int:
+    """How many are checked."""
+    return len(checked.y)
+
+
+def weak_attacks(checked: CheckedModel) -> float | None:
+    """Share of images in the worst case of the evaluation that PGD on the cross-entropy breaks."""
     if checked.outcomes is None:
         return None
-    attacks = [
-        one for one in checked.outcomes.attacks if one.family in PUBLISHED and one.settings.get("keep") != "best"
-    ]
-    left = [float(checked.outcomes.correct[one.name].mean()) for one in attacks]
-    return max(left) - float(checked.outcomes.worst_case().mean()) if left else None
+    return checked.share(checked.of_outcomes(checked.outcomes.worst_case()) & ~checked.ce)
+
+
+def last_step(checked: CheckedModel) -> float | None:
+    """Share of images that stand at the last points of an attack as papers print it, and not in the worst case of the
+    evaluation; of the attack that leaves most. Of PGD on the cross-entropy where the evaluation has none.
+    """
+    if checked.outcomes is None:
+        return None
+    worst, printed = checked.outcomes.worst_case(), _printed(checked.outcomes)
+    if not printed:
+        return checked.share(checked.last_step & ~checked.of_outcomes(worst))
+    return max(float((left & ~worst).mean()) for left in printed)
+
+
+def images_of_last_step(checked: CheckedModel) -> int:
+    """Of how many images `last_step` is a share."""
+    return checked.outcomes.n if checked.outcomes and _printed(checked.outcomes) else images(checked)
+
+
+def _printed(outcomes: Outcomes | None) -> list[Mask]:
+    """What last-step attacks of many steps leave."""
+    return _masks(outcomes, lambda one: one.family in PUBLISHED and one.settings.get("keep") != "best")
+
+
+def _masks(outcomes: Outcomes | None, which: Callable[[Attack], bool]) -> list[Mask]:
+    return [] if outcomes is None else [outcomes.correct[one.name] for one in outcomes.attacks if which(one)]
 
 
 def zero_gradient(checked: CheckedModel) -> float:

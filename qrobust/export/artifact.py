@@ -6,8 +6,9 @@ import hashlib
 import io
 import shutil
 import tempfile
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -19,9 +20,11 @@ from torch import Tensor, nn
 
 from .. import __version__, devices, runtime
 from ..attacks import Attack, Scene
-from ..data import Dataset, Given, as_images, choose, to_unit
+from ..data import Dataset, Given, Images, as_images, choose, to_unit
 from ..errors import ExportError, RunError
 from ..evaluation import predict
+from ..evaluation.cascade import TOGETHER, Shown, announce, is_strong
+from ..progress import Bar, bar
 from ..quant import bits_per_layer
 from ..storage import write_json
 from ..threat import Threat
@@ -31,6 +34,7 @@ from .target import Target
 from .write import INPUT, INPUTS, OUTPUT, check_ops, written
 
 Arrays = dict[str, npt.NDArray[Any]]
+AS_IT_CAME = "clean"  # instead of a part of a cascade, as `Strongest.names` has it
 
 
 @devices.exact_products()
@@ -48,31 +52,89 @@ def make_suite(
 
     Returns arrays: "y" int64 (n,), and for "clean" and every attack "x.NAME" uint8 (n, c, h, w) and
     "label.NAME" int64 (n,); "logits.clean" float32 (n, classes). Rounding stays inside the threat, and labels
-    are those of the rounded images. images: as `data.as_images` takes them. float_model: what transfer attacks take
-    gradients from.
+    are those of the rounded images. Of `strong` the point where a wrong class leads by most, of images that are wrong
+    when clean the image itself; "found_by.NAME" uint8 (n, w) names the part that found it, in ASCII behind which are
+    zeros ("clean": the image as it came). images: as `data.as_images` takes them. float_model: what transfer attacks
+    take gradients from.
     Raises ExportError for an attack that the threat does not bound, or whose images are the clean ones.
     """
     check_suite_attacks(attacks)
     images = as_images(images)
+    images = Images(images.x.cpu().contiguous(), images.y.cpu())
     model.eval()
-    scene = Scene(model, threat, float_model, seed)
-    parts: dict[str, list[Tensor]] = {}
-    for index, batch in enumerate(images.batches(batch_size)):
-        x = to_unit(batch.x, devices.device_of(model), channels_last=True)
-        y = batch.y.to(x.device)
-        for attack in (None, *attacks):
-            name = "clean" if attack is None else attack.name
-            generator = devices.generator(seed, "suite", name, index)
-            x_adv = x if attack is None else attack.perturb(scene, x, y, generator)
-            pixels = to_pixels(x_adv, x, threat)
-            parts.setdefault(f"x.{name}", []).append(pixels)
-            parts.setdefault(f"label.{name}", []).append(predict(model, to_unit(pixels, x.device, True)))
-        with torch.no_grad():
-            parts.setdefault("logits.clean", []).append(model(x))
-    arrays: Arrays = {name: torch.cat(values).cpu().contiguous().numpy() for name, values in parts.items()}
-    for attack in attacks:
-        _check_changed(arrays, attack.name, threat)
-    return {"y": images.y.cpu().numpy(), **arrays}
+    scene = Scene(model, threat, float_model, seed, settle=partial(in_bytes, threat=threat), batch_size=batch_size)
+    arrays = {"y": images.y.numpy(), **_clean(scene, images)}
+    right = torch.from_numpy(arrays["label.clean"] == arrays["y"])
+    with bar("suite", len(attacks) * len(images), "images") as moving:
+        for attack in attacks:
+            moving.describe(f"suite {attack.name}")
+            if is_strong(attack):
+                pixels, arrays[f"found_by.{attack.name}"] = _strongest(scene, images, attack, right, moving)
+            else:
+                pixels = _perturbed(scene, images, attack, moving)
+            arrays[f"x.{attack.name}"] = pixels.numpy()
+            arrays[f"label.{attack.name}"] = _labels(scene, Images(pixels, images.y))
+            _check_changed(arrays, attack.name, threat)
+    return arrays
+
+
+def _clean(scene: Scene, images: Images) -> Arrays:
+    with torch.no_grad():
+        logits = torch.cat([scene.model(x) for x, _ in _batches(scene, images)])
+    return {
+        "x.clean": images.x.numpy(),
+        "label.clean": _labels(scene, images),
+        "logits.clean": logits.cpu().contiguous().numpy(),
+    }
+
+
+def _batches(scene: Scene, images: Images) -> Iterator[tuple[Tensor, Tensor]]:
+    """x in [0,1] and y where the network is."""
+    device = devices.device_of(scene.model)
+    return ((to_unit(one.x, device, channels_last=True), one.y.to(device)) for one in images.batches(scene.batch_size))
+
+
+def _labels(scene: Scene, images: Images) -> npt.NDArray[Any]:
+    return torch.cat([predict(scene.model, x) for x, _ in _batches(scene, images)]).cpu().numpy()
+
+
+def _perturbed(scene: Scene, images: Images, attack: Attack, moving: Bar) -> Tensor:
+    """Adversarial pixels (n, c, h, w) of all images, batch by batch."""
+    parts = []
+    for index, (x, y) in enumerate(_batches(scene, images)):
+        x_adv = attack.perturb(scene, x, y, devices.generator(scene.seed, "suite", attack.name, index))
+        parts.append(to_pixels(x_adv, x, scene.threat).cpu().contiguous())
+        moving.advance(len(y))
+    return torch.cat(parts)
+
+
+def _strongest(
+    scene: Scene, images: Images, attack: Attack, right: Tensor, moving: Bar
+) -> tuple[Tensor, npt.NDArray[np.uint8]]:
+    """Pixels of a cascade on the images that are right, and of every image the part that found it."""
+    pixels, names, todo = images.x.clone(), [AS_IT_CAME] * len(images), right.nonzero()[:, 0]
+    if not len(todo):
+        raise ExportError(
+            f"expected a network that is right on some of {len(images)} images, got none to attack by {attack.name}; "
+            "train it longer, or mend the labels"
+        )
+    announce(replace(attack, name=f"suite {attack.name}"), scene, images.take(todo[: scene.batch_size]), len(todo))
+    scene, device = replace(scene, memory=Shown(moving)), devices.device_of(scene.model)
+    for index, which in enumerate(torch.split(todo, TOGETHER * scene.batch_size)):
+        x, y = to_unit(images.x[which], device, channels_last=True), images.y[which].to(device)
+        found = attack.strongest(scene, x, y, devices.generator(scene.seed, "suite", attack.name, index))
+        pixels[which] = to_pixels(found.x, x, scene.threat).cpu()
+        for place, name in zip(which.tolist(), found.names(), strict=True):
+            names[place] = name
+        moving.advance(len(which))
+    moving.advance(len(images) - len(todo))  # at last: what was not attacked says nothing of the time that is left
+    return pixels, _name_rows(names)
+
+
+def _name_rows(names: Sequence[str]) -> npt.NDArray[np.uint8]:
+    """Numbers, as all that a suite holds: `runtime.Artifact.found_by` reads them."""
+    rows = np.array([name.encode("ascii") for name in names])
+    return rows.view(np.uint8).reshape(len(names), -1)
 
 
 def check_suite_attacks(attacks: Sequence[Attack]) -> None:
@@ -89,6 +151,11 @@ def _check_changed(arrays: Arrays, name: str, threat: Threat) -> None:
             f"expected images of {name} that differ from the clean ones in 8 bits, got the same; raise threat.eps, "
             f"{threat.eps:g} in {threat.norm}, or leave {name} out of export.suite_attacks"
         )
+
+
+def in_bytes(x_adv: Tensor, x: Tensor, threat: Threat) -> Tensor:
+    """The point that is judged of x_adv where images are bytes: inside the threat, in [0,1]."""
+    return to_unit(to_pixels(threat.project(x_adv, x), x, threat), x.device)
 
 
 def to_pixels(x_adv: Tensor, x: Tensor, threat: Threat) -> Tensor:
@@ -216,7 +283,8 @@ def _manifest(folder: Path, model: nn.Module, dataset: Dataset, target: Target, 
     files = {path.name: _hash(path) for path in sorted(folder.iterdir())}  # all: a check refuses what is not listed
     graph = onnx.load(str(folder / "model.onnx"))
     return {
-        "schema_version": 1,
+        # Readers of version 1 know no names of parts; artifacts without them are theirs too.
+        "schema_version": 2 if any(name.startswith("found_by.") for name in contents.suite) else 1,
         "producer": f"qrobust {__version__}",
         "name": contents.name,
         "files": files,

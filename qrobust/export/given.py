@@ -12,7 +12,7 @@ from torch import fx, nn
 
 from .. import devices, runtime
 from ..attacks import Attack, attack_names, named
-from ..attacks.registry import TRANSFER
+from ..attacks.registry import STRONG, TRANSFER
 from ..data import Dataset, Given, as_images, choose, to_unit
 from ..data.images import fingerprint
 from ..errors import DataError, ExportError, ModelError, did_you_mean, shown
@@ -25,7 +25,7 @@ from .artifact import Arrays, Contents, check_suite_attacks, expect_replaceable,
 from .target import Target, load_target
 from .write import INPUTS
 
-ATTACKS = ("cw-inf-20:keep=best", "apgd-t")
+ATTACKS = (STRONG,)  # of the evaluation, and of the suite
 FLOAT, FLOAT_BITS = "qm-32", 32  # folder of the float artifact, beside the one that is compared with it
 MOST_CHECKED = 200  # images of sanity checks
 
@@ -36,7 +36,7 @@ class ExportConfig:
 
     name: of the artifact, None for its folder's. classes: names, label k is `classes[k]`; None for the data's own, or
     numbers. n: images that are evaluated and stored, a stratified choice; None for all. suite_attacks: names of the
-    stored attacks, None for the bounded ones of the evaluation. input: "float32-nchw" or "uint8-nhwc".
+    stored attacks, whatever the evaluation takes; None for its bounded ones. input: "float32-nchw" or "uint8-nhwc".
     Raises ExportError for another input.
     """
 
@@ -44,7 +44,7 @@ class ExportConfig:
     classes: tuple[str, ...] | None = None
     n: int | None = None
     seed: int = 0
-    suite_attacks: tuple[str, ...] | None = None
+    suite_attacks: tuple[str, ...] | None = ATTACKS
     input: str = INPUTS[0]
 
     def __post_init__(self) -> None:
@@ -83,7 +83,7 @@ def export_artifact(
     >>> data = x, net(x).argmax(1)
     >>> artifact = qrobust.export_artifact(net, data, threat=threat, out="artifact", attacks=["pgd-20"])
     >>> artifact.sets, artifact.classes
-    (('clean', 'pgd-20'), ('0', '1'))
+    (('clean', 'strong'), ('0', '1'))
     """
     place, chosen = Path(out).absolute(), target if isinstance(target, Target) else load_target(target)
     dataset = _as_dataset(model, data, config)
@@ -112,8 +112,9 @@ class _Order:
     config: ExportConfig
 
     def expect_possible(self, folder: Path, source: nn.Module | None) -> None:
-        """Before any work: raises RunError for a folder that is not ours, ExportError or DataError for the suite."""
+        """Before any work: raises RunError for a folder that is not ours, ExportError or DataError for the attacks."""
         expect_replaceable(folder, ours=False)
+        self._expect_bounded(self.evaluated(source), "evaluate by")
         n = len(self.dataset.test)
         _expect_enough(min(self.config.n or n, n), self.target, len(self.stored(source)))
 
@@ -146,10 +147,15 @@ class _Order:
         given = self.config.suite_attacks
         bounded = tuple(one for one in self.attacks if one.bounded)
         found = _possible(bounded if given is None else _asked(given, self.threat), float_model)
-        if not found:
-            raise ExportError("expected an attack within the threat to store, got none; add one, as 'pgd-20'")
         check_suite_attacks(found)
+        self._expect_bounded(found, "store")
         return found
+
+    @staticmethod
+    def _expect_bounded(attacks: Sequence[Attack], use: str) -> None:
+        """Without one, the worst case would be the clean accuracy."""
+        if not any(one.bounded for one in attacks):
+            raise ExportError(f"expected an attack within the threat to {use}, got none; add one, as '{STRONG}'")
 
     def _threat(self) -> dict[str, Any]:
         return {"norm": self.threat.norm, "eps": self.threat.eps}

@@ -1,6 +1,6 @@
 """Recipes: how a network is trained, quantised, evaluated and exported; checked before anything runs."""
 
-from .parts import Average, Awp, Sar, ThreatModel, TrainingAttack
+from .parts import Average, Awp, Mix, Sar, ThreatModel, TrainingAttack
 from .reading import checked, difference, dump, load, located, parse, read
 from .schema import Data, Export, Quantisation, Recipe, Schedule, Training
 from .values import CallSize, Count, Int, Name, Positive, Seconds, Table, Threads
@@ -13,6 +13,7 @@ __all__ = [
     "Data",
     "Export",
     "Int",
+    "Mix",
     "Name",
     "Positive",
     "Quantisation",

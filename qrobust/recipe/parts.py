@@ -14,6 +14,11 @@ from pydantic import (
 from .values import Count, Distance, Float, Form, Int, Positive, Radius, Start, Table, Weight
 
 
+def _without(table: dict[str, Any], **usual: Any) -> dict[str, Any]:
+    """A table without the keys that have these values."""
+    return {key: value for key, value in table.items() if key not in usual or value != usual[key]}
+
+
 class ThreatModel(Table):
     """What the attacker may do to an image: move it by eps in a norm, within [0, 1]."""
 
@@ -34,6 +39,9 @@ class TrainingAttack(Table):
     """Length of a step, pixels in [0, 1]; left out: eps/4 for `pgd`, 1.25 eps for `fgsm-rs`, eps for `n-fgsm`."""
     random_start: bool = True
     """Whether it starts at a random point of the ball, not at the image."""
+    start: Literal["ball", "near"] = "ball"
+    """Where a random start of `pgd` lies: anywhere in the `"ball"`, or `"near"` the image, 0.001 · N(0, 1) from it, as
+    the authors of MART have it. `trades` starts there always."""
     keep: Literal["last", "best"] = "last"
     """Which point of its way is learned from: the `"last"`, as published, or the `"best"` for the attacker."""
     mode: Literal["eval", "train"] = "eval"
@@ -44,8 +52,14 @@ class TrainingAttack(Table):
 
     @model_serializer(mode="wrap")
     def _without_usual(self, plain: SerializerFunctionWrapHandler) -> dict[str, Any]:
-        """No `warmup` where there is none, so that keys of older runs stay what they were."""
-        return {key: value for key, value in plain(self).items() if key != "warmup" or value}
+        """No `warmup` or `start` where they are the usual ones, so that keys of older runs stay what they were."""
+        return _without(plain(self), warmup=0, start="ball")
+
+    @model_validator(mode="after")
+    def _started(self) -> TrainingAttack:
+        if self.start == "near" and not (self.kind == "pgd" and self.random_start):
+            raise ValueError("expected kind = 'pgd' with a random start for start = 'near', got another; remove start")
+        return self
 
 
 class Sar(Table):
@@ -54,7 +68,8 @@ class Sar(Table):
     weight: Weight = 0.1
     """Weight of the term; of the form "batch" it belongs to a batch size."""
     form: Form = "batch"
-    """Fourier transform over images and classes, as the authors' code, or over each image's classes, as the paper."""
+    """Fourier transform over images and classes (`"batch"`), as the authors' earlier code, or over each image's classes
+    (`"sample"`), as the paper's equation 3."""
     distance: Distance = "l1"
     """Distance of the two transforms."""
     start: Start = "first-drop"
@@ -89,7 +104,7 @@ class Average(Table):
     @model_serializer(mode="wrap")
     def _without_usual(self, plain: SerializerFunctionWrapHandler) -> dict[str, Any]:
         """No `statistics` where they are the usual ones, so that keys of older runs stay what they were."""
-        return {key: value for key, value in plain(self).items() if key != "statistics" or value != "augmented"}
+        return _without(plain(self), statistics="augmented")
 
 
 class Mix(Table):
@@ -103,6 +118,20 @@ class Mix(Table):
     """The share that is mixed is drawn from Beta(alpha, alpha), anew for each image; 1: uniform."""
     loss: Literal["bce", "ce"] = "bce"
     """Binary cross-entropy of every class, or cross-entropy with mixed labels."""
+    border: Literal["clip", "inside"] = "clip"
+    """Where patches of `cutmix` lie: their centre anywhere and what is beyond the border lost (`"clip"`), so that they
+    are smaller than their share, or wholly `"inside"`, as those of `cutout` always do."""
+
+    @model_serializer(mode="wrap")
+    def _without_usual(self, plain: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """No `border` where it is the usual one, so that keys of older runs stay what they were."""
+        return _without(plain(self), border="clip")
+
+    @model_validator(mode="after")
+    def _bordered(self) -> Mix:
+        if self.border == "inside" and self.kind != "cutmix":
+            raise ValueError(f"expected kind = 'cutmix' for border = 'inside', got {self.kind!r}; remove border")
+        return self
 
 
 class Validation(Table):

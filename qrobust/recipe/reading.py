@@ -75,6 +75,8 @@ def _extended(kind: str, found: resources.Found, seen: tuple[resources.Found, ..
     inherited = _extended(kind, parent, (*seen, found))
     for key in ("name", "description", "claim"):  # a variant carries no paper's numbers but its own
         inherited.pop(key, None)
+    if parent.path != found.path:  # a file is a paper's
+        inherited.pop("departures", None)
     return _merge(inherited, table)
 
 

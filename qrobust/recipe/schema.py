@@ -126,7 +126,7 @@ class Schedule(Table):
 
     LATER: ClassVar = (
         "optimizer", "warmup", "log_frequency_ratio", "class_weights", "classifier", "shortcuts", "activation_range",
-        "unsupported",
+        "unsupported", "start_from",
     )  # fmt: skip
     ADAMW: ClassVar = {"lr": 1e-3, "weight_decay": 0.05}  # what stands for the defaults, which are SGD's
 
@@ -283,8 +283,11 @@ class Training(Schedule):
 
 
 class Quantisation(Schedule):
-    """Quantisation-aware training of each width, from the width before it. Needed for widths below 32."""
+    """Quantisation-aware training of each width below 32, which need it."""
 
+    start_from: Literal["previous", "float", "initial"] = "previous"
+    """What each width is trained from: the `"previous"` one, the `"float"` network, or the `"initial"` weights that the
+    float network too was trained from."""
     method: Literal["natural", "at", "trades", "mart", "ard", "rslad"] | None = None
     """Loss; left out: that of [train]. `ard` and `rslad` distil from the float network on adversarial images."""
     layers: dict[str, Bits] = Field(default_factory=dict)
@@ -313,6 +316,12 @@ class Quantisation(Schedule):
     """Whether weights have a clip, and so a scale, for each output channel, not one for the layer."""
     calibration: Count = 512
     """Training images that place the clips before training."""
+
+    @model_validator(mode="after")
+    def _trained(self) -> Quantisation:
+        if self.start_from == "initial" and not self.epochs:
+            raise ValueError("expected epochs above 0 for start_from = 'initial', got 0; give some")
+        return self
 
 
 class Evaluation(Table):
@@ -385,7 +394,8 @@ class Recipe(Table):
     on_event: str | None = None
     """Function that hears of every epoch and stage, `package.module:function` or `FILE.py:function`; left out: none."""
     bits: Annotated[tuple[Bits, ...], AfterValidator(_with_float)] = (32, 4, 2)
-    """Widths in bits, falling from 32, the float network, always made; each is trained from the one before it."""
+    """Widths in bits, falling from 32, the float network, always made; each is trained from the one before it, unless
+    `quant.start_from` says otherwise."""
     data: Data
     model: Model
     threat: ThreatModel
@@ -397,11 +407,14 @@ class Recipe(Table):
     attack: Attacking | None = None
     claim: dict[str, Any] = Field(default_factory=dict)
     """Numbers that a paper prints; nothing reads them but people."""
+    departures: dict[str, str] = Field(default_factory=dict)
+    """Where the recipe does otherwise than that paper, a sentence each, under a name; likewise."""
 
     @model_serializer(mode="wrap")
-    def _without_events(self, plain: SerializerFunctionWrapHandler) -> dict[str, Any]:
-        """No `tensorboard` or `on_event` where they are off, so that keys of older runs stay what they were."""
-        return {key: value for key, value in plain(self).items() if key not in ("tensorboard", "on_event") or value}
+    def _without_unused(self, plain: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """Keys that came later only where they are used, so that keys of older runs stay what they were."""
+        later = ("tensorboard", "on_event", "departures")
+        return {key: value for key, value in plain(self).items() if key not in later or value}
 
     @model_validator(mode="after")
     def _widths(self) -> Recipe:

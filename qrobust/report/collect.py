@@ -12,8 +12,10 @@ from typing import Annotated, Any
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from ..errors import RunError, shown
+from ..headline import BROKEN, HELD, NOT_CHECKED
 from ..recipe import Recipe, load
 from ..runs.folder import NetworkFolder, RunFolder, judged
+from ..runs.results import measured
 from ..runs.stages import fingerprint
 from ..runtime import Artifact, ArtifactError
 from ..storage import read_lines, read_result
@@ -54,12 +56,24 @@ class Cell(Result):
         return self
 
 
+class Part(Result):
+    """What a part of a cascade took and found."""
+
+    part: str
+    tried: Whole
+    broken: Whole
+    forward_passes: Whole
+    gradient_passes: Whole
+    seconds: Amount = 0
+
+
 class Attack(Cell):
     """What an attack left."""
 
     bounded: bool = True
     settings: dict[str, Any] = Field(default_factory=dict)
     seconds: Amount = 0
+    parts: list[Part] = Field(default_factory=list)
 
 
 class Flag(Result):
@@ -93,6 +107,26 @@ class Cost(Result):
     layers: dict[str, Layer] = Field(default_factory=dict)
 
 
+class InTorch(Result):
+    """The torch network under the attacks that its file was under."""
+
+    attacks: dict[str, Attack]
+    worst_case: Cell
+
+
+class Places(Result):
+    """Shares by attack; replayed: with their n, empty for images of no suite."""
+
+    replayed: dict[str, Amount] = Field(default_factory=dict)
+
+    @model_validator(mode="after")
+    def _shares(self) -> Places:
+        shares = [share for name, share in self.replayed.items() if name != "n"]
+        if self.replayed and ("worst_case" not in self.replayed or max(shares) > 1):
+            raise ValueError(f"expected shares and their worst case, got {shown(self.replayed)}")
+        return self
+
+
 class Attacked(Result):
     """RUN/qm-N/attack.json."""
 
@@ -101,6 +135,9 @@ class Attacked(Result):
     attacks: dict[str, Attack]
     worst_case: Cell | None = None
     flags: list[Flag] = Field(default_factory=list)
+    images: str = ""
+    in_torch: InTorch | None = None
+    gap: Places | None = None
 
 
 class PerClass(Result):
@@ -240,10 +277,18 @@ class Width:
 
     @property
     def verdict(self) -> str:
-        """ "held", "broken" or, where no check has judged this file, "not checked"."""
+        """Of the export: "held", "broken" or, where no check has judged this file, "not checked"."""
         if self.checked is None or self.stale:
-            return "not checked"
-        return "held" if self.checked["passed"] else "broken"
+            return NOT_CHECKED
+        return HELD if self.checked["passed"] else BROKEN
+
+    @property
+    def record(self) -> Record:
+        """What a headline is made of, as in report.json."""
+        checked = None if self.stale else self.checked
+        broken = [verdict for verdict in (checked or {}).get("verdicts", ()) if not verdict["passed"]]
+        found = measured(self.evaluation, checked, self.attacked)
+        return {"bits": self.bits, "verdict": self.verdict, "broken": broken, **found}
 
 
 @dataclass(frozen=True)

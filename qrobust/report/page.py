@@ -10,12 +10,13 @@ from typing import TYPE_CHECKING, Any
 
 from .. import __version__
 from ..errors import RunError, printable
+from ..headline import LEGEND, Number, is_last_step, summary
 from ..resources import unplaced
 from ..storage import is_stream, write_text
-from ..tables import threat_text
+from ..tables import LAST_STEP, threat_text
 from .collect import Collected, Record, Width, collect
 from .pictures import Chart, Line, chart, figures
-from .words import MOST_CLASSES, cards, classes, columns, flags, headline, layers, parity, rows, settings
+from .words import MOST_CLASSES, cards, classes, columns, flags, layers, parity, parts, rows, settings
 
 if TYPE_CHECKING:
     from jinja2 import Environment
@@ -53,7 +54,7 @@ def page(run: Collected) -> str:
         "page.html.j2",
         run,
         escaped=True,
-        headline=headline(run),
+        parts=[(width, parts(width)) for width in run.widths],
         costs=_costs(run),
         curves=_curves(run.widths),
         figures=figures(run.analysis),
@@ -75,6 +76,11 @@ def plain(text: object) -> str:
     return "".join(f"\\{letter}" if letter in "\\`*_[]<>|#&~" else letter for letter in line)
 
 
+def tight(text: str) -> str:
+    """Text that is not broken between a number and what belongs to it."""
+    return text.replace(" %", "\xa0%").replace("n = ", "n\xa0=\xa0")
+
+
 def quoted(text: object) -> str:
     """A YAML string, which a JSON string is where no letter needs two escapes."""
     return printable(json.dumps(str(text), ensure_ascii=False))
@@ -87,12 +93,17 @@ def _rendered(name: str, run: Collected, *, escaped: bool, **more: Any) -> str:
     from jinja2 import UndefinedError
 
     accuracies = [(width, rows(width)) for width in run.widths]  # a width cannot be hashed
+    verdicts = cards(run)
     shared = {
         "run": run,
+        "headline": summary([one.headline for one in verdicts]),
+        "legend": LEGEND,
+        "tight": tight,
+        "last_step": lambda name: LAST_STEP if is_last_step(name) else "",
         "images": unplaced(run.recipe.data.name),
         "version": __version__,
         "threat": threat_text(run.recipe.threat.model_dump()),
-        "cards": cards(run),
+        "cards": verdicts,
         "columns": columns([row for _, part in accuracies for row in part]),
         "accuracies": accuracies,
         "flags": flags(run),
@@ -118,9 +129,10 @@ def _environment(escaped: bool) -> Environment:
 
 
 def _costs(run: Collected) -> list[Chart]:
-    """Worst case in torch against latency (smallest batch, first thread count) and against size."""
+    """The lowest accuracy of any place against latency (smallest batch, first thread count) and against size."""
     first = _timed(run.bench) if run.bench else []
-    pairs = [(row, width) for row in first for width in run.evaluated if width.bits == row["bits"]]
+    found = [(card.width, card.headline.number) for card in cards(run)]
+    pairs = [(row, width, number) for row in first for width, number in found if number and width.bits == row["bits"]]
     if not pairs:
         return []
     row = pairs[0][0]
@@ -136,14 +148,13 @@ def _timed(bench: Record) -> list[Record]:
     return [row for row in bench["results"] if (row["batch"], row["threads"]) == (smallest, threads)]
 
 
-def _cost(title: str, label: str, key: str, factor: float, pairs: Sequence[tuple[Record, Width]]) -> Chart:
+def _cost(title: str, label: str, key: str, factor: float, pairs: Sequence[tuple[Record, Width, Number]]) -> Chart:
     points = []
-    for row, width in pairs:
-        worst = (width.evaluation or {})["worst_case"]
-        low, high = worst["ci95"]
-        points.append(Line(width.label, [row[key] * factor], [100 * worst["accuracy"]], [(100 * low, 100 * high)]))
+    for row, width, number in pairs:
+        low, high = number.ci95
+        points.append(Line(width.label, [row[key] * factor], [100 * number.accuracy], [(100 * low, 100 * high)]))
     name = f"cost-{key.partition('_')[0]}"
-    return chart(name, title, label, "worst case in torch, %", points, scattered=True)
+    return chart(name, title, label, "under attack, lowest of any place, %", points, scattered=True)
 
 
 def _curves(widths: Sequence[Width]) -> list[Chart]:

@@ -228,13 +228,15 @@ def _uri(kind: str, data: bytes) -> str:
 class Example:
     """Pictures as data URIs: clean, adversarial, and their difference, whose largest change is black or white.
 
-    attack: whose image it is; names of classes: the true one, and the network's before and after the attack.
+    attack: whose image it is; part: of a cascade, the part that found it, "" where none is named. Names of classes: the
+    true one, and the network's before and after the attack.
     """
 
     clean: str
     adversarial: str
     difference: str
     attack: str
+    part: str
     true: str
     before: str
     after: str
@@ -266,10 +268,18 @@ def _example(artifact: Artifact, attack: str, index: int) -> Example:
         adversarial=_picture(adversarial),
         difference=_picture(_difference(clean, adversarial)),
         attack=attack,
+        part=_part(artifact, attack, index),
         true=names[suite["y"][index]],
         before=names[suite["label.clean"][index]],
         after=names[suite[f"label.{attack}"][index]],
     )
+
+
+def _part(artifact: Artifact, attack: str, index: int) -> str:
+    """As the suite names it; "clean", which it says of an image as it came, is no part."""
+    rows = artifact.suite.get(f"found_by.{attack}")
+    name = "" if rows is None else bytes(rows[index]).rstrip(b"\0").decode("ascii")
+    return "" if name == "clean" else name
 
 
 def _difference(clean: Pixels, adversarial: Pixels) -> Pixels:

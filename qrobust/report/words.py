@@ -6,46 +6,51 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from ..headline import AMBER, CLEAN, GREEN, IN_TORCH, ON_FILE, RED, REPLAYED, Headline, Number, headlines, numbers
 from ..runtime import wilson
-from ..tables import UNBOUNDED, percent
+from ..tables import UNBOUNDED, ordered, percent
 from .collect import Collected, Record, Width
 
-SIGNS = {"held": "✓", "broken": "✗", "not checked": "?"}
-CLEAN, SQUARE, WORST = "clean", "square", "worst case"
+SQUARE, WORST = "square", "worst case"
 FRESH = "§"  # mark of attacks on the session, which are no replays
 MOST_CLASSES = 20  # rows of a table by class
-TORCH, REPLAYED, ATTACKED = "in torch", "replayed on the runtime", "attacked on the artifact"
+RUNTIME, ARTIFACT = "replayed on the runtime", "attacked on the artifact"
+
+
+@dataclass(frozen=True)
+class Place:
+    """Worst cases on the same n images by place; None where they were not measured there."""
+
+    n: int
+    in_torch: Number | None
+    replayed: Number | None
+    on_file: Number | None
 
 
 @dataclass(frozen=True)
 class Card:
-    """A network's verdict and why, in one sentence. kind: a class of style.css."""
+    """A network's verdict, what it is chosen from, and in sentences what its check found and what to beware of. kind:
+    a class of style.css.
+    """
 
     width: Width
-    sentence: str
+    headline: Headline
+    places: tuple[Place, ...]
+    sentences: tuple[str, ...]
 
     @property
     def kind(self) -> str:
-        """held, broken or unknown."""
-        return self.width.verdict if self.width.verdict in ("held", "broken") else "unknown"
-
-    @property
-    def sign(self) -> str:
-        """For those who tell no colours apart."""
-        return SIGNS[self.width.verdict]
-
-
-def headline(run: Collected) -> str:
-    """Held, or which networks are not."""
-    for verdict in ("broken", "not checked"):
-        if names := [width.label for width in run.widths if width.verdict == verdict]:
-            return f"{verdict.capitalize()}: {_listed(names)}"
-    return "Held" if len(run.widths) == 1 else f"Held: all {len(run.widths)} networks"
+        """held, broken or unknown, which stands for whatever is neither."""
+        return {GREEN: "held", AMBER: "unknown", RED: "broken"}[self.headline.tone]
 
 
 def cards(run: Collected) -> list[Card]:
     """One a network."""
-    return [Card(width, _sentence(width) + _warning(len(_flags(width)))) for width in run.widths]
+    found = zip(run.widths, headlines([width.record for width in run.widths]), strict=True)
+    return [
+        Card(width, one, _places(width), tuple(filter(None, (_sentence(width), _warning(one, width)))))
+        for width, one in found
+    ]
 
 
 def flags(run: Collected) -> list[tuple[str, Record]]:
@@ -58,11 +63,15 @@ def _flags(width: Width) -> list[tuple[str, Record]]:
     return [(label, flag) for label, result in results for flag in (result or {}).get("flags", [])]
 
 
-def _warning(flags: int) -> str:
-    return f" {flags} flag{'s' * (flags > 1)}: look before you trust the numbers." if flags else ""
+def _warning(found: Headline, width: Width) -> str:
+    if not found.flags:
+        return ""
+    count = len(_flags(width))
+    return f"{count} flag{'s' * (count > 1)} ({', '.join(found.flags)}): look before you trust the number."
 
 
 def _sentence(width: Width) -> str:
+    """What the check found."""
     checked = width.checked
     if width.stale:
         return "The check judged another model.onnx than the one that lies here; check it anew."
@@ -74,23 +83,63 @@ def _sentence(width: Width) -> str:
         first = broken[0]
         return f"{first['name']} is {first['measured']:.3g}, at most {first['limit']:.3g} is allowed: " \
                f"{first['reason']}.{more}"  # fmt: skip
-    survive, flips = percent(checked["worst_case"]), percent(checked["label_flips"], 2)
-    return (
-        f"All {len(checked['verdicts'])} limits held on {checked['n']} images: {survive}% survive the check's attacks, "
-        f"and {flips}% of labels changed in export.{_attack(width)}"
-    )
+    flips, count = percent(checked["label_flips"], 2), len(checked["verdicts"])
+    limits = f"all {count} limits of its check held" if count > 1 else "the limit of its check held"
+    return f"Export: {limits} on {checked['n']} images, and {flips} % of labels changed."
 
 
-def _attack(width: Width) -> str:
-    found = width.attacked or {}
-    if not {"n", "worst_case"} <= found.keys():
-        return ""
-    left = percent(found["worst_case"]["accuracy"])
-    return f" With gradients of its own, attacks leave {left}% of {found['n']} images."
+def _places(width: Width) -> tuple[Place, ...]:
+    """What a headline is chosen from: a row for all images that some place has seen, most images first."""
+    by_images: dict[str, dict[str, Number]] = {}
+    for one in numbers(width.record):
+        by_place = by_images.setdefault(one.images, {})
+        by_place[one.place] = min(by_place.get(one.place, one), one, key=lambda one: one.accuracy)
+    rows = [
+        Place(next(iter(found.values())).n, *map(found.get, (IN_TORCH, REPLAYED, ON_FILE)))
+        for found in by_images.values()
+    ]
+    return tuple(sorted(rows, key=lambda row: -row.n))
 
 
-def _listed(names: list[str]) -> str:
-    return " and ".join([", ".join(names[:-1]), names[-1]] if len(names) > 1 else names)
+@dataclass(frozen=True)
+class Parts:
+    """What the parts of a cascade took and found at a place, as rows of a table."""
+
+    place: str
+    attack: str
+    found: tuple[Record, ...]
+
+
+def parts(width: Width) -> list[Parts]:
+    """Of every cascade in torch and on the file; none of older results."""
+    results = ((IN_TORCH, width.evaluation), (ON_FILE, width.attacked))
+    return [
+        Parts(place, name, _found(attack["parts"]))
+        for place, result in results
+        for name, attack in (result or {"attacks": {}})["attacks"].items()
+        if attack.get("parts")
+    ]
+
+
+def _found(rows: Sequence[Record]) -> tuple[Record, ...]:
+    """Parts of one name together, those that broke nothing last."""
+    by_name: dict[str, list[Record]] = {}
+    for row in rows:
+        by_name.setdefault(row["part"] if row["broken"] else "", []).append(row)
+    rest = by_name.pop("", [])
+    named = [(f"{name} × {len(some)}" if len(some) > 1 else name, some) for name, some in by_name.items()]
+    if rest:
+        named.append((rest[0]["part"] if len(rest) == 1 else f"{len(rest)} others", rest))
+    return tuple(_together(name, some) for name, some in named)
+
+
+def _together(name: str, rows: Sequence[Record]) -> Record:
+    keys = ("broken", "forward_passes", "gradient_passes", "seconds")
+    return {
+        "part": name,
+        "tried": max(row["tried"] for row in rows),
+        **{key: sum(row[key] for row in rows) for key in keys},
+    }
 
 
 @dataclass(frozen=True)
@@ -157,15 +206,20 @@ def rows(width: Width) -> tuple[Row, Row, Row]:
 
 
 def columns(rows: Sequence[Row]) -> list[str]:
-    """Clean, worst case, every attack of any row in its order."""
-    names = dict.fromkeys(name for row in rows for name in row.cells)
-    return [CLEAN, WORST, *(name for name in names if name not in (CLEAN, WORST))]
+    """Clean, worst case, every attack of any row, the strongest first."""
+    attacks = {
+        name: {"bounded": cell.mark != UNBOUNDED}
+        for row in rows
+        for name, cell in row.cells.items()
+        if name not in (CLEAN, WORST)
+    }
+    return [CLEAN, WORST, *ordered(attacks)]
 
 
 def _in_torch(width: Width) -> Row:
     if width.evaluation is None:
-        return Row(TORCH, {}, missing="not evaluated yet", command="qrobust run RECIPE")
-    return Row(TORCH, _cells(width.evaluation), width.evaluation["n"])
+        return Row(IN_TORCH, {}, missing="not evaluated yet", command="qrobust run RECIPE")
+    return Row(IN_TORCH, _cells(width.evaluation), width.evaluation["n"])
 
 
 def _replayed(width: Width) -> Row:
@@ -177,20 +231,20 @@ def _replayed(width: Width) -> Row:
             low, high = checked["ci95"][name]
             cells[name] = Cell(share, low, high, FRESH * (name == SQUARE), checked["counts"][name])
         worst = _counted(checked["worst_case"], checked["n"])
-        return Row(REPLAYED, {**cells, WORST: worst}, checked["n"])
+        return Row(RUNTIME, {**cells, WORST: worst}, checked["n"])
     after = width.manifest["metrics"]["after"] if width.manifest else {}
     if not width.manifest or not after:
         why = width.problem or "no runtime here executes it"
-        return Row(REPLAYED, {}, missing=why, command="qrobust run RECIPE")
+        return Row(RUNTIME, {}, missing=why, command="qrobust run RECIPE")
     n = width.manifest["suite_n"]
-    return Row(REPLAYED, {name: _counted(share, n) for name, share in after.items()}, n)
+    return Row(RUNTIME, {name: _counted(share, n) for name, share in after.items()}, n)
 
 
 def _attacked(width: Width) -> Row:
     if width.attacked is None:
         command = f"qrobust attack {width.folder / 'artifact'} --json {width.folder / 'attack.json'}"
-        return Row(ATTACKED, {}, missing="not attacked yet", command=command)
-    return Row(ATTACKED, _cells(width.attacked), width.attacked.get("n"))
+        return Row(ARTIFACT, {}, missing="not attacked yet", command=command)
+    return Row(ARTIFACT, _cells(width.attacked), width.attacked.get("n"))
 
 
 def _cells(result: Mapping[str, Any]) -> dict[str, Cell]:

@@ -148,7 +148,8 @@ class Networks:
         images, before = self._calibration(self.recipe.quant.calibration), self.before(bits)
         anew = True if self.recipe.quant.epochs else None  # training goes on from there
         if before == FLOAT:
-            return self._quantized(self.network(FLOAT), bits, images)
+            begun = self.recipe.quant.start_from == "initial"
+            return self._quantized(devices.on_device(self.initial()) if begun else self.network(FLOAT), bits, images)
         return quant.requantize(self.network(before), bits, calibration=images, estimate_statistics=anew)
 
     def one_pass(self) -> Callable[[], object]:
@@ -158,7 +159,9 @@ class Networks:
         return lambda: model(x).square().sum().backward()
 
     def before(self, bits: int) -> int:
-        """The width that a quantised one starts from."""
+        """The width that a quantised one starts from; 32 too where it starts from the float network's own start."""
+        if self.recipe.quant is not None and self.recipe.quant.start_from != "previous":
+            return FLOAT
         return self.recipe.bits[self.recipe.bits.index(bits) - 1]
 
     def schedule(self, bits: int) -> Schedule:

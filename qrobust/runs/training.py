@@ -42,7 +42,9 @@ def training_settings(recipe: Recipe, bits: int) -> dict[str, Any]:
         retained = ("epochs", "batch_size", "estimate_statistics") if recipe.train.estimate_statistics else ("epochs",)
         tables["train"] = {key: tables["train"][key] for key in retained}
     if bits != FLOAT:
-        tables["bits"] = [FLOAT, *(width for width in recipe.bits if FLOAT > width >= bits)]
+        assert recipe.quant is not None
+        chain = [width for width in recipe.bits if FLOAT > width >= bits]
+        tables["bits"] = [FLOAT, *(chain if recipe.quant.start_from == "previous" else [bits])]
         tables["quant"] = recipe.model_dump(mode="json", include={"quant"})["quant"]
     return tables
 

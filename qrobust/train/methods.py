@@ -163,7 +163,9 @@ class AttackKind:
 
 
 def _within(x: Tensor, how: TrainingAttack, threat: Threat, generator: Generator) -> Tensor:
-    return threat.random_start(x, generator) if how.random_start else x
+    if not how.random_start:
+        return x
+    return nearby(x, threat, generator) if how.start == "near" else threat.random_start(x, generator)
 
 
 def _pgd(model: nn.Module, x: Tensor, y: Tensor, start: Tensor, threat: Threat, config: PgdConfig) -> Tensor:

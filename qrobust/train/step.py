@@ -196,7 +196,7 @@ class Stepper:
         if training.low_pass is not None:
             x = low_pass(x, training.low_pass).clamp(0, 1)
         if mix is not None and mix.on == "clean":
-            x, y = MIXES[mix.kind](x, y, classes=self.classes, alpha=mix.alpha, generator=generator)
+            x, y = self._mixed(x, y, mix, generator)
         x = x.contiguous(memory_format=torch.channels_last)
         method = METHODS[training.method]
         if method.ascends is None:
@@ -212,9 +212,13 @@ class Stepper:
         if mix is not None and mix.on == "adversarial" and x_adv is not None:
             own = devices.generator(int(torch.randint(2**62, (1,), generator=generator)), 0)
             whole = distributed.gathered(x_adv), distributed.gathered(y)  # images mix with any of the batch
-            x_adv, y = MIXES[mix.kind](*whole, classes=self.classes, alpha=mix.alpha, generator=own)
+            x_adv, y = self._mixed(*whole, mix, own)
             x_adv, y = distributed.part(x_adv), distributed.part(y)
         return Batch(x, y, x_adv, taught)
+
+    def _mixed(self, x: Tensor, y: Tensor, mix: recipe.Mix, generator: Generator) -> tuple[Tensor, Tensor]:
+        more = {"border": mix.border} if mix.kind == "cutmix" else {}
+        return MIXES[mix.kind](x, y, classes=self.classes, alpha=mix.alpha, generator=generator, **more)
 
     @torch.no_grad()
     def _taught(self, x: Tensor) -> Tensor:

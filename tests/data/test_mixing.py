@@ -4,7 +4,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from qrobust.data.augment import MIXES, cutmix, cutout, mixup
+from qrobust.data.augment import MIXES, _shares, cutmix, cutout, mixup
 from qrobust.errors import DataError
 
 from .helpers import seeded
@@ -137,6 +137,28 @@ def test_cutout_blanks_one_rectangle_in_all_channels(side):
     assert all(is_rectangle(mask) for mask in blank)
     assert torch.equal(targets, F.one_hot(y, CLASSES).float())
     assert blank.any()
+
+
+@pytest.mark.parametrize(("border", "mean"), [("clip", 0.32), ("inside", 0.5)])
+def test_the_replaced_share_is_that_which_was_drawn_or_what_the_border_leaves_of_it(border, mean):
+    """Uniform shares s: all of s inside, a mean of 1/2; clipped (√s - s/4)² of it, 23/72."""
+    x, y = torch.rand(4000, 1, 32, 32, generator=seeded(3)), torch.arange(4000) % 2
+    out, _ = cutmix(x, y, classes=2, alpha=1.0, generator=seeded(1), border=border)
+    assert (out != x).float().mean().item() == pytest.approx(mean, abs=0.015)
+
+
+@pytest.mark.parametrize("side", [(8, 6), (32, 32)])
+def test_a_patch_inside_is_a_rectangle_of_all_of_its_share(side):
+    x, y = some(h=side[0], w=side[1])
+    out, targets = cutmix(x, y, classes=CLASSES, alpha=1.0, generator=seeded(1), border="inside")
+    changed = (out != x).any(1)
+    replaced = changed.float().mean((1, 2))
+    assert torch.equal(targets[torch.arange(12), y], 1 - replaced)
+    drawn = _shares(12, 1.0, seeded(1))
+    other = partners(y, targets) >= 0
+    assert all(is_rectangle(mask) for mask in changed)
+    assert (replaced - drawn).abs()[other].max() <= 1 / min(side)  # both sides are rounded to pixels
+    assert other.sum() > 6
 
 
 @pytest.mark.parametrize(("alpha", "spread"), [(0.2, 0.4226), (1.0, 0.2887), (4.0, 0.1667)])

@@ -18,7 +18,7 @@ from qrobust.evaluation.sanity import SanityReport
 from qrobust.onnx_module import load_onnx
 
 from ..onnx_module.helpers import text_model
-from ..test_runtime import EPS, WEIGHT, floats, linear, model_bytes, suite_arrays, worst_case
+from ..test_runtime import EPS, WEIGHT, edit, floats, linear, model_bytes, suite_arrays, worst_case
 from .linear import PLAIN, artifact, camera, masked, takes_bytes
 
 SUITE = suite_arrays()
@@ -50,22 +50,30 @@ def test_the_exact_worst_case_is_reached_on_the_session(tmp_path):
     assert result["artifact"]["sha256"] == open_deployed(tmp_path / "one").sha256
 
 
-def test_the_gap_has_three_places(tmp_path):
-    def before(manifest):
-        cells = {"clean": {"accuracy": 0.95}, "attacks": {"pgd-20": {"accuracy": 0.7}}, "worst_case": {"accuracy": 0.6}}
-        manifest["metrics"]["before"] = {"n": 500, **cells}
-
-    found = attacked(artifact(tmp_path / "one", change=before), "pgd-20", n=32)["gap"]
-    assert found["in_torch"] == {"n": 500, "clean": 0.95, "pgd-20": 0.7, "worst_case": 0.6}
+def test_the_gap_has_three_places_and_the_same_images_in_each(tmp_path):
+    folder = artifact(tmp_path / "one")
+    first = attacked(folder, "pgd-20", n=32)
+    found = first["gap"]
+    assert found["in_torch"] == found["replayed"]  # the suite's labels and the session's
     assert set(found["replayed"]) == {"n", "clean", "pgd-20", "worst_case"}
-    assert found["replayed"]["n"] == found["attacked"]["n"] == 32
+    assert [found[place]["n"] for place in ("in_torch", "replayed", "attacked")] == [32] * 3
     assert found["attacked"]["worst_case"] <= found["replayed"]["worst_case"]
 
+    def before(manifest):
+        cells = {"fgsm": {"accuracy": 0.7}, "pgd-20": {"accuracy": 0.1}, "gn": {"accuracy": 0.9}}
+        manifest["metrics"]["before"] = {"images": first["images"], "attacks": cells, "worst_case": {"accuracy": 0.1}}
 
-@pytest.mark.parametrize("before", [{}, {"n": "many", "clean": 3, "attacks": [1], "worst_case": {"accuracy": "high"}}])
-def test_a_manifest_without_numbers_leaves_the_column_empty(tmp_path, before):
-    folder = artifact(tmp_path / "one", change=lambda manifest: manifest["metrics"].update(before=before))
-    assert attacked(folder, "pgd-2")["gap"]["in_torch"] == {}
+    edit(folder, before)
+    assert attacked(folder, "pgd-20", "fgsm", n=32)["gap"]["in_torch"] == {"fgsm": 0.7, **found["in_torch"]}
+    assert "fgsm" not in attacked(folder, "fgsm", n=16)["gap"]["in_torch"]  # which was measured on others
+
+
+@pytest.mark.parametrize("before", [{}, {"clean": 3, "attacks": [1], "worst_case": {"accuracy": "high"}}])
+def test_of_a_manifest_without_numbers_no_number_is_taken(tmp_path, before):
+    folder = artifact(tmp_path / "one")
+    first = attacked(folder, "pgd-2")
+    edit(folder, lambda manifest: manifest["metrics"].update(before={**before, "images": first["images"]}))
+    assert attacked(folder, "pgd-2")["gap"] == first["gap"]
 
 
 def test_a_gradient_that_misleads_in_one_form_is_passed_by_in_another(tmp_path):
@@ -139,11 +147,11 @@ def test_autoattack_takes_its_gradients_from_each_form_and_square_from_the_sessi
         with_surrogates(named("transfer-10", threat_of(deployed)), deployed, served, forms=("soft",), sources=())
 
 
-def test_the_default_is_the_suites_attacks_and_those_that_fit(tmp_path):
+def test_the_default_is_strong_with_the_suites_attacks_and_what_must_not_beat_them(tmp_path):
     deployed = open_deployed(artifact(tmp_path / "one"))
-    fixed = ["pgd-20x5:keep=best", "cw-inf-20x5:keep=best", "autoattack", "square-500"]
-    assert list(module.default_attacks(deployed)) == ["pgd-20", *fixed]
-    assert list(module.default_attacks(deployed, (deployed,))) == ["pgd-20", *fixed, "transfer-20:keep=best"]
+    assert module.default_attacks(deployed) == ("strong", "pgd-20", "square-500")
+    assert module.default_attacks(deployed, (deployed,)) == ("strong", "pgd-20", "square-500", "transfer-20:keep=best")
+    assert module.default_attacks(replace(deployed, artifact=None)) == ("strong", "square-500")
 
 
 class Stopped(Exception):
@@ -265,8 +273,8 @@ def test_a_run_of_the_toolkit(small_run, here, tmp_path):
     assert code == 0
     result = json.loads((tmp_path / "a.json").read_text())
     found = result["gap"]
-    before = json.loads((small_run / "qm-2" / "eval.json").read_text())
-    assert found["in_torch"]["pgd-5"] == before["attacks"]["pgd-5"]["accuracy"]
+    assert [found[place]["n"] for place in ("in_torch", "replayed", "attacked")] == [40] * 3
+    assert abs(found["in_torch"]["pgd-5"] - found["replayed"]["pgd-5"]) <= 1 / 40  # the same images in both
     assert found["attacked"]["worst_case"] <= found["replayed"]["worst_case"] + 0.05
     assert result["sanity_checks"]["module-differs"] <= 0.01
     assert result["sanity_checks"]["level-differs"] <= 0.01

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from qrobust.attacks import named
+from qrobust.attacks import PartResult, named
 from qrobust.deployed.model import find_images, open_deployed
 from qrobust.deployed.sanity import SANITY_CHECKS, CheckedFile, apart, first_apart
 from qrobust.evaluation import Outcomes, check_sanity
@@ -26,7 +26,7 @@ N = 64
 
 def checked(deployed, n=N, **broken):
     """With outcomes made by hand: for each attack, how many of the first images it breaks."""
-    names = {key.replace("_", "-"): count for key, count in broken.items()}
+    names = {key.replace("_", "-"): count for key, count in broken.items()}  # pgd_5, or its name as a key
     masks = {name: np.arange(n) >= count for name, count in {"clean": 0, **names}.items()}
     attacks = tuple(named(name, THREAT) for name in names)
     outcomes = Outcomes(THREAT, 0, attacks, "", masks, dict.fromkeys(masks, 0.0))
@@ -76,14 +76,36 @@ def test_a_provider_need_not_have_every_level(sound):
     assert "level-differs" not in check_sanity(checked(replace(sound, at=at)), SANITY_CHECKS).measured
 
 
-def test_who_beats_white_box_is_counted_beyond_it(sound):
-    assert raised(checked(sound, pgd_5=10, cw_inf_5=14, square_5=14, transfer_5=15)) == []  # one of 64 is no sign
-    assert raised(checked(sound, pgd_5=10, square_5=12)) == ["square-wins"]
-    assert raised(checked(sound, pgd_5=10, transfer_5=12)) == ["transfer-wins"]
-    assert raised(checked(sound, pgd_5=10, autoattack=30, square_5=12)) == ["square-wins"]  # it holds Square itself
-    assert (
-        "square-wins" not in check_sanity(checked(sound, square_5=12, transfer_5=3), SANITY_CHECKS).measured
-    )  # nothing to beat
+# how many of the first images each attack breaks; the flags that follow
+BEATEN = {
+    "one of 64 is no sign": ({"pgd-5": 10, "cw-inf-5": 14, "square-5": 14, "transfer-5": 15}, []),
+    "by Square": ({"pgd-5": 10, "square-5": 12}, ["square-wins"]),
+    "by transfer": ({"pgd-5": 10, "transfer-5": 12}, ["transfer-wins"]),
+    "AutoAttack holds Square": ({"pgd-5": 10, "autoattack": 30, "square-5": 12}, ["square-wins"]),
+    "no best point": ({"pgd-5:keep=best": 10, "pgd-5": 30, "square-5": 12}, ["square-wins"]),
+    "the best point": ({"pgd-5:keep=best": 12, "pgd-5": 10, "square-5": 12, "transfer-5": 12}, []),
+    "strong": ({"strong": 10, "square-5": 12, "transfer-5": 12}, ["square-wins", "transfer-wins"]),
+    "not strong": ({"strong:quick": 12, "pgd-5": 10, "square-5": 12, "transfer-5": 12}, []),
+}
+
+
+@pytest.mark.parametrize("case", BEATEN)
+def test_who_beats_white_box_is_counted_beyond_its_best_points(sound, case):
+    broken, expected = BEATEN[case]
+    assert raised(checked(sound, **broken)) == expected
+
+
+def test_where_no_gradient_was_tried_nothing_is_beaten(sound):
+    measured = check_sanity(checked(sound, square_5=12, transfer_5=3), SANITY_CHECKS).measured
+    assert {"square-wins", "transfer-wins"}.isdisjoint(measured)
+
+
+@pytest.mark.parametrize(("by_square", "flags"), [(7, []), (9, ["square-wins"])])
+def test_square_within_the_cascade_must_not_break_more_than_its_gradients(sound, by_square, flags):
+    found = checked(sound, strong=7 + by_square, square_5=2)
+    parts = {"margin-30": 5, "square-300, last": by_square - 1, "ce-50, random": 2, "square-300, best": 1}
+    found.outcomes.parts["strong"] = [PartResult(part, N, broken, 0, 0, 0.0) for part, broken in parts.items()]
+    assert raised(found) == flags
 
 
 def test_labels_apart():

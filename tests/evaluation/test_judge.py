@@ -109,6 +109,8 @@ def softmax(n=40, classes=10, scale=3.0):
 PROBABILITIES = {
     "softmax": softmax(),
     "in half precision": softmax().half(),
+    "in half precision, as float32": softmax().half().float(),
+    "in bfloat16, as float32, in percent": (softmax(scale=1.0) * 100).bfloat16().float(),
     "in percent": softmax() * 100,
     "in 8 bits": (softmax() * 255).round() / 255,
     "as bytes": (softmax() * 255).round(),

@@ -26,9 +26,9 @@ def some_dataset(n=12):
     return Dataset("random", tuple("0123456789"), part, part, part, "0" * 64)
 
 
-def some_contents(threat=Threat("linf", 8 / 255), bits=4, input="float32-nchw"):
+def some_contents(threat=Threat("linf", 8 / 255), bits=4, input="float32-nchw", attack="fgsm"):
     dataset = some_dataset()
-    suite = make_suite(network(bits), dataset.test, attacks=[named("fgsm", threat)], threat=threat, seed=0)
+    suite = make_suite(network(bits), dataset.test, attacks=[named(attack, threat)], threat=threat, seed=0)
     return Contents("try", bits, 0, threat, {"name": "try"}, suite, {"clean": 0.1}, input)
 
 
@@ -49,6 +49,7 @@ def test_an_artifact_can_be_loaded_and_its_manifest_holds(tmp_path):
     assert manifest["statistics"]["test"] == "exact-score"
     assert manifest["bits_per_layer"]["layer1.0.conv1"] == 4
     assert Artifact.load(folder).suite["y"].shape == (12,)
+    assert (manifest["schema_version"], Artifact.load(folder).found_by("fgsm")) == (1, ())
     assert [path.name for path in folder.parent.iterdir()] == ["artifact"]
 
 
@@ -69,6 +70,16 @@ def test_a_refused_artifact_leaves_the_old_one(tmp_path):
         write(tmp_path / "artifact", input="bytes")
     assert [path.name for path in tmp_path.iterdir()] == ["artifact"]
     assert {path.name: path.read_bytes() for path in (tmp_path / "artifact").iterdir()} == before
+
+
+def test_a_suite_of_a_cascade_says_which_part_found_each_image(tmp_path):
+    manifest = write(tmp_path / "artifact", attack="strong:budget=20")
+    artifact = Artifact.load(tmp_path / "artifact")
+    names = artifact.found_by("strong:budget=20")
+    assert (manifest["schema_version"], len(names)) == (2, 12)
+    assert set(names) == {"clean", "margin-9"}
+    assert artifact.found_by("clean") == ()
+    assert manifest["metrics"]["after"] == manifest["reference"]
 
 
 @pytest.mark.parametrize("input", INPUTS)

@@ -56,7 +56,7 @@ def folder(tmp_path_factory):
         model = made()
         export_artifact(
             model, (X, labelled(float_model())), threat=THREAT, out=path / "qm-4", attacks="pgd-2,gn,transfer-2",
-            float_model=float_model(), config=ExportConfig(name="own", classes=COLOURS),
+            float_model=float_model(), config=ExportConfig(name="own", classes=COLOURS, suite_attacks=None),
         )  # fmt: skip
         assert first_unrounded(model) == "second"  # a copy was rounded
 
@@ -132,16 +132,20 @@ def test_names_of_classes_come_from_the_data(tmp_path):
     data.classes = list(COLOURS)
     artifact = export_artifact(
         model, DataLoader(data, batch_size=50), threat=THREAT, out=tmp_path / "a", attacks=["pgd-2"], target="compact",
-        config=ExportConfig(n=120, input="uint8-nhwc"),
+        config=ExportConfig(n=120, input="uint8-nhwc", suite_attacks=None),
     )  # fmt: skip
     assert (artifact.classes, artifact.takes_bytes, artifact.manifest["bits"]) == (COLOURS, True, 32)
     assert len(artifact.suite["y"]) == artifact.manifest["metrics"]["before"]["n"] == 120
     part = Images(X, y)
     ours = Dataset("own", COLOURS[::-1], part.take(slice(0, 0)), part.take(slice(0, 0)), part, "f" * 64)
-    artifact = export_artifact(model, ours, threat=THREAT, out=tmp_path / "a", attacks=["pgd-2"])
+    settings = {"threat": THREAT, "out": tmp_path / "a", "attacks": ["pgd-2"]}
+    artifact = export_artifact(model, ours, config=ExportConfig(suite_attacks=None), **settings)
     assert (artifact.classes, artifact.manifest["data_fingerprint"]) == (COLOURS[::-1], "f" * 64)
     assert np.array_equal(artifact.suite["y"], y.numpy())
-    assert export_artifact(model, part, threat=THREAT, out=tmp_path / "a", attacks=["pgd-2"]).classes == tuple("0123")
+    again = export_artifact(model, part, **settings)
+    assert again.classes == tuple("0123")
+    assert again.sets == ("clean", "strong")  # whatever the evaluation takes
+    assert "margin-30" in again.found_by("strong")
 
 
 def refuse(tmp_path, model=None, data=None, **settings):
@@ -154,7 +158,10 @@ REFUSED = {
     "no network": (lambda p: refuse(p, "net"), "expected a network .*, got 'net'"),
     "too few images": (lambda p: refuse(p, data=(X[:20], labelled(float_model())[:20])), "expected .* images or more"),
     "too few of them": (lambda p: refuse(p, config=ExportConfig(n=20)), "expected .* images or more"),
-    "nothing to store": (lambda p: refuse(p, attacks=["gn"]), "expected an attack within the threat to store"),
+    "noise alone": (lambda p: refuse(p, attacks=["gn"]), "within the threat to evaluate by, got none; add one"),
+    "nothing to store": (
+        lambda p: refuse(p, config=ExportConfig(suite_attacks=())), "expected an attack within the threat to store"
+    ),
     "nothing to transfer from": (lambda p: refuse(p, attacks=["transfer-5"]), "expected an attack within the threat"),
     "an unbounded suite": (lambda p: refuse(p, config=ExportConfig(suite_attacks=("gn",))), "within the threat in"),
     "an unknown attack": (lambda p: refuse(p, attacks=["pgdd-2"]), "did you mean"),

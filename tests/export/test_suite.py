@@ -1,16 +1,19 @@
 """The regression suite: rounding inside the threat, and what it holds."""
 
 import io
+from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
+from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
-from qrobust.attacks import named
+from qrobust.attacks import Attack, named, plan
 from qrobust.data import Images, to_unit
 from qrobust.errors import ExportError
 from qrobust.export.artifact import make_suite, suite_accuracy, suite_bytes, to_pixels
+from qrobust.objectives import margin
 from qrobust.threat import Threat
 
 from .helpers import network
@@ -96,6 +99,69 @@ def test_a_suite_depends_on_the_seed_alone():
     first, second, other = suite(), suite(), suite(seed=1)
     assert all(np.array_equal(first[name], second[name]) for name in first)
     assert not np.array_equal(first["x.pgd-3"], other["x.pgd-3"])
+
+
+@pytest.fixture(scope="module")
+def labelled():
+    """Images that the network is right on, but for the first four."""
+    x = pixels(16)
+    with torch.no_grad():
+        y = network(4)(to_unit(x, "cpu")).argmax(1)
+    return Images(x, torch.where(torch.arange(16) < 4, (y + 1) % 10, y))
+
+
+def margins(x, y):
+    with torch.no_grad():
+        return margin(network(4)(to_unit(torch.from_numpy(x), "cpu")), y)
+
+
+def strongest(images, threat, name="strong:quick"):
+    return make_suite(network(4), images, attacks=[named(name, threat)], threat=threat, seed=0)
+
+
+@pytest.mark.parametrize("threat", [Threat("linf", 2 / 255), Threat("l2", 0.1)], ids=["linf", "l2"])
+def test_of_a_cascade_the_furthest_points_in_bytes_are_stored_with_their_parts(labelled, threat, monkeypatch):
+    monkeypatch.setattr(plan, "QUICK", tuple(replace(part, steps=part.steps // 10) for part in plan.QUICK))
+    arrays, name = strongest(labelled, threat), "strong:quick"
+    x, rows = arrays[f"x.{name}"], arrays[f"found_by.{name}"]
+    assert (threat.distance(torch.from_numpy(x) / 255.0, labelled.x / 255.0) <= threat.eps + 1e-6).all()
+    before, after = margins(arrays["x.clean"], labelled.y), margins(x, labelled.y)
+    np.testing.assert_array_equal(arrays[f"label.{name}"] != arrays["y"], after.numpy() > 0)
+    names = [bytes(row).rstrip(b"\0").decode() for row in rows]
+    moved = (x != arrays["x.clean"]).reshape(16, -1).any(1)
+    assert rows.dtype == np.uint8
+    assert names[:4] == ["clean"] * 4  # wrong without an attack: they stay as they came
+    assert not moved[:4].any()
+    assert set(names[4:]) <= {"clean", "margin-30", "margin-5, near", "square-30, best"}
+    np.testing.assert_array_equal(moved, np.array(names) != "clean")
+    unbroken = torch.arange(16)[4:][after[4:] <= 0]
+    assert 0 < len(unbroken) < 12  # of what nothing breaks too it is the furthest point
+    assert (after[unbroken] > before[unbroken]).all()
+
+
+def test_a_cascade_gets_the_right_images_alone_in_batches_that_are_full(monkeypatch):
+    torch.manual_seed(0)
+    net, x = nn.Sequential(nn.Flatten(), nn.Linear(64, 10)), pixels(16)
+    y = net(to_unit(x, "cpu")).argmax(1)
+    y[::4] = (y[::4] + 1) % 10
+    sizes, real = [], Attack.strongest
+
+    def counted(self, scene, x, y, generator):
+        sizes.append((len(x), scene.batch_size))
+        return real(self, scene, x, y, generator)
+
+    monkeypatch.setattr(Attack, "strongest", counted)
+    threat = Threat("linf", 2 / 255)
+    settings = {"attacks": [named("strong:budget=200", threat)], "threat": threat, "seed": 0, "batch_size": 2}
+    first, second = (make_suite(net, Images(x, y), **settings) for _ in range(2))
+    assert sizes == [(8, 2), (4, 2)] * 2
+    assert all(np.array_equal(first[name], second[name]) for name in first)
+
+
+def test_of_a_network_that_is_always_wrong_no_cascade_makes_a_suite(labelled):
+    wrong = Images(labelled.x[4:], (labelled.y[4:] + 1) % 10)
+    with pytest.raises(ExportError, match=r"right on some of 12 images, got none to attack by strong; train it"):
+        strongest(wrong, Threat("linf", 2 / 255), "strong")
 
 
 def test_refuses_attacks_without_a_bound():

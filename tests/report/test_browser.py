@@ -65,5 +65,5 @@ def test_all_is_seen_and_can_be_read(path, scheme):
 
 def test_the_console_stays_silent(path):
     done = browse("--dump-dom", path.as_uri())
-    assert "Broken: QM-4" in done.stdout
+    assert "Export broken: QM-4" in done.stdout
     assert errors(done) == []

@@ -14,7 +14,8 @@ import pytest
 import qrobust.report
 from qrobust.__main__ import main
 from qrobust.errors import RunError
-from qrobust.report import CARD, PAGE, write
+from qrobust.headline import headlines
+from qrobust.report import CARD, PAGE, pictures, write
 from qrobust.report.collect import collect
 from qrobust.storage import write_json
 
@@ -45,7 +46,17 @@ def test_verdict_first_then_numbers_as_in_the_files(run):
 def test_the_column_of_the_worst_case_stands_out(lean):
     text = write(lean).read_text()
     assert re.findall(r'<th scope="col" class="worst">([^<]+)<', text) == ["worst case"]
-    assert re.findall(r'<td class="worst">([\d.]+)<', text) == ["41.1", "33.3", "41.1", "33.3"]
+    assert re.findall(r'<td class="worst">([\d.]+)<', text) == ["33.3", "33.3", "41.1", "33.3", "41.1", "33.3"]
+
+
+def test_what_papers_report_is_marked(lean):
+    """And what a cascade's parts found is shown."""
+    part = {"part": "margin-30", "tried": 10, "broken": 4, "forward_passes": 4310, "gradient_passes": 300, "seconds": 1}
+    change(lean / "qm-4" / "eval.json", lambda found: found["attacks"]["pgd-20"].update(parts=[part]))
+    text = page(lean).text
+    assert "worst case fgsm square pgd-20 last step gn" in text
+    assert "QM-4 pgd-20, in torch margin-30 10 4 4,310 300 1.0" in text
+    assert "| worst case | fgsm | square | pgd-20 (last step) | gn |" in (lean / CARD).read_text()
 
 
 def test_one_epoch_is_no_epochs(run):
@@ -61,6 +72,11 @@ def test_an_attack_on_the_artifact_has_its_row(lean):
     assert "not attacked yet" not in text
     assert "bpda-50" in text
     assert text.count("28.7 10.0–60.0") == text.count("17.6 10.0–40.0") == 2
+
+
+def test_an_example_names_the_part_that_found_it(lean, monkeypatch):
+    monkeypatch.setattr(pictures, "_part", lambda *_: "margin-30")
+    assert "✗ , found by margin-30" in page(lean).text
 
 
 def test_headings_are_in_order(run):
@@ -139,7 +155,7 @@ def test_a_missing_stage_is_named(run, missing, message):
 
 @pytest.mark.parametrize(
     ("missing", "message"),
-    [("qm-4/check.json", "Not checked: QM-4"), ("qm-4/artifact", "no images to show; not exported yet"),
+    [("qm-4/check.json", "Export not checked: QM-4"), ("qm-4/artifact", "no images to show; not exported yet"),
      ("qm-4/eval.json", "not evaluated yet"), ("qm-32/eval.json", "not evaluated yet"),
      ("qm-32/artifact/manifest.json", "QM-32: no images to show; expected an artifact in")],
 )  # fmt: skip
@@ -230,7 +246,9 @@ def test_a_finished_run_is_shown_with_the_numbers_of_its_tables(tmp_path):
         for cell in (width["before"]["worst_case"], width["before"]["attacks"]["pgd-10"]):
             low, high = cell["ci95"]
             assert f"{100 * cell['accuracy']:.1f} {100 * low:.1f}–{100 * high:.1f}" in text
-    assert text.count("✓ held QM-") == sum(width["verdict"] == "held" for width in found["widths"])
+    for one in headlines(found["widths"]):
+        assert f"{one.network} export held; " in text
+        assert f"{100 * one.number.accuracy:.1f} % (n = {one.number.n}" in text
 
 
 @pytest.mark.parametrize(

@@ -182,3 +182,12 @@ def test_the_attack_that_breaks_most_is_shown():
     made = artifact([0], [1], sets=("clean", "fgsm", "pgd"))
     made.manifest["reference"]["fgsm"] = 0.9
     assert examples(made)[0].attack == "pgd"
+
+
+def test_the_part_of_a_cascade_that_found_an_image_is_named():
+    made = artifact([0, 1], [1, 1])
+    assert [one.part for one in examples(made)] == ["", ""]  # of suites without names
+    attack = examples(made)[0].attack
+    names = np.array([b"ce-50, random", b"clean"])  # the second is an image as it came
+    made.suite[f"found_by.{attack}"] = names.view(np.uint8).reshape(2, -1)
+    assert [(one.true, one.part) for one in examples(made)] == [("class 0", "ce-50, random"), ("class 1", "")]

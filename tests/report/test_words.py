@@ -2,51 +2,115 @@
 
 import pytest
 
+from qrobust.headline import summary
 from qrobust.report.collect import collect
-from qrobust.report.words import cards, columns, flags, headline, layers, rows
+from qrobust.report.words import cards, columns, flags, layers, parts, rows
 from qrobust.runtime import wilson
 from qrobust.storage import write_json
 
-from .conftest import change, checked, share
+from .conftest import change, share
 
 
-def test_a_broken_limit_says_which_and_why(run):
-    assert headline(collect(run)) == "Broken: QM-4"
+@pytest.fixture
+def strong(run):
+    """The run with strong attacks in torch."""
+    for bits in (32, 4):
+        attack = {"strong": share(0.411, 0.198, 0.681)}
+        change(run / f"qm-{bits}" / "eval.json", lambda found, new=attack: found["attacks"].update(new))
+    return run
+
+
+def test_a_broken_limit_says_which_and_why(strong):
+    run = strong
     held, broken = cards(collect(run))
-    assert (held.kind, held.sign, broken.kind, broken.sign) == ("held", "✓", "broken", "✗")
-    assert broken.sentence == "square_gap is 0.0766, at most 0.02 is allowed: wide."
-    assert held.sentence == (
-        "All 1 limits held on 12 images: 33.3% survive the check's attacks, and 0.00% of labels changed in export."
-    )
-    write_json(run / "qm-32" / "attack.json", {"attacks": {}, "n": 12, "worst_case": share(0.25, 0.1, 0.5)})
-    attacked, _ = cards(collect(run))
-    assert attacked.sentence == f"{held.sentence} With gradients of its own, attacks leave 25.0% of 12 images."
+    assert (held.kind, broken.kind) == ("held", "broken")
+    assert broken.headline.words == "export broken (square_gap); under attack 33.3 % (n = 12, float model 33.3 %)"
+    assert broken.sentences == ("square_gap is 0.0766, at most 0.02 is allowed: wide.",)
+    assert held.sentences == ("Export: the limit of its check held on 12 images, and 0.00 % of labels changed.",)
 
 
-@pytest.mark.parametrize(("bits", "expected"), [((4,), "Held: all 2 networks"), ((32, 4), "Broken: QM-32")])
-def test_the_headline_names_the_worst(run, bits, expected):
-    for width in bits:
-        change(run / f"qm-{width}" / "check.json", lambda found, w=width: checked(w == 4, found["model"]))
-    assert headline(collect(run)) == expected
+def attacked(k=3, **more):
+    """An attack on the file, on images of its suite."""
+    replayed = {"n": 12, "clean": 0.75, "fgsm": 0.667, "worst_case": 0.667}
+    attack = counted(k, 12)
+    return {"n": 12, "images": "ef" * 32, "attacks": {"strong": attack}, "worst_case": attack, "flags": [],
+            "gap": {"replayed": replayed}} | more  # fmt: skip
+
+
+def counted(k, n):
+    return share(k / n, *wilson(k, n))
+
+
+def test_every_place_is_looked_at_for_the_lowest_number(run):
+    places = [place for card in cards(collect(run)) for place in card.places]
+    assert [(place.n, place.in_torch.by, place.replayed.by, place.on_file) for place in places] == [
+        (12, "pgd-20", "square", None),
+    ] * 2
+    write_json(run / "qm-32" / "attack.json", attacked())
+    first, _ = cards(collect(run))
+    assert first.headline.words == "export held; under attack 25.0 % (n = 12)"
+    assert first.headline.number.where == "strong, on the file"
+    torch, file = first.places
+    assert (torch.on_file, file.in_torch, file.on_file) == (None, None, first.headline.number)
+    assert (file.replayed.by, file.replayed.accuracy) == ("fgsm", 0.667)
+
+
+def test_the_torch_network_is_attacked_as_its_file_was(run):
+    """On the same images, which may be those of the evaluation."""
+    in_torch = {"attacks": {"strong": counted(2, 12)}, "worst_case": counted(2, 12)}
+    write_json(run / "qm-32" / "attack.json", attacked(images="ab" * 32, in_torch=in_torch))
+    first, _ = cards(collect(run))
+    (place,) = first.places
+    assert first.headline.number == place.in_torch
+    assert (place.in_torch.accuracy, place.on_file.accuracy) == (2 / 12, 0.25)
+
+
+def test_images_of_no_suite_are_another_question(run):
+    write_json(run / "qm-32" / "attack.json", attacked(gap={"replayed": {}}))
+    (found, _) = cards(collect(run))
+    assert found.headline.words == "export held; under weak attacks 33.3 % (n = 12)"
+    assert found.kind == "unknown"
 
 
 def test_what_no_check_has_judged_is_not_called_held(run):
     (run / "qm-4" / "check.json").unlink()
     change(run / "qm-32" / "check.json", lambda found: found.update(model="0" * 64))
-    assert headline(collect(run)) == "Not checked: QM-32 and QM-4"
     first, second = cards(collect(run))
+    assert summary([first.headline, second.headline]).startswith("export not checked: QM-32 and QM-4; under ")
     assert first.kind == second.kind == "unknown"
-    assert "another model.onnx" in first.sentence
-    assert second.sentence.startswith("No check has judged it")
+    assert "another model.onnx" in first.sentences[0]
+    assert second.sentences[0].startswith("No check has judged it")
+
+
+PART = {"part": "margin-30", "tried": 10, "broken": 4, "forward_passes": 310, "gradient_passes": 300, "seconds": 0.5}
+SQUARE = PART | {"part": "square-300, last", "tried": 6, "broken": 1, "gradient_passes": 0}
+NOTHING = PART | {"part": "ce-50, random", "tried": 5, "broken": 0}
+
+
+def test_the_parts_of_a_cascade_say_what_they_found(run):
+    assert parts(collect(run).widths[1]) == []
+    took = [PART, SQUARE, NOTHING, SQUARE | {"tried": 5}, NOTHING | {"part": "dlr-50, random"}]
+    change(run / "qm-4" / "eval.json", lambda found: found["attacks"]["pgd-20"].update(parts=took))
+    write_json(run / "qm-4" / "attack.json", attacked(attacks={"strong": counted(3, 12) | {"parts": [NOTHING]}}))
+    torch, file = parts(collect(run).widths[1])
+    assert (torch.place, torch.attack, file.place, file.attack) == ("in torch", "pgd-20", "on the file", "strong")
+    keys = ("part", "tried", "broken", "forward_passes", "gradient_passes", "seconds")
+    assert [tuple(row[key] for key in keys) for row in torch.found] == [
+        ("margin-30", 10, 4, 310, 300, 0.5),
+        ("square-300, last × 2", 6, 2, 620, 0, 1.0),
+        ("2 others", 5, 0, 620, 600, 1.0),
+    ]
+    assert [row["part"] for row in file.found] == ["ce-50, random"]
 
 
 def test_flags_come_with_their_network(run):
     flag = {"name": "square-wins", "measured": 0.1, "limit": 0.01, "reason": "r", "hint": "h"}
     change(run / "qm-4" / "eval.json", lambda found: found["flags"].append(flag))
     write_json(run / "qm-32" / "attack.json", {"attacks": {}, "worst_case": share(0.5, 0.4, 0.6), "flags": [flag]})
-    assert [card.sentence.endswith(" 1 flag: look before you trust the numbers.") for card in cards(collect(run))] == [
-        True, True,
-    ]  # fmt: skip
+    found = cards(collect(run))
+    assert [card.kind for card in found] == ["unknown", "broken"]
+    assert ["; flagged; " in card.headline.words for card in found] == [True, True]
+    assert {card.sentences[-1] for card in found} == {"1 flag (square-wins): look before you trust the number."}
     assert flags(collect(run)) == [("QM-32's artifact", flag), ("QM-4", flag)]
 
 
@@ -61,7 +125,7 @@ def test_torch_and_runtime_are_told_apart(run):
     assert (replayed.cells["clean"].share, replayed.cells["square"].n, replayed.n) == (0.75, 8, 12)
     worst = replayed.cells["worst case"]
     assert (worst.low, worst.high) == wilson(4, 12)
-    assert columns([torch, replayed, attacked]) == ["clean", "worst case", "gn", "pgd-20", "fgsm", "square"]
+    assert columns([torch, replayed, attacked]) == ["clean", "worst case", "fgsm", "square", "pgd-20", "gn"]
 
 
 def test_an_artifact_that_was_not_attacked_says_how(run):

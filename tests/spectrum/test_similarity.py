@@ -70,6 +70,21 @@ def test_small_batches_give_what_all_images_give(size):
     assert biased(x[:4], y[:4]) > biased(x, y) + 0.3
 
 
+def test_the_biased_estimate_is_that_of_centred_features():
+    """Of one batch the formula as first published; of several, its numerators and norms summed."""
+    x, y = related()
+    assert float(linear_cka(x, y, biased=True)) == pytest.approx(float(biased(x, y)), rel=1e-5)
+    assert float(linear_cka(x, y)) < float(biased(x, y)) - 0.05
+    n, centring = 20, torch.eye(20, dtype=torch.float64) - 1 / 20
+    alignment, sums = Alignment(), [0.0, 0.0, 0.0]
+    for a, b in zip(x.split(n), y.split(n), strict=True):
+        alignment.update([gram(a)], [gram(b)])
+        k, m = (centring @ z @ centring for z in (z.double().flatten(1) @ z.double().flatten(1).T for z in (a, b)))
+        for index, (one, two) in enumerate(((k, m), (k, k), (m, m))):
+            sums[index] += float((one @ two).trace()) / (n - 1) ** 2
+    assert float(alignment.value(biased=True)) == pytest.approx(sums[0] / math.sqrt(sums[1] * sums[2]), rel=1e-5)
+
+
 def test_the_same_activations_align_fully():
     x, _ = related()
     assert float(linear_cka(x, x)) == pytest.approx(1)

@@ -272,6 +272,19 @@ def test_statistics_stay_where_an_attack_is_in_eval_mode(method, attack, factor,
     assert model.training
 
 
+def test_a_start_nearby_is_a_thousandth_of_a_normal_draw():
+    """As MART's authors begin; in the ball it would be a hundredfold."""
+    x = torch.full((40, 3, 16, 16), 0.5)
+    training = settings("mart", attack={"start": "near"})
+    near, ball = (
+        draw_start(x, given, LINF, torch.Generator().manual_seed(0)) - x for given in (training, settings("mart"))
+    )
+    assert near.std().item() == pytest.approx(1e-3, rel=0.02)
+    assert near.abs().max().item() > 3e-3  # a normal draw has tails
+    assert ball.std().item() == pytest.approx(LINF.eps / 3**0.5, rel=0.02)
+    assert torch.equal(near, draw_start(x, settings("trades"), LINF, torch.Generator().manual_seed(0)) - x)
+
+
 def test_one_step_from_a_random_start_is_pgd_of_one_and_a_quarter_eps():
     (x, y), model = some_batch(), network().eval()
     start = LINF.random_start(x, torch.Generator().manual_seed(0))

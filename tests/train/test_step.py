@@ -185,6 +185,14 @@ def test_clean_images_are_mixed_before_the_attack(tmp_path, kind):
     assert (batch.x_adv - batch.x).abs().max() <= 8 / 255 + 1e-6
 
 
+def test_patches_lie_where_the_recipe_says(tmp_path):
+    x, y = some_batch()
+    for border in ("clip", "inside"):
+        batch = prepared(tmp_path, mix={"kind": "cutmix", "border": border})
+        expected, _ = MIXES["cutmix"](x, y, classes=3, alpha=1.0, generator=seeded(), border=border)
+        assert torch.equal(batch.x, expected)
+
+
 @pytest.mark.parametrize("kind", MIXES)
 def test_adversarial_images_are_mixed_after_it(tmp_path, monkeypatch, kind):
     """The clean ones stay; cut or mixed, images are further from them than the threat allows."""
