@@ -121,8 +121,8 @@ meaning says what holds then. Lengths and positions of pixels are in [0, 1]; epo
 
 """
 VERBS = (
-    "init", "run", "train", "eval", "compare", "analyze", "export", "bench", "check", "attack", "report", "recipes",
-    "targets", "doctor",
+    "init", "run", "train", "ptq", "eval", "compare", "analyze", "export", "bench", "check", "attack", "report",
+    "recipes", "targets", "doctor",
 )  # fmt: skip
 
 

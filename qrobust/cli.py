@@ -14,6 +14,8 @@ from .cli_options import (
     ATTACKS_HELP,
     BANDWIDTHS_HELP,
     BASELINE_HELP,
+    CALIBRATION_HELP,
+    CALIBRATOR_HELP,
     DATA_HELP,
     FIGURES_HELP,
     FILE_HELP,
@@ -22,6 +24,8 @@ from .cli_options import (
     PAGE_HELP,
     PERTURBATIONS_HELP,
     PROVIDER_HELP,
+    PTQ_HELP,
+    READS_HELP,
     RUNS_HELP,
     SANITY_HELP,
     SCENARIO_HELP,
@@ -121,10 +125,15 @@ def run(
     on_event: OnEvent = "",
 ) -> int:
     """Train, quantize, evaluate, export, bench, check and attack the file; continues where it stopped."""
+    return _all_stages(_open(recipe, override, out, source, model, on_event), json)
+
+
+def _all_stages(started: Run, json: Path | None) -> int:
+    """A run from its beginning to its report, printed; the exit code."""
     from .report import write
     from .tables import headline_table, places_table, run_table
 
-    screen, started = _screen(json), _open(recipe, override, out, source, model, on_event)
+    screen = _screen(json)
     with _joined():
         result = started.all_stages()
     if result is None:  # another process has it
@@ -139,6 +148,37 @@ def run(
         _print_flags(screen, f"QM-{width['bits']}", width)
     _say(screen, f"report: {write(started.folder)}")
     return 0 if result["passed"] else 1
+
+
+@app.command()
+def ptq(
+    model: Annotated[str, typer.Argument(metavar="MODEL|RUN", help=PTQ_HELP)],
+    weights: Annotated[str, typer.Option("--weights", metavar="F", help="The network's: .safetensors or .pth.")] = "",
+    data: Annotated[str, typer.Option("--data", metavar="D", help=CALIBRATION_HELP)] = "",
+    root: Annotated[Optional[str], typer.Option("--root", metavar="DIR", help="Where the data set lies.")] = None,  # noqa: UP045
+    bits: Annotated[str, typer.Option("--bits", metavar="N[,N]", help="Widths of weights and activations.")] = "8",
+    activation_bits: Annotated[Optional[int], typer.Option("--activation-bits", metavar="N", help=READS_HELP)] = None,  # noqa: UP045
+    target: Annotated[str, typer.Option("--target", metavar="T", help="Deployment target, or its file.")] = "ort-cpu",
+    calibrator: Annotated[str, typer.Option("--calibrator", metavar="C", help=CALIBRATOR_HELP)] = "mse",
+    images: Annotated[int, typer.Option("--images", metavar="N", help="Training images that calibrate.")] = 512,
+    adaround: Annotated[int, typer.Option("--adaround", metavar="STEPS", help="Of a layer; 0: to nearest.")] = 100,
+    bias_correction: Annotated[bool, typer.Option(help="Whether biases take what rounding leaves on average.")] = True,
+    equalize: Annotated[
+        bool, typer.Option("--equalize", help="Cross-layer equalisation, for depthwise layers.")
+    ] = False,
+    override: Overrides = None,
+    out: Out = None,
+    json: Json = None,
+) -> int:
+    """Quantise a trained network without training: artifact, parity, suite, check and report; continues likewise."""
+    from .runs.posttraining import Request, recipe_for
+    from .runs.run import Run
+
+    asked = Request(model, weights, data, root, counts("bits", bits) or (8,), target)
+    repair = {"bias_correction": bias_correction, "adaround": adaround, "equalize": equalize}
+    quant = {"calibrator": calibrator, "calibration": images, "activation_bits": activation_bits, "ptq": repair}
+    name = out.name if out is not None else f"{Path(model.rpartition(':')[2]).stem}-ptq"
+    return _all_stages(Run(recipe_for(asked, override or (), name=name, quant=quant), out or Path("runs") / name), json)
 
 
 @app.command()

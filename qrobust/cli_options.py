@@ -29,6 +29,10 @@ BANDWIDTHS_HELP = "Bandwidths of filters, with commas. Default: eighths of the s
 PERTURBATIONS_HELP = "As in eval; the first makes the perturbations that are looked at."
 PROVIDER_HELP = "cpu, cuda, tensorrt, openvino; several with commas. Default: each artifact's own."
 SCENARIO_HELP = "single-stream, offline, or a TOML file. Default: batch 1 and 32, one thread, two seconds each."
+PTQ_HELP = "Network, as a recipe's model.name takes it, or a run, whose float network and images are taken."
+CALIBRATION_HELP = "Images to calibrate and to test on: a data set, an .npz file, or a folder. Default: the run's."
+CALIBRATOR_HELP = "What places clips: mse, min-max, percentile-99.9 or percentile-99.99."
+READS_HELP = "Width of what inner layers read. Default: as their weights."
 PAGE_HELP = "Default: RUN/report.html; - is standard output."
 
 

@@ -31,17 +31,21 @@ if TYPE_CHECKING:
     from .costs import Cost, cost
     from .layers import first_unrounded, round_biases
     from .placement import BITS, EVERY
+    from .posttraining import LayerError, PtqConfig, ptq
 
 _WITH_BREVITAS = {
     "BITS": "placement",
     "Cost": "costs",
     "EDGE_LAYERS": "convert",
     "EVERY": "placement",
+    "LayerError": "posttraining",
     "Origin": "convert",
+    "PtqConfig": "posttraining",
     "QuantConfig": "convert",
     "calibrate": "convert",
     "cost": "costs",
     "first_unrounded": "layers",
+    "ptq": "posttraining",
     "quantize": "convert",
     "requantize": "convert",
     "round_biases": "layers",
@@ -53,8 +57,10 @@ __all__ = [
     "FAT",
     "STRAIGHT_THROUGH",
     "Cost",
+    "LayerError",
     "LearnedClip",
     "Origin",
+    "PtqConfig",
     "QuantConfig",
     "Quantizer",
     "best_clip",
@@ -69,6 +75,7 @@ __all__ = [
     "mask_statistics",
     "parameter_groups",
     "present_names",
+    "ptq",
     "quantize",
     "quantizers",
     "requantize",

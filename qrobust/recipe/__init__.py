@@ -1,7 +1,7 @@
 """Recipes: how a network is trained, quantised, evaluated and exported; checked before anything runs."""
 
 from .parts import Average, Awp, Mix, Sar, ThreatModel, TrainingAttack
-from .reading import checked, difference, dump, load, located, parse, read
+from .reading import checked, difference, dump, load, located, made, parse, read
 from .schema import Data, Export, Quantisation, Recipe, Schedule, Training
 from .values import CallSize, Count, Int, Name, Positive, Seconds, Table, Threads
 
@@ -31,6 +31,7 @@ __all__ = [
     "dump",
     "load",
     "located",
+    "made",
     "parse",
     "read",
 ]

@@ -134,6 +134,18 @@ class Mix(Table):
         return self
 
 
+class Ptq(Table):
+    """Repair of widths that no training follows (`quant.epochs = 0`), each made from the float network; none where the
+    table is left out."""
+
+    bias_correction: bool = True
+    """Whether biases take the mean difference of a layer's outputs from the float network's."""
+    adaround: Annotated[Int, Field(ge=0)] = 100
+    """Steps in which it is learned which weights to round up; 0: to nearest."""
+    equalize: bool = False
+    """Whether ranges of neighbouring layers' channels are made alike before (cross-layer equalisation)."""
+
+
 class Validation(Table):
     """`strong:quick` on the validation split; the epoch that it leaves most of is kept."""
 

@@ -27,9 +27,14 @@ def load(name: str, overrides: Iterable[str] = ()) -> Recipe:
     table, found = read("recipes", name)
     table.pop("description", None)  # for `qrobust recipes`
     table.setdefault("name", resources.name_of("recipes", found))
+    return made(table, overrides, source=str(found))
+
+
+def made(table: Mapping[str, Any], overrides: Iterable[str] = (), *, source: str) -> Recipe:
+    """A checked recipe of a table, with `key=value` overrides. Raises RecipeError naming the first wrong key."""
     for override in overrides:
         table = _merge(table, _override(override))
-    return parse(table, source=str(found))
+    return parse(table, source=source)
 
 
 def read(kind: str, name: str) -> tuple[dict[str, Any], resources.Found]:

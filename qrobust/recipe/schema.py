@@ -14,7 +14,7 @@ from pydantic import (
     model_validator,
 )
 
-from .parts import Average, Awp, Mix, Sar, ThreatModel, TrainingAttack, Validation
+from .parts import Average, Awp, Mix, Ptq, Sar, ThreatModel, TrainingAttack, Validation
 from .values import (
     Bits,
     CallSize,
@@ -126,7 +126,7 @@ class Schedule(Table):
 
     LATER: ClassVar = (
         "optimizer", "warmup", "log_frequency_ratio", "class_weights", "classifier", "shortcuts", "activation_range",
-        "unsupported", "start_from",
+        "unsupported", "start_from", "calibrator", "ptq",
     )  # fmt: skip
     ADAMW: ClassVar = {"lr": 1e-3, "weight_decay": 0.05}  # what stands for the defaults, which are SGD's
 
@@ -316,6 +316,18 @@ class Quantisation(Schedule):
     """Whether weights have a clip, and so a scale, for each output channel, not one for the layer."""
     calibration: Count = 512
     """Training images that place the clips before training."""
+    calibrator: Literal["mse", "min-max", "percentile-99.9", "percentile-99.99"] = "mse"
+    """What places them: the least squared error, the largest values, or the share of an activation's values that is
+    kept."""
+    ptq: Ptq | None = None
+
+    @model_validator(mode="after")
+    def _without_training(self) -> Quantisation:
+        if self.ptq is not None and self.epochs:
+            raise ValueError(f"expected epochs = 0 with a table ptq, got {self.epochs}; training repairs by itself")
+        if self.ptq is not None and self.fat != "none":
+            raise ValueError(f"expected fat = 'none' with a table ptq, got {self.fat!r}; its masks need training")
+        return self
 
     @model_validator(mode="after")
     def _trained(self) -> Quantisation:

@@ -20,6 +20,7 @@ from .stages import Stage
 
 NAME_IT = "name it by --model FILE.py:factory"
 TRIED = 32  # images of a trial
+CALIBRATED = 64  # at once, without training
 
 
 def with_source(settings: Recipe, model: str = "") -> Recipe:
@@ -90,6 +91,7 @@ class Networks:
 
     def __init__(self, recipe: Recipe, files: RunFolder, *, averaged: bool = False) -> None:
         self.recipe, self.files, self.averaged = recipe, files, averaged
+        self.errors: dict[int, list[quant.LayerError]] = {}  # of widths that were made here without training
         self._loaded: dict[int, nn.Module] = {}
 
     @cached_property
@@ -146,6 +148,8 @@ class Networks:
             return quant.quantize(model, quant.QuantConfig(FLOAT, fat=settings.fat), calibration=images)
         assert self.recipe.quant is not None
         images, before = self._calibration(self.recipe.quant.calibration), self.before(bits)
+        if self.recipe.quant.ptq is not None:
+            return self._repaired(bits, images)
         anew = True if self.recipe.quant.epochs else None  # training goes on from there
         if before == FLOAT:
             begun = self.recipe.quant.start_from == "initial"
@@ -160,7 +164,8 @@ class Networks:
 
     def before(self, bits: int) -> int:
         """The width that a quantised one starts from; 32 too where it starts from the float network's own start."""
-        if self.recipe.quant is not None and self.recipe.quant.start_from != "previous":
+        settings = self.recipe.quant
+        if settings is not None and (settings.start_from != "previous" or settings.ptq is not None):
             return FLOAT
         return self.recipe.bits[self.recipe.bits.index(bits) - 1]
 
@@ -187,10 +192,10 @@ class Networks:
         average = self.schedule(bits).average
         return AVERAGE if average is not None and (average.deploy or self.averaged) else MODEL
 
-    def _quantized(self, model: nn.Module, bits: int, calibration: tuple[Tensor, ...] | None) -> nn.Module:
+    def _config(self, bits: int) -> quant.QuantConfig:
         settings = self.recipe.quant
         assert settings is not None
-        config = quant.QuantConfig(
+        return quant.QuantConfig(
             {quant.EVERY: bits, **settings.layers} if settings.layers else bits,
             activation_bits=settings.activation_bits,
             fat=settings.fat,
@@ -200,10 +205,27 @@ class Networks:
             shortcuts=settings.shortcuts,
             activation_range=settings.activation_range,
             unsupported=settings.unsupported,
+            calibrator=settings.calibrator,
         )
+
+    def _repaired(self, bits: int, calibration: tuple[Tensor, ...]) -> nn.Module:
+        """A width of the float network's without training."""
+        settings = self.recipe.quant
+        assert settings is not None
+        assert settings.ptq is not None
+        batches = [part for images in calibration for part in torch.split(images, CALIBRATED)]
+        how = quant.PtqConfig(**settings.ptq.model_dump())
+        made, self.errors[bits] = quant.ptq(self.network(FLOAT), self._config(bits), calibration=batches, settings=how)
+        quant.set_straight_through(made, settings.straight_through)
+        return made
+
+    def _quantized(self, model: nn.Module, bits: int, calibration: tuple[Tensor, ...] | None) -> nn.Module:
+        settings = self.recipe.quant
+        assert settings is not None
         # Where training goes on from there, under the quantisers' inputs; else where weights change.
         anew = None if calibration is not None and not settings.epochs else calibration is not None
         shape = self.dataset.shape
+        config = self._config(bits)
         quantized = quant.quantize(model, config, calibration=calibration, shape=shape, estimate_statistics=anew)
         quant.set_straight_through(quantized, settings.straight_through)
         return quantized

@@ -8,6 +8,7 @@ from __future__ import annotations
 import copy
 import time
 from collections.abc import Mapping
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -202,6 +203,7 @@ class TrainStage:
             "bits": self.bits,
             "epochs": state.epoch,
             "best": state.best,
+            **({"layers": [asdict(one) for one in errors]} if (errors := networks.errors.get(self.bits)) else {}),
             "seconds": round(time.perf_counter() - started, 1),
             "data_fingerprint": networks.dataset.fingerprint,
             "versions": devices.versions(),
