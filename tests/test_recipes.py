@@ -301,7 +301,7 @@ def small(name: str, file: Path, *more: str) -> Recipe:
     for table in ("train", "quant"):
         schedule = getattr(whole, table)
         if schedule is not None:
-            overrides += [f"{table}.{key}" for key in ("epochs=1", "batch_size=4", "milestones=[]", "factors=[]")]
+            overrides += [f"{table}.{key}" for key in ("epochs=1", "batch_size=4", "milestones=[]", "factors=[]", "warmup=0")]
             overrides += [f"{table}.{part}.start=0" for part in ("sar", "awp", "average") if getattr(schedule, part)]
     return recipe.load(name, [*overrides, *more])
 
