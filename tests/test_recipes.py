@@ -51,6 +51,7 @@ PRINTED = {
 LARGE = ("resnet152", "wrn34_10", "wrn34_15")
 DIGESTS = json.loads((ROOT / "tests" / "fixtures" / "recipe_digests.json").read_text())
 load = functools.cache(recipe.load)
+generator = functools.cache(docs_generator)
 
 
 def own(name: str) -> dict[str, Any]:
@@ -64,7 +65,8 @@ def tables(name: str) -> list[str]:
     some = r"(?:table|figure|equation)s? [IV\d]+(?:, [IV\d]+)*"
     source = own(name)["claim"]["source"]
     assert re.fullmatch(rf"{paper}, {some}(?:; {some})?", source)
-    return docs_generator().places(source)
+    found: list[str] = generator().places(source)
+    return found
 
 
 def printed(name: str) -> set[str]:
@@ -187,7 +189,7 @@ def test_every_row_of_the_papers_has_a_recipe(folder: str) -> None:
             networks = sum(key.startswith("QM-") for key in own(name)["claim"])
             found.update(dict.fromkeys(tables(name), networks or 1))
     assert found == PRINTED[folder]
-    assert set(docs_generator().PAPERS[folder]) <= set(found)
+    assert set(generator().PAPERS[folder]) <= set(found)
 
 
 @pytest.mark.parametrize(
@@ -367,13 +369,13 @@ def test_it_trains_its_own_network(name: str, tmp_path: Path) -> None:
 
 
 def test_a_committed_result_fills_its_row(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    generator = docs_generator()
+    docs = docs_generator()
     cell = {"accuracy": 0.5, "ci95": [0.45, 0.55]}
     width = {"bits": 4, "before": {"n": 1000, "clean": cell, "attacks": {"pgd-20": cell, "strong": cell}}}
     (tmp_path / "fourier").mkdir()
     (tmp_path / "fourier" / "cifar10-resnet20-qm.json").write_text(json.dumps({"widths": [width]}))
-    monkeypatch.setattr(generator, "RESULTS", tmp_path)
-    table = generator.recipe_table().splitlines()
+    monkeypatch.setattr(docs, "RESULTS", tmp_path)
+    table = docs.recipe_table().splitlines()
     (filled,) = (line for line in table if "`fourier/cifar10-resnet20-qm`, QM-4, float shortcuts " in line)
     cells = [part.strip() for part in filled.strip("|").split("|")]
     shown = "50.0% (45.0%–55.0%)"
