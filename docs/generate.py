@@ -7,6 +7,7 @@ Run from the repository root: python docs/generate.py (or `make docs`). The test
 
 from __future__ import annotations
 
+import functools
 import inspect
 import json
 import os
@@ -32,6 +33,7 @@ sys.path[:0] = [str(RESULTS.parent), str(ROOT / "docs")]
 import keys as key_tables  # noqa: E402  (scripts, no package)
 import tables as bench_tables  # noqa: E402
 
+loaded = functools.cache(recipe.load)
 COLOURS = ("#4c78a8", "#72b7b2", "#eeca3b", "#e45756", "#9d755d", "#b279a2", "#54a24b", "#ff9da6")
 SPECTRAL = ("clean", "pgd-20", "pgd-50", "cw-inf-30", "autoattack")
 FOURIER = ("clean", "gn", "fgsm", "pgd-20", "bim-20", "tpgd-20", "cw-20")
@@ -311,7 +313,7 @@ def _departures(names: list[str]) -> Iterator[str]:
     """A row for each departure: its recipes, and what it is."""
     stated: dict[tuple[str, str], list[str]] = {}
     for name in names:
-        for key, text in recipe.load(name).departures.items():
+        for key, text in loaded(name).departures.items():
             stated.setdefault((key, text), []).append(name.partition("/")[2])
     yield from ("| departure | recipes | what |", "|---|---|---|")
     for (key, text), of in stated.items():
@@ -342,15 +344,15 @@ def _claim_rows(
         cells = [_printed(key, numbers[key]) if key in numbers else "" for key in keys]
         if measured:
             cells += [str(before.get("n", "")), *_measured(before, measured)]
-        title = ", ".join(filter(None, (f"`{name}`", label, _form(recipe.load(name), bits))))
+        title = ", ".join(filter(None, (f"`{name}`", label, _form(loaded(name), bits))))
         yield f"| {title} | {' | '.join(cells)} |"
 
 
-def _form(loaded: Recipe, bits: int) -> str:
+def _form(found: Recipe, bits: int) -> str:
     """Which of the forms that numbers depend on a network of a recipe has."""
-    if bits < 32 and loaded.quant is not None:
-        return bench_tables.shortcuts_form(loaded.quant.shortcuts)
-    return f"SAR in {loaded.train.sar.form} form" if loaded.train.sar is not None else ""
+    if bits < 32 and found.quant is not None:
+        return bench_tables.shortcuts_form(found.quant.shortcuts)
+    return f"SAR in {found.train.sar.form} form" if found.train.sar is not None else ""
 
 
 def _printed(key: str, value: float) -> str:

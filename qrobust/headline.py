@@ -24,6 +24,7 @@ LEGEND = (
     f"{SIGNS[GREEN]}: nothing is flagged, and the number is not below the float model's by more than both intervals"
 )
 FLOAT_BITS = 32
+WEAK = "weak attacks"
 # Attacks that return their last step, whatever they broke on their way, unless their name says which they keep.
 _LAST_STEP = re.compile(r"(bim|pgd|tpgd|cw-inf|transfer)-\d+(x\d+)?(:(?!keep=best)[^:]+)*")
 BEST_POINTS = ("strong", "apgd", "autoattack")  # which keep them, and lead along gradients
@@ -90,7 +91,7 @@ class Headline:
         if self.number is None:
             return "not attacked yet"
         beside = "" if self.float_model is None else f", float model {percent(self.float_model.accuracy)}"
-        attack = "weak attacks" if self.weak else "attack"
+        attack = WEAK if self.weak else "attack"
         return f"under {attack} {percent(self.number.accuracy)} (n = {self.number.n}{beside})"
 
     @property
@@ -211,7 +212,9 @@ def _counted(share: float, n: int) -> Result:
 
 def summary(found: Sequence[Headline]) -> str:
     """All networks of a run in one line."""
-    return "; ".join(filter(None, (_exports(found), _flags(found), _range(found))))
+    missing = [one.network for one in found if one.number is None]
+    unattacked = f"not attacked yet: {listed(missing)}" if missing else ""
+    return "; ".join(filter(None, (_exports(found), _flags(found), _range(found), unattacked)))
 
 
 def _exports(found: Sequence[Headline]) -> str:
@@ -229,10 +232,11 @@ def _flags(found: Sequence[Headline]) -> str:
 
 def _range(found: Sequence[Headline]) -> str:
     pairs = sorted((one.number.accuracy, one.network) for one in found if one.number)
-    ends = [f"{percent(share)} ({network})" for share, network in (*pairs[:1], *pairs[1:][-1:])]
-    missing = [one.network for one in found if one.number is None]
-    parts = (f"under attack {' to '.join(ends)}" if ends else "", f"not attacked yet: {listed(missing)}")
-    return "; ".join(parts if missing and ends else parts[bool(missing) :][:1])
+    if not pairs:
+        return ""
+    ends = [f"{percent(share)} ({network})" for share, network in (pairs[0], *pairs[1:][-1:])]
+    attack = WEAK if any(one.weak for one in found if one.number) else "attack"
+    return f"under {attack} {' to '.join(ends)}"
 
 
 def listed(names: Sequence[str]) -> str:

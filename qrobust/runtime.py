@@ -894,7 +894,7 @@ def _pinning(artifact: Path, baseline: Path, queries: int | None, seed: int) -> 
 
 
 def _attacks(counts: Mapping[str, Any]) -> str:
-    return ", ".join(name for name in counts if name not in ("clean", "square"))
+    return ", ".join(sorted(name for name in counts if name not in ("clean", "square")))
 
 
 def read_baseline(path: Path, model: str, suite: str, pinning: str = UPDATE, **same: Any) -> tuple[Outcomes, bool, str]:

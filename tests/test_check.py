@@ -304,7 +304,7 @@ UNFIT = {
     "other seed": (set_key("seed", 7), "expected seed 7, as .* pins it, got 0"),
     "other attacks": (
         set_key("counts", {"clean": 64, "fgsm": 64, "apgd-t": 64, "square": 32}),
-        "expected a suite under fgsm, apgd-t, as .* pins it, got one under pgd-20; pin again by qrobust check /",
+        "expected a suite under apgd-t, fgsm, as .* pins it, got one under pgd-20; pin again by qrobust check /",
     ),
     "no counts": (set_key("counts", [3]), "a baseline in .*, got"),
     "other suite of this model": (set_key("suite", "0" * 64), "the suite that .* pins for this model.onnx"),
@@ -424,6 +424,15 @@ def test_a_baseline_of_other_attacks_names_both_and_the_command_that_pins_it_aga
     assert runtime.main(remedy) == 0
     assert runtime.main([str(folder), "--baseline", str(path), *given]) == 0
     assert json.loads(path.read_text())["counts"] == {"clean": 64, "strong": 64, "square": 32}
+
+
+def test_the_order_of_attacks_is_no_other_suite(folder, tmp_path):
+    arrays = suite_arrays()
+    path = pin(write(folder, arrays | stronger(arrays)), tmp_path / "b.json")
+    pinned = json.loads(path.read_text())
+    assert [*pinned["counts"]] == ["clean", "pgd-20", "strong", "square"]
+    path.write_text(json.dumps(pinned | {"counts": dict(reversed(pinned["counts"].items()))}))
+    assert run(folder, baseline=path).passed
 
 
 def test_verify_py_names_itself_as_the_command_that_pins_again(tmp_path):

@@ -156,6 +156,8 @@ def test_a_sentence_says_interval_images_attack_and_place():
         ([{"before": None}, {"before": None, "flags": None}],
          "export held; flags not recorded; not attacked yet: QM-32 and QM-4"),
         ([{}], "export held; under attack 92.0 % (QM-32)"),
+        ([{}, {"before": torch(240, attack="pgd-20")}],
+         "export held; under weak attacks 80.0 % (QM-4) to 92.0 % (QM-32)"),
     ],
 )  # fmt: skip
 def test_a_run_in_one_line(known, text):

@@ -36,14 +36,16 @@ FIXTURE = Path(__file__).resolve().parent / "fixtures" / "0.1.0"
 
 # What a key that is read may also be, by its name; other keys that are read may be nothing else.
 READ = {
-    r"(name|reason|hint|reference|images|data_fingerprint|model)$": TEXT | {"missing", "null"},
+    r"(name|reason|hint|reference|images|data_fingerprint|model|part)$": TEXT | {"missing", "null"},
     r"(passed|bounded)$": {"truth", "missing"},
     r"(measured|limit|seed|sanity_checks/[^/]+|masks/[^/]+/[^/]+)$": {"negative", "fraction", "missing"},
     r"(accuracy|ci95)/[^/]+(/0)?$|(ci95|steps)/0$|_(ms|ci95/0)$": {"fraction", "missing"},
     r"(accuracy|worst_case|label_flips|seconds|speedup|images_per_second|size_bytes)$": {"fraction", "missing"},
     r"accuracy$": {"table"},
+    r"(gap|in_torch|replayed|parts)$": {"missing", "null", "table", "list"},
+    r"replayed/[^/]+$": {"missing", "fraction"},
     r"(zero_share|activation_bits|weight_bits|steps|n)$": {"fraction", "missing", "null"},
-    r"(clean|worst_case|cost|attacks/[^/]+|layers/[^/]+|best/model|(verdicts|flags|results)/0)$": {"missing"},
+    r"(clean|worst_case|cost|attacks/[^/]+|layers/[^/]+|best/model|(verdicts|flags|results|parts)/0)$": {"missing"},
     r"(attacks|settings|versions|hardware|sanity_checks|flags|layers|best|masks(/[^/]+)?)$": {
         "missing",
         "table",

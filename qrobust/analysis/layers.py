@@ -16,8 +16,8 @@ from ..models.inference import Computing, frozen
 from ..progress import bar
 from ..quant import FAT
 from ..runs.folder import FLOAT
-from ..spectrum import Alignment, first_activation, kernel_spectrum, layer_names, low_to_high
-from ..spectrum.similarity import LEAST, gram, layer_grams, network_alignment
+from ..spectrum import Alignment, first_activation, kernel_spectrum, layer_names, low_to_high, network_alignment
+from ..spectrum.similarity import LEAST, gram, layer_grams
 from ..storage import read_lines
 from .cases import Case
 from .encoding import numbers

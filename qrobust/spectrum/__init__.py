@@ -14,7 +14,7 @@ from .filters import (
     mean_spectrum,
 )
 from .responses import banded, first_activation, heat_map, low_pass_accuracy, perturbed_accuracy
-from .similarity import Alignment, layer_names, linear_cka, network_cka
+from .similarity import Alignment, layer_names, linear_cka, network_alignment, network_cka
 
 __all__ = [
     "FAT",
@@ -40,6 +40,7 @@ __all__ = [
     "low_to_high",
     "magnitudes",
     "mean_spectrum",
+    "network_alignment",
     "network_cka",
     "perturbed_accuracy",
 ]

@@ -42,6 +42,9 @@ def test_layers_are_like_themselves(cases):
     assert found["layers"] == found["other_layers"]
     assert np.allclose(cka.diagonal(), 1, atol=1e-4)
     assert np.allclose(cka, cka.T, atol=1e-4)
+    biased = np.array(found["cka_biased"])
+    assert np.allclose(biased.diagonal(), 1, atol=1e-4)
+    assert (biased > cka + 1e-4).any()  # what few images share by chance
 
 
 def test_the_float_network_is_compared_with_quantised_ones_alone(cases):

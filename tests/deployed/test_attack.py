@@ -1,6 +1,7 @@
 """`attack` on files whose worst case is known, on what others made, and from the command line."""
 
 import json
+import re
 import sys
 from dataclasses import replace
 
@@ -8,7 +9,7 @@ import numpy as np
 import pytest
 
 from qrobust.__main__ import main
-from qrobust.attacks import named
+from qrobust.attacks import named, plan
 from qrobust.deployed import attack as module
 from qrobust.deployed.attack import Settings, SurrogateAttack, attack_deployed, threat_of, with_surrogates
 from qrobust.deployed.model import find_images, find_sources, open_deployed
@@ -216,6 +217,20 @@ def test_the_verb_prints_the_gap_and_writes_the_result(here, tmp_path):
     result, masks = read_outcomes(tmp_path / "a.json")
     assert result["n"] == len(masks["pgd-10"]) == 40
     assert {"gap", "flags", "sanity_checks", "artifact", "versions", "worst_case", "threat"} <= set(result)
+
+
+def test_by_default_strong_says_beforehand_what_it_takes_and_comes_first(here, tmp_path, monkeypatch):
+    monkeypatch.setattr(plan, "FLOAT", plan.FLOAT[:2])
+    folder = artifact(tmp_path / "one")
+    code, out, errors = here(folder, "-n", "20", "--json", "a.json")
+    assert code == 0
+    assert re.match(
+        r"strong: \d+ forward and \d+ gradient passes an image that holds, 0:00:0\d if all \d+ do\n", errors
+    )
+    result, masks = read_outcomes(tmp_path / "a.json")
+    assert [*masks] == ["clean", "strong", "pgd-20", "square-500"]
+    assert result["worst_case"]["accuracy"] == masks["strong"].mean()
+    assert [row.split()[1] for row in out.splitlines() if row.startswith("│")][:2] == ["clean", "strong"]
 
 
 def test_flags_are_printed(here, tmp_path):

@@ -152,7 +152,7 @@ def test_a_cascade_gets_the_right_images_alone_in_batches_that_are_full(monkeypa
 
     monkeypatch.setattr(Attack, "strongest", counted)
     threat = Threat("linf", 2 / 255)
-    settings = {"attacks": [named("strong:budget=200", threat)], "threat": threat, "seed": 0, "batch_size": 2}
+    settings = {"attacks": [named("strong:budget=20", threat)], "threat": threat, "seed": 0, "batch_size": 2}
     first, second = (make_suite(net, Images(x, y), **settings) for _ in range(2))
     assert sizes == [(8, 2), (4, 2)] * 2
     assert all(np.array_equal(first[name], second[name]) for name in first)
