@@ -123,8 +123,8 @@ meaning says what holds then. Lengths and positions of pixels are in [0, 1]; epo
 
 """
 VERBS = (
-    "init", "run", "train", "ptq", "eval", "compare", "analyze", "export", "bench", "check", "attack", "report",
-    "recipes", "targets", "doctor",
+    "init", "run", "train", "ptq", "allocate", "eval", "compare", "analyze", "export", "bench", "check", "attack",
+    "report", "recipes", "targets", "doctor",
 )  # fmt: skip
 
 

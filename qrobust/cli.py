@@ -14,6 +14,7 @@ from .cli_options import (
     ATTACKS_HELP,
     BANDWIDTHS_HELP,
     BASELINE_HELP,
+    BUDGET_HELP,
     CALIBRATION_HELP,
     CALIBRATOR_HELP,
     DATA_HELP,
@@ -196,6 +197,46 @@ def train(
         started.train()
         if _speaks():
             _say(_screen(), f"networks: {started.folder}")
+    return 0
+
+
+@app.command()
+def allocate(
+    model: Annotated[str, typer.Argument(metavar="MODEL|RUN", help=PTQ_HELP)],
+    budget: Annotated[str, typer.Option("--budget", metavar="B", help=BUDGET_HELP)],
+    weights: Annotated[str, typer.Option("--weights", metavar="F", help="The network's: .safetensors or .pth.")] = "",
+    data: Annotated[str, typer.Option("--data", metavar="D", help=CALIBRATION_HELP)] = "",
+    root: Annotated[Optional[str], typer.Option("--root", metavar="DIR", help="Where the data set lies.")] = None,  # noqa: UP045
+    widths: Annotated[
+        str, typer.Option("--widths", metavar="N,N", help="That a layer may have besides 8.")
+    ] = "2,3,4,6",
+    n: Annotated[int, typer.Option("-n", metavar="N", help="Training images that margins are measured on.")] = 256,
+    plot: Annotated[Optional[Path], typer.Option("--plot", metavar="F", help="The front: .png, .svg.")] = None,  # noqa: UP045
+    override: Overrides = None,
+    out: Out = None,
+    json: Json = None,
+) -> int:
+    """Give each layer the bits that lose least margin under attack within a budget; continues where it stopped."""
+    from .bench.plot import expect_image, plot_front
+    from .runs.allocation import Request as Asked
+    from .runs.allocation import allocate as allocated
+    from .runs.posttraining import Request, recipe_for
+    from .storage import expect_place
+    from .tables import allocation_table
+
+    screen, asked = _screen(json), Asked(budget, counts("widths", widths) or (), n)
+    if plot:
+        expect_image(plot)
+        expect_place(plot)
+    name = out.name if out is not None else f"{Path(model.rpartition(':')[2]).stem}-bits"
+    settings = recipe_for(Request(model, weights, data, root), override or (), name=name, quant={"ptq": {}})
+    place = out or Path("runs") / name
+    result = allocated(settings, place, asked)
+    _write(json, result)
+    screen.print(allocation_table(result))
+    if plot:
+        plot_front(result, plot)
+    _say(screen, f"bits: {place / 'layers.toml'}; for ptq, run and train: -o {place / 'layers.toml'}")
     return 0
 
 

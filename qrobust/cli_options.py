@@ -30,6 +30,7 @@ PERTURBATIONS_HELP = "As in eval; the first makes the perturbations that are loo
 PROVIDER_HELP = "cpu, cuda, tensorrt, openvino; several with commas. Default: each artifact's own."
 SCENARIO_HELP = "single-stream, offline, or a TOML file. Default: batch 1 and 32, one thread, two seconds each."
 PTQ_HELP = "Network, as a recipe's model.name takes it, or a run, whose float network and images are taken."
+BUDGET_HELP = "0.6x of the bytes at 8 bits, bytes (120kB), or bit operations of an image (3.2Gbitops)."
 CALIBRATION_HELP = "Images to calibrate and to test on: a data set, an .npz file, or a folder. Default: the run's."
 CALIBRATOR_HELP = "What places clips: mse, min-max, percentile-99.9 or percentile-99.99."
 READS_HELP = "Width of what inner layers read. Default: as their weights."
@@ -55,7 +56,12 @@ RecipeName = Annotated[
 ]
 Overrides = Annotated[
     Optional[list[str]],  # noqa: UP045
-    typer.Option("-o", "--override", metavar="KEY=VALUE", help="Override a value of the recipe; may be repeated."),
+    typer.Option(
+        "-o",
+        "--override",
+        metavar="KEY=VALUE",
+        help="Override a value of the recipe, or with FILE.toml all that it holds; may be repeated.",
+    ),
 ]
 Out = Annotated[Optional[Path], typer.Option("--out", metavar="DIR", help="Run folder (default: runs/RECIPE).")]  # noqa: UP045
 Network = Annotated[str, typer.Option("--model", metavar="FILE.py:FACTORY", help=MODEL_HELP)]

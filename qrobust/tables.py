@@ -205,6 +205,23 @@ def attack_table(result: Result) -> Table:
     return drawn
 
 
+def allocation_table(result: Result) -> Table:
+    """Bits by layer, with what each layer loses of the margin at every width that was measured."""
+    unit = result["budget"]["unit"]
+    loss = {(one["layer"], one["bits"]): one["margin"] for one in result["sensitivities"]}
+    widths = sorted({bits for _, bits in loss})
+    drawn = titled(f"bits by layer: {result['cost']:,.0f} of {result['budget']['most']:,.0f} {unit}")
+    for heading in ("layer", "bits", *(f"loss at {bits}" for bits in widths)):
+        drawn.add_column(heading, justify="left" if heading == "layer" else "right")
+    for layer, chosen in result["bits"].items():
+        drawn.add_row(plain(layer), str(chosen), *(f"{loss[layer, bits]:.3f}" for bits in widths))
+    uniform = ", ".join(f"{one['bits']} bits {one['cost']:,.0f} {unit}, {one['loss']:.2f}" for one in result["uniform"])
+    drawn.caption = (
+        f"sum of losses {result['loss']:.2f}; uniform widths: {uniform}; of the mean margin under attack, logits"
+    )
+    return drawn
+
+
 def timing_table(result: Result) -> Table:
     """Of a bench, one row for each artifact, batch size and thread count; the scenario's metric is starred."""
     metric = {"p50_ms": 0, "p90_ms": 1, "p99_ms": 2, "images_per_second": 3}[result["scenario"]["metric"]]

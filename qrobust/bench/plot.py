@@ -39,6 +39,35 @@ def plot(result: dict[str, Any], path: Path) -> None:
     write_bytes(path, buffer.getvalue())
 
 
+def plot_front(result: dict[str, Any], path: Path) -> None:
+    """Draw what all layers together lose of their margin against what they cost: the Pareto front of an allocation,
+    the one within the budget, and uniform widths. Raises RunError as `plot`.
+    """
+    from matplotlib import rc_context
+    from matplotlib.figure import Figure
+
+    expect_image(path)
+    unit = result["budget"]["unit"]
+    scale, label = (1e-3, "weights, kB") if unit == "bytes" else (1e-9, "bit operations of an image, 10⁹")
+    figure = Figure(figsize=(7, 4.8), layout="constrained")
+    panel = figure.subplots()
+    panel.plot([cost * scale for cost, _ in result["front"]], [loss for _, loss in result["front"]], color=COLOURS[0],
+               label="bits by layer")  # fmt: skip
+    panel.plot(result["cost"] * scale, result["loss"], "o", color=COLOURS[0], markersize=8, label="within the budget")
+    for one in result["uniform"]:
+        panel.plot(one["cost"] * scale, one["loss"], "s", color=COLOURS[1], markersize=7)
+        panel.annotate(f"all {one['bits']}", (one["cost"] * scale, one["loss"]), (6, 6), textcoords="offset points")
+    panel.axvline(result["budget"]["most"] * scale, color="#888888", linewidth=1, linestyle="--")
+    panel.set(xlabel=label, ylabel="sum of lost margins under attack, logits", ylim=(0, None))
+    panel.grid(visible=True, color="#e4e4e4", linewidth=0.8)
+    panel.spines[["top", "right"]].set_visible(False)
+    panel.legend(frameon=False)
+    buffer, kind = io.BytesIO(), path.suffix.lower()[1:]
+    with rc_context({"svg.hashsalt": "qrobust"}):
+        figure.savefig(buffer, format=kind, dpi=200, metadata={"Date": None} if kind == "svg" else None)
+    write_bytes(path, buffer.getvalue())
+
+
 def _drawn(result: dict[str, Any]) -> Figure:
     from matplotlib.figure import Figure
 

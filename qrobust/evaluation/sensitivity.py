@@ -55,6 +55,10 @@ class Sensitivities:
         self.x, self.y = x[right], y[right]
         self._whole: _Margins | None = None
 
+    def count(self, bits: Collection[int]) -> int:
+        """How many pairs of a layer and a width there are."""
+        return sum(width < quantizer.bits for _, quantizer, _ in weight_quantizers(self.model) for width in bits)
+
     def measure(self, bits: Collection[int], done: Collection[tuple[str, int]] = ()) -> Iterator[Sensitivity]:
         """Every layer with integer weights at each width, but for pairs of them that are `done`."""
         self._whole = self._whole or self._margins()

@@ -103,6 +103,8 @@ def _merge(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _override(text: str) -> dict[str, Any]:
+    if text.endswith(".toml") and "=" not in text:
+        return located(resources.read_toml(Path(text)), Path(text).absolute().parent)
     key, equals, value = text.partition("=")
     if not equals or not key.strip():
         raise RecipeError(f"expected an override KEY=VALUE, got {text!r}; as in -o train.epochs=3")

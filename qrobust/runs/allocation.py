@@ -1,0 +1,111 @@
+"""Bits by layer under a budget: how much margin under attack each layer loses alone, and the best of all allocations.
+
+OUT/             a run of the network at 8 bits without training, and beside its stages
+OUT/sensitivities.jsonl    a line for each layer and width, measured once; a stopped command goes on there
+OUT/allocation.json        widths, their cost and loss, the Pareto front, what uniform widths would cost and lose
+OUT/layers.toml            [quant.layers], for `run` and `ptq`: -o OUT/layers.toml
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import tomli_w
+
+from .. import data, devices
+from ..errors import RecipeError
+from ..evaluation.sensitivity import Sensitivities, Sensitivity
+from ..progress import bar
+from ..quant import allocation, cost
+from ..quant.allocation import Budget, Choice
+from ..recipe import Recipe
+from ..storage import read_lines, write_json, write_text
+from .run import Run
+
+FULL = 8  # bits that others are measured against
+POINTS = 200  # of the Pareto front, as they are kept
+
+
+@dataclass(frozen=True)
+class Request:
+    """budget: as `allocation.budget` spells it. widths: a layer may have, besides 8. n: training images, a stratified
+    choice, that margins are measured on.
+    """
+
+    budget: str
+    widths: Sequence[int] = (2, 3, 4, 6)
+    n: int = 256
+
+    def __post_init__(self) -> None:
+        if not self.widths or not set(self.widths) <= set(range(2, FULL)):
+            raise RecipeError(f"expected widths from 2 to {FULL - 1}, got {list(self.widths)}; 8 is always one")
+
+
+def allocate(recipe: Recipe, out: Path, asked: Request) -> dict[str, Any]:
+    """What `allocation.json` holds; recipe: of a network at 8 bits without training, as `ptq` makes it.
+
+    Raises ModelError for a budget that no allocation keeps.
+    """
+    run = Run(recipe, out)
+    run.train()
+    model = run.network(FULL)
+    images, _ = data.choose(run.dataset.train, min(asked.n, len(run.dataset.train)), recipe.seed)
+    x = data.to_unit(images.x, devices.device(), channels_last=True)
+    costs = cost(model, x[:1])
+    most = allocation.budget(asked.budget, size_bytes=sum(one.size_bytes for one in costs.layers.values()))
+    asks = Sensitivities(model, x, images.y.to(x.device), threat=run.threat, seed=recipe.seed)
+    found = _measured(asks, asked, out / "sensitivities.jsonl")
+    choices = {
+        name: [Choice(FULL, _cost(layer, FULL, most), 0.0), *(
+            Choice(one.bits, _cost(layer, one.bits, most), max(0.0, one.margin))
+            for one in found if one.layer == name and one.bits in asked.widths
+        )]
+        for name, layer in costs.layers.items() if layer.weight_bits == FULL
+    }  # fmt: skip
+    best, front = allocation.allocate(choices, most.most), allocation.pareto(choices)
+    result = {
+        "budget": asdict(most),
+        "images": len(asks.x),
+        "bits": dict(best.bits),
+        "cost": best.cost,
+        "loss": best.loss,
+        "uniform": [_uniform(choices, bits) for bits in (*sorted(asked.widths), FULL)],
+        "front": [[one.cost, one.loss] for one in front[:: max(1, len(front) // POINTS)]],
+        "sensitivities": [asdict(one) for one in found],
+        "versions": devices.versions(),
+        "hardware": devices.hardware(),
+    }
+    write_json(out / "allocation.json", result)
+    write_text(out / "layers.toml", tomli_w.dumps({"quant": {"layers": dict(best.bits)}}))
+    return result
+
+
+def _measured(asks: Sensitivities, asked: Request, path: Path) -> list[Sensitivity]:
+    """All of them, those from before first."""
+    found = [Sensitivity(**line) for line in read_lines(path)]
+    done = {(one.layer, one.bits) for one in found}
+    with path.open("a", encoding="utf-8") as lines, bar("sensitivity", asks.count(asked.widths), "layers") as moving:
+        moving.advance(len(done))
+        for one in asks.measure(asked.widths, done):
+            found.append(one)
+            lines.write(json.dumps(asdict(one)) + "\n")
+            lines.flush()
+            moving.advance(1)
+    return found
+
+
+def _cost(layer: Any, bits: int, budget: Budget) -> float:
+    """Of a layer with weights of so many bits, in the budget's unit."""
+    if budget.unit == "bytes":
+        return float(-(-layer.weights * bits // 8))
+    return float(layer.macs * bits * layer.activation_bits)
+
+
+def _uniform(choices: dict[str, list[Choice]], bits: int) -> dict[str, float]:
+    """All layers at one width."""
+    alike = [next(one for one in options if one.bits == bits) for options in choices.values()]
+    return {"bits": bits, "cost": sum(one.cost for one in alike), "loss": sum(one.loss for one in alike)}
