@@ -25,7 +25,7 @@ from ..conftest import CommandLine, ended, evidence, once
 DOCUMENT = (Path(__file__).resolve().parents[2] / "docs" / "own.md").read_text()
 EXAMPLES = dict(re.findall(r"```(?:python|toml)\n# (\S+)\n(.*?)```", DOCUMENT, re.S))
 COMMANDS = dict(
-    zip(("module", "checkpoint", "moved", "from"), re.findall(r"```sh\n(.*?)```", DOCUMENT, re.S), strict=True)
+    zip(("module", "checkpoint", "moved", "from", "ptq"), re.findall(r"```sh\n(.*?)```", DOCUMENT, re.S), strict=True)
 )
 SMALL = (
     "train.epochs=1", "train.milestones=[]", "train.attack.steps=1", "train.validation.steps=1", "quant.epochs=1",
@@ -270,7 +270,7 @@ def test_the_document_s_examples_run(tmp_path: Path, chapter: str) -> None:
     if chapter == "checkpoint":
         (tmp_path / "tiny-imagenet").symlink_to(Path(str(evidence("images"))) / "tiny-imagenet-sample")
     path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
-    for line in (COMMANDS[chapter] + (COMMANDS["from"] if chapter == "module" else "")).splitlines():
+    for line in (COMMANDS[chapter] + (COMMANDS["from"] + COMMANDS["ptq"] if chapter == "module" else "")).splitlines():
         command = line.replace("qrobust ", f"{sys.executable} -m qrobust ", 1)
         done = subprocess.run(
             command, shell=True, cwd=tmp_path, capture_output=True, text=True, env=os.environ | {"PATH": path}
