@@ -63,6 +63,7 @@ def test_python_examples_of_the_readme_run(tmp_path: Path, monkeypatch: pytest.M
         exec(compile(example, "README.md", "exec"), {"__name__": "readme"})
 
 
+@pytest.mark.slow
 def test_the_page_on_python_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Its blocks one after the other, then its tests; and it names all that is public."""
     monkeypatch.chdir(tmp_path)

@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from qrobust.attacks import plan
 from qrobust.evaluation import read_outcomes
 
 from .conftest import CommandLine, ended, once
@@ -52,13 +53,23 @@ def test_one_width_alone_is_the_same(
     assert all(np.array_equal(alone[name], among[name]) for name in alone)
 
 
-def test_without_attacks_the_recipes_are_made(command_line: CommandLine, small_run: Path, tmp_path: Path) -> None:
-    assert command_line("eval", str(small_run / "qm-2"), "-n", "20", "--json", "one.json")[0] == 0
-    assert list(read_outcomes(tmp_path / "one.json")[0]["attacks"]) == ["gn", "pgd-5"]
+def test_without_attacks_the_recipe_s_are_made_and_strong(
+    command_line: CommandLine, small_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(plan, "ROUNDED", plan.ROUNDED[:1])
+    code, _, errors = command_line("eval", str(small_run / "qm-2"), "-n", "20", "--json", "one.json")
+    assert code == 0
+    assert list(read_outcomes(tmp_path / "one.json")[0]["attacks"]) == ["gn", "pgd-5", "strong"]
+    assert "gradient passes an image that holds" in errors
 
 
 def test_the_seed_is_that_of_the_command(command_line: CommandLine, small_run: Path, tmp_path: Path) -> None:
-    assert command_line("eval", str(small_run / "qm-2"), "-n", "9", "--seed", "5", "--json", "one.json")[0] == 0
+    assert (
+        command_line(
+            "eval", str(small_run / "qm-2"), "-n", "9", "--seed", "5", "--attacks", "fgsm", "--json", "one.json"
+        )[0]
+        == 0
+    )
     assert read_outcomes(tmp_path / "one.json")[0]["seed"] == 5
 
 

@@ -230,7 +230,7 @@ def test_by_default_strong_says_beforehand_what_it_takes_and_comes_first(here, t
     result, masks = read_outcomes(tmp_path / "a.json")
     assert [*masks] == ["clean", "strong", "pgd-20", "square-500"]
     assert result["worst_case"]["accuracy"] == masks["strong"].mean()
-    assert [row.split()[1] for row in out.splitlines() if row.startswith("│")][:2] == ["clean", "strong"]
+    assert [row.split()[1] for row in out.splitlines() if row.startswith("│")][:3] == ["clean", "worst", "strong"]
 
 
 def test_flags_are_printed(here, tmp_path):

@@ -50,8 +50,8 @@ LARGE = {
 }
 FAST = [
     *((name, (2, 8)[index % 2]) for index, name in enumerate(OWN)),
-    *(("resnet8", bits) for bits in (2, 5, 8, 32)),
-    *(("resnet8" + WIDE, bits) for bits in (2, 4)),
+    *(("resnet8", bits) for bits in (2, 8, 32)),
+    ("resnet8" + WIDE, 4),
     ("mobilenet", 4),
 ]
 SLOW = [case for case in ((name, bits) for name in names() for bits in LARGE.get(name, WIDTHS)) if case not in FAST]

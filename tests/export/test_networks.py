@@ -53,10 +53,13 @@ def densenet():
     return models.DenseNet(4, (2, 2), 8, num_classes=10)
 
 
+QUICK = ("vision_transformer", "mobilenet")
 SMALL = {make.__name__: make for make in (vision_transformer, swin, convnext, mobilenet, densenet)}
 
 
-@pytest.mark.parametrize("name", SMALL)
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=() if name in QUICK else pytest.mark.slow) for name in SMALL]
+)
 def test_small_networks_of_five_kinds_go_the_whole_path(name):
     torch.manual_seed(0)
     size = 16 if name in ("vision_transformer", "swin") else 32

@@ -120,7 +120,7 @@ def test_folding_is_bit_equal_and_leaves_the_original_working(form, bits):
     assert all(m.mixing.grad is not None for m in model.modules() if isinstance(m, FAT) and form != "identity")
 
 
-@pytest.mark.parametrize(("bits", "form"), [*itertools.product((3, 32), FAT_FORMS), (3, "none")])
+@pytest.mark.parametrize(("bits", "form"), [*itertools.product((3, 32), FAT_FORMS[:2]), (3, "none")])
 def test_weights_computed_first_change_no_gradient_and_computes_once(bits, form, monkeypatch):
     model, kind = quantize(resnet(), QuantConfig(bits, fat=form), calibration=[images(16)]).eval(), KINDS[bits == 32]
 

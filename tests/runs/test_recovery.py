@@ -26,6 +26,8 @@ from qrobust.export.write import Written, written
 from qrobust.runs.run import Run
 from qrobust.storage import read_json
 
+from ..conftest import once
+
 OVERRIDES = (
     "bits=[32,4]", "data.train_size=300", "data.test_size=130", "train.epochs=2", "train.attack.steps=1",
     "train.validation.steps=1", "train.validation.every=1", "quant.epochs=1", "quant.milestones=[]", "evaluate.n=130",
@@ -75,9 +77,7 @@ def weights(folder: Path) -> list[bytes]:
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run that nothing disturbed."""
-    folder = tmp_path_factory.mktemp("whole") / "run"
-    started(folder).all_stages()
-    return folder
+    return once(tmp_path_factory, "undisturbed", lambda folder: started(folder / "run").all_stages()) / "run"
 
 
 @pytest.fixture
@@ -86,9 +86,9 @@ def copy(whole: Path, tmp_path: Path) -> Path:
     return Path(shutil.copytree(whole, tmp_path / "run"))
 
 
-def test_a_second_run_finds_every_stage_done(whole: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    before = {path: path.stat().st_mtime_ns for path in whole.glob("qm-*/*") if path.is_file()}
-    started(whole).all_stages()
+def test_a_second_run_finds_every_stage_done(copy: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    before = {path: path.stat().st_mtime_ns for path in copy.glob("qm-*/*") if path.is_file()}
+    started(copy).all_stages()
     said = capsys.readouterr().err
     assert said.count("done before") == 5 * 2 + 1
     assert "written" not in said
@@ -166,12 +166,12 @@ def test_an_export_replaces_an_artifact_and_nothing_else(copy: Path, place: str)
     assert {path: path.read_bytes() for path in base.rglob("*") if path.is_file()} == before
 
 
-def test_an_export_is_made_again_where_its_artifact_was_damaged(whole: Path, tmp_path: Path) -> None:
+def test_an_export_is_made_again_where_its_artifact_was_damaged(whole: Path, copy: Path, tmp_path: Path) -> None:
     place = tmp_path / "out" / "qm-4"
     for damage in (None, DAMAGES["cut"]):
         if damage:
             damage(place / "model.onnx")
-        started(whole).export(4, folder=place)
+        started(copy).export(4, folder=place)
         assert (place / "model.onnx").read_bytes() == (whole / "qm-4" / "artifact" / "model.onnx").read_bytes()
 
 

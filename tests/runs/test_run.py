@@ -23,7 +23,7 @@ from qrobust.tables import places_table, run_table
 from qrobust.train import load_weights, plain_images, trainer
 from qrobust.train.checkpoint import load_state
 
-from ..conftest import CommandLine, ended, overrides
+from ..conftest import ended, overrides
 
 WIDTHS = (32, 4, 2)
 INNER = "layer1.0.conv1"
@@ -97,16 +97,6 @@ def test_the_evaluation_has_intervals_and_seconds(small_run: Path) -> None:
     assert attack["settings"]["steps"] == 5
     assert attack["seconds"] > 0
     assert result["worst_case"]["accuracy"] <= min(result["clean"]["accuracy"], attack["accuracy"])
-
-
-def test_an_evaluation_asks_for_strong_beside_a_recipe_s_attacks(
-    small_run: Path, command_line: CommandLine, tmp_path: Path
-) -> None:
-    code, _, errors = command_line("eval", str(small_run / "qm-4"), "-n", "20", "--json", "e.json")
-    assert code == 0, errors
-    result = json.loads((tmp_path / "e.json").read_text())
-    assert list(result["attacks"]) == ["gn", "pgd-5", "strong"]
-    assert "gradient passes an image that holds" in errors
 
 
 def test_a_form_of_strong_in_a_recipe_is_enough() -> None:
