@@ -232,6 +232,14 @@ def test_strong_is_what_a_recipe_asks_for_unless_it_says_otherwise(folder):
     assert found.export.suite_attacks == ("strong",)
 
 
+def test_a_file_overrides_by_all_that_it_holds(folder, monkeypatch):
+    (folder / "bits.toml").write_text('[quant.layers]\n"layer1.*" = 8\n[train]\nepochs = 7\n')
+    monkeypatch.chdir(folder)
+    found = recipe.load("base", ["train.epochs=5", "bits.toml", "quant.epochs=2"])
+    assert (found.train.epochs, found.quant.epochs, found.quant.layers) == (7, 2, {"layer1.*": 8})
+    assert "expected a TOML file at none.toml" in refusal(overridden, "none.toml")
+
+
 UNTRAINED = (
     "recipe: expected train.epochs above 0, model.weights, or a factory as model.name that loads its own weights, "
     "got none of them; add one"

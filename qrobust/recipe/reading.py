@@ -20,7 +20,7 @@ DEEPEST, LARGEST = 20, 2.0**63
 
 
 def load(name: str, overrides: Iterable[str] = ()) -> Recipe:
-    """The recipe of a name or path, with what it extends and `key=value` overrides. Raises RecipeError.
+    """The recipe of a name or path, with what it extends and overrides, as in `made`. Raises RecipeError.
 
     Code that a file names, as data.name = "FILE.py:NAME", lies relative to it; by an override, to where one stands.
     """
@@ -31,7 +31,11 @@ def load(name: str, overrides: Iterable[str] = ()) -> Recipe:
 
 
 def made(table: Mapping[str, Any], overrides: Iterable[str] = (), *, source: str) -> Recipe:
-    """A checked recipe of a table, with `key=value` overrides. Raises RecipeError naming the first wrong key."""
+    """A checked recipe of a table, with overrides.
+
+    overrides: `key=value`, or the path of a TOML file, whose tables are merged over it. source: where the table is from,
+    for the error. Raises RecipeError naming the first wrong key.
+    """
     for override in overrides:
         table = _merge(table, _override(override))
     return parse(table, source=source)
