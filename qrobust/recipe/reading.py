@@ -33,8 +33,8 @@ def load(name: str, overrides: Iterable[str] = ()) -> Recipe:
 def made(table: Mapping[str, Any], overrides: Iterable[str] = (), *, source: str) -> Recipe:
     """A checked recipe of a table, with overrides.
 
-    overrides: `key=value`, or the path of a TOML file, whose tables are merged over it. source: where the table is from,
-    for the error. Raises RecipeError naming the first wrong key.
+    overrides: `key=value`, or the path of a TOML file, whose tables are merged over it. source: where the table is
+    from, for the error. Raises RecipeError naming the first wrong key.
     """
     for override in overrides:
         table = _merge(table, _override(override))
