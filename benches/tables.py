@@ -319,9 +319,26 @@ def audited(result: Result) -> Iterator[str]:
             for one in result["rows"]
         ],
     )
-    kinds = ("checks as printed", "default checks", "all checks")
-    rows = [(one["network"], *(_flagged(one[kind]) for kind in kinds)) for one in result["rows"]]
+    rows = [(one["network"], *(_flagged(one[kind]) for kind in CHECKED)) for one in result["rows"]]
     yield table(("flags", "of the printed number alone", "by default", "of all checks"), rows)
+    claims = dict.fromkeys(one["claim"] for one in result["rows"])
+    yield table(
+        ("claim", "networks measured", "overestimates, points", *(f"flagged, {kind}" for kind in CHECKED)),
+        [(claim, *_summed([one for one in result["rows"] if one["claim"] == claim])) for claim in claims],
+    )
+
+
+CHECKED = ("checks as printed", "default checks", "all checks")
+
+
+def _summed(rows: Sequence[Result]) -> Iterator[str]:
+    """Of a claim's networks: how many are measured, their overestimates, how many were flagged of those checked."""
+    found = sorted(one["overestimate"] for one in rows if one["overestimate"] is not None)
+    yield f"{len(found)} of {len(rows)}"
+    yield ", ".join(f"{100 * one:+.1f}" for one in found) or NOT_YET
+    for kind in CHECKED:
+        flags = [one[kind] for one in rows if one[kind] is not None]
+        yield f"{sum(bool(one) for one in flags)} of {len(flags)}" if flags else NOT_YET
 
 
 AUDITED = ("clean", "pgd-20", "transfer-20", "strong", "strong, precision known", "autoattack", "worst case")
