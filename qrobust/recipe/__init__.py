@@ -1,8 +1,8 @@
 """Recipes: how a network is trained, quantised, evaluated and exported; checked before anything runs."""
 
-from .parts import Average, Awp, Mix, Sar, ThreatModel, TrainingAttack
+from .parts import Average, Awp, Data, Export, Mix, Sar, ThreatModel, TrainingAttack
 from .reading import checked, difference, dump, load, located, made, parse, read
-from .schema import Data, Export, Quantisation, Recipe, Schedule, Training
+from .schema import Quantisation, Recipe, Schedule, Training
 from .values import CallSize, Count, Int, Name, Positive, Seconds, Table, Threads
 
 __all__ = [

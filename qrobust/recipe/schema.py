@@ -6,119 +6,41 @@ from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import (
     AfterValidator,
-    BaseModel,
-    ConfigDict,
     Field,
     SerializerFunctionWrapHandler,
     model_serializer,
     model_validator,
 )
 
-from .parts import Average, Awp, Mix, Ptq, Sar, ThreatModel, TrainingAttack, Validation
+from .parts import (
+    Attacking,
+    Average,
+    Awp,
+    Benchmark,
+    Data,
+    Evaluation,
+    Export,
+    Mix,
+    Model,
+    Ptq,
+    Sar,
+    ThreatModel,
+    TrainingAttack,
+    Validation,
+)
 from .values import (
     Bits,
-    CallSize,
     ClassWeights,
     Count,
     Fat,
     Float,
     Int,
     Name,
-    PerChannel,
     Positive,
-    Seconds,
-    Size,
     Table,
-    Threads,
     Weight,
     Width,
-    _above_zero,
 )
-
-
-class Data(Table):
-    """Which images, and how many of them; where `name` is a function of your own, other keys are its options."""
-
-    name: str
-    """Source of the images: `digits`, `spectral-shapes`, `cifar10`, `cifar100`, `tiny-imagenet`, `folder` or `npz`."""
-    root: str | None = None
-    """Folder of the data set (`npz`: its file), from where the command is started; left out: `data`."""
-    download: bool = False
-    """Whether missing files may be fetched (`cifar10`, `cifar100`)."""
-    train_size: Count | None = None
-    """Images taken at random for training and validation together; left out: all."""
-    test_size: Count | None = None
-    """Images taken at random for testing; left out: all."""
-    validation: Annotated[Float, Field(ge=0, le=0.5)] = 0.1
-    """Share of the training images that is set aside, stratified, to choose the best epoch."""
-    size: Size | None = None
-    """Side in pixels, or [height, width], that images are resized and cropped to; left out: as they are."""
-    cache: str | None = None
-    """Folder of decoded images, mapped instead of held in memory (`folder`); left out: in memory."""
-    texture: Annotated[Float, Field(ge=0, le=1)] | None = None
-    """Share of the images whose texture agrees with the label (`spectral-shapes`); left out: 0.8."""
-    test_share: Annotated[Float, Field(gt=0, le=0.5)] | None = None
-    """Share of the training images that is set aside for testing where none are; left out: 0.2."""
-    skip_unreadable: bool = False
-    """Whether files that are no whole images are left out, counted and listed (`folder`)."""
-    options: dict[str, Any] = Field(default_factory=dict)
-    """Arguments of your own function: what else the table holds."""
-    crop: Annotated[Int, Field(ge=0)] = 0
-    """Zeros around a training image, in pixels, before a random crop to its size; 0: no crop."""
-    flip: bool = False
-    """Whether training images are mirrored left to right at random."""
-
-    @model_serializer(mode="wrap")
-    def _without_unset(self, plain: SerializerFunctionWrapHandler) -> dict[str, Any]:
-        """Keys that came later only where they are used, so that keys of runs on other images stay what they were."""
-        later = ("texture", "test_share", "skip_unreadable", "options")
-        return {key: value for key, value in plain(self).items() if key not in later or value not in (None, False, {})}
-
-    @model_validator(mode="before")
-    @classmethod
-    def _further(cls, table: Any) -> Any:
-        """Of a user's own factory further keys are its options; of any other source they are unknown."""
-        if not isinstance(table, dict) or ":" not in str(table.get("name")):
-            return table
-        given = table.get("options", {})
-        further = {key: value for key, value in table.items() if key not in cls.model_fields}
-        known = {key: value for key, value in table.items() if key in cls.model_fields}
-        return {**known, "options": {**given, **further} if isinstance(given, dict) else given}
-
-
-class Model(BaseModel):
-    """Which network; other keys are its options."""
-
-    model_config = ConfigDict(extra="allow", frozen=True, use_attribute_docstrings=True, allow_inf_nan=False)
-
-    name: str
-    """[Network](#networks), or yours: `FILE.py:factory`, `package.module:factory`, `torchvision:NAME` or `timm:NAME`;
-    other keys of the table are its options."""
-    weights: str | None = None
-    """File that the network starts from (.safetensors, .pth or .pt); left out: random weights."""
-    mean: PerChannel = ()
-    """Subtracted from images inside the network, one number or one a channel, pixels in [0, 1]."""
-    std: Annotated[PerChannel, AfterValidator(_above_zero)] = ()
-    """What images are divided by then, likewise."""
-    sha256: str | None = None
-    """Digest of the factory's file; a run writes it, and another file is refused; left out: any."""
-
-    @model_serializer(mode="wrap")
-    def _without_unset(self, plain: SerializerFunctionWrapHandler) -> dict[str, Any]:
-        """No key that is not used, so that keys of older runs stay what they were."""
-        own = ("weights", "mean", "std", "sha256")
-        return {key: value for key, value in plain(self).items() if key not in own or value not in (None, [], ())}
-
-    @model_validator(mode="after")
-    def _own(self) -> Model:
-        if taken := sorted({"in_channels", "classes"} & self.options.keys()):
-            raise ValueError(f"expected no {taken[0]!r}, which follows from the data, got one; remove it")
-        return self
-
-    @property
-    def options(self) -> dict[str, Any]:
-        """What the network's builder takes besides channels and classes."""
-        return dict(self.__pydantic_extra__ or {})
 
 
 class Schedule(Table):
@@ -334,56 +256,6 @@ class Quantisation(Schedule):
         if self.start_from == "initial" and not self.epochs:
             raise ValueError("expected epochs above 0 for start_from = 'initial', got 0; give some")
         return self
-
-
-class Evaluation(Table):
-    """Evaluation in torch, before the export."""
-
-    attacks: tuple[str, ...] = ("fgsm", "pgd-20", "strong")
-    """[Names of attacks](#names-of-attacks); the worst case is over the bounded ones."""
-    n: Count | None = None
-    """Test images, a stratified choice; left out: all."""
-    batch_size: Count = 250
-    """Images of a pass."""
-
-    @model_validator(mode="after")
-    def _some(self) -> Evaluation:
-        if not self.attacks:
-            raise ValueError("expected at least one attack, got none; a clean accuracy says nothing of robustness")
-        return self
-
-
-class Export(Table):
-    """Where the artifact must run, and the suite of adversarial images that travels with it."""
-
-    target: str = "ort-cpu"
-    """Deployment target: a name of `qrobust targets`, or a path."""
-    input: Literal["float32-nchw", "uint8-nhwc"] = "float32-nchw"
-    """What the file reads: floats in [0, 1], channels first, or bytes as a camera gives them, channels last."""
-    suite_n: Count | None = None
-    """Test images of the suite; left out: as many as are evaluated."""
-    suite_attacks: tuple[str, ...] = ("strong",)
-    """Names of the attacks that make its adversarial images."""
-
-
-class Attacking(Table):
-    """White-box attacks on the exported file itself; none where the table is left out."""
-
-    attacks: tuple[str, ...] = ("strong",)
-    """Names of the attacks."""
-    n: Count | None = None
-    """Images of the suite; left out: all."""
-
-
-class Benchmark(Table):
-    """Timing of the artifacts, side by side."""
-
-    batches: Annotated[tuple[CallSize, ...], Field(min_length=1)] = (1, 32)
-    """Images of a call, each size timed on its own."""
-    threads: Threads = 1
-    """Threads of the runtime; 0: as many as it likes."""
-    seconds: Seconds = 2.0
-    """Least time of a batch size, in seconds, all artifacts together."""
 
 
 def _with_float(bits: tuple[int, ...]) -> tuple[int, ...]:
