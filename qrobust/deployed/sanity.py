@@ -223,7 +223,7 @@ SANITY_CHECKS: tuple[SanityCheck[CheckedFile], ...] = (
     SanityCheck("module-differs", module_differs, 0.01,
           "the module rebuilt in torch gives other labels than the session",
           "its gradients belong to another network: compare the graph's operators with what the runtime makes of them"),
-    SanityCheck("replay-differs", replay_differs, 0.01, "the session gives other labels than torch gave before export",
+    SanityCheck("replay-differs", replay_differs, 0.01, "the session gives other labels than its suite holds",
           "compare layers with the parity in the manifest, and export again"),
     SanityCheck("level-differs", level_differs, 0.01, "another graph_optimization_level gives other labels",
           "pin the level in the target, and attack the file at the level that it is deployed with"),

@@ -39,7 +39,7 @@ def open_session(
     kind = "DISABLE_ALL" if level == "disable" else f"ENABLE_{level.upper()}"
     options.graph_optimization_level = getattr(onnxruntime.GraphOptimizationLevel, f"ORT_{kind}")
     proto = onnx.load_from_string(model) if isinstance(model, bytes) else onnx.load(str(model))
-    exact = sums_saturate() and not _has_signed(proto)
+    exact = sums_saturate() and not has_signed(proto)
     options.add_session_config_entry(ENTRIES["x64quantprecision"], str(int(exact)))
     if written is not None:
         options.optimized_model_filepath = str(written)
@@ -47,7 +47,7 @@ def open_session(
     return onnxruntime.InferenceSession(source, options, providers=[provider])
 
 
-def _has_signed(model: onnx.ModelProto) -> bool:
+def has_signed(model: onnx.ModelProto) -> bool:
     """Whether an activation is int8: what onnxruntime does against saturation breaks such a file."""
     signed = {tensor.name for tensor in model.graph.initializer if tensor.data_type == onnx.TensorProto.INT8}
     quantised = (node for node in model.graph.node if node.op_type == "QuantizeLinear")
