@@ -294,12 +294,12 @@ def bench(
     plot: Annotated[Optional[Path], typer.Option("--plot", metavar="F", help="Draw accuracy against cost.")] = None,  # noqa: UP045
     json: Json = None,
 ) -> int:
-    """Time artifacts side by side in one run, with their memory, size and robustness."""
+    """Time artifacts and bare ONNX files side by side in one run, with their memory, size and robustness."""
     from .bench.measure import Scenario, load_scenario
     from .bench.measure import bench as measure
     from .bench.plot import expect_image
     from .bench.plot import plot as draw
-    from .runtime import Artifact
+    from .export.sessions import opened
     from .storage import expect_place
     from .tables import artifact_table, timing_table
 
@@ -311,7 +311,7 @@ def bench(
         counts("batch", batch), counts("threads", threads), seconds
     )
     providers = [name.strip() for name in provider.split(",") if name]
-    result = measure([Artifact.load(a) for a in artifacts], settings, providers=providers)
+    result = measure([opened(one) for one in artifacts], settings, providers=providers)
     _write(json, result)
     screen.print(timing_table(result), artifact_table(result))
     if plot:

@@ -62,7 +62,7 @@ Out = Annotated[Optional[Path], typer.Option("--out", metavar="DIR", help="Run f
 Network = Annotated[str, typer.Option("--model", metavar="FILE.py:FACTORY", help=MODEL_HELP)]
 From = Annotated[Optional[Path], typer.Option("--from", metavar="RUN", help=FROM_HELP)]  # noqa: UP045
 OnEvent = Annotated[str, typer.Option("--on-event", metavar="F", help=EVENT_HELP)]
-Artifacts = Annotated[list[Path], typer.Argument(metavar="ARTIFACT...", help="Artifact folders.")]
+Artifacts = Annotated[list[Path], typer.Argument(metavar="ARTIFACT|F.onnx...", help="Artifact folders, ONNX files.")]
 Json = Annotated[
     Optional[Path],  # noqa: UP045
     typer.Option("--json", metavar="F", help="Write the full result to F; - is standard output."),

@@ -249,7 +249,9 @@ def artifact_table(result: Result) -> Table:
             plain(one["compute_type"] or NONE),
             plain("; ".join(f"{provider}: {_kinds(kinds)}" for provider, kinds in one["executed"].items())),
         )
-    drawn.caption = "accuracies before export on the suite; stored examples can only overestimate robustness"
+    drawn.caption = (
+        "accuracies before export on the suite, none of bare files; stored examples can only overestimate robustness"
+    )
     return drawn
 
 

@@ -43,6 +43,7 @@ from .attack import Settings, attack_deployed, batch_size_of, threat_of, with_su
 from .model import Deployed, Served, expect_classes, of_artifact, read_data
 from .prepare import Normalisation, prepare, size_of
 
+STEP = 1 / 255
 MANY = 32  # rows in which probabilities are told from logits
 
 
@@ -53,7 +54,7 @@ class FileConfig:
     name: of the artifact, None for its folder's. classes: names, label k is `classes[k]`; None for the data's own, or
     numbers. n: images that are attacked and stored, a stratified choice, or all if there are fewer; None for all. mean,
     std: of pixels in [0,1], one number or one a channel, () for none: what the file's images were normalised by.
-    output: the value of the graph that gives logits, if not its only output.
+    output: the value of the graph that gives logits, if not its only output. Raises DataError for no images.
     """
 
     name: str | None = None
@@ -63,6 +64,10 @@ class FileConfig:
     mean: tuple[float, ...] = ()
     std: tuple[float, ...] = ()
     output: str | None = None
+
+    def __post_init__(self) -> None:
+        if (self.n is not None and self.n < 1) or self.seed < 0:
+            raise DataError(f"expected n of 1 or more and a seed of 0 or more, got {self.n} and {self.seed}; change it")
 
 
 def export_file(
@@ -127,6 +132,10 @@ def export_named(
 
 
 def _asked(attacks: str | Sequence[str], threat: Threat) -> tuple[Attack, ...]:
+    if threat.eps < STEP - 1e-9:
+        raise RecipeError(
+            f"expected eps of 1/255 or more, got {threat.eps:g}; an image of bytes moves by a step or not"
+        )
     names = attack_names(attacks) if isinstance(attacks, str) else attacks
     found = tuple(named(name, threat) for name in names)
     check_suite_attacks(found)
