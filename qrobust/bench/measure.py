@@ -128,7 +128,7 @@ def side_by_side(candidates: Sequence[Candidate], scenario: Scenario) -> Record:
     """Latency, throughput, memory, size and robustness of each candidate, side by side.
 
     Ratios are of medians against the reference: the first float artifact (bits 32), on a GPU the first that computes
-    in float16 if there is one, else the first of all; above 1 is faster. Returns JSON:
+    in float16 if there is one, else, and beside bare files, the first of all; above 1 is faster. Returns JSON:
 
     - reference, scenario, versions, hardware; harness_us: what timing itself takes, by a session that returns at once.
     - artifacts: by label what does not depend on the load: provider, nodes that ran by provider and kind, type

@@ -133,9 +133,7 @@ def export_named(
 
 def _asked(attacks: str | Sequence[str], threat: Threat) -> tuple[Attack, ...]:
     if threat.eps < STEP - 1e-9:
-        raise RecipeError(
-            f"expected eps of 1/255 or more, got {threat.eps:g}; an image of bytes moves by a step or not"
-        )
+        raise RecipeError(f"expected eps of 1/255 or more, a step of a byte, got {threat.eps:g}; raise it")
     names = attack_names(attacks) if isinstance(attacks, str) else attacks
     found = tuple(named(name, threat) for name in names)
     check_suite_attacks(found)

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -259,10 +260,11 @@ def _changed(
 ) -> GivenFile:
     """The graph for one layout; reshaped: its shapes for a fixed batch made open too."""
     change = _Change(_copied(source.proto))
+    change.notes += [f"data of {name} put inside" for name in source.record["beside"]]
     _open_batch(change, source, reshaped=reshaped)
     name = _prepend_all(change, source, layout, shape, normalisation)
     logits = _as_floats(change, _before_softmax(change, wanted))
-    data = bytes(change.proto.SerializeToString(deterministic=True)) if change.notes else _whole(source)
+    data = bytes(change.proto.SerializeToString(deterministic=True)) if change.notes else file_bytes(source.path)
     plan = load_onnx(as_floats(data) if source.takes_bytes else data, output=logits).plan
     _expect_any_number(source, plan)
     assert plan.classes is not None  # sizes are known
@@ -278,13 +280,6 @@ def _copied(proto: ModelProto) -> ModelProto:
     copied = ModelProto()
     copied.CopyFrom(proto)
     return copied
-
-
-def _whole(source: _Source) -> bytes:
-    """The file's own bytes, unless data that lay beside it were put inside."""
-    if source.record["beside"]:
-        return bytes(source.proto.SerializeToString(deterministic=True))
-    return file_bytes(source.path)
 
 
 def _expect_any_number(source: _Source, plan: Any) -> None:
@@ -420,8 +415,10 @@ def _as_floats(change: _Change, name: str) -> str:
 
 def _kind_of(change: _Change, name: str) -> int:
     """The element type of an output, as the file says, or what it follows from."""
-    found = onnx.shape_inference.infer_shapes(change.proto).graph
-    kinds = {value.name: value.type.tensor_type.elem_type for value in (*found.value_info, *found.output)}
+    graph = change.graph
+    with suppress(Exception):  # it raises anything for what `load_onnx` then names
+        graph = onnx.shape_inference.infer_shapes(change.proto).graph
+    kinds = {value.name: value.type.tensor_type.elem_type for value in (*graph.value_info, *graph.output)}
     return kinds.get(name) or TensorProto.FLOAT  # of operators that ONNX does not know: a session will tell
 
 
@@ -434,7 +431,7 @@ def _expect_same(
     pixels = np.resize(pixels, (4 * each, *pixels.shape[1:]))
     names = [value.name for value in source.proto.graph.output]
     name = wanted if wanted in names else names[0]
-    one, ours = (load_session(data, CPU, 1) for data in (_whole(source), found.data))
+    one, ours = (load_session(data, CPU, 1) for data in (source.proto.SerializeToString(), found.data))
     given = _prepared(source, layout, pixels, normalisation)
     alone = np.concatenate([_run(one, name, part, source) for part in np.split(given, len(given) // each)])
     fed = pixels.transpose(0, 2, 3, 1) if source.takes_bytes else pixels.astype(np.float32) / np.float32(255)

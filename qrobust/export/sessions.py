@@ -273,7 +273,9 @@ class Bound:
 
 
 def images_for(artifact: Timed, size: int) -> Array:
-    """Images of the suite as the artifact takes them, repeated if it holds fewer than a batch; random for a bare file."""
+    """Images of the suite as the artifact takes them, repeated if it holds fewer than a batch; of a bare file random
+    ones.
+    """
     if isinstance(artifact, BareFile):
         return artifact.images(size)
     pixels = artifact.suite["x.clean"]
