@@ -17,7 +17,9 @@ ATTACKS_HELP = (
 SANITY_HELP = "Every sanity check of docs/flags.md, not the cheap ones only."
 FILE_HELP = "As in eval. Default: strong, the suite's, Square, and transfer where there is a source."
 TRANSFER_HELP = "Where examples may transfer from, repeatable: an artifact, a run. Default: the float network beside."
-DATA_HELP = "Images: an .npz with x (uint8) and y, or a data set. Default: the suite's. Needed for a bare ONNX file."
+DATA_HELP = (
+    "Images: an .npz with x (uint8) and y, a folder, or a data set. Default: the suite's. Needed for a bare ONNX file."
+)
 EXPORT_DATA_HELP = "F.onnx: images: an .npz with x (uint8) and y, a folder of image files by class, or a data set."
 TARGET_HELP = "Deployment target. Default: ort-cpu; of F.onnx: as-given, which asks nothing of its graph."
 ARTIFACTS_HELP = "Folder for the artifacts, one a width; of F.onnx the artifact itself."
