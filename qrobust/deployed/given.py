@@ -41,7 +41,8 @@ from ..runtime import Artifact
 from ..threat import Threat
 from .attack import Settings, attack_deployed, batch_size_of, threat_of, with_surrogates
 from .model import Deployed, Served, expect_classes, of_artifact, read_data
-from .prepare import Normalisation, prepare, size_of
+from .prepare import prepare
+from .source import Normalisation, size_of
 
 STEP = 1 / 255
 MANY = 32  # rows in which probabilities are told from logits

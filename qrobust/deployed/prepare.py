@@ -7,8 +7,7 @@ Nothing that stands in the graph is taken away: what is new stands before it, or
 
 from __future__ import annotations
 
-import hashlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -16,7 +15,7 @@ from typing import Any
 
 import numpy as np
 import onnx
-from onnx import GraphProto, ModelProto, NodeProto, TensorProto, external_data_helper, helper, numpy_helper
+from onnx import GraphProto, ModelProto, NodeProto, TensorProto, helper, numpy_helper
 
 from ..data import Images
 from ..errors import GraphError, shown
@@ -24,66 +23,14 @@ from ..export.artifact import GivenFile
 from ..onnx_module.module import load_onnx
 from ..onnx_module.node import reason
 from ..onnx_module.qoperators import DYNAMIC
-from ..onnx_module.reading import file_bytes, parsed
-from ..runtime import MAX_FILE_BYTES, load_session
+from ..onnx_module.reading import file_bytes
+from ..runtime import load_session
 from .model import CPU, Array, as_floats
+from .source import DYNAMIC_BATCH, FLOATS, NCHW, NHWC, Normalisation, Source, open_file, weight_bits
 
-FLOATS: dict[int, Any] = {
-    TensorProto.FLOAT: np.float32,
-    TensorProto.FLOAT16: np.float16,
-    TensorProto.DOUBLE: np.float64,
-}
-WIDTHS = {
-    **dict.fromkeys((TensorProto.INT2, TensorProto.UINT2), 2),
-    **dict.fromkeys((TensorProto.INT4, TensorProto.UINT4), 4),
-    **dict.fromkeys((TensorProto.INT8, TensorProto.UINT8), 8),
-    **dict.fromkeys((TensorProto.INT16, TensorProto.UINT16), 16),
-}
 PASSED = ("Identity", "Cast", "QuantizeLinear", "DequantizeLinear")  # what may stand behind a softmax
-NCHW, NHWC = "NCHW", "NHWC"
 BATCH = "batch"
 SAME = 1e-2  # of their length: logits of images passed together and alone differ by what float32 and ties round
-DYNAMIC_BATCH = "export it with a dynamic batch axis, as torch.onnx.export(..., dynamic_axes={INPUT: {0: 'batch'}})"
-
-
-@dataclass(frozen=True)
-class Normalisation:
-    """(x - mean) / std of pixels x in [0,1]; each one number, or one a channel. () leaves x as it is.
-
-    Raises GraphError for numbers of another count, or a std that is not above 0.
-    """
-
-    mean: tuple[float, ...] = ()
-    std: tuple[float, ...] = ()
-
-    def constants(self, channels: int) -> tuple[Array, Array] | None:
-        """Mean and std, float32 (1, channels or 1, 1, 1); None for none."""
-        if not self.mean and not self.std:
-            return None
-        found = self.mean or (0.0,), self.std or (1.0,)
-        for name, values in zip(("mean", "std"), found, strict=True):
-            if len(values) not in (1, channels):
-                raise GraphError(f"expected 1 or {channels} numbers as {name}, got {len(values)}; give one a channel")
-        if not (np.isfinite(found[0]).all() and np.isfinite(found[1]).all() and min(found[1]) > 0):
-            raise GraphError(f"expected finite mean and std above 0, got {found}; give those of pixels in [0, 1]")
-        mean, std = (np.array(values, np.float32).reshape(1, -1, 1, 1) for values in found)
-        return mean, std
-
-
-@dataclass(frozen=True)
-class _Source:
-    """A file as it came: its one input of images, and sizes (batch, ...), None where they are open."""
-
-    proto: ModelProto
-    path: Path
-    record: dict[str, Any]
-    name: str
-    kind: int
-    shape: tuple[int | None, ...]
-
-    @property
-    def takes_bytes(self) -> bool:
-        return self.kind == TensorProto.UINT8
 
 
 @dataclass
@@ -119,38 +66,6 @@ class _Change:
         return given
 
 
-def open_file(path: Path) -> _Source:
-    """A file with the data that lie beside it. Raises GraphError unless it is ONNX with one input, images."""
-    data = file_bytes(path)
-    proto = parsed(data)
-    record = {"name": path.name, **_digest(data), "beside": _embed(proto, path)}
-    constants = {tensor.name for tensor in proto.graph.initializer}
-    inputs = [value for value in proto.graph.input if value.name not in constants]
-    if len(inputs) != 1:
-        names = ", ".join(shown(value.name) for value in inputs[:5]) or "none"
-        raise GraphError(
-            f"expected a graph with one input, images, got {len(inputs)}: {names}; make the others initializers"
-        )
-    kind = inputs[0].type.tensor_type
-    dims = tuple(int(dim.dim_value) if dim.HasField("dim_value") else None for dim in kind.shape.dim)
-    what = f"images (batch, channels, height, width) in {shown(inputs[0].name)}"
-    if len(dims) == 3:
-        raise GraphError(f"expected {what}, got {dims}, no batch dimension; {DYNAMIC_BATCH}")
-    if len(dims) != 4:
-        raise GraphError(f"expected {what}, got {len(dims)} dimensions; pass a classifier of images")
-    if kind.elem_type not in (*FLOATS, TensorProto.UINT8):
-        names = TensorProto.DataType.Name
-        raise GraphError(f"expected {what} as floats or uint8, got {names(kind.elem_type)}; put a Cast before it")
-    return _Source(proto, path, record, inputs[0].name, kind.elem_type, dims)
-
-
-def size_of(path: Path) -> tuple[int, int] | None:
-    """Height and width that a file's images must have; None where it leaves them open."""
-    _, first, second, last = open_file(path).shape
-    height, width = (first, second) if last in (1, 3) and first not in (1, 3) else (second, last)
-    return None if height is None or width is None else (height, width)
-
-
 def prepare(
     path: Path, images: Images, *, normalisation: Normalisation = Normalisation(), output: str | None = None
 ) -> GivenFile:
@@ -161,13 +76,13 @@ def prepare(
     probabilities, with an operator that `OnnxModule` does not cover, or that gives something else once changed.
     """
     source = open_file(path)
-    wanted = _wanted(source.proto.graph, output)
+    wanted = source.logits(output)
     if source.takes_bytes and normalisation != Normalisation():
         raise GraphError(
             f"expected no mean and std for {path.name}, which takes bytes and normalises them itself; leave them out"
         )
     tried: list[GraphError] = []
-    for layout in _layouts(source, images.shape[1:]):
+    for layout in source.layouts(images.shape[1:]):
         for reshaped in (False, True):
             try:
                 found = _changed(source, layout, images.shape[1:], normalisation, wanted, reshaped=reshaped)
@@ -179,78 +94,8 @@ def prepare(
     raise tried[0]
 
 
-def weight_bits(proto: ModelProto) -> dict[str, int]:
-    """Width by name of every weight that is stored in fewer than 32 bits, or that a quantiser rounds."""
-    large = {tensor.name: tensor.data_type for tensor in proto.graph.initializer if len(tensor.dims) > 1}
-    kinds = {tensor.name: tensor.data_type for tensor in proto.graph.initializer}
-    found = {name: WIDTHS[kind] for name, kind in large.items() if kind in WIDTHS}
-    for node in proto.graph.node:
-        if node.op_type == "QuantizeLinear" and node.input[0] in large:
-            found[node.input[0]] = WIDTHS.get(kinds.get(node.input[2] if len(node.input) > 2 else "", 0), 8)
-    return found
-
-
-def _digest(data: bytes) -> dict[str, Any]:
-    return {"sha256": hashlib.sha256(data).hexdigest(), "size_bytes": len(data)}
-
-
-def _embed(proto: ModelProto, path: Path) -> dict[str, Any]:
-    """Put tensors that lie in files beside the graph into it; returns the digests of those files."""
-    tensors = [one for one in _tensors(proto.graph) if external_data_helper.uses_external_data(one)]
-    places = sorted({external_data_helper.ExternalDataInfo(one).location for one in tensors})
-    try:
-        for one in tensors:
-            external_data_helper.load_external_data_for_tensor(one, str(path.parent))
-            one.data_location = TensorProto.DEFAULT
-            del one.external_data[:]
-        digests = {place: _digest((path.parent / place).read_bytes()) for place in places}
-    except (OSError, ValueError, onnx.checker.ValidationError) as error:
-        raise GraphError(
-            f"expected the data of {path.name} beside it, in {', '.join(places)}, got: {reason(error)}; "
-            "put the files of one export into one folder"
-        ) from error
-    if (size := proto.ByteSize()) > MAX_FILE_BYTES:
-        raise GraphError(f"expected {path.name} of up to {MAX_FILE_BYTES} bytes, which a check reads, got {size}; "
-                         "pass a smaller network, or quantised weights")  # fmt: skip
-    return digests
-
-
-def _tensors(graph: GraphProto) -> Iterator[TensorProto]:
-    yield from graph.initializer
-    for attribute in (one for node in graph.node for one in node.attribute):
-        yield from (one for one in (attribute.t, *attribute.tensors) if one.ByteSize())
-
-
-def _wanted(graph: GraphProto, output: str | None) -> str:
-    """The name of what gives logits: an output, or any other value of the graph."""
-    outputs: list[str] = [value.name for value in graph.output]
-    known = [*outputs, *(name for node in graph.node for name in node.output if name)]
-    if output is None and len(outputs) == 1:
-        return outputs[0]
-    if output is None or output not in known:
-        listed = ", ".join(map(shown, outputs[:5])) or "none"
-        got = f"{len(outputs)}" if output is None else shown(repr(output))
-        raise GraphError(f"expected one output, or the name of one of {listed}, got {got}; name it by --output NAME")
-    return output
-
-
-def _layouts(source: _Source, shape: Sequence[int]) -> list[str]:
-    """How the file may take images of shape (c, h, w), the likelier first."""
-    channels, height, width = shape
-    sizes = {NCHW: (channels, height, width), NHWC: (height, width, channels)}
-    found = [name for name, wanted in sizes.items()
-             if all(size in (None, own) for size, own in zip(source.shape[1:], wanted, strict=True))]  # fmt: skip
-    if not found:
-        taken = tuple("any" if size is None else size for size in source.shape[1:])
-        raise GraphError(
-            f"expected images as {source.path.name} takes them, {taken}, got (c, h, w) = {tuple(shape)}; "
-            "give images of that size"
-        )
-    return found
-
-
 def _changed(
-    source: _Source,
+    source: Source,
     layout: str,
     shape: Sequence[int],
     normalisation: Normalisation,
@@ -282,7 +127,7 @@ def _copied(proto: ModelProto) -> ModelProto:
     return copied
 
 
-def _expect_any_number(source: _Source, plan: Any) -> None:
+def _expect_any_number(source: Source, plan: Any) -> None:
     if plan.batch is None:
         return
     if any(step.node.op == DYNAMIC for step in plan.steps):
@@ -293,7 +138,7 @@ def _expect_any_number(source: _Source, plan: Any) -> None:
     raise GraphError(f"expected a graph for any number of images, got one for {plan.batch}; {DYNAMIC_BATCH}")
 
 
-def _open_batch(change: _Change, source: _Source, *, reshaped: bool) -> None:
+def _open_batch(change: _Change, source: Source, *, reshaped: bool) -> None:
     """Let the first size of images and outputs be open, and with `reshaped` that of constant shapes."""
     fixed = source.shape[0]
     if fixed is None and not reshaped:
@@ -334,7 +179,7 @@ def _copying(tensor: TensorProto, fixed: int) -> TensorProto:
 
 
 def _prepend_all(
-    change: _Change, source: _Source, layout: str, shape: Sequence[int], normalisation: Normalisation
+    change: _Change, source: Source, layout: str, shape: Sequence[int], normalisation: Normalisation
 ) -> str:
     """What makes of an artifact's images those of the file; returns the name of the input."""
     own = next(value for value in change.graph.input if value.name == source.name)
@@ -423,7 +268,7 @@ def _kind_of(change: _Change, name: str) -> int:
 
 
 def _expect_same(
-    source: _Source, found: GivenFile, layout: str, images: Images, normalisation: Normalisation, wanted: str
+    source: Source, found: GivenFile, layout: str, images: Images, normalisation: Normalisation, wanted: str
 ) -> None:
     """The file as it came, on images that numpy prepared, and as it is stored, on all at once, give the same."""
     each = source.shape[0] or 1
@@ -432,7 +277,7 @@ def _expect_same(
     names = [value.name for value in source.proto.graph.output]
     name = wanted if wanted in names else names[0]
     one, ours = (load_session(data, CPU, 1) for data in (source.proto.SerializeToString(), found.data))
-    given = _prepared(source, layout, pixels, normalisation)
+    given = source.fed(pixels, layout, normalisation)
     alone = np.concatenate([_run(one, name, part, source) for part in np.split(given, len(given) // each)])
     fed = pixels.transpose(0, 2, 3, 1) if source.takes_bytes else pixels.astype(np.float32) / np.float32(255)
     together = _run(ours, name, np.ascontiguousarray(fed), source)
@@ -447,17 +292,7 @@ def _expect_same(
         )
 
 
-def _prepared(source: _Source, layout: str, pixels: Array, normalisation: Normalisation) -> Array:
-    """Images as the file took them when it came."""
-    x: Array = pixels
-    if not source.takes_bytes:
-        constants = normalisation.constants(pixels.shape[1])
-        x = pixels.astype(np.float32) / np.float32(255)
-        x = (x if constants is None else (x - constants[0]) / constants[1]).astype(FLOATS[source.kind])
-    return np.ascontiguousarray(x.transpose(0, 2, 3, 1) if layout == NHWC else x)
-
-
-def _run(session: Any, name: str, x: Array, source: _Source) -> Array:
+def _run(session: Any, name: str, x: Array, source: Source) -> Array:
     try:
         return np.asarray(session.run([name], {session.get_inputs()[0].name: x})[0])
     except Exception as error:  # onnxruntime's errors share no base

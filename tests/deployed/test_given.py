@@ -21,10 +21,12 @@ from qrobust.tables import artifact_text
 from qrobust.threat import Threat
 
 from ..test_runtime import edit
-from .others import BITS, MAKERS, PREPARED, exported, images, network, perturb, text_file
+from .others import BITS, MAKERS, PREPARED, N, exported, images, network, perturb, text_file
 
 THREAT = Threat("linf", 8 / 255)
-QUICK = "pgd-10:keep=best"
+QUICK, STRONG = "pgd-10:keep=best", "onnxruntime, QDQ"  # attacks of all files but one
+LATE = "torch.onnx, dynamo"  # takes two seconds to be written
+EACH = [pytest.param(name, marks=pytest.mark.slow) if name == LATE else name for name in MAKERS]
 
 
 def tolerant(name="as-given"):
@@ -53,7 +55,8 @@ def made(tmp_path_factory):
     def make(name):
         folder = tmp_path_factory.mktemp("others")
         file = MAKERS[name](folder / "given.onnx")
-        return file, artifact_of(file, folder / "artifact", **PREPARED.get(name, {}))
+        attacks = "strong:quick" if name == STRONG else QUICK
+        return file, artifact_of(file, folder / "artifact", attacks, name="theirs", **PREPARED.get(name, {}))
 
     return make
 
@@ -62,7 +65,7 @@ def exit_code(folder):
     return runtime.main([str(folder), "--queries", "50"])
 
 
-@pytest.mark.parametrize("name", MAKERS)
+@pytest.mark.parametrize("name", EACH)
 def test_it_is_checked_and_attacked_as_our_own(made, name, capsys):
     file, artifact = made(name)
     assert exit_code(artifact.path) == 0
@@ -77,7 +80,7 @@ def test_it_is_checked_and_attacked_as_our_own(made, name, capsys):
     assert not {"module-differs", "replay-differs", "zero-gradient"} & {flag["name"] for flag in found["flags"]}
 
 
-@pytest.mark.parametrize("name", MAKERS)
+@pytest.mark.parametrize("name", EACH)
 def test_a_planted_regression_is_caught(made, name, tmp_path, capsys):
     place = shutil.copytree(made(name)[1].path, tmp_path / "artifact")
     perturb(place / "model.onnx")
@@ -89,10 +92,10 @@ def test_a_planted_regression_is_caught(made, name, tmp_path, capsys):
 def test_bare_files_and_artifacts_are_timed_in_one_run(made, monkeypatch):
     monkeypatch.setattr(measure, "footprint", lambda *_a, **_k: {"memory_bytes": None, "load_ms": 1.0})
     bare = BareFile(made("torch.onnx, legacy")[0])
-    others = [made(name)[1] for name in MAKERS]
+    others = [made(name)[1] for name in MAKERS if name != LATE]
     result = measure.bench([bare, *others], batches=[2], threads=1, seconds=0.01)
     assert result["reference"] == "given"
-    assert len(result["results"]) == 1 + len(MAKERS)
+    assert len(result["results"]) == 1 + len(others)
     facts = result["artifacts"]["given"]
     assert (facts["bits"], facts["worst_case"], facts["size_bytes"]) == (None, None, bare.path.stat().st_size)
     assert facts["multiply_adds"] == result["artifacts"][str(others[0].path)]["multiply_adds"]
@@ -110,13 +113,13 @@ def test_a_bare_file_that_cannot_be_timed(tmp_path, text, batch, message):
         BareFile(text_file(tmp_path / "f.onnx", text)).images(batch)
 
 
-def test_strong_is_made_by_the_rebuilt_module_and_judged_by_the_session(tmp_path, made):
-    artifact = artifact_of(made("onnxruntime, QDQ")[0], tmp_path / "a", "strong:quick", n=34, name="theirs")
+def test_strong_is_made_by_the_rebuilt_module_and_judged_by_the_session(made):
+    artifact = made(STRONG)[1]
     suite, before = artifact.suite, artifact.manifest["metrics"]["before"]
     assert artifact.name == "theirs"
     assert before["attacks"]["strong:quick"]["parts"][0]["broken"] > 0
     assert before["attacks"]["strong:quick"]["settings"]["backward"] == ["clipped", "soft", "identity"]
-    assert before["n"] == len(suite["y"]) == 34
+    assert before["n"] == len(suite["y"]) == N
     for name in artifact.sets:
         assert np.array_equal(artifact.logits(suite[f"x.{name}"]).argmax(1), suite[f"label.{name}"])
     right = suite["label.clean"] == suite["y"]

@@ -7,7 +7,8 @@ import torch
 from onnx import TensorProto, helper
 
 from qrobust.data import Images
-from qrobust.deployed.prepare import Normalisation, prepare, size_of, weight_bits
+from qrobust.deployed.prepare import prepare
+from qrobust.deployed.source import Normalisation, size_of, weight_bits
 from qrobust.errors import GraphError
 from qrobust.runtime import load_session
 
