@@ -89,6 +89,10 @@ def prepare(
             except GraphError as error:
                 tried.append(error)
                 continue
+            except Exception as error:  # a damaged graph makes anything fail
+                raise GraphError(
+                    f"expected a graph as ONNX defines it in {path.name}, got: {reason(error)}; export it again"
+                ) from error
             _expect_same(source, found, layout, images, normalisation, wanted)
             return found
     raise tried[0]
@@ -157,25 +161,27 @@ def _open_batch(change: _Change, source: Source, *, reshaped: bool) -> None:
 
 
 def _open_shapes(graph: GraphProto, fixed: int) -> None:
-    """Constants that reshape to this batch copy it instead: 0 stands for the size that was there."""
-    named = {node.input[1] for node in graph.node if node.op_type == "Reshape" and not _allows_zero(node)}
-    for tensor in graph.initializer:
-        if tensor.name in named:
-            tensor.CopyFrom(_copying(tensor, fixed))
+    """Constants that reshape to a size with this batch in it leave that size open; what comes of it is tried."""
+    constants = {one.name: one for one in graph.initializer}
     for node in graph.node:
-        if node.op_type == "Constant" and node.output[0] in named and node.attribute[0].name == "value":
-            node.attribute[0].t.CopyFrom(_copying(node.attribute[0].t, fixed))
+        if node.op_type == "Constant" and [one.name for one in node.attribute] == ["value"]:
+            constants[node.output[0]] = node.attribute[0].t
+    for node in graph.node:
+        if node.op_type == "Reshape" and node.input[1] in constants:
+            tensor = constants[node.input[1]]
+            copies = not any(one.name == "allowzero" and one.i for one in node.attribute)
+            sizes = _opened(numpy_helper.to_array(tensor).reshape(-1).tolist(), fixed, copies=copies)
+            tensor.CopyFrom(numpy_helper.from_array(np.array(sizes, np.int64), tensor.name))
 
 
-def _allows_zero(node: NodeProto) -> bool:
-    return any(one.name == "allowzero" and one.i for one in node.attribute)
-
-
-def _copying(tensor: TensorProto, fixed: int) -> TensorProto:
-    sizes = numpy_helper.to_array(tensor).copy()
-    if sizes.ndim == 1 and len(sizes) and sizes[0] == fixed:
-        sizes[0] = 0
-    return numpy_helper.from_array(sizes, tensor.name)
+def _opened(sizes: list[int], fixed: int, *, copies: bool) -> list[int]:
+    """The sizes with that of the batch, or of the first axis, as -1: as many as are left. copies: 0 stands for the size
+    that was there, for sizes that leave another to -1.
+    """
+    at = sizes.index(fixed) if fixed in sizes else 0
+    if sizes and -1 not in sizes:
+        return [*sizes[:at], -1, *sizes[at + 1 :]]
+    return [0, *sizes[1:]] if copies and sizes[:1] == [fixed] else sizes
 
 
 def _prepend_all(

@@ -206,6 +206,10 @@ def test_the_command_line(command_line, tmp_path):
     x, y = images()
     np.savez(tmp_path / "d.npz", x=x, y=y)
     np.savez(tmp_path / "one.npz", x=x[:1], y=y[:1])
+    np.savez(tmp_path / "bare.npz", x=x)
+    np.savez(tmp_path / "beyond.npz", x=x, y=y + 4)
+    text_file(tmp_path / "alone.onnx", "g (float[3, 8, 8] x) => (float[3, 64] y) { y = Flatten (x) }")
+    text_file(tmp_path / "own.onnx", "g (float[N, 3, 8, 8] x) => (float[N, 4] y) { y = my.Own (x) }")
     exported(tmp_path / "f.onnx", dynamic=False, size=(1, 3, 8, 8))
     (tmp_path / "few.toml").write_text(
         'extends = "as-given"\ndescription = "few images"\nstatistics.detected_drop = 0.5\n'
@@ -214,6 +218,10 @@ def test_the_command_line(command_line, tmp_path):
     refused = {
         ("f.onnx",): "expected images for f.onnx, got none; add --data",
         ("f.onnx", "--data", "one.npz"): "expected 117 images or more",
+        ("f.onnx", "--data", "bare.npz"): "expected arrays x and y in bare.npz",
+        ("f.onnx", "--data", "beyond.npz", "--target", "few.toml"): "expected labels in [0, 3], got 7",
+        ("alone.onnx", "--data", "d.npz", "--target", "few.toml"): "no batch dimension",
+        ("own.onnx", "--data", "d.npz", "--target", "few.toml"): "got my::Own",
         ("f.onnx", "--data", "d.npz", "--mean", "x"): "expected --mean as 0.5",
         ("f.onnx", "--data", "d.npz", "--model", "x"): "expected --model with a run folder",
         ("f.onnx", "--data", "d.npz", "--eps", "0", "--target", "few.toml"): "expected eps of 1/255 or more",

@@ -55,6 +55,11 @@ CASES = {  # text, constants, what the manifest says was done
             s = Constant <value = int64[2] {1, -1}> () f = Reshape (x, s) logits = MatMul (f, w) }""",
         None, ["batch of 1", "shapes made open"],
     ),
+    "reshaped to rows of all images": (
+        """g (float[1, 3, 4, 4] x) => (float[1, 3] logits) { r = Reshape <allowzero = 1> (x, rows)
+            f = Reshape <allowzero = 1> (r, shape) logits = MatMul (f, w) }""",
+        {"w": WEIGHT, "rows": np.array([3, 16]), "shape": np.array([1, 48])}, ["batch of 1", "shapes made open"],
+    ),
     "softmax": (
         "g (float[N, 3, 4, 4] x) => (float[N, 3] p) { f = Flatten (x) v = MatMul (f, w) p = Softmax (v) }",
         None, ["logits taken before Softmax", "value 'v'"],
