@@ -20,7 +20,6 @@ from ..export.sessions import (
     Timed,
     artifact_session,
     beside_others,
-    file_of,
     images_for,
     provider_of,
 )
@@ -191,8 +190,13 @@ def _own_provider(one: Timed) -> str:
 def _stated(one: Timed) -> Record:
     """What a manifest and a suite say; of a bare file nothing is known."""
     if isinstance(one, BareFile):
-        return {"target": None, "threat": None, **UNKNOWN}
-    return {"target": one.manifest["target"]["name"], "threat": one.manifest["threat"], **suite_accuracy(one)}
+        return {"target": None, "threat": None, "size_bytes": one.size_bytes, **UNKNOWN}
+    return {
+        "target": one.manifest["target"]["name"],
+        "threat": one.manifest["threat"],
+        "size_bytes": one.manifest["files"]["model.onnx"]["size_bytes"],
+        **suite_accuracy(one),
+    }
 
 
 def _facts(one: Candidate, scenario: Scenario) -> Record:
@@ -205,7 +209,6 @@ def _facts(one: Candidate, scenario: Scenario) -> Record:
         "compute_type": compute_type(nodes),
         "multiply_adds": multiply_adds(one.artifact),
         **footprint(one.artifact, one.provider, threads=scenario.threads[0], batch=scenario.batch[0]),
-        "size_bytes": file_of(one.artifact).stat().st_size,
     }
 
 

@@ -26,6 +26,7 @@ from ..evaluation.sanity_measures import SurrogateGradient
 from ..onnx_module.fusing import FAKE, QUANTISE
 from ..onnx_module.module import OnnxModule, load_onnx
 from ..onnx_module.node import FORMS, reason
+from ..onnx_module.reading import whole
 from ..runtime import Artifact, load_session
 
 Array = NDArray[Any]
@@ -166,7 +167,8 @@ def as_floats(data: bytes) -> bytes:
 
 
 def _bare(path: Path) -> Deployed:
-    network = load_onnx(path)
+    data = whole(path)[0].SerializeToString()
+    network = load_onnx(data)
     if network.plan.batch not in (None, 1):
         raise GraphError(
             f"expected a graph for any number of images, got one for {network.plan.batch}; "
@@ -177,13 +179,15 @@ def _bare(path: Path) -> Deployed:
         path=path,
         sha256=hashlib.sha256(path.read_bytes()).hexdigest(),
         module=network,
-        at=lambda level: _logits_of(path, level, alone=network.plan.batch == 1),
+        at=lambda level: _logits_of(path, data, level, alone=network.plan.batch == 1),
     )
 
 
-def _logits_of(path: Path, level: str, *, alone: bool) -> Logits:
-    """alone: images are passed one by one, as they must be where a range is measured on all that are passed."""
-    session = load_session(path, CPU, None, {"graph_optimization_level": level, **TURNS})
+def _logits_of(path: Path, data: bytes, level: str, *, alone: bool) -> Logits:
+    """data: of the whole file. alone: images are passed one by one, as they must be where a range is measured on all
+    that are passed.
+    """
+    session = load_session(data, CPU, None, {"graph_optimization_level": level, **TURNS})
     source, last = session.get_inputs()[0], session.get_outputs()[0].name
 
     def logits(x: Array) -> Array:

@@ -3,18 +3,16 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import onnx
-from onnx import GraphProto, ModelProto, TensorProto, external_data_helper
+from onnx import ModelProto, TensorProto
 
 from ..errors import GraphError, shown
-from ..onnx_module.node import reason
-from ..onnx_module.reading import file_bytes, parsed
+from ..onnx_module.reading import whole
 from ..runtime import MAX_FILE_BYTES
 from .model import Array
 
@@ -114,9 +112,14 @@ class Source:
 
 def open_file(path: Path) -> Source:
     """A file with the data that lie beside it. Raises GraphError unless it is ONNX with one input, images."""
-    data = file_bytes(path)
-    proto = parsed(data)
-    record = {"name": path.name, **_digest(data), "beside": _embed(proto, path)}
+    proto, beside = whole(path)
+    if (size := proto.ByteSize()) > MAX_FILE_BYTES:
+        raise GraphError(
+            f"expected {path.name} of up to {MAX_FILE_BYTES} bytes, which a check reads, got {size}; pass a smaller "
+            "network, or quantised weights"
+        )
+    digests = {one.relative_to(path.parent).as_posix(): _digest(one) for one in beside}
+    record = {"name": path.name, **_digest(path), "beside": digests}
     constants = {tensor.name for tensor in proto.graph.initializer}
     inputs = [value for value in proto.graph.input if value.name not in constants]
     if len(inputs) != 1:
@@ -155,32 +158,6 @@ def weight_bits(proto: ModelProto) -> dict[str, int]:
     return found
 
 
-def _digest(data: bytes) -> dict[str, Any]:
+def _digest(path: Path) -> dict[str, Any]:
+    data = path.read_bytes()
     return {"sha256": hashlib.sha256(data).hexdigest(), "size_bytes": len(data)}
-
-
-def _embed(proto: ModelProto, path: Path) -> dict[str, Any]:
-    """Put tensors that lie in files beside the graph into it; returns the digests of those files."""
-    tensors = [one for one in _tensors(proto.graph) if external_data_helper.uses_external_data(one)]
-    places = sorted({external_data_helper.ExternalDataInfo(one).location for one in tensors})
-    try:
-        for one in tensors:
-            external_data_helper.load_external_data_for_tensor(one, str(path.parent))
-            one.data_location = TensorProto.DEFAULT
-            del one.external_data[:]
-        digests = {place: _digest((path.parent / place).read_bytes()) for place in places}
-    except (OSError, ValueError, onnx.checker.ValidationError) as error:
-        raise GraphError(
-            f"expected the data of {path.name} beside it, in {', '.join(places)}, got: {reason(error)}; "
-            "put the files of one export into one folder"
-        ) from error
-    if (size := proto.ByteSize()) > MAX_FILE_BYTES:
-        raise GraphError(f"expected {path.name} of up to {MAX_FILE_BYTES} bytes, which a check reads, got {size}; "
-                         "pass a smaller network, or quantised weights")  # fmt: skip
-    return digests
-
-
-def _tensors(graph: GraphProto) -> Iterator[TensorProto]:
-    yield from graph.initializer
-    for attribute in (one for node in graph.node for one in node.attribute):
-        yield from (one for one in (attribute.t, *attribute.tensors) if one.ByteSize())

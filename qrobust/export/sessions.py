@@ -19,7 +19,7 @@ import onnx
 import onnxruntime
 
 from ..errors import RecipeError, did_you_mean
-from ..onnx_module.reading import file_bytes
+from ..onnx_module.reading import whole
 from ..runtime import ENTRIES, ON_GPU, Artifact, ArtifactError, load_session, preload, sums_saturate
 from .target import Target
 
@@ -119,9 +119,14 @@ class BareFile:
         """The file's, without its ending."""
         return self.path.stem
 
+    @property
+    def size_bytes(self) -> int:
+        """Of the file and the data beside it."""
+        return sum(one.stat().st_size for one in (self.path, *whole(self.path)[1]))
+
     def session(self, provider: str | None = None, threads: int | None = None, **session_options: Any) -> Any:
         """As onnxruntime opens it by default, but for these options."""
-        return load_session(file_bytes(self.path), provider or CPU, threads, session_options)
+        return load_session(whole(self.path)[0].SerializeToString(), provider or CPU, threads, session_options)
 
     def images(self, size: int) -> Array:
         """Random images for a call of so many."""

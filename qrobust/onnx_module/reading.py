@@ -1,4 +1,4 @@
-"""From the bytes of a file to nodes and constants; files may be hostile, and nothing beside them is opened."""
+"""From the bytes of a file to nodes and constants; files may be hostile, and only `whole` opens what lies beside."""
 
 from __future__ import annotations
 
@@ -86,6 +86,33 @@ def _graph(graph: GraphProto, opsets: dict[str, int], output: str | None) -> Gra
     kinds[images.name] = next(one for one in graph.input if one.name == images.name).type.tensor_type.elem_type
     _check_order(nodes, {images.name, *constants})
     return Graph(images, _output(graph, output), opsets[""], nodes, constants, kinds)
+
+
+def whole(path: Path) -> tuple[ModelProto, list[Path]]:
+    """A file with the data that lie beside it put inside, and the places of those.
+
+    Raises GraphError for data that are missing or lie outside of its folder.
+    """
+    model = parsed(file_bytes(path))
+    tensors = [one for one in _stored(model.graph) if external_data_helper.uses_external_data(one)]
+    places = sorted({external_data_helper.ExternalDataInfo(one).location for one in tensors})
+    try:
+        for one in tensors:
+            external_data_helper.load_external_data_for_tensor(one, str(path.parent))
+            one.data_location = TensorProto.DEFAULT
+            del one.external_data[:]
+    except Exception as error:  # damaged references raise anything
+        raise GraphError(
+            f"expected the data of {path.name} beside it, in {', '.join(map(shown, places))}, got: {reason(error)}; "
+            "put the files of one export into one folder"
+        ) from error
+    return model, [path.parent / place for place in places]
+
+
+def _stored(graph: GraphProto) -> Iterator[TensorProto]:
+    yield from graph.initializer
+    for attribute in (one for node in graph.node for one in node.attribute):
+        yield from (attribute.t, *attribute.tensors)
 
 
 def file_bytes(path: Path) -> bytes:

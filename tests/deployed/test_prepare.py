@@ -7,9 +7,11 @@ import torch
 from onnx import TensorProto, helper
 
 from qrobust.data import Images
+from qrobust.deployed.model import open_deployed
 from qrobust.deployed.prepare import prepare
 from qrobust.deployed.source import Normalisation, size_of, weight_bits
 from qrobust.errors import GraphError
+from qrobust.export.sessions import BareFile
 from qrobust.runtime import load_session
 
 from .others import text_file
@@ -146,6 +148,10 @@ def test_data_beside_the_file_are_put_inside(tmp_path):
     np.testing.assert_allclose(run(found), LOGITS, atol=1e-5)
     assert found.source["changes"] == ["data of f.data put inside"]
     assert found.source["beside"]["f.data"]["size_bytes"] >= WEIGHT.nbytes
+    np.testing.assert_allclose(open_deployed(tmp_path / "f.onnx").served()(torch.from_numpy(UNIT)), LOGITS, atol=1e-5)
+    bare = BareFile(tmp_path / "f.onnx")
+    np.testing.assert_allclose(bare.session().run(None, {"x": UNIT})[0], LOGITS, atol=1e-5)
+    assert bare.size_bytes > WEIGHT.nbytes
     (tmp_path / "f.data").unlink()
     with pytest.raises(GraphError, match=r"data of f.onnx beside it, in f.data, .*one folder"):
         prepare(tmp_path / "f.onnx", PIXELS)
@@ -196,6 +202,19 @@ def test_what_cannot_be_prepared_is_refused_in_one_line(tmp_path, name):
     text, message = REFUSED[name]
     with pytest.raises(GraphError, match=message):
         prepared(tmp_path, text, {"w": WEIGHT})
+
+
+@pytest.mark.parametrize("harm", ["Constant without a value", "Reshape without a size"])
+def test_a_damaged_graph_is_refused_in_one_line(tmp_path, harm):
+    proto = onnx.load(text_file(tmp_path / "f.onnx", CASES["reshaped to one by a node"][0], w=WEIGHT))
+    (constant, reshape, _) = proto.graph.node
+    if harm.startswith("Constant"):
+        del constant.attribute[:]
+    else:
+        del reshape.input[1]
+    (tmp_path / "f.onnx").write_bytes(proto.SerializeToString())
+    with pytest.raises(GraphError, match="expected "):
+        prepare(tmp_path / "f.onnx", PIXELS)
 
 
 @pytest.mark.parametrize(
