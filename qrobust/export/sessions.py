@@ -58,7 +58,8 @@ def open_session(
 def has_signed(model: onnx.ModelProto) -> bool:
     """Whether an activation is int8: what onnxruntime does against saturation breaks such a file."""
     signed = {tensor.name for tensor in model.graph.initializer if tensor.data_type == onnx.TensorProto.INT8}
-    quantised = (node for node in model.graph.node if node.op_type == "QuantizeLinear")
+    weights = {tensor.name for tensor in model.graph.initializer}
+    quantised = (node for node in model.graph.node if node.op_type == "QuantizeLinear" and node.input[0] not in weights)
     return any(not signed.isdisjoint(node.input[2:]) or _type_of(node) == onnx.TensorProto.INT8 for node in quantised)
 
 

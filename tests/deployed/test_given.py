@@ -16,6 +16,7 @@ from qrobust.errors import DataError, ExportError, GraphError, ModelError, Recip
 from qrobust.export.artifact import _expect_repeated
 from qrobust.export.sessions import BareFile
 from qrobust.export.target import load_target
+from qrobust.export.write import check_given
 from qrobust.runtime import Artifact, ArtifactError
 from qrobust.tables import artifact_text
 from qrobust.threat import Threat
@@ -182,6 +183,12 @@ def test_settings_that_cannot_be_met(made, tmp_path, change, kind, message):
 
 def test_a_target_that_breaks_int8_activations_or_reads_an_older_opset_is_refused(made, tmp_path):
     file = made("NNCF")[0]
+    check_given(file.read_bytes(), load_target("compact"))  # its weights alone are INT8
+    text = "g (float[N, 3] x) => (float[N, 3] y) { q = QuantizeLinear (x, s, z) y = DequantizeLinear (q, s, z) }"
+    signed = text_file(tmp_path / "f.onnx", text, s=np.float32(1), z=np.int8(0)).read_bytes()
+    check_given(signed, tolerant())
+    with pytest.raises(ExportError, match=r"compact: expected no INT8 activations.* choose as-given"):
+        check_given(signed, load_target("compact"))
     old = tolerant().model_copy(update={"opset": 16})
     with pytest.raises(ExportError, match="expected opset 16 or lower, got 20"):
         artifact_of(file, tmp_path / "a", target=old)
