@@ -140,7 +140,7 @@ def text_file(path, text, **constants):
     return path
 
 
-def perturb(path, share=0.6):
+def perturb(path, share=0.05):
     """Every float or 8-bit weight a little off, as a wrong conversion leaves it."""
     proto, rng = onnx.load(path), np.random.default_rng(0)
     for tensor in proto.graph.initializer:
