@@ -14,6 +14,7 @@ __version__ = "0.2.0"
 
 if TYPE_CHECKING:
     from .deployed.attack import attack
+    from .deployed.given import FileConfig, export_file
     from .evaluation import evaluate
     from .export.given import ExportConfig, export_artifact
     from .export.target import check
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
 _HOMES = {
     "Artifact": ".runtime",
     "ExportConfig": ".export.given",
+    "FileConfig": ".deployed.given",
     "Fitted": ".train.fitting",
     "QuantConfig": ".quant",
     "Threat": ".threat",
@@ -34,6 +36,7 @@ _HOMES = {
     "check": ".export.target",
     "evaluate": ".evaluation",
     "export_artifact": ".export.given",
+    "export_file": ".deployed.given",
     "export_model": ".export.write",
     "fit": ".train.fitting",
     "load": ".runs.saved",
@@ -43,6 +46,7 @@ _HOMES = {
 __all__ = [
     "Artifact",
     "ExportConfig",
+    "FileConfig",
     "Fitted",
     "QuantConfig",
     "Threat",
@@ -51,6 +55,7 @@ __all__ = [
     "check",
     "evaluate",
     "export_artifact",
+    "export_file",
     "export_model",
     "fit",
     "load",

@@ -11,6 +11,7 @@ import typer
 from typer.core import TyperGroup
 
 from .cli_options import (
+    ARTIFACTS_HELP,
     ATTACKS_HELP,
     BANDWIDTHS_HELP,
     BASELINE_HELP,
@@ -18,10 +19,13 @@ from .cli_options import (
     CALIBRATION_HELP,
     CALIBRATOR_HELP,
     DATA_HELP,
+    EXPORT_DATA_HELP,
     FIGURES_HELP,
     FILE_HELP,
     IMAGES_HELP,
     INPUT_HELP,
+    MEAN_HELP,
+    OUTPUT_HELP,
     PAGE_HELP,
     PERTURBATIONS_HELP,
     PROVIDER_HELP,
@@ -30,6 +34,7 @@ from .cli_options import (
     RUNS_HELP,
     SANITY_HELP,
     SCENARIO_HELP,
+    TARGET_HELP,
     Artifacts,
     From,
     Json,
@@ -41,6 +46,7 @@ from .cli_options import (
     Seed,
     Sources,
     counts,
+    numbers,
     radius,
 )
 
@@ -320,15 +326,30 @@ def analyze(
 
 @app.command()
 def export(
-    folder: Annotated[Path, typer.Argument(metavar="RUN", help="Run folder with evaluated networks.")],
-    target: Annotated[str, typer.Option("--target", metavar="NAME|PATH", help="Deployment target.")] = "ort-cpu",
-    out: Annotated[Path, typer.Option("--out", metavar="DIR", help="Folder for the artifacts, one a width.")] = Path(
-        "artifacts"
-    ),
+    source: Annotated[Path, typer.Argument(metavar="RUN|F.onnx", help="Run folder, or somebody's ONNX file.")],
+    target: Annotated[str, typer.Option("--target", metavar="NAME|PATH", help=TARGET_HELP)] = "",
+    out: Annotated[Path, typer.Option("--out", metavar="DIR", help=ARTIFACTS_HELP)] = Path("artifacts"),
     input: Annotated[str, typer.Option("--input", metavar="KIND", help=INPUT_HELP)] = "",
     model: Network = "",
+    data: Annotated[str, typer.Option("--data", metavar="F.npz|DIR|NAME", help=EXPORT_DATA_HELP)] = "",
+    root: Annotated[Optional[str], typer.Option("--root", metavar="DIR", help="Of the data set.")] = None,  # noqa: UP045
+    eps: Annotated[str, typer.Option("--eps", metavar="E", help="F.onnx: as 8/255, which is the default.")] = "",
+    n: Annotated[Optional[int], typer.Option("-n", metavar="N", help="F.onnx: images of the suite (300).")] = None,  # noqa: UP045
+    seed: Annotated[Optional[int], typer.Option("--seed", metavar="N", help="F.onnx: of images and attacks.")] = None,  # noqa: UP045
+    name: Annotated[str, typer.Option("--name", metavar="TEXT", help="F.onnx: of the artifact (its folder's).")] = "",
+    classes: Annotated[str, typer.Option("--classes", metavar="A,B,...", help="F.onnx: names of its classes.")] = "",
+    mean: Annotated[str, typer.Option("--mean", metavar="M,...", help=MEAN_HELP)] = "",
+    std: Annotated[str, typer.Option("--std", metavar="S,...", help="F.onnx: as --mean.")] = "",
+    output: Annotated[str, typer.Option("--output", metavar="NAME", help=OUTPUT_HELP)] = "",
 ) -> int:
-    """Export every width of a run for a deployment target."""
+    """Export every width of a run for a deployment target; or make an artifact of somebody's ONNX file."""
+    given = {"data": data, "root": root, "eps": eps, "n": n, "seed": seed, "name": name, "classes": classes,
+             "mean": mean, "std": std, "output": output}  # fmt: skip
+    if source.is_file() or source.suffix == ".onnx":
+        _refuse({"input": input, "model": model}, "a run folder", f"the file {source}")
+        _export_file(source, target, out, given)
+        return 0
+    _refuse(given, "an ONNX file", f"the folder {source}")
     from .errors import ExportError, did_you_mean
     from .export.target import load_target
     from .export.write import INPUTS
@@ -337,9 +358,9 @@ def export(
 
     if input and input not in INPUTS:
         raise ExportError(f"expected --input {' or '.join(INPUTS)}, got {input!r}{did_you_mean(input, INPUTS)}")
-    chosen, source = load_target(target), Run.open(folder, model=model)
-    for bits in source.recipe.bits:
-        _say(_screen(), artifact_text(source.export(bits, chosen, out / f"qm-{bits}", input or None)))
+    chosen, run = load_target(target or "ort-cpu"), Run.open(source, model=model)
+    for bits in run.recipe.bits:
+        _say(_screen(), artifact_text(run.export(bits, chosen, out / f"qm-{bits}", input or None)))
     return 0
 
 
@@ -354,12 +375,12 @@ def bench(
     plot: Annotated[Optional[Path], typer.Option("--plot", metavar="F", help="Draw accuracy against cost.")] = None,  # noqa: UP045
     json: Json = None,
 ) -> int:
-    """Time artifacts side by side in one run, with their memory, size and robustness."""
+    """Time artifacts and bare ONNX files side by side in one run, with their memory, size and robustness."""
     from .bench.measure import Scenario, load_scenario
     from .bench.measure import bench as measure
     from .bench.plot import expect_image
     from .bench.plot import plot as draw
-    from .runtime import Artifact
+    from .export.sessions import opened
     from .storage import expect_place
     from .tables import artifact_table, timing_table
 
@@ -371,7 +392,7 @@ def bench(
         counts("batch", batch), counts("threads", threads), seconds
     )
     providers = [name.strip() for name in provider.split(",") if name]
-    result = measure([Artifact.load(a) for a in artifacts], settings, providers=providers)
+    result = measure([opened(one) for one in artifacts], settings, providers=providers)
     _write(json, result)
     screen.print(timing_table(result), artifact_table(result))
     if plot:
@@ -489,6 +510,40 @@ def doctor() -> int:
         if not finding.passed:
             print(f"{'':<8} {finding.hint}")
     return 0 if all(finding.passed for finding in result) else 1
+
+
+def _refuse(options: Mapping[str, object], fitting: str, got: str) -> None:
+    """Raises RecipeError for options that are given and have no use here."""
+    from .errors import RecipeError
+
+    if wrong := [name for name, value in options.items() if value not in ("", None)]:
+        dashes = "-" if len(wrong[0]) == 1 else "--"
+        raise RecipeError(f"expected {dashes}{wrong[0]} with {fitting}, got {got}; leave it out")
+
+
+def _export_file(path: Path, target: str, out: Path, given: Mapping[str, Any]) -> None:
+    ball = radius(given["eps"])
+    mean, std = (numbers(name, given[name]) for name in ("mean", "std"))
+    from .deployed.given import FileConfig, export_named
+    from .tables import artifact_text, source_lines
+    from .threat import Threat
+
+    config = FileConfig(
+        name=given["name"] or None,
+        classes=tuple(one.strip() for one in given["classes"].split(",")) if given["classes"] else None,
+        n=FileConfig.n if given["n"] is None else given["n"],
+        seed=given["seed"] or 0,
+        mean=mean,
+        std=std,
+        output=given["output"] or None,
+    )
+    data, threat = (given["data"], given["root"]), Threat("linf", 8 / 255 if ball is None else ball)
+    made = export_named(path, data, threat=threat, out=out, target=target, config=config)
+    screen = _screen()
+    for line in source_lines(made.manifest):
+        _say(screen, line)
+    _say(screen, artifact_text(out))
+    _print_flags(screen, made.name, made.manifest["metrics"]["before"])
 
 
 def _open(

@@ -17,7 +17,14 @@ ATTACKS_HELP = (
 SANITY_HELP = "Every sanity check of docs/flags.md, not the cheap ones only."
 FILE_HELP = "As in eval. Default: strong, the suite's, Square, and transfer where there is a source."
 TRANSFER_HELP = "Where examples may transfer from, repeatable: an artifact, a run. Default: the float network beside."
-DATA_HELP = "Images: an .npz with x (uint8) and y, or a data set. Default: the suite's. Needed for a bare ONNX file."
+DATA_HELP = (
+    "Images: an .npz with x (uint8) and y, a folder, or a data set. Default: the suite's. Needed for a bare ONNX file."
+)
+EXPORT_DATA_HELP = "F.onnx: images: an .npz with x (uint8) and y, a folder of image files by class, or a data set."
+TARGET_HELP = "Deployment target. Default: ort-cpu; of F.onnx: as-given, which asks nothing of its graph."
+ARTIFACTS_HELP = "Folder for the artifacts, one a width; of F.onnx the artifact itself."
+OUTPUT_HELP = "F.onnx: the value of its graph that gives logits, if it has several outputs."
+MEAN_HELP = "F.onnx: what pixels in [0,1] are normalised by: one number, or one a channel, with commas."
 INPUT_HELP = "float32-nchw: images in [0,1]; uint8-nhwc: bytes, as cameras give. Default: the recipe's."
 BASELINE_HELP = "Compare with pinned outcomes: a file, or a name in export/baselines."
 FIGURES_HELP = "Names with commas, as low-pass,heat-map. Default: all that these networks have what it takes for."
@@ -67,7 +74,7 @@ Out = Annotated[Optional[Path], typer.Option("--out", metavar="DIR", help="Run f
 Network = Annotated[str, typer.Option("--model", metavar="FILE.py:FACTORY", help=MODEL_HELP)]
 From = Annotated[Optional[Path], typer.Option("--from", metavar="RUN", help=FROM_HELP)]  # noqa: UP045
 OnEvent = Annotated[str, typer.Option("--on-event", metavar="F", help=EVENT_HELP)]
-Artifacts = Annotated[list[Path], typer.Argument(metavar="ARTIFACT...", help="Artifact folders.")]
+Artifacts = Annotated[list[Path], typer.Argument(metavar="ARTIFACT|F.onnx...", help="Artifact folders, ONNX files.")]
 Json = Annotated[
     Optional[Path],  # noqa: UP045
     typer.Option("--json", metavar="F", help="Write the full result to F; - is standard output."),
@@ -85,6 +92,14 @@ def radius(text: str) -> float | None:
         return float(Fraction(text)) if text else None
     except (ValueError, ZeroDivisionError, OverflowError) as error:
         raise RecipeError(f"expected --eps as 8/255, got {text!r}") from error
+
+
+def numbers(option: str, text: str) -> tuple[float, ...]:
+    """The numbers, fractions too, of a list with commas; () for an empty one. Raises RecipeError for what is none."""
+    try:
+        return tuple(float(Fraction(part.strip())) for part in text.split(",")) if text else ()
+    except (ValueError, ZeroDivisionError, OverflowError) as error:
+        raise RecipeError(f"expected --{option} as 0.5 or 0.48,0.45,0.4, got {text!r}") from error
 
 
 def counts(option: str, text: str) -> list[int] | None:

@@ -237,6 +237,9 @@ CPUINFO, VNNI = Path("/proc/cpuinfo"), frozenset((b"avx512_vnni", b"avx_vnni")) 
 ON_GPU = ("CUDAExecutionProvider", "TensorrtExecutionProvider")
 OPTIONS = ("graph_optimization_level", "intra_op_num_threads", "inter_op_num_threads", *ENTRIES)
 HINT_EXPORT = "compare onnxruntime, provider and session options with the manifest, then export again"
+# Whose labels a suite holds, by the manifest's parity: "none" for a file of which no torch network is known.
+ORIGINS = {"torch": "the network before export", "none": "its own session when it was exported"}
+NO_PARITY = "Parity: none. No torch network is known; labels and logits are compared with its own session then."
 HINT_LOST = "compare model and recipe with the baseline's; a wanted loss is pinned by --update-baseline --reason TEXT"
 HINT_DEVICE = "export for a target that suits this device, or change the target's limit"
 HINT_MASKED = "gradients misled the stored attacks: attack with other backward passes, losses and restarts"
@@ -271,7 +274,8 @@ class Report:
     worst_case: share of images right in every set, and under Square where it ran; found_by: by set whose attack has
     parts, of the images that are wrong how many each part found; outcomes: bits, in hex, of the
     images that are right; images: sha256 of clean images with labels; model, suite: of the files; session: provider
-    and level; same_suite: whether the baseline's suite is this one; policy: limits, statistics, target, threat and
+    and level; parity: "torch", whose labels the suite holds, or "none": those of the file's own session when it was
+    exported; same_suite: whether the baseline's suite is this one; policy: limits, statistics, target, threat and
     bounds of Square, which a baseline pins.
     """
 
@@ -297,6 +301,7 @@ class Report:
     model: str
     suite: str
     session: str
+    parity: str
     outcomes: dict[str, str]
     seconds: float
     versions: dict[str, str]
@@ -511,6 +516,8 @@ def _check_meaning(manifest: dict[str, Any]) -> None:
     # An image of bytes moves by a step or not at all.
     valid = type(eps) in (int, float) and 1 / 255 - 1e-9 <= eps <= most
     _expect(valid, f"eps in [1/255, {most:.4g}] of a pixel's range as 'threat eps'", repr(eps))
+    parity = manifest.get("parity")
+    _expect(parity in (None, "none") or isinstance(parity, dict), "a table or 'none' as 'parity'", repr(parity))
     _expect("square" not in manifest["reference"], "another name for a stored attack", "square")
     _expect(len(manifest["reference"]) > 1, "a stored attack in 'reference'", "clean images alone")
     for name in (manifest["name"], *classes, *manifest["reference"]):
@@ -951,16 +958,21 @@ def _run(artifact: Artifact, budget: int, seed: int, on_step: OnStep) -> tuple[O
     return {**{name: found == y for name, found in labels.items()}, "square": ~broken}, float(flips), float(change)
 
 
+def _parity(manifest: Mapping[str, Any]) -> str:
+    return "none" if manifest.get("parity") == "none" else "torch"
+
+
 def _facts(artifact: Artifact, right: Outcomes, flips: float, change: float) -> Iterator[Verdict]:
     """Verdicts that need no statistics: what they measure is a fact of this file on these images and this device."""
     limits, before = artifact.manifest["limits"], artifact.manifest["reference"]["clean"]
     size, latency = artifact.manifest["files"]["model.onnx"]["size_bytes"], 0.0
     clean, square = float(right["clean"].mean()), float(right["square"].mean())
+    origin = ORIGINS[_parity(artifact.manifest)]
     stored = float(np.all([right[name][: len(right["square"])] for name in artifact.sets], axis=0).mean())
     if limits.get("latency_ms") is not None:
         latency = median(time_sessions({"": artifact.session()}, artifact.feed(artifact.suite["x.clean"][:1]))[""])
     for name, measured, reason, hint in (
-        ("label_flips", flips, f"{flips:.2%} of labels differ from those before export", HINT_EXPORT),
+        ("label_flips", flips, f"{flips:.2%} of labels differ from those of {origin}", HINT_EXPORT),
         ("logit_change", change, f"logits of the median image moved by {change:.2g} of their length", HINT_EXPORT),
         ("accuracy_drop", before - clean, f"accuracy {clean:.2%} after export, {before:.2%} before", HINT_EXPORT),
         ("square_gap", stored - square, f"accuracy {square:.2%} under Square, {stored:.2%} when replayed", HINT_MASKED),
@@ -1053,6 +1065,7 @@ def check(
         n=len(y),
         eps=artifact.eps,
         session=session,
+        parity=_parity(manifest),
         outcomes={name: np.packbits(hits).tobytes().hex() for name, hits in right.items()},
         seconds=time.perf_counter() - start,
         versions={"python": platform.python_version(), "numpy": np.__version__, "onnxruntime": ort.__version__},
@@ -1076,7 +1089,7 @@ def format_report(report: Report) -> str:
         cells = [report.counts[name], f"{accuracy:.1%}", interval, "-" if before is None else f"{before:.1%}"]
         lines.append(columns.format(name, *cells, tests.get(f"{name} accuracy", "-")))
     text = "at alpha {alpha:.2g}, with power {power:.0%} for a drop of {detected_drop:.1%}"
-    against = "the network before export" if report.baseline is None else _one_line(report.baseline)
+    against = ORIGINS[report.parity] if report.baseline is None else _one_line(report.baseline)
     against = f"Tested against {against}, {text.format(**report.statistics)}."
     against += "" if report.same_suite else " Its adversarial images were made against another network."
     for name, counts in report.found_by.items():
@@ -1084,6 +1097,7 @@ def format_report(report: Report) -> str:
             f"Wrong under {name}, by what found them: {'; '.join(f'{part} {counts[part]}' for part in counts)}"
         )
     lines += [f"{'worst case':<16}{report.n:>6}{report.worst_case:>10.1%}", against, NOTE]
+    lines += [NO_PARITY] if report.parity == "none" else []
     lines += [f"broken {v.name}: {v.reason}; {v.hint}" for v in report.verdicts if not v.passed]
     return "\n".join([*lines, "held" if report.passed else "broken"])
 

@@ -266,7 +266,9 @@ def artifact_table(result: Result) -> Table:
             plain(one["compute_type"] or NONE),
             plain("; ".join(f"{provider}: {_kinds(kinds)}" for provider, kinds in one["executed"].items())),
         )
-    drawn.caption = "accuracies before export on the suite; stored examples can only overestimate robustness"
+    drawn.caption = (
+        "accuracies before export on the suite, none of bare files; stored examples can only overestimate robustness"
+    )
     return drawn
 
 
@@ -276,11 +278,20 @@ def _kinds(counts: Mapping[str, int], most: int = 3) -> str:
     return ", ".join([*shown, f"{rest} others"] if rest else shown)
 
 
+def source_lines(manifest: Result) -> list[str]:
+    """What was made of somebody's file before it was stored, a line each."""
+    source = manifest["source"]
+    changes = source["changes"] or ["stored as it came"]
+    return [f"{source['name']} (sha256 {source['sha256'][:12]}): {change}" for change in changes]
+
+
 def artifact_text(folder: Path) -> str:
     """One line on an artifact that was written: its size, and how it compares with torch."""
     manifest = read_json(folder / "manifest.json")
     line = f"{folder}: {manifest['files']['model.onnx']['size_bytes']:,} bytes"
     found, provider = manifest.get("parity"), manifest["target"]["provider"]
+    if found == "none":
+        return f"{line}, parity none: no torch network is known that it could be compared with"
     if found is None:
         return f"{line}, executed by no runtime here"
     first = f", the first in {found['first']}" if found["first"] else ""

@@ -78,8 +78,8 @@ def test_a_checkout_finds_its_own_recipes(tmp_path: Path) -> None:
 
 def test_public_names() -> None:
     assert sorted(qrobust.__all__) == [
-        "Artifact", "ExportConfig", "Fitted", "QuantConfig", "Threat", "__version__", "attack", "check", "evaluate",
-        "export_artifact", "export_model", "fit", "load", "quantize", "save",
+        "Artifact", "ExportConfig", "FileConfig", "Fitted", "QuantConfig", "Threat", "__version__", "attack", "check",
+        "evaluate", "export_artifact", "export_file", "export_model", "fit", "load", "quantize", "save",
     ]  # fmt: skip
     for name in qrobust.__all__:
         assert getattr(qrobust, name) is not None

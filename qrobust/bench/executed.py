@@ -8,8 +8,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from ..export.sessions import OPENVINO, PROVIDERS, artifact_session, images_for, profiled
-from ..runtime import Artifact, ArtifactError
+from ..export.sessions import OPENVINO, PROVIDERS, Timed, artifact_session, images_for, profiled
+from ..runtime import ArtifactError
 
 CONVOLUTIONS = ("Conv", "FusedConv", "NhwcFusedConv", "NhwcConv", "QLinearConv", "Convolution")
 Shapes = tuple[tuple[str, tuple[int, ...]], ...]
@@ -25,7 +25,7 @@ class Node:
     outputs: Shapes = ()
 
 
-def executed(artifact: Artifact, provider: str, threads: int = 1) -> list[Node]:
+def executed(artifact: Timed, provider: str, threads: int = 1) -> list[Node]:
     """The nodes of one call with one image, in order. Raises ArtifactError if one left the provider."""
     session = artifact_session(artifact, provider, threads)
     if provider == OPENVINO:
@@ -66,7 +66,7 @@ def compute_type(nodes: Sequence[Node]) -> str | None:
     return types.most_common(1)[0][0] if types else None
 
 
-def multiply_adds(artifact: Artifact) -> int:
+def multiply_adds(artifact: Timed) -> int:
     """Multiply-adds of the file's convolutions and matrix products for one image, zeros that an export adds included.
 
     Counted where shapes are plain: on the CPU without optimisation. A convolution takes out · c_in/groups · k_h · k_w,
@@ -84,7 +84,7 @@ def _macs(node: Node) -> int:
     return 0
 
 
-def _profile(session: Any, artifact: Artifact) -> list[Node]:
+def _profile(session: Any, artifact: Timed) -> list[Node]:
     """The nodes of one call; `session` is used up."""
     events = profiled(session, artifact, images_for(artifact, 1))
     ran = [e["args"] for e in events if e.get("cat") == "Node" and e["name"].endswith("_kernel_time")]

@@ -12,7 +12,17 @@ from pydantic import Field
 
 from .. import devices
 from ..errors import RecipeError
-from ..export.sessions import Bound, NullSession, artifact_session, beside_others, images_for, provider_of
+from ..export.sessions import (
+    PROVIDERS,
+    BareFile,
+    Bound,
+    NullSession,
+    Timed,
+    artifact_session,
+    beside_others,
+    images_for,
+    provider_of,
+)
 from ..progress import bar
 from ..recipe import CallSize, Count, Int, Seconds, Table, Threads, checked, read
 from ..runtime import ON_GPU, Artifact, sums_saturate, time_sessions, wilson
@@ -64,21 +74,22 @@ def load_scenario(name: str) -> Scenario:
 
 
 HARNESS = "(harness)"
+UNKNOWN = dict.fromkeys(("clean_accuracy", "worst_case", "worst_case_ci95", "suite_n"))
 Record = dict[str, Any]
 
 
 @dataclass(frozen=True)
 class Candidate:
-    """An artifact on a provider (full name); `label` tells it from the others."""
+    """An artifact, or a bare file, on a provider (full name); `label` tells it from the others."""
 
     label: str
-    artifact: Artifact
+    artifact: Timed
     provider: str
 
     @property
     def bits(self) -> Any:
-        """32 for a float network, else what its manifest says."""
-        return self.artifact.manifest["bits"]
+        """32 for a float network, else what its manifest says; None for a bare file."""
+        return None if isinstance(self.artifact, BareFile) else self.artifact.manifest["bits"]
 
 
 @dataclass(frozen=True)
@@ -91,7 +102,7 @@ class Load:
 
 
 def bench(
-    artifacts: Sequence[Artifact],
+    artifacts: Sequence[Timed],
     scenario: Scenario | None = None,
     *,
     providers: Sequence[str] = (),
@@ -99,13 +110,13 @@ def bench(
     threads: int | Sequence[int] | None = None,
     seconds: float | None = None,
 ) -> Record:
-    """`side_by_side` of artifacts, each on every provider; other arguments change the scenario.
+    """`side_by_side` of artifacts and bare files, each on every provider; other arguments change the scenario.
 
     providers: as `sessions.provider_of` takes them; none for each artifact's own.
     """
     candidates = []
     for name, artifact in zip(unique_names(artifacts), artifacts, strict=True):
-        for provider in providers or (artifact.manifest["target"]["provider"],):
+        for provider in providers or (_own_provider(artifact),):
             label = name if len(providers) < 2 else f"{name} ({provider})"
             candidates.append(Candidate(label, artifact, provider_of(provider)))
     counts = (threads,) if isinstance(threads, int) else threads
@@ -116,7 +127,7 @@ def side_by_side(candidates: Sequence[Candidate], scenario: Scenario) -> Record:
     """Latency, throughput, memory, size and robustness of each candidate, side by side.
 
     Ratios are of medians against the reference: the first float artifact (bits 32), on a GPU the first that computes
-    in float16 if there is one, else the first of all; above 1 is faster. Returns JSON:
+    in float16 if there is one, else, and beside bare files, the first of all; above 1 is faster. Returns JSON:
 
     - reference, scenario, versions, hardware; harness_us: what timing itself takes, by a session that returns at once.
     - artifacts: by label what does not depend on the load: provider, nodes that ran by provider and kind, type
@@ -156,7 +167,7 @@ def side_by_side(candidates: Sequence[Candidate], scenario: Scenario) -> Record:
     }
 
 
-def unique_names(artifacts: Sequence[Artifact]) -> list[str]:
+def unique_names(artifacts: Sequence[Timed]) -> list[str]:
     """The artifacts' names, or their paths where two share a name."""
     names = [artifact.name for artifact in artifacts]
     return [a.name if names.count(a.name) == 1 else str(a.path) for a in artifacts]
@@ -172,23 +183,39 @@ def suite_accuracy(artifact: Artifact) -> Record:
     return {**shares, "worst_case_ci95": [low, high], "suite_n": len(worst)}
 
 
+def _own_provider(one: Timed) -> str:
+    return PROVIDERS["cpu"] if isinstance(one, BareFile) else str(one.manifest["target"]["provider"])
+
+
+def _stated(one: Timed) -> Record:
+    """What a manifest and a suite say; of a bare file nothing is known."""
+    if isinstance(one, BareFile):
+        return {"target": None, "threat": None, "size_bytes": one.size_bytes, **UNKNOWN}
+    return {
+        "target": one.manifest["target"]["name"],
+        "threat": one.manifest["threat"],
+        "size_bytes": one.manifest["files"]["model.onnx"]["size_bytes"],
+        **suite_accuracy(one),
+    }
+
+
 def _facts(one: Candidate, scenario: Scenario) -> Record:
     nodes = executed(one.artifact, one.provider)
     return {
         "provider": one.provider,
         "bits": one.bits,
-        "target": one.artifact.manifest["target"]["name"],
-        "threat": one.artifact.manifest["threat"],
+        **_stated(one.artifact),
         "executed": placement(nodes),
         "compute_type": compute_type(nodes),
         "multiply_adds": multiply_adds(one.artifact),
         **footprint(one.artifact, one.provider, threads=scenario.threads[0], batch=scenario.batch[0]),
-        "size_bytes": one.artifact.manifest["files"]["model.onnx"]["size_bytes"],
-        **suite_accuracy(one.artifact),
     }
 
 
 def _reference(candidates: Sequence[Candidate], facts: dict[str, Record]) -> str:
+    """The float artifact; beside bare files, of which that is not known, the first."""
+    if any(isinstance(one.artifact, BareFile) for one in candidates):
+        return candidates[0].label
     floats = [one for one in candidates if one.bits == 32]
     fast = [one for one in floats if one.provider in ON_GPU and facts[one.label]["compute_type"] == "float16"]
     return (fast or floats or candidates)[0].label
@@ -229,7 +256,7 @@ def _records(
 def _record(one: Candidate, facts: Record, mine: Sequence[float], reference: Sequence[float], load: Load) -> Record:
     figures = statistics(mine, load.batch)
     share = None
-    if load.gemm and one.provider not in ON_GPU and one.bits != 32:
+    if load.gemm and one.provider not in ON_GPU and one.bits not in (None, 32):
         share = facts["multiply_adds"] * figures["images_per_second"] / load.gemm
     return {
         "name": one.label,

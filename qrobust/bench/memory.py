@@ -12,14 +12,14 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
-from ..export.sessions import OPENVINO, artifact_session, images_for
-from ..runtime import Artifact, ArtifactError
+from ..export.sessions import OPENVINO, Timed, artifact_session, images_for, opened
+from ..runtime import ArtifactError
 
 LOADS, MOST_MS = 5, 5000.0
 STATUS = Path("/proc/self/status")
 
 
-def footprint(artifact: Artifact, provider: str, *, threads: int, batch: int) -> dict[str, Any]:
+def footprint(artifact: Timed, provider: str, *, threads: int, batch: int) -> dict[str, Any]:
     """What a session costs a process that has loaded the runtime.
 
     memory_bytes: how far loading it and one call raise the peak of resident memory, on the host; None where
@@ -39,7 +39,7 @@ def footprint(artifact: Artifact, provider: str, *, threads: int, batch: int) ->
 
 
 def _measure(folder: str, provider: str, threads: int, batch: int) -> dict[str, Any]:
-    artifact = Artifact.load(folder)
+    artifact = opened(folder)
     x = images_for(artifact, batch)
     import_module("openvino" if provider == OPENVINO else "onnxruntime")
     before = _peak(forget=True)

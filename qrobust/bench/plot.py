@@ -90,7 +90,11 @@ def _rows(result: dict[str, Any]) -> list[dict[str, Any]]:
     first = result["results"][0]["threads"]
     smallest = min(row["batch"] for row in result["results"])
     chosen = [row for row in result["results"] if (row["threads"], row["batch"]) == (first, smallest)]
-    return [{**result["artifacts"][row["name"]], **row} for row in chosen]
+    rows = [{**result["artifacts"][row["name"]], **row} for row in chosen]
+    known = [row for row in rows if row["worst_case"] is not None]
+    if not known:
+        raise RunError("expected an artifact among what is drawn, got bare files, whose accuracy is not known; add one")
+    return known
 
 
 def _load(row: dict[str, Any]) -> str:

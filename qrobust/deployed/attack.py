@@ -24,14 +24,14 @@ from torch import Generator, Tensor, nn
 
 from .. import devices
 from ..attacks import Attack, Scene, named
-from ..attacks.cascade import Expected
+from ..attacks.cascade import Expected, Strongest
 from ..attacks.registry import SQUARE, STRONG, TRANSFER, WITHOUT_GRADIENTS, attack_names
 from ..data import Given, Images, as_images, make_images
 from ..distributed import is_first, own
 from ..errors import RecipeError
 from ..evaluation import evaluate
 from ..evaluation.outcomes import CLEAN, result_file, stream
-from ..export.artifact import in_bytes
+from ..export.artifact import NO_PARITY, in_bytes
 from ..runtime import Artifact
 from ..threat import Threat
 from .model import GIVEN, SUITE, Deployed, Served, expect_classes, find_images, find_sources, open_deployed
@@ -70,6 +70,11 @@ class SurrogateAttack(Attack):
         x_adv = self.inner.run(self._on_surrogate(scene, part), x, y, generator, self.surrogates[part].part)
         return in_bytes(x_adv, x, scene.threat) if self.takes_bytes and self.bounded else x_adv
 
+    def strongest(self, scene: Scene, x: Tensor, y: Tensor, generator: Generator) -> Strongest:
+        """As the attack itself, on its surrogate."""
+        assert self.inner is not None
+        return self.inner.strongest(self._on_surrogate(scene, *self.surrogates), x, y, generator)
+
     def expect(self, scene: Scene, x: Tensor, y: Tensor) -> Expected:
         """As the attack itself, on its surrogate."""
         assert self.inner is not None
@@ -78,7 +83,7 @@ class SurrogateAttack(Attack):
     def _on_surrogate(self, scene: Scene, part: str) -> Scene:
         surrogate = self.surrogates[part]
         place: dict[str, Any] = {"float_model" if self.family == TRANSFER else "model": surrogate.network}
-        settle = partial(in_bytes, threat=scene.threat) if self.takes_bytes else None
+        settle = partial(in_bytes, threat=scene.threat) if self.takes_bytes else scene.settle
         return replace(scene, forms=surrogate.forms, settle=settle, **place)
 
 
@@ -154,7 +159,7 @@ def attack_deployed(
     for network in (deployed, *settings.sources):
         devices.on_device(network.module)
     state = path.with_suffix(".partial.npz") if path else None
-    batch_size = max(1, min(250, MAX_VALUES // math.prod(images.shape[1:])))
+    batch_size = batch_size_of(images)
     outcomes = evaluate(
         served,
         images,
@@ -179,6 +184,11 @@ def attack_deployed(
     if state is not None:
         own(state).unlink(missing_ok=True)
     return outcomes.to_dict() | more
+
+
+def batch_size_of(images: Images) -> int:
+    """Images at once."""
+    return max(1, min(250, MAX_VALUES // math.prod(images.shape[1:])))
 
 
 def attack(
@@ -301,13 +311,15 @@ def gap(checked: CheckedFile) -> Record:
     """Accuracies on the same images by place and attack, with n: "in_torch", "replayed", "attacked".
 
     in_torch: by torch's labels of the suite's images, "worst_case" too, and for attacks that the suite lacks as the
-    manifest has it, if it was measured on these images. replayed: the suite's images on the session. Both are empty
-    where images of no suite were attacked.
+    manifest has it, if it was measured on these images; empty for a file of which no torch network is known. replayed:
+    the suite's images on the session. Both are empty where images of no suite were attacked.
     """
+    artifact = checked.deployed.artifact
+    in_torch = artifact is None or artifact.manifest.get("parity") != NO_PARITY
     outcomes = checked.outcomes
     attacked = {name: float(mask.mean()) for name, mask in outcomes.correct.items()}
     return {
-        "in_torch": _measured(checked) | _on_suite(checked, checked.stored),
+        "in_torch": _measured(checked) | _on_suite(checked, checked.stored) if in_torch else {},
         "replayed": _on_suite(checked, checked.labels),
         "attacked": {"n": outcomes.n, **attacked, WORST: float(outcomes.worst_case().mean())},
     }

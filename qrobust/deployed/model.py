@@ -19,12 +19,14 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from ..data import DataSettings, Images, load, make_images
+from ..data import Dataset, DataSettings, Images, load, make_images
+from ..data.sources import SOURCES
 from ..errors import DataError, GraphError, RecipeError, RunError
 from ..evaluation.sanity_measures import SurrogateGradient
 from ..onnx_module.fusing import FAKE, QUANTISE
 from ..onnx_module.module import OnnxModule, load_onnx
 from ..onnx_module.node import FORMS, reason
+from ..onnx_module.reading import whole
 from ..runtime import Artifact, load_session
 
 Array = NDArray[Any]
@@ -130,10 +132,11 @@ def open_deployed(path: Path) -> Deployed:
     Raises ArtifactError for an artifact that is damaged or that its provider refuses, GraphError for a graph
     with an operator that `OnnxModule` does not cover, which it names, or for one that takes batches of a fixed size.
     """
-    return _bare(path) if path.is_file() else _artifact(Artifact.load(path))
+    return _bare(path) if path.is_file() else of_artifact(Artifact.load(path))
 
 
-def _artifact(artifact: Artifact) -> Deployed:
+def of_artifact(artifact: Artifact) -> Deployed:
+    """The file of an artifact. Raises as `open_deployed`."""
     manifest = artifact.manifest
     path, target, data = artifact.path / "model.onnx", manifest["target"], artifact.model
     level = target["session_options"].get("graph_optimization_level", "all")
@@ -164,7 +167,8 @@ def as_floats(data: bytes) -> bytes:
 
 
 def _bare(path: Path) -> Deployed:
-    network = load_onnx(path)
+    data = whole(path)[0].SerializeToString()
+    network = load_onnx(data)
     if network.plan.batch not in (None, 1):
         raise GraphError(
             f"expected a graph for any number of images, got one for {network.plan.batch}; "
@@ -175,13 +179,15 @@ def _bare(path: Path) -> Deployed:
         path=path,
         sha256=hashlib.sha256(path.read_bytes()).hexdigest(),
         module=network,
-        at=lambda level: _logits_of(path, level, alone=network.plan.batch == 1),
+        at=lambda level: _logits_of(path, data, level, alone=network.plan.batch == 1),
     )
 
 
-def _logits_of(path: Path, level: str, *, alone: bool) -> Logits:
-    """alone: images are passed one by one, as they must be where a range is measured on all that are passed."""
-    session = load_session(path, CPU, None, {"graph_optimization_level": level, **TURNS})
+def _logits_of(path: Path, data: bytes, level: str, *, alone: bool) -> Logits:
+    """data: of the whole file. alone: images are passed one by one, as they must be where a range is measured on all
+    that are passed.
+    """
+    session = load_session(data, CPU, None, {"graph_optimization_level": level, **TURNS})
     source, last = session.get_inputs()[0], session.get_outputs()[0].name
 
     def logits(x: Array) -> Array:
@@ -201,23 +207,45 @@ SUITE, GIVEN = "the suite", "given"  # names of an artifact's own images, and of
 
 
 def find_images(deployed: Deployed, data: str = "", root: str | None = None) -> Images:
-    """The clean images of an artifact's suite; or, by `data`, those of an .npz file, or a data set's for testing.
+    """The clean images of an artifact's suite; or, by `data`, those that `read_data` finds.
 
-    root: where that data set lies. Raises RecipeError where no images are named, DataError for damaged ones and
-    for labels that the file has no class for.
+    Raises RecipeError where no images are named, DataError for damaged ones and for labels that the file has no class
+    for.
     """
-    if data and not data.endswith(".npz"):
-        found = load(DataSettings(data, root=root)).test
-        x, y = None, found.y
-    elif data:
-        x, y = _arrays(Path(data))
-    elif deployed.artifact is not None:
-        x, y = (torch.from_numpy(deployed.artifact.suite[name]) for name in ("x.clean", "y"))
-    else:
-        raise RecipeError(f"expected images for {deployed.path.name}, got none; add --data FILE.npz or a data set")
-    if x is not None:
-        found = make_images(x, y, classes=max(int(y.max()) + 1 if len(y) else 1, 1), name=data or SUITE)
-    return expect_classes(deployed, found)
+    if data or deployed.artifact is None:
+        height, width = _sizes(deployed)
+        side = None if height is None or width is None else (height, width)
+        found = read_data(data, root, name=deployed.path.name, size=side)
+        return expect_classes(deployed, found.test if isinstance(found, Dataset) else found)
+    x, y = (torch.from_numpy(deployed.artifact.suite[name]) for name in ("x.clean", "y"))
+    return expect_classes(deployed, _made(x, y, SUITE))
+
+
+def read_data(
+    data: str, root: str | None = None, *, name: str, size: tuple[int, int] | None = None
+) -> Images | Dataset:
+    """The images of an .npz file, of a folder of image files, or a data set, whose images for testing are meant.
+
+    root: where that data set lies. name: of the file that they are for, in an error. size: (height, width) that files
+    in a folder are cropped and resized to. Raises RecipeError for "", DataError for what is damaged or missing.
+    """
+    if not data:
+        raise RecipeError(f"expected images for {name}, got none; add --data: FILE.npz, a folder or a data set")
+    if data.endswith(".npz"):
+        return _made(*_arrays(Path(data)), data)
+    if data not in SOURCES and Path(data).is_dir():
+        return load(DataSettings("folder", root=data, size=size))
+    return load(DataSettings(data, root=root))
+
+
+def _made(x: Tensor, y: Tensor, name: str) -> Images:
+    return make_images(x, y, classes=max(int(y.max()) + 1 if len(y) else 1, 1), name=name)
+
+
+def _sizes(deployed: Deployed) -> tuple[int | None, ...]:
+    """Height and width of the file's images."""
+    shape = deployed.module.plan.images.shape[1:]
+    return shape[:2] if deployed.takes_bytes else shape[1:]
 
 
 def expect_classes(deployed: Deployed, images: Images) -> Images:

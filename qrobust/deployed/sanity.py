@@ -22,6 +22,7 @@ from ..evaluation.accuracy import predict
 from ..evaluation.sanity import SanityCheck, SanityReport
 from ..evaluation.sanity_measures import parts
 from ..onnx_module.fusing import FAKE
+from ..onnx_module.reading import whole
 from ..runtime import LEVELS, ArtifactError, load_session
 from .model import Array, Deployed, Served, rounding
 
@@ -36,7 +37,7 @@ STEP = 1.01  # a value between two steps may fall to either
 def first_apart(deployed: Deployed, x: Tensor) -> str | None:
     """The value's name in the file, on images x (n, c, h, w) in [0,1]; None if no quantiser is to blame."""
     inside = deployed.module.inside(deployed.gradient().fed(x))
-    proto = onnx.load(str(deployed.path), load_external_data=False)
+    proto, _ = whole(deployed.path)
     named = {name for node in proto.graph.node for name in node.output}
     watched = [node for node in rounding(deployed.module) if node.outputs[0] in named]
     theirs = _session_values(deployed, proto, [node.outputs[0] for node in watched], x)
@@ -223,7 +224,7 @@ SANITY_CHECKS: tuple[SanityCheck[CheckedFile], ...] = (
     SanityCheck("module-differs", module_differs, 0.01,
           "the module rebuilt in torch gives other labels than the session",
           "its gradients belong to another network: compare the graph's operators with what the runtime makes of them"),
-    SanityCheck("replay-differs", replay_differs, 0.01, "the session gives other labels than torch gave before export",
+    SanityCheck("replay-differs", replay_differs, 0.01, "the session gives other labels than its suite holds",
           "compare layers with the parity in the manifest, and export again"),
     SanityCheck("level-differs", level_differs, 0.01, "another graph_optimization_level gives other labels",
           "pin the level in the target, and attack the file at the level that it is deployed with"),

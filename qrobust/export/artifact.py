@@ -24,6 +24,7 @@ from ..data import Dataset, Given, Images, as_images, choose, to_unit
 from ..errors import ExportError, RunError
 from ..evaluation import predict
 from ..evaluation.cascade import TOGETHER, Shown, announce, is_strong
+from ..onnx_module.reading import opset_of
 from ..progress import Bar, bar
 from ..quant import bits_per_layer
 from ..storage import write_json
@@ -31,7 +32,7 @@ from ..threat import Threat
 from .parity import check_parity
 from .sessions import present_provider
 from .target import Target
-from .write import INPUT, INPUTS, OUTPUT, check_ops, written
+from .write import INPUT, INPUTS, OUTPUT, Written, check_ops, written
 
 Arrays = dict[str, npt.NDArray[Any]]
 AS_IT_CAME = "clean"  # instead of a part of a cascade, as `Strongest.names` has it
@@ -223,13 +224,50 @@ class Contents:
     input: str = INPUTS[0]
 
 
+NO_PARITY = "none"  # in a manifest: no torch network is known that the file could be compared with
+
+
+@dataclass(frozen=True)
+class GivenFile:
+    """Somebody's ONNX file as it is stored; of a torch network that it came from nothing is known.
+
+    data: the bytes of model.onnx. input: of the manifest. output: the name of the logits, of which there are `classes`.
+    bits_per_layer: widths of its weights. source: of the manifest: name and digest of the file as it came, and what was
+    changed.
+    """
+
+    data: bytes
+    input: dict[str, Any]
+    output: str
+    classes: int
+    bits_per_layer: dict[str, int]
+    source: dict[str, Any]
+
+    @property
+    def sha256(self) -> str:
+        """Of the bytes, in hex."""
+        return hashlib.sha256(self.data).hexdigest()
+
+    @property
+    def bits(self) -> int:
+        """The least width of any weight; 32 for a float network."""
+        return min(self.bits_per_layer.values(), default=32)
+
+
 def write_artifact(
-    folder: Path, model: nn.Module, dataset: Dataset, target: Target, contents: Contents, *, ours: bool = False
+    folder: Path,
+    model: nn.Module | GivenFile,
+    dataset: Dataset,
+    target: Target,
+    contents: Contents,
+    *,
+    ours: bool = False,
 ) -> None:
     """Export a network with its suite, manifest and verifier into `folder`, replacing the artifact there.
 
-    ours: the folder is the toolkit's own, whose artifact is replaced damaged or not. Raises ExportError if the graph
-    is not what the target asks for, RunError if the folder holds anything else; what was there then stands.
+    model: or somebody's file, which is stored as it is. ours: the folder is the toolkit's own, whose artifact is
+    replaced damaged or not. Raises ExportError if the graph is not what the target asks for, RunError if the folder
+    holds anything else; what was there then stands.
     """
     expect_replaceable(folder, ours)
     try:
@@ -258,28 +296,65 @@ def expect_replaceable(folder: Path, ours: bool) -> None:
         raise RunError(f"{expected}, got {(foreign or sorted(names))[0]} in it; move it away, or choose another --out")
 
 
-def _fill(folder: Path, model: nn.Module, dataset: Dataset, target: Target, contents: Contents) -> None:
+def _fill(folder: Path, model: nn.Module | GivenFile, dataset: Dataset, target: Target, contents: Contents) -> None:
     images = choose(dataset.test, PARITY_IMAGES, contents.seed)[0].x.float() / 255
     described = {"recipe": str(contents.recipe.get("name", "")), "bits": str(contents.bits)}
-    made = written(model, images[:1], target, described, input=contents.input)
+    made = (
+        model if isinstance(model, GivenFile) else written(model, images[:1], target, described, input=contents.input)
+    )
     (folder / "model.onnx").write_bytes(made.data)
     (folder / "suite.npz").write_bytes(suite_bytes(contents.suite))
     shutil.copyfile(runtime.__file__, folder / "verify.py")
-    manifest = _manifest(folder, model, dataset, target, contents)
+    manifest = _manifest(folder, dataset, target, contents) | _described(model, dataset, target, contents)
     path = folder / "manifest.json"
     write_json(path, manifest)
     if not target.executable:
         return
-    if contents.bits < 32:
-        check_ops(made.data, target, model)
-    found = check_parity(model, made.data, images, target, activations=made.activations)
-    manifest["parity"] = found.to_dict()
-    manifest["metrics"]["after"] = _replayed(runtime.Artifact.load(folder), present_provider(target))
+    if isinstance(made, Written):
+        assert isinstance(model, nn.Module)
+        if contents.bits < 32:
+            check_ops(made.data, target, model)
+        manifest["parity"] = check_parity(model, made.data, images, target, activations=made.activations).to_dict()
+    artifact = runtime.Artifact.load(folder)
+    labels = _replayed_labels(artifact, present_provider(target))
+    if isinstance(made, GivenFile):
+        _expect_repeated(artifact, labels, target)
+    y = artifact.suite["y"]
+    manifest["metrics"]["after"] = {name: float((found == y).mean()) for name, found in labels.items()}
     manifest["metrics"]["after_provider"] = present_provider(target)
     write_json(path, manifest)
 
 
-def _manifest(folder: Path, model: nn.Module, dataset: Dataset, target: Target, contents: Contents) -> dict[str, Any]:
+def _described(model: nn.Module | GivenFile, dataset: Dataset, target: Target, contents: Contents) -> dict[str, Any]:
+    """What a manifest says of the graph: its ends, its widths, its format, and whose it is."""
+    stated: dict[str, Any]
+    if isinstance(model, GivenFile):
+        stated = {"input": model.input, "output": {"name": model.output}, "bits_per_layer": model.bits_per_layer}
+        return stated | {"target": _target(target, "given"), "source": model.source, "parity": NO_PARITY}
+    stated = {"input": {"name": INPUT, **_input(contents.input, dataset.shape)}, "output": {"name": OUTPUT}}
+    return stated | {"bits_per_layer": bits_per_layer(model), "target": _target(target, target.format)}
+
+
+def _target(target: Target, form: str) -> dict[str, Any]:
+    return {
+        "name": target.name,
+        "format": form,
+        "provider": target.provider,
+        "session_options": target.session.model_dump(),
+    }
+
+
+def _expect_repeated(artifact: runtime.Artifact, labels: Mapping[str, npt.NDArray[Any]], target: Target) -> None:
+    """Raises ExportError for a file that labels its own suite otherwise a second time."""
+    flips = float(np.mean([labels[name] != artifact.suite[f"label.{name}"] for name in labels]))
+    if flips > target.limits.label_flips:
+        raise ExportError(
+            f"expected a file that labels images alike each time, got {flips:.2%} of other labels; export it in "
+            "evaluation mode, without random numbers"
+        )
+
+
+def _manifest(folder: Path, dataset: Dataset, target: Target, contents: Contents) -> dict[str, Any]:
     files = {path.name: _hash(path) for path in sorted(folder.iterdir())}  # all: a check refuses what is not listed
     graph = onnx.load(str(folder / "model.onnx"))
     return {
@@ -288,18 +363,9 @@ def _manifest(folder: Path, model: nn.Module, dataset: Dataset, target: Target, 
         "producer": f"qrobust {__version__}",
         "name": contents.name,
         "files": files,
-        "input": {"name": INPUT, **_input(contents.input, dataset.shape)},
-        "output": {"name": OUTPUT},
         "classes": list(dataset.classes),
         "bits": contents.bits,
-        "bits_per_layer": bits_per_layer(model),
-        "opset": graph.opset_import[0].version,
-        "target": {
-            "name": target.name,
-            "format": target.format,
-            "provider": target.provider,
-            "session_options": target.session.model_dump(),
-        },
+        "opset": opset_of(graph),
         "threat": {"norm": contents.threat.norm, "eps": contents.threat.eps},
         "seed": contents.seed,
         "recipe": dict(contents.recipe),
@@ -320,11 +386,10 @@ def _input(kind: str, shape: tuple[int, ...]) -> dict[str, Any]:
     return {"shape": [channels, height, width], "layout": "NCHW", "range": [0, 1], "dtype": "float32"}
 
 
-def _replayed(artifact: runtime.Artifact, provider: str) -> dict[str, float]:
-    """Accuracy of the file on every set of its suite."""
-    y, session = artifact.suite["y"], artifact.session(provider)
-    labels = {name: artifact.logits(artifact.suite[f"x.{name}"], session).argmax(1) for name in artifact.sets}
-    return {name: float((found == y).mean()) for name, found in labels.items()}
+def _replayed_labels(artifact: runtime.Artifact, provider: str) -> Arrays:
+    """What the file says of every set of its suite."""
+    session = artifact.session(provider)
+    return {name: artifact.logits(artifact.suite[f"x.{name}"], session).argmax(1) for name in artifact.sets}
 
 
 def _hash(path: Path) -> dict[str, Any]:

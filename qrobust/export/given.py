@@ -116,7 +116,7 @@ class _Order:
         expect_replaceable(folder, ours=False)
         self._expect_bounded(self.evaluated(source), "evaluate by")
         n = len(self.dataset.test)
-        _expect_enough(min(self.config.n or n, n), self.target, len(self.stored(source)))
+        expect_enough(min(self.config.n or n, n), self.target, len(self.stored(source)))
 
     def write(self, folder: Path, network: nn.Module, source: nn.Module | None) -> None:
         """One network; source: the float one that a quantised one was made from."""
@@ -192,7 +192,7 @@ def _asked(attacks: str | Sequence[Attack | str], threat: Threat) -> tuple[Attac
     return tuple(named(one, threat) if isinstance(one, str) else one for one in given)
 
 
-def _expect_enough(n: int, target: Target, stored: int) -> None:
+def expect_enough(n: int, target: Target, stored: int) -> None:
     """Raises DataError for a suite on which no check could tell the drop that the target wants detected."""
     stated = target.statistics
     level = stated.alpha / stored
@@ -207,12 +207,13 @@ def _expect_enough(n: int, target: Target, stored: int) -> None:
 def _as_dataset(model: nn.Module, data: Given | Dataset, config: ExportConfig) -> Dataset:
     """Test images with the names of their classes. Raises DataError unless there are as many as the network has."""
     if not isinstance(model, nn.Module):
-        raise ModelError(f"expected a network (torch.nn.Module), got {shown(model)}; pass one")
+        file = "; call qrobust.export_file for an ONNX file" if isinstance(model, (str, Path)) else "; pass one"
+        raise ModelError(f"expected a network (torch.nn.Module), got {shown(model)}{file}")
     images = data.test if isinstance(data, Dataset) else as_images(data)
     first = to_unit(images.take(slice(0, 2)).x, devices.device_of(model), channels_last=True)
     with in_eval_mode(model):
         count = check_logits(model, first)
-    names = config.classes or _class_names(data) or tuple(map(str, range(count)))
+    names = config.classes or class_names(data) or tuple(map(str, range(count)))
     if len(names) != count:
         raise DataError(
             f"expected {count} names of classes, as the network has logits, got {len(names)}; "
@@ -224,7 +225,7 @@ def _as_dataset(model: nn.Module, data: Given | Dataset, config: ExportConfig) -
     return Dataset("given", tuple(map(str, names)), nothing, nothing, images, printed)
 
 
-def _class_names(data: object) -> tuple[str, ...]:
+def class_names(data: object) -> tuple[str, ...]:
     """Of our data sets, torchvision's, and loaders of them; () where they have none."""
     while not hasattr(data, "classes") and hasattr(data, "dataset"):
         data = data.dataset

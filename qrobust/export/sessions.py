@@ -6,6 +6,7 @@ import ctypes
 import json
 import tempfile
 from contextlib import suppress
+from dataclasses import dataclass
 from functools import cache
 from importlib import import_module
 from pathlib import Path
@@ -18,10 +19,17 @@ import onnx
 import onnxruntime
 
 from ..errors import RecipeError, did_you_mean
-from ..runtime import ENTRIES, ON_GPU, Artifact, ArtifactError, preload, sums_saturate
+from ..onnx_module.reading import whole
+from ..runtime import ENTRIES, ON_GPU, Artifact, ArtifactError, load_session, preload, sums_saturate
 from .target import Target
 
 Array = npt.NDArray[Any]
+INPUT_KINDS: dict[str, Any] = {
+    "tensor(float)": np.float32,
+    "tensor(float16)": np.float16,
+    "tensor(double)": np.float64,
+    "tensor(uint8)": np.uint8,
+}
 CPU = "CPUExecutionProvider"
 IDENTITY = '<ir_version: 10, opset_import: ["": 20]> identity (float[1] x) => (float[1] y) { y = Identity (x) }'
 
@@ -39,7 +47,7 @@ def open_session(
     kind = "DISABLE_ALL" if level == "disable" else f"ENABLE_{level.upper()}"
     options.graph_optimization_level = getattr(onnxruntime.GraphOptimizationLevel, f"ORT_{kind}")
     proto = onnx.load_from_string(model) if isinstance(model, bytes) else onnx.load(str(model))
-    exact = sums_saturate() and not _has_signed(proto)
+    exact = sums_saturate() and not has_signed(proto)
     options.add_session_config_entry(ENTRIES["x64quantprecision"], str(int(exact)))
     if written is not None:
         options.optimized_model_filepath = str(written)
@@ -47,10 +55,11 @@ def open_session(
     return onnxruntime.InferenceSession(source, options, providers=[provider])
 
 
-def _has_signed(model: onnx.ModelProto) -> bool:
+def has_signed(model: onnx.ModelProto) -> bool:
     """Whether an activation is int8: what onnxruntime does against saturation breaks such a file."""
     signed = {tensor.name for tensor in model.graph.initializer if tensor.data_type == onnx.TensorProto.INT8}
-    quantised = (node for node in model.graph.node if node.op_type == "QuantizeLinear")
+    weights = {tensor.name for tensor in model.graph.initializer}
+    quantised = (node for node in model.graph.node if node.op_type == "QuantizeLinear" and node.input[0] not in weights)
     return any(not signed.isdisjoint(node.input[2:]) or _type_of(node) == onnx.TensorProto.INT8 for node in quantised)
 
 
@@ -97,15 +106,71 @@ def provider_of(name: str) -> str:
     raise RecipeError(f"expected a provider, got {name!r}{did_you_mean(name, PROVIDERS)}")
 
 
-def artifact_session(artifact: Artifact, provider: str, threads: int) -> Any:
+@dataclass(frozen=True)
+class BareFile:
+    """An ONNX file in no artifact, which is timed on random images; of accuracies nothing is known.
+
+    Raises GraphError for one that cannot be read, ArtifactError for one that leaves the size of an image open.
+    """
+
+    path: Path
+
+    @property
+    def name(self) -> str:
+        """The file's, without its ending."""
+        return self.path.stem
+
+    @property
+    def size_bytes(self) -> int:
+        """Of the file and the data beside it."""
+        return sum(one.stat().st_size for one in (self.path, *whole(self.path)[1]))
+
+    def session(self, provider: str | None = None, threads: int | None = None, **session_options: Any) -> Any:
+        """As onnxruntime opens it by default, but for these options."""
+        return load_session(whole(self.path)[0].SerializeToString(), provider or CPU, threads, session_options)
+
+    def images(self, size: int) -> Array:
+        """Random images for a call of so many."""
+        (source,) = self.session().get_inputs()[:1]
+        first, *sizes = source.shape
+        kind = INPUT_KINDS.get(source.type)
+        if kind is None or not sizes or not all(isinstance(one, int) for one in sizes):
+            raise ArtifactError(
+                f"expected images of a known size as input of {self.path}, got {source.type} {source.shape}; make an "
+                "artifact of it by qrobust export F.onnx --data D"
+            )
+        if isinstance(first, int) and first != size:
+            raise ArtifactError(
+                f"expected calls of {first} images for {self.path}, whose batch is fixed, got {size}; "
+                f"choose --batch {first}"
+            )
+        drawn = np.random.default_rng(0).integers(0, 256, (size, *sizes))
+        return drawn.astype(kind) if kind is np.uint8 else (drawn / 255).astype(kind)
+
+
+Timed = Artifact | BareFile
+
+
+def opened(path: str | Path) -> Timed:
+    """The artifact in a folder, or a bare ONNX file."""
+    place = Path(path)
+    return BareFile(place) if place.is_file() or place.suffix == ".onnx" else Artifact.load(place)
+
+
+def file_of(one: Timed) -> Path:
+    """Where its graph lies."""
+    return one.path if isinstance(one, BareFile) else one.path / "model.onnx"
+
+
+def artifact_session(artifact: Timed, provider: str, threads: int) -> Any:
     """A session of the artifact; `provider` is a full name. Raises ArtifactError, which says what is missing."""
     if provider == OPENVINO:
-        return OpenVinoSession(artifact.path / "model.onnx", threads)
+        return OpenVinoSession(file_of(artifact), threads)
     require(provider)
     return artifact.session(provider, threads)
 
 
-def beside_others(session: Any, artifact: Artifact) -> Any:
+def beside_others(session: Any, artifact: Timed) -> Any:
     """The same session again, whose threads rest when it returns: spinning ones would slow the next of a bench."""
     if not isinstance(session, onnxruntime.InferenceSession):
         return session
@@ -114,7 +179,7 @@ def beside_others(session: Any, artifact: Artifact) -> Any:
     return _again(session, artifact, options)
 
 
-def profiled(session: onnxruntime.InferenceSession, artifact: Artifact, x: Array) -> list[dict[str, Any]]:
+def profiled(session: onnxruntime.InferenceSession, artifact: Timed, x: Array) -> list[dict[str, Any]]:
     """The events that onnxruntime's own profile has of one call on x; `session` is used up."""
     options = session.get_session_options()
     with tempfile.TemporaryDirectory() as folder:
@@ -125,9 +190,8 @@ def profiled(session: onnxruntime.InferenceSession, artifact: Artifact, x: Array
     return events
 
 
-def _again(session: Any, artifact: Artifact, options: Any) -> onnxruntime.InferenceSession:
-    path = str(artifact.path / "model.onnx")
-    return onnxruntime.InferenceSession(path, options, providers=session.get_providers())
+def _again(session: Any, artifact: Timed, options: Any) -> onnxruntime.InferenceSession:
+    return onnxruntime.InferenceSession(str(file_of(artifact)), options, providers=session.get_providers())
 
 
 def require(provider: str) -> None:
@@ -214,7 +278,11 @@ class Bound:
         return self._session.run(names, self._feed)
 
 
-def images_for(artifact: Artifact, size: int) -> Array:
-    """Images of the suite as the artifact takes them, repeated if it holds fewer than a batch."""
+def images_for(artifact: Timed, size: int) -> Array:
+    """Images of the suite as the artifact takes them, repeated if it holds fewer than a batch; of a bare file random
+    ones.
+    """
+    if isinstance(artifact, BareFile):
+        return artifact.images(size)
     pixels = artifact.suite["x.clean"]
     return artifact.feed(np.resize(pixels, (size, *pixels.shape[1:])))

@@ -16,15 +16,17 @@ from torch.export import ExportedProgram
 
 from .. import devices
 from ..errors import ExportError
+from ..onnx_module.reading import opset_of
 from ..quant import bits_per_layer, fold_fat
 from ..quant.graph import exported as export_program
 from ..storage import write_bytes
 from .lowering import FORMS, Names, Quantised, lower_program
 from .parity import check_parity
-from .sessions import open_session, present_provider
+from .sessions import has_signed, open_session, present_provider
 from .target import Target, load_target
 
 INPUT, OUTPUT = "x", "logits"
+GIVEN_TARGET = "as-given"  # which asks nothing of a graph
 FLOAT_LAYERS = ("Conv", "FusedConv")
 PRODUCT, FUSED_PRODUCT = "MatMulInteger", "MatMulIntegerToFloat"
 INPUTS = ("float32-nchw", "uint8-nhwc")
@@ -173,6 +175,38 @@ def _executed(model: Path | bytes, target: Target) -> list[onnx.NodeProto]:
         return list(onnx.load(str(written)).graph.node)
 
 
+def check_given(data: bytes, target: Target) -> None:
+    """Raises ExportError unless a file that somebody else wrote is what a target asks for.
+
+    A required operator must be there for every convolution of quantised weights, and at least once.
+    """
+    proto = onnx.load_from_string(data)
+    if not target.executable:
+        raise ExportError(f"{target.name}: expected a target that a runtime executes; choose {GIVEN_TARGET}")
+    if (opset := opset_of(proto)) > target.opset:
+        raise ExportError(f"{target.name}: expected opset {target.opset} or lower, got {opset}; choose {GIVEN_TARGET}")
+    if target.session.x64quantprecision and has_signed(proto):
+        raise ExportError(
+            f"{target.name}: expected no INT8 activations, which x64quantprecision = 1 breaks, got some; choose "
+            f"{GIVEN_TARGET}"
+        )
+    ran = optimised_ops(data, target)
+    least = max(1, sum(_is_quantised(node, proto) for node in proto.graph.node))
+    for op in target.required_ops:
+        if ran[op] < least:
+            raise ExportError(
+                f"{target.name}: expected {least} {op} once optimised, one for every quantised convolution, got "
+                f"{ran[op]}; choose a target that does not require it, as {GIVEN_TARGET}"
+            )
+    _expect_none_forbidden(ran, target)
+
+
+def _is_quantised(node: onnx.NodeProto, proto: onnx.ModelProto) -> bool:
+    """Whether it is a convolution whose weights are integers."""
+    rounded = {one.output[0] for one in proto.graph.node if one.op_type == "DequantizeLinear"}
+    return node.op_type in ("QLinearConv", "ConvInteger") or (node.op_type == "Conv" and node.input[1] in rounded)
+
+
 def check_ops(file: Path | bytes, target: Target, model: nn.Module) -> None:
     """Raises ExportError unless the optimised graph holds what the target requires and nothing it forbids.
 
@@ -197,6 +231,10 @@ def check_ops(file: Path | bytes, target: Target, model: nn.Module) -> None:
             f"{target.name}: expected {products} {FUSED_PRODUCT} once optimised and no {PRODUCT}, got "
             f'{ran[FUSED_PRODUCT]} and {ran[PRODUCT]}; choose linear = "qdq", or a higher graph_optimization_level'
         )
+    _expect_none_forbidden(ran, target)
+
+
+def _expect_none_forbidden(ran: Counter[str], target: Target) -> None:
     for op in target.forbidden_ops:
         if ran[op]:
             raise ExportError(f"{target.name}: expected no {op} once optimised, got {ran[op]}; choose another target")

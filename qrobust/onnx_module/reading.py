@@ -1,4 +1,4 @@
-"""From the bytes of a file to nodes and constants; files may be hostile, and nothing beside them is opened."""
+"""From the bytes of a file to nodes and constants; files may be hostile, and only `whole` opens what lies beside."""
 
 from __future__ import annotations
 
@@ -53,19 +53,28 @@ def read(source: str | Path | bytes, output: str | None = None) -> Graph:
 
     Raises GraphError for what is no ONNX classifier in a single file.
     """
-    data = source if isinstance(source, bytes) else _bytes(Path(source))
-    try:
-        model = ModelProto.FromString(data)
-    except Exception as error:  # protobuf's errors share no base, and differ by implementation
-        raise GraphError(f"expected an ONNX file, got {len(data)} bytes that are none: {reason(error)}") from error
-    opsets = {_domain(entry.domain): int(entry.version) for entry in model.opset_import}
-    opset = opsets.get("", 0)
-    newest = onnx.defs.onnx_opset_version()
-    if not OLDEST <= opset <= newest:
-        raise GraphError(f"expected an ONNX file of opset {OLDEST} to {newest}, got {opset}; convert its version")
+    model = parsed(source if isinstance(source, bytes) else file_bytes(Path(source)))
     if model.graph.sparse_initializer:
         raise GraphError("expected dense initialisers, got sparse ones; write them densely")
+    opsets = {_domain(entry.domain): int(entry.version) for entry in model.opset_import}
     return _graph(model.graph, opsets, output)
+
+
+def parsed(data: bytes) -> ModelProto:
+    """The file in these bytes. Raises GraphError for what is no ONNX file of a known opset."""
+    try:
+        model: ModelProto = ModelProto.FromString(data)
+    except Exception as error:  # protobuf's errors share no base, and differ by implementation
+        raise GraphError(f"expected an ONNX file, got {len(data)} bytes that are none: {reason(error)}") from error
+    opset, newest = opset_of(model), onnx.defs.onnx_opset_version()
+    if not OLDEST <= opset <= newest:
+        raise GraphError(f"expected an ONNX file of opset {OLDEST} to {newest}, got {opset}; convert its version")
+    return model
+
+
+def opset_of(model: ModelProto) -> int:
+    """The version of ONNX's own operators, 0 for none."""
+    return next((int(entry.version) for entry in model.opset_import if not _domain(entry.domain)), 0)
 
 
 def _graph(graph: GraphProto, opsets: dict[str, int], output: str | None) -> Graph:
@@ -79,7 +88,35 @@ def _graph(graph: GraphProto, opsets: dict[str, int], output: str | None) -> Gra
     return Graph(images, _output(graph, output), opsets[""], nodes, constants, kinds)
 
 
-def _bytes(path: Path) -> bytes:
+def whole(path: Path) -> tuple[ModelProto, list[Path]]:
+    """A file with the data that lie beside it put inside, and the places of those.
+
+    Raises GraphError for data that are missing or lie outside of its folder.
+    """
+    model = parsed(file_bytes(path))
+    tensors = [one for one in _stored(model.graph) if external_data_helper.uses_external_data(one)]
+    places = sorted({external_data_helper.ExternalDataInfo(one).location for one in tensors})
+    try:
+        for one in tensors:
+            external_data_helper.load_external_data_for_tensor(one, str(path.parent))
+            one.data_location = TensorProto.DEFAULT
+            del one.external_data[:]
+    except Exception as error:  # damaged references raise anything
+        raise GraphError(
+            f"expected the data of {path.name} beside it, in {', '.join(map(shown, places))}, got: {reason(error)}; "
+            "put the files of one export into one folder"
+        ) from error
+    return model, [path.parent / place for place in places]
+
+
+def _stored(graph: GraphProto) -> Iterator[TensorProto]:
+    yield from graph.initializer
+    for attribute in (one for node in graph.node for one in node.attribute):
+        yield from (attribute.t, *attribute.tensors)
+
+
+def file_bytes(path: Path) -> bytes:
+    """All of a file. Raises GraphError for none, or one that protobuf does not read."""
     try:
         size = path.stat().st_size
         if size <= LARGEST_FILE:

