@@ -81,7 +81,7 @@ def check_sanity(checked: CheckedT, checks: Sequence[SanityCheck[CheckedT]]) -> 
     return SanityReport(measured, flags)
 
 
-MASKED = "gradients do not lead the attack: use other losses, restarts, backward passes, and AutoAttack"
+MASKED = "gradients do not lead the attack: use other losses, restarts, backward passes, strong and AutoAttack"
 SANITY_CHECKS: tuple[SanityCheck[CheckedModel], ...] = (
     SanityCheck("random-logits", measures.random_logits, 1e-4, "five runs on the same images give different logits",
           "fix the randomness, or average the gradient over it (EOT)", cheap=True, images=None),
@@ -107,7 +107,7 @@ SANITY_CHECKS: tuple[SanityCheck[CheckedModel], ...] = (
           "the gradient points elsewhere than the float model's",
           "look at the backward pass of the quantisers; attack through the float model", cheap=True, images=None),
     SanityCheck("earlier-wins", measures.earlier, 0.02, "the attack steps past images that it had broken on its way",
-          "keep the best step (pgd-20:keep=best), or use AutoAttack, which does", cheap=True),
+          "keep the best step (pgd-20:keep=best), or use strong, which does", cheap=True),
     SanityCheck("weak-attacks", measures.weak_attacks, 0.02, "PGD-20 breaks what the evaluation's attacks leave",
           "evaluate with strong: fewer steps, transfer or noise say little of who attacks the network itself",
           cheap=True),
