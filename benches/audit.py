@@ -115,6 +115,7 @@ class Audit:
 
     def run(self, only: tuple[str, ...] = ()) -> None:
         """All units that are not done."""
+        self.save()  # what follows from the units that are there, if some were taken out
         todo = [one for one in plan(only) if one[1] not in self.units.get(one[0], {})]
         for done, (name, attack) in enumerate(todo):
             print(f"[{len(todo) - done} units left] {name}: {attack}", flush=True)
