@@ -43,6 +43,7 @@ class Request:
     def __post_init__(self) -> None:
         if not self.widths or not set(self.widths) <= set(range(2, FULL)):
             raise RecipeError(f"expected widths from 2 to {FULL - 1}, got {list(self.widths)}; 8 is always one")
+        allocation.budget(self.budget, size_bytes=1)  # refuses another spelling before minutes of work
 
 
 def allocate(recipe: Recipe, out: Path, asked: Request) -> dict[str, Any]:

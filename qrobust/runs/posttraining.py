@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from ..data import SOURCES
 from ..errors import RecipeError
 from ..recipe import Recipe, made
 from .folder import FLOAT, RunFolder
@@ -71,6 +72,6 @@ def _of_run(folder: Path) -> dict[str, Any]:
 def _images(data: str, root: str | None) -> dict[str, Any]:
     """The table [data] that somebody means by a word."""
     path = Path(data).expanduser()
-    if path.suffix == ".npz" or path.is_dir():
+    if data not in SOURCES and (path.suffix == ".npz" or path.is_dir()):
         return {"name": "npz" if path.suffix == ".npz" else "folder", "root": str(path.absolute())}
     return {"name": data, **({} if root is None else {"root": root})}

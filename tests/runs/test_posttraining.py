@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from qrobust.errors import RecipeError
+from qrobust.errors import ModelError, RecipeError
 from qrobust.models import build
 from qrobust.quant import quantizers
 from qrobust.recipe import load
@@ -37,9 +37,11 @@ def test_of_a_run_the_float_network_and_the_images_are_taken(small_run: Path) ->
     assert found.evaluate.attacks[-1] == "strong"
 
 
-def test_images_by_a_word(tmp_path: Path) -> None:
+def test_images_by_a_word(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A data set, a file, a folder; weights from where one stands."""
     (tmp_path / "photos").mkdir()
+    (tmp_path / "cifar10").mkdir()  # a data set's name is not taken for a folder that stands where one is
+    monkeypatch.chdir(tmp_path)
     for data, root, expected in [
         ("cifar10", "there", {"name": "cifar10", "root": "there"}),
         (str(tmp_path / "mine.npz"), None, {"name": "npz", "root": str(tmp_path / "mine.npz")}),
@@ -68,6 +70,8 @@ def test_what_is_missing_or_too_much_is_said(small_run: Path) -> None:
         recipe(small_run, calibrator="max")
     with pytest.raises(RecipeError, match=r"expected widths from 2 to 7, got \[8\]"):
         Asked("0.5x", widths=(8,))
+    with pytest.raises(ModelError, match=r"expected a budget as 0.6x"):
+        Asked("5%")
 
 
 def test_every_width_is_made_from_the_float_network_and_says_what_it_costs(small_run: Path, tmp_path: Path) -> None:
