@@ -94,17 +94,28 @@ class Average(Table):
     """`"equal"`: the mean over epochs; `"exponential"`: a moving mean over steps."""
     decay: Annotated[Float, Field(gt=0, lt=1)] = 0.999
     """Share of the exponential mean that a step leaves."""
+    warmup: bool = False
+    """Whether the exponential mean forgets its first steps sooner: step t, from 0 at its start, leaves
+    min(decay, (1 + t) / (10 + t)) of it. With `start = 0` and `statistics = "copied"` it is the average that the best
+    published trainings deploy."""
     start: Start = "first-drop"
     """First epoch that is averaged, counted from 0, or the first milestone."""
-    statistics: Literal["augmented", "plain"] = "augmented"
-    """Images for the average's batch-norm statistics: augmented as in training, as its authors do, or plain."""
+    statistics: Literal["augmented", "plain", "copied"] = "augmented"
+    """The average's batch-norm statistics: taken anew in every epoch over images augmented as in training, as the
+    authors of SARWA do, or over plain ones; or `"copied"` from the network."""
     deploy: bool = False
     """Whether the average, not the trained network, is evaluated, quantised and exported."""
 
     @model_serializer(mode="wrap")
     def _without_usual(self, plain: SerializerFunctionWrapHandler) -> dict[str, Any]:
-        """No `statistics` where they are the usual ones, so that keys of older runs stay what they were."""
-        return _without(plain(self), statistics="augmented")
+        """Keys that came later only where they are used, so that keys of older runs stay what they were."""
+        return _without(plain(self), statistics="augmented", warmup=False)
+
+    @model_validator(mode="after")
+    def _warmed(self) -> Average:
+        if self.warmup and self.kind != "exponential":
+            raise ValueError(f"expected kind = 'exponential' for warmup, got {self.kind!r}; remove warmup")
+        return self
 
 
 class Mix(Table):

@@ -118,8 +118,11 @@ class _Work:
         if self.average is not None and averaging:
             if self.average.settings.kind == "equal":
                 self.average.update_parameters(self.model)
-            torch.manual_seed(devices.seed(self.job.seed, self.job.label, "statistics", epoch))  # one dropout for all
-            self.average.estimate(self._statistics_images(epoch))
+            if self.average.settings.statistics != "copied":
+                torch.manual_seed(
+                    devices.seed(self.job.seed, self.job.label, "statistics", epoch)
+                )  # one dropout for all
+                self.average.estimate(self._statistics_images(epoch))
         record["images_per_second"] = round(len(self.images) / (time.perf_counter() - started), 1)
         record |= self._validate(epoch)
         if masks := mask_statistics(self.model):
