@@ -273,6 +273,16 @@ REFUSALS = {
     "train..x=3": "unknown key 'train.'; known: ",
     "train.epochs=0": UNTRAINED,
     "train.warmup=3": "train: expected warmup below 3, all epochs, got 3; lower it",
+    "train={shape = 'one-cycle', warmup = 1}": (
+        "train: expected no warmup with shape 'one-cycle', which rises by itself, got 1; set pct_start"
+    ),
+    "train.pct_start=0.3": "train: expected shape = 'one-cycle' for pct_start, got 'step'; remove pct_start",
+    "train={nesterov = true, optimizer = 'adamw'}": (
+        "train: expected optimizer = 'sgd' with momentum for nesterov, got 'adamw'; remove nesterov"
+    ),
+    "quant={nesterov = true, momentum = 0.0}": (
+        "quant: expected optimizer = 'sgd' with momentum for nesterov, got momentum 0; remove nesterov"
+    ),
     "train.attack={kind = 'fgsm-rs', start = 'near'}": f"train.attack: {NEAR}",
     "train.attack={random_start = false, start = 'near'}": f"train.attack: {NEAR}",
     "train.mix={kind = 'cutout', border = 'inside'}": (
@@ -343,7 +353,7 @@ REFUSALS = {
     ),
     "train={shape = 'cosine', milestones = [2]}": "train: expected no milestones with shape 'cosine', got [2]",
     "quant={shape = 'cyclic', milestones = [2, 3]}": "quant: expected no milestones with shape 'cyclic', got [2, 3]",
-    "train.shape=round": "train.shape: expected 'step', 'cosine' or 'cyclic', got 'round'",
+    "train.shape=round": "train.shape: expected 'step', 'cosine', 'cyclic' or 'one-cycle', got 'round'",
     "train={method = 'natural', sar = {start = 0}}": f"train: {ATTACKED}",
     "train={method = 'natural', mix = {kind = 'mixup', on = 'adversarial'}}": f"train: {ATTACKED}",
     "train.low_pass=8": "train: expected method = 'natural' for low_pass, got 'at'",
@@ -628,6 +638,7 @@ def test_an_optimiser_and_a_warm_up_that_are_the_usual_ones_leave_no_trace(folde
         assert not {"optimizer", "warmup"} & recipe.load("base").model_dump(mode="json")[table].keys()
         used = overridden(f"{table}.optimizer=adamw", f"{table}.warmup=0.5").model_dump(mode="json")[table]
         assert (used["optimizer"], used["warmup"]) == ("adamw", 0.5)
+        assert not {"nesterov", "decay", "pct_start"} & recipe.load("base").model_dump(mode="json")[table].keys()
     assert "warmup" not in recipe.load("base").model_dump()["train"]["attack"]
     assert overridden("train.attack.warmup=2").model_dump()["train"]["attack"]["warmup"] == 2
 

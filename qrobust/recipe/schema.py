@@ -126,7 +126,7 @@ class Schedule(Table):
 
     LATER: ClassVar = (
         "optimizer", "warmup", "log_frequency_ratio", "class_weights", "classifier", "shortcuts", "activation_range",
-        "unsupported", "start_from", "calibrator", "ptq",
+        "unsupported", "start_from", "calibrator", "ptq", "nesterov", "decay", "pct_start",
     )  # fmt: skip
     ADAMW: ClassVar = {"lr": 1e-3, "weight_decay": 0.05}  # what stands for the defaults, which are SGD's
 
@@ -140,11 +140,18 @@ class Schedule(Table):
     """Learning rate at its highest; left out, with `adamw`: 0.001."""
     momentum: Annotated[Float, Field(ge=0, lt=1)] = 0.9
     """Momentum of SGD; AdamW does not read it."""
+    nesterov: bool = False
+    """Whether SGD's momentum is Nesterov's."""
     weight_decay: Weight = 5e-4
     """L2 penalty of the weights. AdamW shrinks weights by lr times this in a step (left out: 0.05), but none of norms,
     biases, embeddings, class tokens and layer scales."""
-    shape: Literal["step", "cosine", "cyclic"] = "step"
-    """`"step"`: lr drops at milestones; `"cosine"`: down to 0; `"cyclic"`: up from 0 for two fifths, down to 0."""
+    decay: Literal["all", "matrices"] = "all"
+    """What SGD's `weight_decay` is for: `"all"` weights, or `"matrices"` alone, as AdamW's always is."""
+    shape: Literal["step", "cosine", "cyclic", "one-cycle"] = "step"
+    """`"step"`: lr drops at milestones; `"cosine"`: down to 0; `"cyclic"`: up from 0 for two fifths, down to 0;
+    `"one-cycle"`: as torch's OneCycleLR, up from lr/25 and down to lr/250000 along cosines; momentum stays."""
+    pct_start: Annotated[Float, Field(gt=0, lt=1)] = 0.025
+    """Share of all steps in which the rate of `"one-cycle"` rises."""
     warmup: Weight = 0.0
     """Epochs, or a fraction of one, in which lr rises from 0 in a straight line; `"cosine"` and `"cyclic"` fall from
     there on."""
@@ -194,6 +201,19 @@ class Schedule(Table):
     def _rises(self) -> Schedule:
         if self.epochs and self.warmup >= self.epochs:
             raise ValueError(f"expected warmup below {self.epochs}, all epochs, got {self.warmup:g}; lower it")
+        if self.warmup and self.shape == "one-cycle":
+            raise ValueError(
+                f"expected no warmup with shape 'one-cycle', which rises by itself, got {self.warmup:g}; set pct_start"
+            )
+        if self.shape != "one-cycle" and self.pct_start != type(self).model_fields["pct_start"].default:
+            raise ValueError(f"expected shape = 'one-cycle' for pct_start, got {self.shape!r}; remove pct_start")
+        return self
+
+    @model_validator(mode="after")
+    def _accelerated(self) -> Schedule:
+        if self.nesterov and (self.optimizer != "sgd" or not self.momentum):
+            found = f"momentum {self.momentum:g}" if self.optimizer == "sgd" else repr(self.optimizer)
+            raise ValueError(f"expected optimizer = 'sgd' with momentum for nesterov, got {found}; remove nesterov")
         return self
 
     @model_validator(mode="after")

@@ -86,10 +86,10 @@ def fit(model: nn.Module, dataset: Dataset, job: Job, *, teacher: nn.Module | No
 def optimizer(model: nn.Module, schedule: Schedule) -> torch.optim.Optimizer:
     """Of a network's weights, and of the clips that a quantised one learns."""
     adamw, (lr, decay) = schedule.optimizer == "adamw", (schedule.lr, schedule.weight_decay)
-    groups = parameter_groups(model, lr=lr, weight_decay=decay, matrices_only=adamw)
+    groups = parameter_groups(model, lr=lr, weight_decay=decay, matrices_only=adamw or schedule.decay == "matrices")
     if adamw:
         return torch.optim.AdamW(groups, fused=True)  # one pass over each parameter, not a dozen
-    return torch.optim.SGD(groups, momentum=schedule.momentum)
+    return torch.optim.SGD(groups, momentum=schedule.momentum, nesterov=schedule.nesterov)
 
 
 class _Work:
