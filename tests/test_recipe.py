@@ -276,6 +276,13 @@ REFUSALS = {
     "train={shape = 'one-cycle', warmup = 1}": (
         "train: expected no warmup with shape 'one-cycle', which rises by itself, got 1; set pct_start"
     ),
+    "data.resized_crop=[0.5, 0.4]": (
+        "data.resized_crop: expected two shares above 0 and up to 1 that do not fall, as [0.25, 1.0], got [0.5, 0.4]"
+    ),
+    "data.resized_crop=[0.5, 2]": (
+        "data.resized_crop: expected two shares above 0 and up to 1 that do not fall, as [0.25, 1.0], got [0.5, 2.0]"
+    ),
+    "data={crop = 4, resized_crop = [0.5, 1.0]}": "data: expected crop or resized_crop, got both, crop = 4; remove one",
     "train.pct_start=0.3": "train: expected shape = 'one-cycle' for pct_start, got 'step'; remove pct_start",
     "train={nesterov = true, optimizer = 'adamw'}": (
         "train: expected optimizer = 'sgd' with momentum for nesterov, got 'adamw'; remove nesterov"
@@ -638,6 +645,7 @@ def test_an_optimiser_and_a_warm_up_that_are_the_usual_ones_leave_no_trace(folde
         assert not {"optimizer", "warmup"} & recipe.load("base").model_dump(mode="json")[table].keys()
         used = overridden(f"{table}.optimizer=adamw", f"{table}.warmup=0.5").model_dump(mode="json")[table]
         assert (used["optimizer"], used["warmup"]) == ("adamw", 0.5)
+        assert "resized_crop" not in recipe.load("base").model_dump()["data"]
         assert not {"nesterov", "decay", "pct_start"} & recipe.load("base").model_dump(mode="json")[table].keys()
     assert "warmup" not in recipe.load("base").model_dump()["train"]["attack"]
     assert overridden("train.attack.warmup=2").model_dump()["train"]["attack"]["warmup"] == 2

@@ -26,6 +26,7 @@ from .values import (
     Name,
     PerChannel,
     Positive,
+    Scale,
     Seconds,
     Size,
     Table,
@@ -65,14 +66,23 @@ class Data(Table):
     """Arguments of your own function: what else the table holds."""
     crop: Annotated[Int, Field(ge=0)] = 0
     """Zeros around a training image, in pixels, before a random crop to its size; 0: no crop."""
+    resized_crop: Scale | None = None
+    """Least and largest share of a training image's area, as `[0.25, 1.0]`, that a random window with sides of 3 to 4
+    up to 4 to 3 has, which is resized (bilinear) to the image's size; left out: none."""
     flip: bool = False
     """Whether training images are mirrored left to right at random."""
 
     @model_serializer(mode="wrap")
     def _without_unset(self, plain: SerializerFunctionWrapHandler) -> dict[str, Any]:
         """Keys that came later only where they are used, so that keys of runs on other images stay what they were."""
-        later = ("texture", "test_share", "skip_unreadable", "options")
+        later = ("texture", "test_share", "skip_unreadable", "options", "resized_crop")
         return {key: value for key, value in plain(self).items() if key not in later or value not in (None, False, {})}
+
+    @model_validator(mode="after")
+    def _cropped(self) -> Data:
+        if self.crop and self.resized_crop is not None:
+            raise ValueError(f"expected crop or resized_crop, got both, crop = {self.crop}; remove one")
+        return self
 
     @model_validator(mode="before")
     @classmethod

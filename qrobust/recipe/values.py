@@ -46,6 +46,12 @@ def _size(value: Any) -> Any:
     return sides[0] if sides[0] == sides[1] else tuple(sides)
 
 
+def _scale(value: tuple[float, float]) -> tuple[float, float]:
+    if not 0 < value[0] <= value[1] <= 1:
+        raise ValueError(f"expected two shares above 0 and up to 1 that do not fall, as [0.25, 1.0], got {list(value)}")
+    return value
+
+
 def _class_weights(value: Any) -> Any:
     many = isinstance(value, (list, tuple)) and len(value) > 1
     if value != "balanced" and not (many and all(type(one) in (int, float) and 0 < one < 2**63 for one in value)):
@@ -74,6 +80,7 @@ ClassWeights = Annotated[Literal["balanced"] | tuple[float, ...], BeforeValidato
 Size = Annotated[int | tuple[int, int], BeforeValidator(_size)]
 Int = Annotated[int, BeforeValidator(_number)]
 Float = Annotated[float, BeforeValidator(_number)]
+Scale = Annotated[tuple[Float, Float], AfterValidator(_scale)]
 Count = Annotated[int, BeforeValidator(_number), Field(gt=0)]
 Positive = Annotated[float, BeforeValidator(_number), Field(gt=0)]
 Threads = Annotated[int, BeforeValidator(_number), Field(ge=0, le=MAX_THREADS)]  # 0: as many as the runtime likes

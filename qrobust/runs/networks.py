@@ -14,7 +14,7 @@ from .. import data, devices, models, quant
 from ..errors import ModelError, RunError
 from ..models import own
 from ..recipe import Recipe, Schedule, Training, load, located
-from ..train import AVERAGE, MODEL, load_weights
+from ..train import AUGMENTATION, AVERAGE, MODEL, load_weights
 from .folder import FLOAT, RunFolder, is_sealed
 from .stages import Stage
 
@@ -97,7 +97,7 @@ class Networks:
     @cached_property
     def dataset(self) -> data.Dataset:
         """The images, read once, when a stage needs them. Raises RunError for others than were trained on."""
-        table = self.recipe.data.model_dump(exclude={"crop", "flip"})
+        table = self.recipe.data.model_dump(exclude=AUGMENTATION)
         found = data.load(data.DataSettings(**table, seed=self.recipe.seed))
         trained = Stage(self.files.network(FLOAT).training, None).recorded() or {}
         if trained.get("data_fingerprint") not in (None, found.fingerprint):

@@ -24,13 +24,12 @@ from ..models.inference import estimate_statistics, in_eval_mode
 from ..recipe import Data, Training, checked
 from ..storage import digest
 from ..threat import Threat
-from .job import Job
+from .job import AUGMENTATION, Job
 from .methods import METHODS
 from .trainer import AVERAGE, MODEL, plain_images
 from .trainer import fit as train
 
 SHARE = 0.1  # of the images, to validate on
-AUGMENTATION = {"crop", "flip"}  # settings of a recipe's [data]
 
 
 @dataclass(frozen=True)
@@ -78,7 +77,7 @@ def fit(
     ard and rslad, which learn from a teacher. validation_data: images, or which share of the data, in [0, 0.5], to
     choose the best epoch by. out: a folder for the state after every epoch, which the same call goes on from.
     settings: keys of a recipe's [train], as `epochs=30, lr=0.05, milestones=[20, 26], attack={"steps": 7},
-    sar={"weight": 0.1}`, and `crop` and `flip` of its [data].
+    sar={"weight": 0.1}`, and `crop`, `resized_crop` and `flip` of its [data].
 
     Biases of a quantised network are rounded at the end, as `quantize` does: what is evaluated can be exported.
     Raises RecipeError for settings, DataError for images, ModelError for a network that do not go together; RunError

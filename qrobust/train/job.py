@@ -13,6 +13,7 @@ from ..threat import Threat
 from .listeners import Listener
 
 DROP = 0.1  # the factor of a milestone where a recipe gives none
+AUGMENTATION = {"crop", "resized_crop", "flip"}  # keys of a recipe's [data]; the others say which images
 RISE = 0.4  # share of a cyclic schedule in which the rate rises
 LOW, LOWEST = 1 / 25, 1 / 250_000  # where one cycle begins and ends, as torch's OneCycleLR, in units of lr
 

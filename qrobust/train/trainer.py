@@ -136,7 +136,7 @@ class _Work:
         job, size = self.job, self.job.schedule.batch_size
         generator = devices.generator(job.seed, job.label, "epoch", epoch)
         torch.manual_seed(devices.seed(job.seed, job.label, "layers", epoch, distributed.rank()))  # dropout's
-        batches = epoch_batches(self.images, size, generator, devices.device(), job.data.crop, job.data.flip)
+        batches = epoch_batches(self.images, size, generator, devices.device(), *_augmentation(job))
         counted: list[Tensor] = []
         for index, (x, y) in enumerate(batches):
             self._set_rate(epoch + index / self.batches)
@@ -176,7 +176,7 @@ class _Work:
         if job.schedule.average is not None and job.schedule.average.statistics == "plain":
             return plain_images(self.images, job)
         generator = devices.generator(job.seed, job.label, "statistics", epoch)
-        return _shuffled(self.images, job, generator, job.data.crop, job.data.flip)
+        return _shuffled(self.images, job, generator, *_augmentation(job))
 
     def _validate(self, epoch: int) -> dict[str, float]:
         """Clean and robust accuracy on the validation split, of the network and of its average."""
@@ -253,11 +253,16 @@ def plain_images(images: Images, job: Job) -> Iterator[Tensor]:
 
     Shuffled: of data in the order of its classes, no batch would vary as all images together do.
     """
-    return _shuffled(images, job, devices.generator(job.seed, job.label, "plain"), 0, False)
+    return _shuffled(images, job, devices.generator(job.seed, job.label, "plain"))
 
 
-def _shuffled(images: Images, job: Job, generator: Generator, padding: int, flip: bool) -> Iterator[Tensor]:
-    batches = epoch_batches(images, job.schedule.batch_size, generator, devices.device(), padding, flip)
+def _augmentation(job: Job) -> tuple[Any, ...]:
+    """What `epoch_batches` is told of it."""
+    return job.data.crop, job.data.flip, job.data.resized_crop
+
+
+def _shuffled(images: Images, job: Job, generator: Generator, *augmentation: Any) -> Iterator[Tensor]:
+    batches = epoch_batches(images, job.schedule.batch_size, generator, devices.device(), *augmentation)
     return (_filtered(x, job) for x, _ in batches)
 
 

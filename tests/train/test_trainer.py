@@ -313,7 +313,7 @@ def test_settings_reach_attack_and_augmentation(tmp_path, monkeypatch):
     train(task)
     attacking = {"moved": False, "config": PgdConfig(steps=3, step_size=0.01, keep="best", training=True)}
     assert attacked == [{"threat": task.threat, **attacking}] * 3
-    assert batched == [(20, 1, True)]
+    assert batched == [(20, 1, True, None)]
 
 
 def test_every_epoch_has_its_own_order_and_noise(tmp_path, monkeypatch):
