@@ -316,8 +316,23 @@ REFUSALS = {
     f"seed={2**64}": f"seed: {PLAIN}, got {2**64}",
     **{f"name='{name}'": f"name: {NAME}, got {name!r}" for name in ("../../x", "/abs", "..", ".", "", "a//b", "a/")},
     "name=a\x1b[2J": f"name: {NAME}, got 'a\\x1b[2J'",
-    "train.method=tardes": "train.method: expected 'natural', 'at', 'trades' or 'mart', got 'tardes'",
-    "train.method=ard": "train.method: expected 'natural', 'at', 'trades' or 'mart', got 'ard'",
+    "train.method=tardes": "train.method: expected 'natural', 'at', 'trades', 'mart', 'ard' or 'rslad', got 'tardes'",
+    "train.method=adr": ("train.method: expected 'natural', 'at', 'trades', 'mart', 'ard' or 'rslad', got 'adr'"),
+    "train.method=ard": "train: expected a table teacher for method 'ard', got none; add one",
+    "train.teacher={name = 'resnet8', weights = 'a.pth'}": (
+        "train: expected method 'ard' or 'rslad' for a table teacher, got 'at'; remove the table"
+    ),
+    "quant.teacher={name = 'resnet8', weights = 'a.pth'}": (
+        "recipe: in training for [quant], expected method 'ard' or 'rslad' for a table teacher, got 'at'; "
+        "remove the table"
+    ),
+    "quant={method = 'rslad', teacher = {name = 'timm:resnet18'}}": (
+        "quant: expected weights of the teacher 'timm:resnet18', or a factory that loads its own, got none; "
+        "set teacher.weights"
+    ),
+    "quant={method = 'rslad', teacher = {weights = 'a.pth'}}": (
+        "expected a value for 'quant.teacher.name', got none; add it"
+    ),
     "quant.method=rslda": ("quant.method: expected 'natural', 'at', 'trades', 'mart', 'ard' or 'rslad', got 'rslda'"),
     "quant.layers={'layer3.*' = 9}": "quant.layers.layer3.*: expected 2, 3, 4, 5, 6, 7, 8 or 32, got 9",
     "quant.layers=8": "quant.layers: expected a valid dictionary, got 8",
@@ -645,6 +660,7 @@ def test_an_optimiser_and_a_warm_up_that_are_the_usual_ones_leave_no_trace(folde
         assert not {"optimizer", "warmup"} & recipe.load("base").model_dump(mode="json")[table].keys()
         used = overridden(f"{table}.optimizer=adamw", f"{table}.warmup=0.5").model_dump(mode="json")[table]
         assert (used["optimizer"], used["warmup"]) == ("adamw", 0.5)
+        assert "teacher" not in recipe.load("base").model_dump()[table]
         assert "resized_crop" not in recipe.load("base").model_dump()["data"]
         assert not {"nesterov", "decay", "pct_start"} & recipe.load("base").model_dump(mode="json")[table].keys()
     assert "warmup" not in recipe.load("base").model_dump()["train"]["attack"]

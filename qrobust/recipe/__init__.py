@@ -2,7 +2,7 @@
 
 from .parts import Average, Awp, Mix, Sar, ThreatModel, TrainingAttack
 from .reading import checked, difference, dump, load, located, made, parse, read
-from .schema import Data, Export, Quantisation, Recipe, Schedule, Training
+from .schema import Data, Export, Model, Quantisation, Recipe, Schedule, Training
 from .values import CallSize, Count, Int, Name, Positive, Seconds, Table, Threads
 
 __all__ = [
@@ -14,6 +14,7 @@ __all__ = [
     "Export",
     "Int",
     "Mix",
+    "Model",
     "Name",
     "Positive",
     "Quantisation",

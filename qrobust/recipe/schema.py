@@ -97,7 +97,8 @@ class Data(Table):
 
 
 class Model(BaseModel):
-    """Which network; other keys are its options."""
+    """Which network; other keys are its options. As a teacher: whom `ard` and `rslad` learn from, in [train] always, in
+    [quant] where it is not the run's float network."""
 
     model_config = ConfigDict(extra="allow", frozen=True, use_attribute_docstrings=True, allow_inf_nan=False)
 
@@ -105,7 +106,8 @@ class Model(BaseModel):
     """[Network](#networks), or yours: `FILE.py:factory`, `package.module:factory`, `torchvision:NAME` or `timm:NAME`;
     other keys of the table are its options."""
     weights: str | None = None
-    """File that the network starts from (.safetensors, .pth or .pt); left out: random weights."""
+    """File that the network starts from (.safetensors, .pth or .pt); left out: random weights, of a teacher those that
+    a factory of yours loads."""
     mean: PerChannel = ()
     """Subtracted from images inside the network, one number or one a channel, pixels in [0, 1]."""
     std: Annotated[PerChannel, AfterValidator(_above_zero)] = ()
@@ -136,7 +138,7 @@ class Schedule(Table):
 
     LATER: ClassVar = (
         "optimizer", "warmup", "log_frequency_ratio", "class_weights", "classifier", "shortcuts", "activation_range",
-        "unsupported", "start_from", "calibrator", "ptq", "nesterov", "decay", "pct_start",
+        "unsupported", "start_from", "calibrator", "ptq", "nesterov", "decay", "pct_start", "teacher",
     )  # fmt: skip
     ADAMW: ClassVar = {"lr": 1e-3, "weight_decay": 0.05}  # what stands for the defaults, which are SGD's
 
@@ -182,6 +184,7 @@ class Schedule(Table):
     sar: Sar | None = None
     awp: Awp | None = None
     average: Average | None = None
+    teacher: Model | None = None
 
     @model_serializer(mode="wrap")
     def _without_later(self, plain: SerializerFunctionWrapHandler) -> dict[str, Any]:
@@ -195,6 +198,16 @@ class Schedule(Table):
         """Rate and decay of the optimiser that is asked for, where the table names none."""
         adamw = isinstance(table, dict) and table.get("optimizer") == "adamw"
         return {**cls.ADAMW, **table} if adamw else table
+
+    @model_validator(mode="after")
+    def _taught(self) -> Schedule:
+        teacher = self.teacher
+        if teacher is not None and not teacher.weights and not _is_users(teacher.name):
+            raise ValueError(
+                f"expected weights of the teacher {teacher.name!r}, or a factory that loads its own, got none; "
+                "set teacher.weights"
+            )
+        return self
 
     @model_validator(mode="after")
     def _trains(self) -> Schedule:
@@ -254,9 +267,19 @@ class Schedule(Table):
         return self
 
 
-def _refuse_conflicts(train: Training, method: str, sar: Sar | None) -> None:
-    """Raises ValueError where a method, alignment and the images and attack of [train] do not go together."""
-    mix = train.mix
+DISTILLING = ("ard", "rslad")
+
+
+def _is_users(name: str) -> bool:
+    """Whether a network's name is of a factory of the user's own."""
+    return ":" in name and not name.startswith(("torchvision:", "timm:"))
+
+
+def _refuse_conflicts(train: Training, method: str, schedule: Schedule) -> None:
+    """Raises ValueError where a method, its schedule, and the images and attack of [train] do not go together."""
+    mix, sar = train.mix, schedule.sar
+    if schedule.teacher is not None and method not in DISTILLING:
+        raise ValueError(f"expected method 'ard' or 'rslad' for a table teacher, got {method!r}; remove the table")
     if method == "natural" and (sar or (mix and mix.on == "adversarial")):
         raise ValueError("expected a method with an attack for sar or a mix of adversarial images, got 'natural'")
     if method != "natural" and train.low_pass is not None:
@@ -280,14 +303,15 @@ def _refuse_conflicts(train: Training, method: str, sar: Sar | None) -> None:
 class Training(Schedule):
     """Training of the float network, and the method and attack that the quantised ones are trained with too."""
 
-    method: Literal["natural", "at", "trades", "mart"] = "at"
-    """Loss: on clean images, on adversarial ones (adversarial training), TRADES or MART."""
+    method: Literal["natural", "at", "trades", "mart", "ard", "rslad"] = "at"
+    """Loss: on clean images, on adversarial ones (adversarial training), TRADES or MART; `ard` and `rslad` distil on
+    adversarial images from the network of the table `train.teacher`."""
     beta: Weight = 6.0
     """Weight of the second term of `trades` and `mart`."""
     temperature: Positive = 1.0
-    """Temperature of the logits of `ard`, a method of [quant]."""
+    """Temperature of the logits of `ard`."""
     share: Annotated[Float, Field(ge=0, le=1)] = 5 / 6
-    """Share of the adversarial term of `ard` and `rslad`, methods of [quant]; the rest is the clean term's."""
+    """Share of the adversarial term of `ard` and `rslad`; the rest is the clean term's."""
     smoothing: Annotated[Float, Field(ge=0, lt=1)] = 0.0
     """Label smoothing: share of the target that is spread evenly over all classes."""
     class_weights: ClassWeights | None = None
@@ -308,7 +332,9 @@ class Training(Schedule):
 
     @model_validator(mode="after")
     def _composed(self) -> Training:
-        _refuse_conflicts(self, self.method, self.sar)
+        if self.epochs and self.method in DISTILLING and self.teacher is None:
+            raise ValueError(f"expected a table teacher for method {self.method!r}, got none; add one")
+        _refuse_conflicts(self, self.method, self)
         return self
 
 
@@ -319,7 +345,8 @@ class Quantisation(Schedule):
     """What each width is trained from: the `"previous"` one, the `"float"` network, or the `"initial"` weights that the
     float network too was trained from."""
     method: Literal["natural", "at", "trades", "mart", "ard", "rslad"] | None = None
-    """Loss; left out: that of [train]. `ard` and `rslad` distil from the float network on adversarial images."""
+    """Loss; left out: that of [train]. `ard` and `rslad` distil on adversarial images from the float network, or from
+    that of a table `quant.teacher`."""
     layers: dict[str, Bits] = Field(default_factory=dict)
     """Widths of layers that do not follow the network's, by name or pattern, as `{"layer3.*" = 8}`."""
     activation_bits: Width | None = None
@@ -466,8 +493,7 @@ class Recipe(Table):
 
     @model_validator(mode="after")
     def _trained(self) -> Recipe:
-        own = ":" in self.model.name and not self.model.name.startswith(("torchvision:", "timm:"))
-        if not (self.train.epochs or self.model.weights or own):
+        if not (self.train.epochs or self.model.weights or _is_users(self.model.name)):
             raise ValueError(
                 "expected train.epochs above 0, model.weights, or a factory as model.name that loads its own weights, "
                 "got none of them; add one"
@@ -485,7 +511,7 @@ class Recipe(Table):
     def _attacked(self) -> Recipe:
         if self.quant is not None:
             try:
-                _refuse_conflicts(self.train, self.quant.method or self.train.method, self.quant.sar)
+                _refuse_conflicts(self.train, self.quant.method or self.train.method, self.quant)
             except ValueError as error:
                 raise ValueError(f"in training for [quant], {error}") from error
         return self

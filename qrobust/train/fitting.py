@@ -148,7 +148,7 @@ def _settings(model: nn.Module, method: str, settings: Mapping[str, Any]) -> tup
     if method not in METHODS:
         raise RecipeError(f"fit: expected a method, got {shown(method)}{did_you_mean(str(method), METHODS)}")
     own = {key: value for key, value in settings.items() if key not in AUGMENTATION}
-    usual = "at" if METHODS[method].teacher else method  # what distils is a method of a recipe's [quant]
+    usual = "at" if METHODS[method].teacher else method  # whose teacher is no table here
     training = checked(Training, {**own, "method": usual}, source="fit").model_copy(update={"method": method})
     if METHODS[method].teacher and training.mix is not None:
         raise RecipeError(f"fit: expected method 'at' or 'natural' for mixed images, got {method!r}; remove mix")
@@ -163,6 +163,8 @@ def _settings(model: nn.Module, method: str, settings: Mapping[str, Any]) -> tup
 
 def _teacher(method: str, teacher: nn.Module | None) -> nn.Module | None:
     """On the device, in eval mode. Raises ModelError unless the method has one, and it is given."""
+    if teacher is not None and not isinstance(teacher, nn.Module):
+        raise ModelError(f"expected a network as teacher, got {shown(teacher)}; pass a torch module")
     if METHODS[method].teacher != (teacher is not None):
         wanted, got = ("a", "none") if METHODS[method].teacher else ("no", "one")
         raise ModelError(
