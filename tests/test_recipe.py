@@ -326,6 +326,14 @@ REFUSALS = {
         "recipe: in training for [quant], expected method 'ard' or 'rslad' for a table teacher, got 'at'; "
         "remove the table"
     ),
+    "train.extra={name = 'npz', share = 1}": "train.extra.share: expected less than or equal to 0.95, got 1",
+    "train.extra={name = 'npz'}": "expected a value for 'train.extra.share', got none; add it",
+    "train.extra={name = 'npz', share = 0.5, n = 3}": (
+        "unknown key 'train.extra.n'; known: cache, name, options, root, sha256, share, size"
+    ),
+    "train={batch_size = 4, extra = {name = 'npz', share = 0.95}}": (
+        "train: expected a batch_size of which extra.share = 0.95 is an image or more, not all, got 4; raise it"
+    ),
     "quant={method = 'rslad', teacher = {name = 'timm:resnet18'}}": (
         "quant: expected weights of the teacher 'timm:resnet18', or a factory that loads its own, got none; "
         "set teacher.weights"
@@ -660,6 +668,7 @@ def test_an_optimiser_and_a_warm_up_that_are_the_usual_ones_leave_no_trace(folde
         assert not {"optimizer", "warmup"} & recipe.load("base").model_dump(mode="json")[table].keys()
         used = overridden(f"{table}.optimizer=adamw", f"{table}.warmup=0.5").model_dump(mode="json")[table]
         assert (used["optimizer"], used["warmup"]) == ("adamw", 0.5)
+        assert "extra" not in recipe.load("base").model_dump()[table]
         assert "teacher" not in recipe.load("base").model_dump()[table]
         assert "resized_crop" not in recipe.load("base").model_dump()["data"]
         assert not {"nesterov", "decay", "pct_start"} & recipe.load("base").model_dump(mode="json")[table].keys()

@@ -11,8 +11,9 @@ Random numbers are drawn on the CPU and then moved, so an image is cropped the s
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from functools import partial
+from itertools import repeat
 
 import numpy as np
 import torch
@@ -20,6 +21,7 @@ import torch.nn.functional as F
 from torch import Generator, Tensor
 
 from ..errors import DataError
+from .extra import Extra
 from .images import Images, learning_batches, to_unit
 
 TRIES, WIDEST = 10, 4 / 3  # of resized crops: draws of a window, and width to height or height to width
@@ -201,28 +203,34 @@ def epoch_batches(
     padding: int = 0,
     flip: bool = False,
     resized: tuple[float, float] | None = None,
+    extra: Extra | None = None,
 ) -> Iterator[tuple[Tensor, Tensor]]:
     """All images once, in a random order: x float32 (n, c, h, w) in [0, 1] and y int64 (n,), on the device.
 
     Batches are those of `learning_batches`: a last image on its own joins the batch before, so that none is left out.
     padding, flip, resized: see `augment`. generator: on the CPU; its state alone decides order and augmentation. images
     may rest on the CPU, in a file (`Mapped`: read one batch ahead) or, fastest, on the device already.
+    extra: what stands in every batch beside them, behind them and augmented alike; they are then as many fewer.
     Raises DataError if batch_size < 1.
     """
-    spans = learning_batches(len(images), batch_size)
+    spans = learning_batches(len(images), batch_size) if extra is None else extra.spans(len(images), batch_size)
+    beside = repeat(None, len(spans)) if extra is None else extra.stream(len(images), batch_size)
     changed = partial(augment, padding=padding, flip=flip, resized=resized, generator=generator)
-    return _epoch(images, spans, generator, torch.device(device), changed)
+    return _epoch(images, spans, beside, generator, torch.device(device), changed)
 
 
 def _epoch(
     images: Images,
     spans: list[slice],
+    beside: Iterable[Images | None],
     generator: Generator,
     device: torch.device,
     changed: Callable[[Tensor], Tensor],
 ) -> Iterator[tuple[Tensor, Tensor]]:
     order = torch.randperm(len(images), generator=generator).to(images.y.device)
-    for resting in images.stream(order[span] for span in spans):
+    for resting, others in zip(images.stream(order[span] for span in spans), beside, strict=True):
         batch = resting.to(device)
+        if others is not None:
+            batch = Images(*map(torch.cat, zip(*((one.x, one.y) for one in (batch, others.to(device))), strict=True)))
         # Augmented as bytes, a quarter of the memory traffic of float32.
         yield to_unit(changed(batch.x), device), batch.y

@@ -11,7 +11,8 @@ from pydantic import (
     model_validator,
 )
 
-from .values import Count, Distance, Float, Form, Int, Positive, Radius, Start, Table, Weight
+from ..resources import unplaced
+from .values import Count, Distance, Float, Form, Int, Positive, Radius, Size, Start, Table, Weight, further_options
 
 
 def _without(table: dict[str, Any], **usual: Any) -> dict[str, Any]:
@@ -143,6 +144,39 @@ class Mix(Table):
         if self.border == "inside" and self.kind != "cutmix":
             raise ValueError(f"expected kind = 'cutmix' for border = 'inside', got {self.kind!r}; remove border")
         return self
+
+
+class Extra(Table):
+    """A second source of training images, as generated ones, a fixed share of every batch; none where it is left out.
+
+    An epoch is one pass over the images of [data], of which a batch then has fewer; passes over these go on from epoch
+    to epoch. They are labelled as [data] is, by names of classes where there are some, and augmented alike.
+    """
+
+    name: str
+    """`npz` (arrays x_train and y_train, x and y, or image and label), `folder`, or a function of yours, as for
+    [data]."""
+    root: str | None = None
+    """Folder of its images (`npz`: its file), from where the command is started; left out: `data`."""
+    share: Annotated[Float, Field(ge=0, le=0.95)]
+    """Share of a batch that is from here; 0.7 to 0.875 in published trainings with a million generated images."""
+    size: Size | None = None
+    """Side in pixels, or [height, width], that images are resized and cropped to; left out: as they are."""
+    cache: str | None = None
+    """Folder of decoded images, mapped instead of held in memory (`folder`); left out: in memory."""
+    options: dict[str, Any] = Field(default_factory=dict)
+    """Arguments of your own function: what else the table holds."""
+    sha256: str | None = None
+    """Fingerprint of the images; a run records it, and others are another training; left out: any."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _further(cls, table: Any) -> Any:
+        return further_options(table, cls.model_fields)
+
+    def identity(self) -> dict[str, Any]:
+        """What decides a training: all keys but the places, since the images have a fingerprint."""
+        return {**self.model_dump(mode="json", exclude={"root", "cache"}), "name": unplaced(self.name)}
 
 
 class Ptq(Table):

@@ -17,7 +17,7 @@ from .schema import Recipe
 
 TableT = TypeVar("TableT", bound=BaseModel)
 DEEPEST, LARGEST = 20, 2.0**63
-NAMING = ("model", "data", "teacher")  # tables that name code, and weights
+NAMING = ("model", "data", "teacher", "extra")  # tables that name code, and weights
 TRAINING = ("train", "quant")  # tables that hold such
 
 

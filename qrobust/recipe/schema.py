@@ -14,7 +14,7 @@ from pydantic import (
     model_validator,
 )
 
-from .parts import Average, Awp, Mix, Ptq, Sar, ThreatModel, TrainingAttack, Validation
+from .parts import Average, Awp, Extra, Mix, Ptq, Sar, ThreatModel, TrainingAttack, Validation
 from .values import (
     Bits,
     CallSize,
@@ -34,6 +34,7 @@ from .values import (
     Weight,
     Width,
     _above_zero,
+    further_options,
 )
 
 
@@ -87,13 +88,7 @@ class Data(Table):
     @model_validator(mode="before")
     @classmethod
     def _further(cls, table: Any) -> Any:
-        """Of a user's own factory further keys are its options; of any other source they are unknown."""
-        if not isinstance(table, dict) or ":" not in str(table.get("name")):
-            return table
-        given = table.get("options", {})
-        further = {key: value for key, value in table.items() if key not in cls.model_fields}
-        known = {key: value for key, value in table.items() if key in cls.model_fields}
-        return {**known, "options": {**given, **further} if isinstance(given, dict) else given}
+        return further_options(table, cls.model_fields)
 
 
 class Model(BaseModel):
@@ -138,7 +133,7 @@ class Schedule(Table):
 
     LATER: ClassVar = (
         "optimizer", "warmup", "log_frequency_ratio", "class_weights", "classifier", "shortcuts", "activation_range",
-        "unsupported", "start_from", "calibrator", "ptq", "nesterov", "decay", "pct_start", "teacher",
+        "unsupported", "start_from", "calibrator", "ptq", "nesterov", "decay", "pct_start", "teacher", "extra",
     )  # fmt: skip
     ADAMW: ClassVar = {"lr": 1e-3, "weight_decay": 0.05}  # what stands for the defaults, which are SGD's
 
@@ -275,11 +270,21 @@ def _is_users(name: str) -> bool:
     return ":" in name and not name.startswith(("torchvision:", "timm:"))
 
 
+def _expect_both(share: float, batch_size: int) -> None:
+    if not 0 < round(share * batch_size) < batch_size:
+        raise ValueError(
+            f"expected a batch_size of which extra.share = {share:g} is an image or more, not all, got {batch_size}; "
+            "raise it"
+        )
+
+
 def _refuse_conflicts(train: Training, method: str, schedule: Schedule) -> None:
     """Raises ValueError where a method, its schedule, and the images and attack of [train] do not go together."""
     mix, sar = train.mix, schedule.sar
     if schedule.teacher is not None and method not in DISTILLING:
         raise ValueError(f"expected method 'ard' or 'rslad' for a table teacher, got {method!r}; remove the table")
+    if train.extra is not None and train.extra.share and schedule.epochs:
+        _expect_both(train.extra.share, schedule.batch_size)
     if method == "natural" and (sar or (mix and mix.on == "adversarial")):
         raise ValueError("expected a method with an attack for sar or a mix of adversarial images, got 'natural'")
     if method != "natural" and train.low_pass is not None:
@@ -326,6 +331,7 @@ class Training(Schedule):
     """Precision of the forward and backward passes."""
     attack: TrainingAttack = TrainingAttack()
     mix: Mix | None = None
+    extra: Extra | None = None
     validation: Validation = Validation()
     log_frequency_ratio: bool = False
     """Whether the first activation's low to high frequencies go into the metrics of every epoch."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from fractions import Fraction
 from typing import Annotated, Any, Literal
 
@@ -100,6 +101,16 @@ def _above_zero(value: tuple[float, ...]) -> tuple[float, ...]:
 
 
 PerChannel = Annotated[tuple[Float, ...], BeforeValidator(_one_or_more)]
+
+
+def further_options(table: Any, fields: Collection[str]) -> Any:
+    """Of a user's own factory further keys are its options; of any other source they are unknown."""
+    if not isinstance(table, dict) or ":" not in str(table.get("name")):
+        return table
+    given = table.get("options", {})
+    further = {key: value for key, value in table.items() if key not in fields}
+    known = {key: value for key, value in table.items() if key in fields}
+    return {**known, "options": {**given, **further} if isinstance(given, dict) else given}
 
 
 class Table(BaseModel):

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from .. import data, devices, models, quant
+from ..data.images import fingerprint
 from ..errors import ModelError, QrobustError, RunError
 from ..models import own
 from ..recipe import Model, Recipe, Schedule, Training, load, located
@@ -124,6 +125,24 @@ class Networks:
                 f"{found.fingerprint[:12]}); give the same data, or another --out"
             )
         return found
+
+    @cached_property
+    def extra(self) -> tuple[data.Images, str] | None:
+        """The images of the table `train.extra`, read once, with their fingerprint; None without any.
+
+        Raises DataError for what does not go with the data set, RunError for others than the table's `sha256`.
+        """
+        table = self.recipe.train.extra
+        if table is None or not table.share:
+            return None
+        found = data.load_extra(table, self.dataset, self.recipe.seed)
+        digest = fingerprint(found)
+        if table.sha256 not in (None, digest):
+            raise RunError(
+                f"train.extra: expected images of sha256 {str(table.sha256)[:12]}, got others ({digest[:12]}); give "
+                "the same, or remove sha256"
+            )
+        return found, digest
 
     def network(self, bits: int) -> nn.Module:
         """The trained network of a width, on the device: its weight average where the recipe deploys that."""

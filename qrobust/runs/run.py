@@ -330,6 +330,7 @@ class Run:
             for bits in {FLOAT, *self.recipe.bits[1:2]} & set(self._missing):  # one teacher for all below 32
                 if self.networks.schedule(bits).teacher is not None:
                     self.networks.teacher(bits)
+            _ = self.networks.extra
             preflight(
                 self.recipe,
                 self.target,

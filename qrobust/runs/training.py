@@ -38,6 +38,8 @@ def training_settings(recipe: Recipe, bits: int) -> dict[str, Any]:
     tables["model"] = _identity(recipe.model)
     if recipe.train.teacher is not None:
         tables["train"]["teacher"] = _identity(_pinned(recipe.train.teacher))
+    if recipe.train.extra is not None:
+        tables["train"]["extra"] = recipe.train.extra.identity()
     tables["data"] = recipe.data.model_dump(mode="json", exclude={"root", "download", "cache", "skip_unreadable"})
     tables["data"]["name"] = unplaced(recipe.data.name)  # its code may move: images have a fingerprint
     if bits == FLOAT and not recipe.train.epochs:  # how the quantised ones are trained is not its matter
@@ -77,6 +79,8 @@ class TrainStage:
         self.networks, self.threat, self.bits, self.tell = networks, threat, bits, teller(on_event)
         self.files: NetworkFolder = networks.files.network(bits)
         self.settings = training_settings(networks.recipe, bits)
+        if self.settings["train"].get("extra") and networks.extra is not None:
+            _, self.settings["train"]["extra"]["sha256"] = networks.extra  # other images are another training
 
     @property
     def stage(self) -> Stage:
@@ -200,7 +204,8 @@ class TrainStage:
         model, job = devices.on_device(networks.start(self.bits)), self.job()
         state = State(job.key)
         if job.schedule.epochs:
-            state = fit(model, networks.dataset, job, teacher=networks.teacher(self.bits))
+            extra, _ = networks.extra or (None, "")
+            state = fit(model, networks.dataset, job, teacher=networks.teacher(self.bits), extra=extra)
         else:
             self._save(model, job, MODEL)
         for name in WEIGHTS & state.best.keys():

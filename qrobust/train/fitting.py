@@ -16,7 +16,7 @@ from torch import fx, nn
 
 from .. import devices, quant
 from ..attacks.gradient import check_output
-from ..data import Dataset, Given, Images, as_images, choose, to_unit
+from ..data import Dataset, Given, Images, as_images, choose, load_extra, to_unit
 from ..data.images import fingerprint
 from ..data.loading import split
 from ..errors import DataError, ModelError, RecipeError, did_you_mean, shown
@@ -95,6 +95,7 @@ def fit(
     training, augmentation = _settings(model, method, settings)
     teacher = _teacher(method, teacher)
     dataset = _dataset(model, data, validation_data, seed)
+    extra = load_extra(training.extra, dataset, seed) if training.extra is not None and training.extra.share else None
     if not isinstance(threat, Threat):
         raise RecipeError(f"expected a Threat, got {shown(threat)}; pass qrobust.Threat('linf', 8 / 255)")
     described: dict[str, Any] = {
@@ -107,6 +108,8 @@ def fit(
         # Of a float network that is not seeded, every process begins with other weights.
         "start": _digest(model) if _is_quantised(model) else None,
     }
+    if training.extra is not None and extra is not None:
+        described["train"]["extra"] = {**training.extra.identity(), "sha256": fingerprint(extra)}
     with tempfile.TemporaryDirectory() as scratch:
         job = Job(
             label="fit",
@@ -120,7 +123,7 @@ def fit(
             precision=training.precision,
             settings=described,
         )
-        return _fitted(_start(model, dataset, training, seed), dataset, job, teacher)
+        return _fitted(_start(model, dataset, training, seed), dataset, job, teacher, extra)
 
 
 def finish(model: nn.Module, images: Images, job: Job) -> None:
@@ -131,8 +134,8 @@ def finish(model: nn.Module, images: Images, job: Job) -> None:
         quant.round_biases(model)
 
 
-def _fitted(model: nn.Module, dataset: Dataset, job: Job, teacher: nn.Module | None) -> Fitted:
-    state, networks = train(model, dataset, job, teacher=teacher), dict[str, nn.Module]()
+def _fitted(model: nn.Module, dataset: Dataset, job: Job, teacher: nn.Module | None, extra: Images | None) -> Fitted:
+    state, networks = train(model, dataset, job, teacher=teacher, extra=extra), dict[str, nn.Module]()
     for name in state.best:
         model.load_state_dict(state.best_of(name))
         finish(model, dataset.train, job)

@@ -302,9 +302,10 @@ def test_settings_reach_attack_and_augmentation(tmp_path, monkeypatch):
         attacked.append({"moved": not torch.equal(start, x), **options})
         return pgd(model, x, y, start=start, **options)
 
-    def recording_batches(*arguments):
+    def recording_batches(*arguments, **options):
         batched.append(arguments[1:2] + arguments[4:])
-        return batches(*arguments)
+        assert options == {"extra": None}
+        return batches(*arguments, **options)
 
     monkeypatch.setattr(methods, "pgd", recording_pgd)
     monkeypatch.setattr(trainer, "epoch_batches", recording_batches)

@@ -77,7 +77,7 @@ class DataSettings:
     train_size: int | None = None
     test_size: int | None = None
     validation: float = 0.0
-    size: int | None = None
+    size: Size | None = None
     cache: str | None = None
     texture: float | None = None
     test_share: float | None = None

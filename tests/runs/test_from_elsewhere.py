@@ -1,10 +1,11 @@
-"""Teachers from elsewhere: any network and weights, of [train] and of [quant], or the run's own float network."""
+"""What training takes from elsewhere: teachers that are any network and weights, and a second source of images."""
 
+import numpy as np
 import pytest
 import torch
 
 from qrobust import Threat, models, recipe
-from qrobust.errors import CheckpointError, ModelError
+from qrobust.errors import CheckpointError, ModelError, RunError
 from qrobust.recipe import difference
 from qrobust.runs.folder import RunFolder
 from qrobust.runs.networks import Networks
@@ -33,8 +34,6 @@ SMALL = {"epochs": 1, "batch_size": 20, "attack": {"steps": 1}, "validation": {"
 @pytest.fixture
 def place(tmp_path, monkeypatch):
     """A folder with a data set of three classes, networks, and weights of one."""
-    import numpy as np
-
     train, test = some_images(40, 0), some_images(120, 1)
     arrays = {"x_train": train.x, "y_train": train.y, "x_test": test.x, "y_test": test.y}
     np.savez(tmp_path / "images.npz", **{name: array.numpy() for name, array in arrays.items()})
@@ -136,3 +135,34 @@ def test_float_networks_and_quantised_ones_learn_from_it(place):
         assert recorded["quant"]["teacher"]["weights"].startswith("sha256:")
     assert are_equal(trained["wide"], trained["again"])
     assert not are_equal(trained["wide"], trained["wider"])
+
+
+# A second source
+
+
+def with_extra(place, file="more.npz", **more):
+    extra = {"name": "npz", "root": str(place / file), "share": 0.5, **more}
+    made = networks(place, WIDE, "quant", train={**SMALL, "extra": extra}, bits=[32])
+    return TrainStage(made, Threat("linf", 8 / 255), 32)
+
+
+def test_the_images_of_a_second_source_decide_what_is_trained_not_their_place(place):
+    for name, seed in (("more", 3), ("other", 4)):
+        images = some_images(30, seed)
+        np.savez(place / f"{name}.npz", image=images.x.permute(0, 2, 3, 1).numpy(), label=images.y.numpy())
+    stage = with_extra(place)
+    stage.run()
+    recorded = read_json(stage.files.training)["settings"]["train"]["extra"]
+    assert len(recorded["sha256"]) == 64
+    assert "root" not in recorded
+    (place / "more.npz").rename(place / "moved.npz")
+    moved = with_extra(place, "moved.npz")
+    moved.reconcile()
+    assert moved.stage.done()
+    other = with_extra(place, "other.npz")
+    assert not other.stage.done()
+    with pytest.raises(RunError, match=r"train\.extra\.sha256: trained with '"):
+        other.reconcile()
+    with pytest.raises(RunError, match=r"^train\.extra: expected images of sha256 .*; give the same, or remove sha256"):
+        with_extra(place, "other.npz", sha256=recorded["sha256"])
+    assert with_extra(place, "none.npz", share=0.0).networks.extra is None
