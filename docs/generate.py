@@ -71,8 +71,8 @@ LABELS = {
 INGREDIENTS_TEXT = """\
 ## What to add to a training
 
-None of this is measured here yet: it is what the literature named says of float networks on CIFAR-10, and where a number
-stands, AutoAttack's accuracy there. Each is a switch; `sar` (SAR, SARWA) and `awp` go on top of any.
+None of this is measured here yet: it is what the literature named says of float networks on CIFAR-10, and where a
+number stands, AutoAttack's accuracy there. Each is a switch; `sar` (SAR, SARWA) and `awp` go on top of any.
 
 - **On any budget**, since it costs next to nothing: the average of weights from the first step, deployed,
   `average = {kind = "exponential", warmup = true, decay = 0.995, statistics = "copied", start = 0, deploy = true}`
@@ -89,8 +89,9 @@ stands, AutoAttack's accuracy there. Each is a switch; `sar` (SAR, SARWA) and `a
 - **ImageNet-size images**: `data.resized_crop`, `optimizer = "adamw"`, and weights of a natural training to start from
   (Singh et al., arXiv 2303.01870).
 
-These are keys of `[train]`; `average`, `nesterov`, `decay`, `shape`, `awp` and `teacher` stand in `[quant]` too. Quantised
-networks learn from extra images likewise, and from the run's float network where `method` has a teacher and none is named."""
+These are keys of `[train]`; `average`, `nesterov`, `decay`, `shape`, `awp` and `teacher` stand in `[quant]` too.
+Quantised networks learn from extra images likewise, and from the run's float network where `method` has a teacher and
+none is named."""
 PAPERS_TEXT = """\
 As `spectral/NAME` and `fourier/NAME` there is a recipe for every row that can be trained of the tables of two papers:
 *A Spectral Perspective towards Understanding and Improving Adversarial Robustness* and *What Do Adversarially trained
