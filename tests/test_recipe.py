@@ -329,7 +329,7 @@ REFUSALS = {
     "train.extra={name = 'npz', share = 1}": "train.extra.share: expected less than or equal to 0.95, got 1",
     "train.extra={name = 'npz'}": "expected a value for 'train.extra.share', got none; add it",
     "train.extra={name = 'npz', share = 0.5, n = 3}": (
-        "unknown key 'train.extra.n'; known: cache, name, options, root, sha256, share, size"
+        "unknown key 'train.extra.n'; known: cache, name, options, root, sha256, share, size, skip_unreadable"
     ),
     "train={batch_size = 4, extra = {name = 'npz', share = 0.95}}": (
         "train: expected a batch_size of which extra.share = 0.95 is an image or more, not all, got 4; raise it"

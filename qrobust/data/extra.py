@@ -14,7 +14,9 @@ from .images import Dataset, Images, learning_batches
 from .sources import SOURCES
 from .sources.npz import labelled
 from .sources.own import own
-from .sources.registry import DataSettings, Size, is_own, root_of
+from .sources.registry import DataSettings, Size, check_settings, is_own, root_of
+
+KNOWN = ("npz", "folder")
 
 
 class ExtraSettings(Protocol):
@@ -29,6 +31,8 @@ class ExtraSettings(Protocol):
     @property
     def cache(self) -> str | None: ...
     @property
+    def skip_unreadable(self) -> bool: ...
+    @property
     def options(self) -> Mapping[str, Any]: ...
 
 
@@ -38,26 +42,25 @@ def load_extra(settings: ExtraSettings, dataset: Dataset, seed: int = 0) -> Imag
     npz: pairs of arrays as `labelled` says. folder: ROOT/train/CLASS/*, or ROOT/CLASS/*. Your own factory: its training
     images. Raises DataError for another source, image size, or class.
     """
-    if settings.name not in ("npz", "folder") and not is_own(settings.name):
-        known = ("npz", "folder")
-        raise DataError(
-            f"train.extra: expected npz, folder or a function of yours, FILE.py:NAME, got {settings.name!r}"
-            f"{did_you_mean(settings.name, known)}"
-        )
-    images, names = _read(settings, seed)
-    if images.shape[1:] != dataset.shape:
-        raise DataError(
-            f"train.extra: expected images of shape {dataset.shape}, the data set's, got {images.shape[1:]}; give both "
-            "one shape"
-        )
-    return _relabelled(images, names, dataset.classes)
+    try:
+        images, names = _read(settings, seed)
+        if images.shape[1:] != dataset.shape:
+            raise DataError(
+                f"expected images of shape {dataset.shape}, the data set's, got {images.shape[1:]}; give both one shape"
+            )
+        return _relabelled(images, names, dataset.classes)
+    except DataError as error:  # sources name keys of [data]
+        raise DataError(f"train.extra: {str(error).replace('-o data.', '-o train.extra.')}") from error
 
 
 def _read(settings: ExtraSettings, seed: int) -> tuple[Images, tuple[str, ...]]:
     """Images with the names of their labels; () where these are the numbers of classes."""
-    given = DataSettings(
-        settings.name, settings.root, size=settings.size, cache=settings.cache, options=settings.options, seed=seed
-    )
+    if settings.name not in KNOWN and not is_own(settings.name):
+        suggested = did_you_mean(settings.name, KNOWN)
+        raise DataError(f"expected npz, folder or a function of yours, FILE.py:NAME, got {settings.name!r}{suggested}")
+    keys = ("size", "cache", "skip_unreadable", "options")
+    given = DataSettings(settings.name, settings.root, **{key: getattr(settings, key) for key in keys}, seed=seed)
+    check_settings(given)
     if settings.name == "npz":
         return labelled(root_of(given))
     loaded = own(given) if is_own(settings.name) else SOURCES[settings.name](given)
@@ -69,13 +72,11 @@ def _relabelled(images: Images, names: tuple[str, ...], classes: tuple[str, ...]
     """With the data set's numbers as labels."""
     if not names:
         if (highest := int(images.y.max())) >= len(classes):
-            raise DataError(
-                f"train.extra: expected labels in [0, {len(classes) - 1}], the data set's, got {highest}; relabel them"
-            )
+            raise DataError(f"expected labels in [0, {len(classes) - 1}], the data set's, got {highest}; relabel them")
         return images
     for name in names:
         if name not in classes:
-            raise DataError(f"train.extra: expected classes of the data set, got {name!r}{did_you_mean(name, classes)}")
+            raise DataError(f"expected classes of the data set, got {name!r}{did_you_mean(name, classes)}")
     return images.relabelled(torch.tensor([classes.index(name) for name in names])[images.y])
 
 

@@ -164,6 +164,8 @@ class Extra(Table):
     """Side in pixels, or [height, width], that images are resized and cropped to; left out: as they are."""
     cache: str | None = None
     """Folder of decoded images, mapped instead of held in memory (`folder`); left out: in memory."""
+    skip_unreadable: bool = False
+    """Whether files that are no whole images are left out (`folder`)."""
     options: dict[str, Any] = Field(default_factory=dict)
     """Arguments of your own function: what else the table holds."""
     sha256: str | None = None
@@ -176,7 +178,10 @@ class Extra(Table):
 
     def identity(self) -> dict[str, Any]:
         """What decides a training: all keys but the places, since the images have a fingerprint."""
-        return {**self.model_dump(mode="json", exclude={"root", "cache"}), "name": unplaced(self.name)}
+        return {
+            **self.model_dump(mode="json", exclude={"root", "cache", "skip_unreadable"}),
+            "name": unplaced(self.name),
+        }
 
 
 class Ptq(Table):

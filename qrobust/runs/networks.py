@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from functools import cached_property
 from pathlib import Path
@@ -180,7 +181,8 @@ class Networks:
             _expect_source(table)
             return devices.on_device(_with_weights(self._built(table, checked=True), table)).eval()
         except QrobustError as error:
-            raise type(error)(f"{'train' if bits == FLOAT else 'quant'}.teacher: {error}") from error
+            text = re.sub(r"\bmodel\.(mean|std|weights)\b", r"\1", str(error))  # keys as the run's own network has them
+            raise type(error)(f"{'train' if bits == FLOAT else 'quant'}.teacher: {text}") from error
 
     def _built(self, table: Model, *, checked: bool) -> nn.Module:
         """A network for the run's images behind its normalisation, on the CPU. checked: whether it is tried on some."""

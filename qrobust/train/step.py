@@ -41,11 +41,11 @@ class Average(AveragedModel):
         self.settings = settings
 
     def _mean(self, mean: Tensor, value: Tensor, count: Tensor | int) -> Tensor:
-        if self.settings.warmup:  # the start's weights were the first of `count`; on a GPU nothing waits for it
-            decay = torch.as_tensor(count / (count + 9)).clamp(max=self.settings.decay)
-            return mean.lerp(value, (1 - decay).to(mean.dtype))
-        equal = self.settings.kind == "equal"
-        return mean.lerp(value, 1 / (int(count) + 1) if equal else 1 - self.settings.decay)
+        if self.settings.kind == "equal":
+            return mean.lerp(value, 1 / (int(count) + 1))
+        before = int(self.n_averaged)  # on the CPU, where it waits for no GPU; the start's weights were the first
+        leaves = min(self.settings.decay, before / (before + 9)) if self.settings.warmup else self.settings.decay
+        return mean.lerp(value, 1 - leaves)
 
     def begin(self, model: nn.Module) -> None:
         """Stand where the network stands, so that what is aligned to the average has a trained one from the start.

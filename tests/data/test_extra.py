@@ -96,6 +96,21 @@ def test_what_does_not_go_with_the_data_set_is_refused_in_a_line(tmp_path, array
     assert "\n" not in str(caught.value)
 
 
+def test_a_remedy_names_keys_of_its_own(tmp_path):
+    with pytest.raises(DataError, match=r"^train\.extra: .*set -o train\.extra\.root=FILE"):
+        load("npz", tmp_path / "none.npz")
+    (tmp_path / "cat").mkdir()
+    (tmp_path / "cat" / "0.png").write_bytes(b"")
+    Image.new("RGB", (5, 5)).save(tmp_path / "cat" / "1.png")
+    with pytest.raises(DataError, match=r"with -o train\.extra\.skip_unreadable=true"):
+        load("folder", tmp_path)
+    assert load("folder", tmp_path, skip_unreadable=True).y.tolist() == [0]
+    with pytest.raises(
+        DataError, match=r"train\.extra: expected no size for npz, whose images have one, got 5; remove"
+    ):
+        load("npz", written(tmp_path, x=X.numpy(), y=Y.numpy()), size=5)
+
+
 def test_other_sources_are_refused():
     with pytest.raises(DataError, match=r"npz, folder or a function of yours, FILE\.py:NAME, got 'npzz'; did you"):
         load("npzz")

@@ -78,6 +78,7 @@ WRONG = {
     "no file": ({"name": "resnet8", "weights": "no.pth"}, CheckpointError, "no.pth, got no file; correct the path"),
     "no code": ({"name": "none.py:f"}, ModelError, "none.py; correct the path or the name"),
     "other code": ({"name": "nets.py:wide", "sha256": "0"}, ModelError, "put it back, or remove sha256"),
+    "normalisation": ({**WIDE, "mean": [1, 2]}, ModelError, "expected mean of 1 or 3 numbers, one a channel, got 2"),
     "an option": ({"name": "nets.py:wide", "depth": 3}, ModelError, "has no option 'depth'"),
 }
 

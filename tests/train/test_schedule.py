@@ -61,7 +61,7 @@ def test_smooth_shapes_have_no_jumps(shape, warmup, steepest):
 @pytest.mark.parametrize("pct_start", [0.025, 0.3])
 def test_one_cycle_is_torch_s(pct_start):
     """Its rate at step s of N, which it counts to N - 1 and turns at pct_start·N - 1, is that at their shares."""
-    total, schedule = 8000, Schedule(epochs=10, lr=0.2, shape="one-cycle", pct_start=pct_start)
+    total, schedule = 2000, Schedule(epochs=10, lr=0.2, shape="one-cycle", pct_start=pct_start)
     optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=1.0, momentum=0.9)
     cycle = torch.optim.lr_scheduler.OneCycleLR(
         optimizer, max_lr=0.2, total_steps=total, pct_start=pct_start, cycle_momentum=False
