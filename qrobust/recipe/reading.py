@@ -129,7 +129,7 @@ def located(table: Mapping[str, Any], folder: Path) -> dict[str, Any]:
     found = dict(table)
     for key in NAMING:
         if isinstance(inner := table.get(key), Mapping):
-            found[key] = _placed(inner, folder)
+            found[key] = _with_places(inner, folder)
     for key in TRAINING:
         if isinstance(inner := table.get(key), Mapping):
             found[key] = located(inner, folder)
@@ -138,7 +138,7 @@ def located(table: Mapping[str, Any], folder: Path) -> dict[str, Any]:
     return found
 
 
-def _placed(table: Mapping[str, Any], folder: Path) -> dict[str, Any]:
+def _with_places(table: Mapping[str, Any], folder: Path) -> dict[str, Any]:
     found = dict(table)
     if isinstance(name := table.get("name"), str):
         found["name"] = resources.located(name, folder)
