@@ -68,6 +68,30 @@ LABELS = {
     "tpgd-20": "TPGD-20", "cw-inf-30": "C&W (L-inf)", "cw-20": "CW-20 (L2)", "autoattack": "AutoAttack",
     "strong": "strong", "ratio-first": "R, first epoch", "ratio-last": "R, last epoch",
 }  # fmt: skip
+INGREDIENTS_TEXT = """\
+## What to add to a training
+
+None of this is measured here yet: it is what the literature named says of float networks on CIFAR-10, and where a
+number stands, AutoAttack's accuracy there. Each is a switch; `sar` (SAR, SARWA) and `awp` go on top of any.
+
+- **On any budget**, since it costs next to nothing: the average of weights from the first step, deployed,
+  `average = {kind = "exponential", warmup = true, decay = 0.995, statistics = "copied", start = 0, deploy = true}`
+  (Rebuffi et al., arXiv 2103.01946; in the FastAT benchmark ResNet-18 goes from 44.3 to 50.5 % by an average),
+  `nesterov = true`, `decay = "matrices"` and `shape = "one-cycle"`. A decay of 0.9995 is for many more steps.
+- **Hours of a few cores**: two passes a step instead of eleven, `attack = {kind = "n-fgsm"}` (de Jorge et al., arXiv
+  2202.01181; PreActResNet-18 at 47.8 %). A small network learns more of a large robust one: `method = "rslad"` with a
+  table `teacher` (Zi et al., arXiv 2108.07969).
+- **A day of a GPU**: `attack = {steps = 10}`, `method = "trades"`, `awp = {gamma = 0.005}` (Wu et al., arXiv
+  2004.05884; ResNet-18 at 51.6 %).
+- **Days, and generated images at hand**: a table `extra` with a share of 0.7 to 0.8, large batches and several times as
+  many steps (Gowal et al., arXiv 2110.09468; Wang et al., arXiv 2302.04638: 7 to 10 points). That is another setting:
+  such numbers stand in a column of their own.
+- **ImageNet-size images**: `data.resized_crop`, `optimizer = "adamw"`, and weights of a natural training to start from
+  (Singh et al., arXiv 2303.01870).
+
+These are keys of `[train]`; `average`, `nesterov`, `decay`, `shape`, `awp` and `teacher` stand in `[quant]` too.
+Quantised networks learn from extra images likewise, and from the run's float network where `method` has a teacher and
+none is named."""
 PAPERS_TEXT = """\
 As `spectral/NAME` and `fourier/NAME` there is a recipe for every row that can be trained of the tables of two papers:
 *A Spectral Perspective towards Understanding and Improving Adversarial Robustness* and *What Do Adversarially trained
@@ -90,6 +114,7 @@ the data set in `data/` or `-o data.root=FOLDER` (CIFAR can be fetched: `-o data
   `fourier/cifar10-resnet20-natural` and `-at`, and of table I's networks.
 - The spectral perspective's caption of figure 7 counts four data sets; its text and tables name three. SVHN, or another
   fourth, is named nowhere, its appendix included, and has no recipe."""
+PAPERS_HEAD = "## Recipes of two papers"
 FILES_TEXT = """\
 ## Files of recipes
 
@@ -274,7 +299,7 @@ def recipe_table() -> str:
     for name, found in resources.listing("recipes"):
         if "/" not in name:  # the papers' have tables of their own
             lines += _recipe_rows(name, found.table["description"])
-    return "\n".join([*lines, "", PAPERS_TEXT, *_paper_tables()]) + "\n"
+    return "\n".join([*lines, "", INGREDIENTS_TEXT, "", PAPERS_HEAD, "", PAPERS_TEXT, *_paper_tables()]) + "\n"
 
 
 def _paper_tables() -> list[str]:

@@ -18,7 +18,7 @@ from qrobust.quant import quantize
 from qrobust.threat import Threat
 from qrobust.train import fit
 
-from .train.helpers import job, network, some_data, weights_of
+from .train.helpers import job, network, some_data, some_images, weights_of
 
 THREAT = Threat("linf", 8 / 255)
 # A rate at which another loss shows. Batches of 29, 29 and 2: unequal parts, and empty ones among four processes.
@@ -78,6 +78,16 @@ CASES = {
     "mart, sarwa": {"method": "mart", "schedule": AVERAGED | sar(reference="average") | {"gradient_clip": 1.0}},
     "attack in train mode": {"attack": {"steps": 2, "mode": "train"}},
     "mixup": {"mix": {"kind": "mixup"}},
+    "extra images, one cycle, ema": {
+        "extra": {"name": "npz", "share": 0.4},
+        "schedule": {
+            "shape": "one-cycle",
+            "milestones": [],
+            "nesterov": True,
+            "decay": "matrices",
+            "average": {"start": 0, "kind": "exponential", "warmup": True, "statistics": "copied"},
+        },
+    },
     "cutmix of adversarial images": {"mix": {"kind": "cutmix", "on": "adversarial"}},
     "several norms, awp": {"schedule": {"awp": {"start": 0}}},
 }
@@ -99,7 +109,8 @@ def trained(folder: Path, case: str) -> dict[str, torch.Tensor]:
     options = dict(CASES[case])
     task = job(folder / case, schedule=SCHEDULE | options.pop("schedule", {}), **options)
     model = NETWORKS.get(case, network)()
-    state = fit(devices.on_device(model), some_data(), task)
+    extra = some_images(40, 7) if "extra" in CASES[case] else None
+    state = fit(devices.on_device(model), some_data(), task, extra=extra)
     return {f"{name}.{key}": value for name in state.best for key, value in state.best_of(name).items()}
 
 

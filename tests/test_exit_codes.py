@@ -38,6 +38,8 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+SHORT = ("--adaround", "0", "-o", "evaluate.attacks=['fgsm']", "-o", "export.suite_attacks=['strong:quick:budget=21']",
+         "-o", "attack.attacks=['pgd-2']", "-o", "attack.n=9", "-o", "bench.seconds=0.05")  # fmt: skip
 LIGHT = {
     "check": [None, None, None],  # test_verify.py, beside verify.py
     "report": [("run",), None, ("sound",)],
@@ -52,6 +54,10 @@ HEAVY = {
     "run": [("run/recipe.toml", "--out", "run"), ("run/recipe.toml", "--out", "run", "-o", "export.target=strict.toml"),
             ("run/recipe.toml", "--out", "run", "-o", "train.lr=0.5")],
     "train": [("run/recipe.toml", "--out", "run"), None, ("run/recipe.toml", "--out", "run", "-o", "seed=5")],
+    "ptq": [("run", "--out", "made", *SHORT), ("run", "--out", "strict", *SHORT, "-o", "export.target=strict.toml"),
+            ("run", "--bits", "9", "--out", "made")],
+    "allocate": [("run", "--budget", "0.6x", "--widths", "4", "-n", "4", "--out", "bits"), None,
+                 ("run", "--budget", "half", "--out", "bits")],
     "eval": [("run/qm-4", "--attacks", "fgsm", "-n", "9"), None, ("damaged",)],
     "compare": [("eval.json", "eval.json"), None, ("eval.json", "run/report.json")],
     "analyze": [("run/qm-4", "--figures", "kernels", "-n", "9", "--out", "figures"), None, ("run", "--figures", "no")],

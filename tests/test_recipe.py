@@ -273,6 +273,23 @@ REFUSALS = {
     "train..x=3": "unknown key 'train.'; known: ",
     "train.epochs=0": UNTRAINED,
     "train.warmup=3": "train: expected warmup below 3, all epochs, got 3; lower it",
+    "train={shape = 'one-cycle', warmup = 1}": (
+        "train: expected no warmup with shape 'one-cycle', which rises by itself, got 1; set pct_start"
+    ),
+    "data.resized_crop=[0.5, 0.4]": (
+        "data.resized_crop: expected two shares above 0 and up to 1 that do not fall, as [0.25, 1.0], got [0.5, 0.4]"
+    ),
+    "data.resized_crop=[0.5, 2]": (
+        "data.resized_crop: expected two shares above 0 and up to 1 that do not fall, as [0.25, 1.0], got [0.5, 2.0]"
+    ),
+    "data={crop = 4, resized_crop = [0.5, 1.0]}": "data: expected crop or resized_crop, got both, crop = 4; remove one",
+    "train.pct_start=0.3": "train: expected shape = 'one-cycle' for pct_start, got 'step'; remove pct_start",
+    "train={nesterov = true, optimizer = 'adamw'}": (
+        "train: expected optimizer = 'sgd' with momentum for nesterov, got 'adamw'; remove nesterov"
+    ),
+    "quant={nesterov = true, momentum = 0.0}": (
+        "quant: expected optimizer = 'sgd' with momentum for nesterov, got momentum 0; remove nesterov"
+    ),
     "train.attack={kind = 'fgsm-rs', start = 'near'}": f"train.attack: {NEAR}",
     "train.attack={random_start = false, start = 'near'}": f"train.attack: {NEAR}",
     "train.mix={kind = 'cutout', border = 'inside'}": (
@@ -299,8 +316,31 @@ REFUSALS = {
     f"seed={2**64}": f"seed: {PLAIN}, got {2**64}",
     **{f"name='{name}'": f"name: {NAME}, got {name!r}" for name in ("../../x", "/abs", "..", ".", "", "a//b", "a/")},
     "name=a\x1b[2J": f"name: {NAME}, got 'a\\x1b[2J'",
-    "train.method=tardes": "train.method: expected 'natural', 'at', 'trades' or 'mart', got 'tardes'",
-    "train.method=ard": "train.method: expected 'natural', 'at', 'trades' or 'mart', got 'ard'",
+    "train.method=tardes": "train.method: expected 'natural', 'at', 'trades', 'mart', 'ard' or 'rslad', got 'tardes'",
+    "train.method=adr": ("train.method: expected 'natural', 'at', 'trades', 'mart', 'ard' or 'rslad', got 'adr'"),
+    "train.method=ard": "train: expected a table teacher for method 'ard', got none; add one",
+    "train.teacher={name = 'resnet8', weights = 'a.pth'}": (
+        "train: expected method 'ard' or 'rslad' for a table teacher, got 'at'; remove the table"
+    ),
+    "quant.teacher={name = 'resnet8', weights = 'a.pth'}": (
+        "recipe: in training for [quant], expected method 'ard' or 'rslad' for a table teacher, got 'at'; "
+        "remove the table"
+    ),
+    "train.extra={name = 'npz', share = 1}": "train.extra.share: expected less than or equal to 0.95, got 1",
+    "train.extra={name = 'npz'}": "expected a value for 'train.extra.share', got none; add it",
+    "train.extra={name = 'npz', share = 0.5, n = 3}": (
+        "unknown key 'train.extra.n'; known: cache, name, options, root, sha256, share, size, skip_unreadable"
+    ),
+    "train={batch_size = 4, extra = {name = 'npz', share = 0.95}}": (
+        "train: expected a batch_size of which extra.share = 0.95 is an image or more, not all, got 4; raise it"
+    ),
+    "quant={method = 'rslad', teacher = {name = 'timm:resnet18'}}": (
+        "quant: expected weights of the teacher 'timm:resnet18', or a factory that loads its own, got none; "
+        "set teacher.weights"
+    ),
+    "quant={method = 'rslad', teacher = {weights = 'a.pth'}}": (
+        "expected a value for 'quant.teacher.name', got none; add it"
+    ),
     "quant.method=rslda": ("quant.method: expected 'natural', 'at', 'trades', 'mart', 'ard' or 'rslad', got 'rslda'"),
     "quant.layers={'layer3.*' = 9}": "quant.layers.layer3.*: expected 2, 3, 4, 5, 6, 7, 8 or 32, got 9",
     "quant.layers=8": "quant.layers: expected a valid dictionary, got 8",
@@ -343,7 +383,7 @@ REFUSALS = {
     ),
     "train={shape = 'cosine', milestones = [2]}": "train: expected no milestones with shape 'cosine', got [2]",
     "quant={shape = 'cyclic', milestones = [2, 3]}": "quant: expected no milestones with shape 'cyclic', got [2, 3]",
-    "train.shape=round": "train.shape: expected 'step', 'cosine' or 'cyclic', got 'round'",
+    "train.shape=round": "train.shape: expected 'step', 'cosine', 'cyclic' or 'one-cycle', got 'round'",
     "train={method = 'natural', sar = {start = 0}}": f"train: {ATTACKED}",
     "train={method = 'natural', mix = {kind = 'mixup', on = 'adversarial'}}": f"train: {ATTACKED}",
     "train.low_pass=8": "train: expected method = 'natural' for low_pass, got 'at'",
@@ -628,6 +668,10 @@ def test_an_optimiser_and_a_warm_up_that_are_the_usual_ones_leave_no_trace(folde
         assert not {"optimizer", "warmup"} & recipe.load("base").model_dump(mode="json")[table].keys()
         used = overridden(f"{table}.optimizer=adamw", f"{table}.warmup=0.5").model_dump(mode="json")[table]
         assert (used["optimizer"], used["warmup"]) == ("adamw", 0.5)
+        assert "extra" not in recipe.load("base").model_dump()[table]
+        assert "teacher" not in recipe.load("base").model_dump()[table]
+        assert "resized_crop" not in recipe.load("base").model_dump()["data"]
+        assert not {"nesterov", "decay", "pct_start"} & recipe.load("base").model_dump(mode="json")[table].keys()
     assert "warmup" not in recipe.load("base").model_dump()["train"]["attack"]
     assert overridden("train.attack.warmup=2").model_dump()["train"]["attack"]["warmup"] == 2
 

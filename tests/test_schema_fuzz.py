@@ -189,6 +189,7 @@ NOWHERE = ("NaN", "infinite", "huge", "digits", "large", "deep", "bytes")
 FULL = (
     "train.milestones=[2]", "train.sar={}", "train.awp={}", "train.average={}", "train.mix={kind = 'mixup'}",
     "quant.milestones=[1]", "quant.sar={}", "quant.awp={}", "quant.average={}", "quant.layers={fc = 8}", "attack={}",
+    "train.extra={name = 'npz', share = 0.5}", "data.resized_crop=[0.5, 1.0]", "data.crop=0", "train.nesterov=true",
     "claim={table = 'I', clean = 0.8}", "model.shortcut=A",
 )  # fmt: skip
 

@@ -7,6 +7,7 @@ belongs inside the model.
 """
 
 from .augment import MIXES, epoch_batches
+from .extra import Extra, load_extra
 from .given import Given, as_images, image_batches
 from .images import Dataset, Images, Mapped, learning_batches, make_images, to_unit
 from .loading import choose, load, stratified_order
@@ -18,6 +19,7 @@ __all__ = [
     "SOURCES",
     "DataSettings",
     "Dataset",
+    "Extra",
     "Given",
     "Images",
     "Mapped",
@@ -28,6 +30,7 @@ __all__ = [
     "image_batches",
     "learning_batches",
     "load",
+    "load_extra",
     "make_images",
     "stratified_order",
     "to_unit",

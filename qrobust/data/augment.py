@@ -1,4 +1,4 @@
-"""Batches of one pass over the training images, with crops, flips, mixup, cutout and cutmix.
+"""Batches of one pass over the training images, with crops, resized crops, flips, mixup, cutout and cutmix.
 
 Random numbers are drawn on the CPU and then moved, per image, so a batch is mixed the same on every device.
 Shapes are the same in all three: x floats (n, c, h, w) in [0,1], clean or adversarial; y labels (n,); the result
@@ -11,7 +11,9 @@ Random numbers are drawn on the CPU and then moved, so an image is cropped the s
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
+from functools import partial
+from itertools import repeat
 
 import numpy as np
 import torch
@@ -19,7 +21,10 @@ import torch.nn.functional as F
 from torch import Generator, Tensor
 
 from ..errors import DataError
+from .extra import Extra
 from .images import Images, learning_batches, to_unit
+
+TRIES, WIDEST = 10, 4 / 3  # of resized crops: draws of a window, and width to height or height to width
 
 
 def mixup(x: Tensor, y: Tensor, *, classes: int, alpha: float, generator: Generator) -> tuple[Tensor, Tensor]:
@@ -110,12 +115,16 @@ def _spans(side: int, share: Tensor, generator: Generator, clip: bool) -> Tensor
     return (pixel >= start) & (pixel < start + length)
 
 
-def augment(x: Tensor, *, padding: int, flip: bool, generator: Generator) -> Tensor:
-    """A random crop of x (n, c, h, w) after `padding` pixels of zeros, then a random flip if asked for.
+def augment(
+    x: Tensor, *, padding: int, flip: bool, generator: Generator, resized: tuple[float, float] | None = None
+) -> Tensor:
+    """A random crop of x (n, c, h, w) after `padding` pixels of zeros; then, if asked for, a resized one, of a share of
+    the area within `resized`, and a random flip.
 
     Shape, dtype (uint8 or float) and device are kept. generator: on the CPU.
     """
     x = crop(x, padding, generator)
+    x = x if resized is None else resized_crop(x, resized, generator)
     return _flip(x, generator) if flip else x
 
 
@@ -136,6 +145,47 @@ def crop(x: Tensor, padding: int, generator: Generator) -> Tensor:
     return windows[torch.arange(n, device=x.device), :, top, left]
 
 
+def resized_crop(x: Tensor, scale: tuple[float, float], generator: Generator) -> Tensor:
+    """Of each image of x (n, c, h, w) a random window, resized (bilinear) to the image's own size.
+
+    The window's share of the area is uniform in `scale`, within (0, 1], the logarithm of its width to height uniform
+    between those of 3/4 and 4/3, its place uniform; of ten draws the first that lies inside counts, else the largest
+    centred window of these proportions: torchvision's RandomResizedCrop. uint8 is rounded. On a GPU it is computed
+    there, up to rounding as on the CPU.
+
+    Szegedy et al. 2015, "Going Deeper with Convolutions", arXiv 1409.4842, section 6.
+    """
+    n, _, h, w = x.shape
+    top, left, height, width = _windows(n, h, w, scale, generator).to(x.device)
+    rows, columns = _sampled(h, top, height), _sampled(w, left, width)
+    grid = torch.stack([columns[:, None, :].expand(-1, h, -1), rows[:, :, None].expand(-1, -1, w)], dim=-1)
+    whole = x if x.is_floating_point() else x.float()
+    found = F.grid_sample(whole, grid.to(whole.dtype), mode="bilinear", padding_mode="border", align_corners=True)
+    return found if x.is_floating_point() else found.round().to(x.dtype)
+
+
+def _windows(n: int, h: int, w: int, scale: tuple[float, float], generator: Generator) -> Tensor:
+    """Top, left, height and width of a window an image, int64 (4, n)."""
+    area, shape, down, right = torch.rand(4, n, TRIES, dtype=torch.float64, generator=generator)
+    area = h * w * (scale[0] + (scale[1] - scale[0]) * area)
+    shape = (WIDEST ** (2 * shape - 1)).sqrt()  # the root of width to height
+    height, width = (area.sqrt() / shape).round(), (area.sqrt() * shape).round()
+    inside = (height >= 1) & (height <= h) & (width >= 1) & (width <= w)
+    first = inside.long().argmax(1)[:, None]  # 0 where none is
+    drawn = torch.stack([(down * (h - height + 1)).floor(), (right * (w - width + 1)).floor(), height, width])
+    chosen = drawn.gather(2, first.expand(4, -1, -1)).squeeze(2)
+    high, wide = min(h, round(w * WIDEST)), min(w, round(h * WIDEST))
+    centred = torch.tensor([(h - high) // 2, (w - wide) // 2, high, wide], dtype=torch.float64)
+    return torch.where(inside.any(1), chosen, centred[:, None]).long()
+
+
+def _sampled(side: int, start: Tensor, length: Tensor) -> Tensor:
+    """Where in [-1, 1], from the first pixel's centre to the last's, a window's pixels are read, (n, side)."""
+    steps = (torch.arange(side, device=start.device, dtype=torch.float64) + 0.5) * length[:, None] / side - 0.5
+    inside = steps.clamp(min=torch.zeros_like(length)[:, None], max=(length - 1)[:, None])  # not beyond the window
+    return 2 * (start[:, None] + inside) / max(side - 1, 1) - 1
+
+
 def flip(x: Tensor, generator: Generator) -> Tensor:
     """x (n, c, h, w) with each image mirrored left to right with probability 1/2."""
     mirror = torch.rand(len(x), generator=generator) < 0.5
@@ -152,24 +202,35 @@ def epoch_batches(
     device: torch.device | str,
     padding: int = 0,
     flip: bool = False,
+    resized: tuple[float, float] | None = None,
+    extra: Extra | None = None,
 ) -> Iterator[tuple[Tensor, Tensor]]:
     """All images once, in a random order: x float32 (n, c, h, w) in [0, 1] and y int64 (n,), on the device.
 
     Batches are those of `learning_batches`: a last image on its own joins the batch before, so that none is left out.
-    padding, flip: see `augment`. generator: on the CPU; its state alone decides order and augmentation. `images` may
-    rest on the CPU, in a file (`Mapped`: read one batch ahead) or, fastest, on the device already.
+    padding, flip, resized: see `augment`. generator: on the CPU; its state alone decides order and augmentation. images
+    may rest on the CPU, in a file (`Mapped`: read one batch ahead) or, fastest, on the device already.
+    extra: what stands in every batch beside them, behind them and augmented alike; they are then as many fewer.
     Raises DataError if batch_size < 1.
     """
-    spans = learning_batches(len(images), batch_size)
-    return _epoch(images, spans, generator, torch.device(device), padding, flip)
+    spans = learning_batches(len(images), batch_size) if extra is None else extra.spans(len(images), batch_size)
+    beside = repeat(None, len(spans)) if extra is None else extra.stream(len(images), batch_size)
+    changed = partial(augment, padding=padding, flip=flip, resized=resized, generator=generator)
+    return _epoch(images, spans, beside, generator, torch.device(device), changed)
 
 
 def _epoch(
-    images: Images, spans: list[slice], generator: Generator, device: torch.device, padding: int, flip: bool
+    images: Images,
+    spans: list[slice],
+    beside: Iterable[Images | None],
+    generator: Generator,
+    device: torch.device,
+    changed: Callable[[Tensor], Tensor],
 ) -> Iterator[tuple[Tensor, Tensor]]:
     order = torch.randperm(len(images), generator=generator).to(images.y.device)
-    for resting in images.stream(order[span] for span in spans):
+    for resting, others in zip(images.stream(order[span] for span in spans), beside, strict=True):
         batch = resting.to(device)
+        if others is not None:
+            batch = Images(*map(torch.cat, zip(*((one.x, one.y) for one in (batch, others.to(device))), strict=True)))
         # Augmented as bytes, a quarter of the memory traffic of float32.
-        x = augment(batch.x, padding=padding, flip=flip, generator=generator)
-        yield to_unit(x, device), batch.y
+        yield to_unit(changed(batch.x), device), batch.y

@@ -46,6 +46,10 @@ class Images:
             return Images(self.x.index_select(0, which.to(self.x.device)), self.y[which])
         return Images(self.x[which], self.y[which])
 
+    def relabelled(self, y: Tensor) -> Images:
+        """The same images with other labels y, int64 (n,)."""
+        return Images(self.x, y)
+
     def stream(self, parts: Iterable[Tensor | slice]) -> Iterator[Images]:
         """What `take` gives for each of these, one after the other, in memory."""
         return (self.take(part) for part in parts)
@@ -194,6 +198,10 @@ class Mapped(Images):
     def take(self, which: Tensor | slice | list[int]) -> Mapped:
         """The images at these positions, in this order; not read yet."""
         return Mapped(self._file, self.y[which], self._positions[which])
+
+    def relabelled(self, y: Tensor) -> Mapped:
+        """The same images with other labels y, int64 (n,)."""
+        return Mapped(self._file, y, self._positions)
 
     def stream(self, parts: Iterable[Tensor | slice]) -> Iterator[Images]:
         """As `take` for each of these, in memory; a thread reads one while the one before is in use."""

@@ -1,6 +1,6 @@
 """Recipes: how a network is trained, quantised, evaluated and exported; checked before anything runs."""
 
-from .parts import Average, Awp, Data, Export, Mix, Sar, ThreatModel, TrainingAttack
+from .parts import Average, Awp, Data, Export, Extra, Mix, Model, Sar, ThreatModel, TrainingAttack
 from .reading import checked, difference, dump, load, located, made, parse, read
 from .schema import Quantisation, Recipe, Schedule, Training
 from .values import CallSize, Count, Int, Name, Positive, Seconds, Table, Threads
@@ -12,8 +12,10 @@ __all__ = [
     "Count",
     "Data",
     "Export",
+    "Extra",
     "Int",
     "Mix",
+    "Model",
     "Name",
     "Positive",
     "Quantisation",

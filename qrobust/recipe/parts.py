@@ -14,6 +14,7 @@ from pydantic import (
     model_validator,
 )
 
+from ..resources import unplaced
 from .values import (
     CallSize,
     Count,
@@ -24,6 +25,7 @@ from .values import (
     PerChannel,
     Positive,
     Radius,
+    Scale,
     Seconds,
     Size,
     Start,
@@ -31,6 +33,7 @@ from .values import (
     Threads,
     Weight,
     _above_zero,
+    further_options,
 )
 
 
@@ -68,29 +71,33 @@ class Data(Table):
     """Arguments of your own function: what else the table holds."""
     crop: Annotated[Int, Field(ge=0)] = 0
     """Zeros around a training image, in pixels, before a random crop to its size; 0: no crop."""
+    resized_crop: Scale | None = None
+    """Least and largest share of a training image's area, as `[0.25, 1.0]`, that a random window with sides of 3 to 4
+    up to 4 to 3 has, which is resized (bilinear) to the image's size; left out: none."""
     flip: bool = False
     """Whether training images are mirrored left to right at random."""
 
     @model_serializer(mode="wrap")
     def _without_unset(self, plain: SerializerFunctionWrapHandler) -> dict[str, Any]:
         """Keys that came later only where they are used, so that keys of runs on other images stay what they were."""
-        later = ("texture", "test_share", "skip_unreadable", "options")
+        later = ("texture", "test_share", "skip_unreadable", "options", "resized_crop")
         return {key: value for key, value in plain(self).items() if key not in later or value not in (None, False, {})}
+
+    @model_validator(mode="after")
+    def _cropped(self) -> Data:
+        if self.crop and self.resized_crop is not None:
+            raise ValueError(f"expected crop or resized_crop, got both, crop = {self.crop}; remove one")
+        return self
 
     @model_validator(mode="before")
     @classmethod
     def _further(cls, table: Any) -> Any:
-        """Of a user's own factory further keys are its options; of any other source they are unknown."""
-        if not isinstance(table, dict) or ":" not in str(table.get("name")):
-            return table
-        given = table.get("options", {})
-        further = {key: value for key, value in table.items() if key not in cls.model_fields}
-        known = {key: value for key, value in table.items() if key in cls.model_fields}
-        return {**known, "options": {**given, **further} if isinstance(given, dict) else given}
+        return further_options(table, cls.model_fields)
 
 
 class Model(BaseModel):
-    """Which network; other keys are its options."""
+    """Which network; other keys are its options. As a teacher: whom `ard` and `rslad` learn from, in [train] always, in
+    [quant] where it is not the run's float network."""
 
     model_config = ConfigDict(extra="allow", frozen=True, use_attribute_docstrings=True, allow_inf_nan=False)
 
@@ -98,7 +105,8 @@ class Model(BaseModel):
     """[Network](#networks), or yours: `FILE.py:factory`, `package.module:factory`, `torchvision:NAME` or `timm:NAME`;
     other keys of the table are its options."""
     weights: str | None = None
-    """File that the network starts from (.safetensors, .pth or .pt); left out: random weights."""
+    """File that the network starts from (.safetensors, .pth or .pt); left out: random weights, of a teacher those that
+    a factory of yours loads."""
     mean: PerChannel = ()
     """Subtracted from images inside the network, one number or one a channel, pixels in [0, 1]."""
     std: Annotated[PerChannel, AfterValidator(_above_zero)] = ()
@@ -199,17 +207,28 @@ class Average(Table):
     """`"equal"`: the mean over epochs; `"exponential"`: a moving mean over steps."""
     decay: Annotated[Float, Field(gt=0, lt=1)] = 0.999
     """Share of the exponential mean that a step leaves."""
+    warmup: bool = False
+    """Whether the exponential mean forgets its first steps sooner: step t, from 0 at its start, leaves
+    min(decay, (1 + t) / (10 + t)) of it. With `start = 0` and `statistics = "copied"` it is the average that the best
+    published trainings deploy."""
     start: Start = "first-drop"
     """First epoch that is averaged, counted from 0, or the first milestone."""
-    statistics: Literal["augmented", "plain"] = "augmented"
-    """Images for the average's batch-norm statistics: augmented as in training, as its authors do, or plain."""
+    statistics: Literal["augmented", "plain", "copied"] = "augmented"
+    """The average's batch-norm statistics: taken anew in every epoch over images augmented as in training, as the
+    authors of SARWA do, or over plain ones; or `"copied"` from the network."""
     deploy: bool = False
     """Whether the average, not the trained network, is evaluated, quantised and exported."""
 
     @model_serializer(mode="wrap")
     def _without_usual(self, plain: SerializerFunctionWrapHandler) -> dict[str, Any]:
-        """No `statistics` where they are the usual ones, so that keys of older runs stay what they were."""
-        return _without(plain(self), statistics="augmented")
+        """Keys that came later only where they are used, so that keys of older runs stay what they were."""
+        return _without(plain(self), statistics="augmented", warmup=False)
+
+    @model_validator(mode="after")
+    def _warmed(self) -> Average:
+        if self.warmup and self.kind != "exponential":
+            raise ValueError(f"expected kind = 'exponential' for warmup, got {self.kind!r}; remove warmup")
+        return self
 
 
 class Mix(Table):
@@ -237,6 +256,44 @@ class Mix(Table):
         if self.border == "inside" and self.kind != "cutmix":
             raise ValueError(f"expected kind = 'cutmix' for border = 'inside', got {self.kind!r}; remove border")
         return self
+
+
+class Extra(Table):
+    """A second source of training images, as generated ones, a fixed share of every batch; none where it is left out.
+
+    An epoch is one pass over the images of [data], of which a batch then has fewer; passes over these go on from epoch
+    to epoch. They are labelled as [data] is, by names of classes where there are some, and augmented alike.
+    """
+
+    name: str
+    """`npz` (arrays x_train and y_train, x and y, or image and label), `folder`, or a function of yours, as for
+    [data]."""
+    root: str | None = None
+    """Folder of its images (`npz`: its file), from where the command is started; left out: `data`."""
+    share: Annotated[Float, Field(ge=0, le=0.95)]
+    """Share of a batch that is from here; 0.7 to 0.875 in published trainings with a million generated images."""
+    size: Size | None = None
+    """Side in pixels, or [height, width], that images are resized and cropped to; left out: as they are."""
+    cache: str | None = None
+    """Folder of decoded images, mapped instead of held in memory (`folder`); left out: in memory."""
+    skip_unreadable: bool = False
+    """Whether files that are no whole images are left out (`folder`)."""
+    options: dict[str, Any] = Field(default_factory=dict)
+    """Arguments of your own function: what else the table holds."""
+    sha256: str | None = None
+    """Fingerprint of the images; a run records it, and others are another training; left out: any."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _further(cls, table: Any) -> Any:
+        return further_options(table, cls.model_fields)
+
+    def identity(self) -> dict[str, Any]:
+        """What decides a training: all keys but the places, since the images have a fingerprint."""
+        return {
+            **self.model_dump(mode="json", exclude={"root", "cache", "skip_unreadable"}),
+            "name": unplaced(self.name),
+        }
 
 
 class Ptq(Table):

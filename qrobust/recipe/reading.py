@@ -17,6 +17,8 @@ from .schema import Recipe
 
 TableT = TypeVar("TableT", bound=BaseModel)
 DEEPEST, LARGEST = 20, 2.0**63
+NAMING = ("model", "data", "teacher", "extra")  # tables that name code, and weights
+TRAINING = ("train", "quant")  # tables that hold such
 
 
 def load(name: str, overrides: Iterable[str] = ()) -> Recipe:
@@ -125,14 +127,23 @@ def _override(text: str) -> dict[str, Any]:
 def located(table: Mapping[str, Any], folder: Path) -> dict[str, Any]:
     """The table with whole paths for the files that it names, which are relative to the file that names them."""
     found = dict(table)
-    for key in ("model", "data"):
-        if isinstance(inner := table.get(key), Mapping) and isinstance(inner.get("name"), str):
-            found[key] = {**inner, "name": resources.located(inner["name"], folder)}
+    for key in NAMING:
+        if isinstance(inner := table.get(key), Mapping):
+            found[key] = _with_places(inner, folder)
+    for key in TRAINING:
+        if isinstance(inner := table.get(key), Mapping):
+            found[key] = located(inner, folder)
     if isinstance(name := table.get("on_event"), str):
         found["on_event"] = resources.located(name, folder)
-    model = found.get("model")
-    if isinstance(model, Mapping) and isinstance(path := model.get("weights"), str) and path:
-        found["model"] = {**model, "weights": os.path.abspath(folder / Path(path).expanduser())}  # noqa: PTH100, links stay
+    return found
+
+
+def _with_places(table: Mapping[str, Any], folder: Path) -> dict[str, Any]:
+    found = dict(table)
+    if isinstance(name := table.get("name"), str):
+        found["name"] = resources.located(name, folder)
+    if isinstance(path := table.get("weights"), str) and path:
+        found["weights"] = os.path.abspath(folder / Path(path).expanduser())  # noqa: PTH100, links stay
     return found
 
 

@@ -20,6 +20,7 @@ from .parts import (
     Data,
     Evaluation,
     Export,
+    Extra,
     Mix,
     Model,
     Ptq,
@@ -48,7 +49,7 @@ class Schedule(Table):
 
     LATER: ClassVar = (
         "optimizer", "warmup", "log_frequency_ratio", "class_weights", "classifier", "shortcuts", "activation_range",
-        "unsupported", "start_from", "calibrator", "ptq",
+        "unsupported", "start_from", "calibrator", "ptq", "nesterov", "decay", "pct_start", "teacher", "extra",
     )  # fmt: skip
     ADAMW: ClassVar = {"lr": 1e-3, "weight_decay": 0.05}  # what stands for the defaults, which are SGD's
 
@@ -62,11 +63,18 @@ class Schedule(Table):
     """Learning rate at its highest; left out, with `adamw`: 0.001."""
     momentum: Annotated[Float, Field(ge=0, lt=1)] = 0.9
     """Momentum of SGD; AdamW does not read it."""
+    nesterov: bool = False
+    """Whether SGD's momentum is Nesterov's."""
     weight_decay: Weight = 5e-4
     """L2 penalty of the weights. AdamW shrinks weights by lr times this in a step (left out: 0.05), but none of norms,
     biases, embeddings, class tokens and layer scales."""
-    shape: Literal["step", "cosine", "cyclic"] = "step"
-    """`"step"`: lr drops at milestones; `"cosine"`: down to 0; `"cyclic"`: up from 0 for two fifths, down to 0."""
+    decay: Literal["all", "matrices"] = "all"
+    """What SGD's `weight_decay` is for: `"all"` weights, or `"matrices"` alone, as AdamW's always is."""
+    shape: Literal["step", "cosine", "cyclic", "one-cycle"] = "step"
+    """`"step"`: lr drops at milestones; `"cosine"`: down to 0; `"cyclic"`: up from 0 for two fifths, down to 0;
+    `"one-cycle"`: as torch's OneCycleLR, up from lr/25 and down to lr/250000 along cosines; momentum stays."""
+    pct_start: Annotated[Float, Field(gt=0, lt=1)] = 0.025
+    """Share of all steps in which the rate of `"one-cycle"` rises."""
     warmup: Weight = 0.0
     """Epochs, or a fraction of one, in which lr rises from 0 in a straight line; `"cosine"` and `"cyclic"` fall from
     there on."""
@@ -87,6 +95,7 @@ class Schedule(Table):
     sar: Sar | None = None
     awp: Awp | None = None
     average: Average | None = None
+    teacher: Model | None = None
 
     @model_serializer(mode="wrap")
     def _without_later(self, plain: SerializerFunctionWrapHandler) -> dict[str, Any]:
@@ -100,6 +109,16 @@ class Schedule(Table):
         """Rate and decay of the optimiser that is asked for, where the table names none."""
         adamw = isinstance(table, dict) and table.get("optimizer") == "adamw"
         return {**cls.ADAMW, **table} if adamw else table
+
+    @model_validator(mode="after")
+    def _taught(self) -> Schedule:
+        teacher = self.teacher
+        if teacher is not None and not teacher.weights and not _is_users(teacher.name):
+            raise ValueError(
+                f"expected weights of the teacher {teacher.name!r}, or a factory that loads its own, got none; "
+                "set teacher.weights"
+            )
+        return self
 
     @model_validator(mode="after")
     def _trains(self) -> Schedule:
@@ -116,6 +135,19 @@ class Schedule(Table):
     def _rises(self) -> Schedule:
         if self.epochs and self.warmup >= self.epochs:
             raise ValueError(f"expected warmup below {self.epochs}, all epochs, got {self.warmup:g}; lower it")
+        if self.warmup and self.shape == "one-cycle":
+            raise ValueError(
+                f"expected no warmup with shape 'one-cycle', which rises by itself, got {self.warmup:g}; set pct_start"
+            )
+        if self.shape != "one-cycle" and self.pct_start != type(self).model_fields["pct_start"].default:
+            raise ValueError(f"expected shape = 'one-cycle' for pct_start, got {self.shape!r}; remove pct_start")
+        return self
+
+    @model_validator(mode="after")
+    def _accelerated(self) -> Schedule:
+        if self.nesterov and (self.optimizer != "sgd" or not self.momentum):
+            found = f"momentum {self.momentum:g}" if self.optimizer == "sgd" else repr(self.optimizer)
+            raise ValueError(f"expected optimizer = 'sgd' with momentum for nesterov, got {found}; remove nesterov")
         return self
 
     @model_validator(mode="after")
@@ -146,9 +178,29 @@ class Schedule(Table):
         return self
 
 
-def _refuse_conflicts(train: Training, method: str, sar: Sar | None) -> None:
-    """Raises ValueError where a method, alignment and the images and attack of [train] do not go together."""
-    mix = train.mix
+DISTILLING = ("ard", "rslad")
+
+
+def _is_users(name: str) -> bool:
+    """Whether a network's name is of a factory of the user's own."""
+    return ":" in name and not name.startswith(("torchvision:", "timm:"))
+
+
+def _expect_both(share: float, batch_size: int) -> None:
+    if not 0 < round(share * batch_size) < batch_size:
+        raise ValueError(
+            f"expected a batch_size of which extra.share = {share:g} is an image or more, not all, got {batch_size}; "
+            "raise it"
+        )
+
+
+def _refuse_conflicts(train: Training, method: str, schedule: Schedule) -> None:
+    """Raises ValueError where a method, its schedule, and the images and attack of [train] do not go together."""
+    mix, sar = train.mix, schedule.sar
+    if schedule.teacher is not None and method not in DISTILLING:
+        raise ValueError(f"expected method 'ard' or 'rslad' for a table teacher, got {method!r}; remove the table")
+    if train.extra is not None and train.extra.share and schedule.epochs:
+        _expect_both(train.extra.share, schedule.batch_size)
     if method == "natural" and (sar or (mix and mix.on == "adversarial")):
         raise ValueError("expected a method with an attack for sar or a mix of adversarial images, got 'natural'")
     if method != "natural" and train.low_pass is not None:
@@ -172,14 +224,15 @@ def _refuse_conflicts(train: Training, method: str, sar: Sar | None) -> None:
 class Training(Schedule):
     """Training of the float network, and the method and attack that the quantised ones are trained with too."""
 
-    method: Literal["natural", "at", "trades", "mart"] = "at"
-    """Loss: on clean images, on adversarial ones (adversarial training), TRADES or MART."""
+    method: Literal["natural", "at", "trades", "mart", "ard", "rslad"] = "at"
+    """Loss: on clean images, on adversarial ones (adversarial training), TRADES or MART; `ard` and `rslad` distil on
+    adversarial images from the network of the table `train.teacher`."""
     beta: Weight = 6.0
     """Weight of the second term of `trades` and `mart`."""
     temperature: Positive = 1.0
-    """Temperature of the logits of `ard`, a method of [quant]."""
+    """Temperature of the logits of `ard`."""
     share: Annotated[Float, Field(ge=0, le=1)] = 5 / 6
-    """Share of the adversarial term of `ard` and `rslad`, methods of [quant]; the rest is the clean term's."""
+    """Share of the adversarial term of `ard` and `rslad`; the rest is the clean term's."""
     smoothing: Annotated[Float, Field(ge=0, lt=1)] = 0.0
     """Label smoothing: share of the target that is spread evenly over all classes."""
     class_weights: ClassWeights | None = None
@@ -194,13 +247,16 @@ class Training(Schedule):
     """Precision of the forward and backward passes."""
     attack: TrainingAttack = TrainingAttack()
     mix: Mix | None = None
+    extra: Extra | None = None
     validation: Validation = Validation()
     log_frequency_ratio: bool = False
     """Whether the first activation's low to high frequencies go into the metrics of every epoch."""
 
     @model_validator(mode="after")
     def _composed(self) -> Training:
-        _refuse_conflicts(self, self.method, self.sar)
+        if self.epochs and self.method in DISTILLING and self.teacher is None:
+            raise ValueError(f"expected a table teacher for method {self.method!r}, got none; add one")
+        _refuse_conflicts(self, self.method, self)
         return self
 
 
@@ -211,7 +267,8 @@ class Quantisation(Schedule):
     """What each width is trained from: the `"previous"` one, the `"float"` network, or the `"initial"` weights that the
     float network too was trained from."""
     method: Literal["natural", "at", "trades", "mart", "ard", "rslad"] | None = None
-    """Loss; left out: that of [train]. `ard` and `rslad` distil from the float network on adversarial images."""
+    """Loss; left out: that of [train]. `ard` and `rslad` distil on adversarial images from the float network, or from
+    that of a table `quant.teacher`."""
     layers: dict[str, Bits] = Field(default_factory=dict)
     """Widths of layers that do not follow the network's, by name or pattern, as `{"layer3.*" = 8}`."""
     activation_bits: Width | None = None
@@ -308,8 +365,7 @@ class Recipe(Table):
 
     @model_validator(mode="after")
     def _trained(self) -> Recipe:
-        own = ":" in self.model.name and not self.model.name.startswith(("torchvision:", "timm:"))
-        if not (self.train.epochs or self.model.weights or own):
+        if not (self.train.epochs or self.model.weights or _is_users(self.model.name)):
             raise ValueError(
                 "expected train.epochs above 0, model.weights, or a factory as model.name that loads its own weights, "
                 "got none of them; add one"
@@ -327,7 +383,7 @@ class Recipe(Table):
     def _attacked(self) -> Recipe:
         if self.quant is not None:
             try:
-                _refuse_conflicts(self.train, self.quant.method or self.train.method, self.quant.sar)
+                _refuse_conflicts(self.train, self.quant.method or self.train.method, self.quant)
             except ValueError as error:
                 raise ValueError(f"in training for [quant], {error}") from error
         return self

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from fractions import Fraction
 from typing import Annotated, Any, Literal
 
@@ -46,6 +47,12 @@ def _size(value: Any) -> Any:
     return sides[0] if sides[0] == sides[1] else tuple(sides)
 
 
+def _scale(value: tuple[float, float]) -> tuple[float, float]:
+    if not 0 < value[0] <= value[1] <= 1:
+        raise ValueError(f"expected two shares above 0 and up to 1 that do not fall, as [0.25, 1.0], got {list(value)}")
+    return value
+
+
 def _class_weights(value: Any) -> Any:
     many = isinstance(value, (list, tuple)) and len(value) > 1
     if value != "balanced" and not (many and all(type(one) in (int, float) and 0 < one < 2**63 for one in value)):
@@ -74,6 +81,7 @@ ClassWeights = Annotated[Literal["balanced"] | tuple[float, ...], BeforeValidato
 Size = Annotated[int | tuple[int, int], BeforeValidator(_size)]
 Int = Annotated[int, BeforeValidator(_number)]
 Float = Annotated[float, BeforeValidator(_number)]
+Scale = Annotated[tuple[Float, Float], AfterValidator(_scale)]
 Count = Annotated[int, BeforeValidator(_number), Field(gt=0)]
 Positive = Annotated[float, BeforeValidator(_number), Field(gt=0)]
 Threads = Annotated[int, BeforeValidator(_number), Field(ge=0, le=MAX_THREADS)]  # 0: as many as the runtime likes
@@ -93,6 +101,16 @@ def _above_zero(value: tuple[float, ...]) -> tuple[float, ...]:
 
 
 PerChannel = Annotated[tuple[Float, ...], BeforeValidator(_one_or_more)]
+
+
+def further_options(table: Any, fields: Collection[str]) -> Any:
+    """Of a user's own factory further keys are its options; of any other source they are unknown."""
+    if not isinstance(table, dict) or ":" not in str(table.get("name")):
+        return table
+    given = table.get("options", {})
+    further = {key: value for key, value in table.items() if key not in fields}
+    known = {key: value for key, value in table.items() if key in fields}
+    return {**known, "options": {**given, **further} if isinstance(given, dict) else given}
 
 
 class Table(BaseModel):

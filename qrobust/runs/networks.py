@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from functools import cached_property
 from pathlib import Path
@@ -11,10 +12,11 @@ import torch
 from torch import Tensor, nn
 
 from .. import data, devices, models, quant
-from ..errors import ModelError, RunError
+from ..data.images import fingerprint
+from ..errors import ModelError, QrobustError, RunError
 from ..models import own
-from ..recipe import Recipe, Schedule, Training, load, located
-from ..train import AVERAGE, MODEL, load_weights
+from ..recipe import Model, Recipe, Schedule, Training, load, located
+from ..train import AUGMENTATION, AVERAGE, METHODS, MODEL, load_weights
 from .folder import FLOAT, RunFolder, is_sealed
 from .stages import Stage
 
@@ -86,6 +88,24 @@ def taken_from(settings: Recipe, folder: Path, model: str = "") -> Recipe:
     )
 
 
+def _with_weights(model: nn.Module, table: Model) -> nn.Module:
+    """The network, filled from the file that its table names, if it names one."""
+    if table.weights is not None:
+        inner = model.network if isinstance(model, own.Normalised) else model
+        own.load_weights_into(inner, table.weights, normalised=inner is not model)
+    return model
+
+
+def _expect_source(table: Model) -> None:
+    """Raises ModelError where a factory's file is not the one of the table's digest."""
+    path = own.source_of(table.name)
+    if path is not None and table.sha256 not in (None, digest := own.digest_of(path)):
+        raise ModelError(
+            f"expected the file {path} of sha256 {str(table.sha256)[:12]}, got another ({digest[:12]}); put it back, "
+            "or remove sha256"
+        )
+
+
 class Networks:
     """averaged: use weight averages where there are some, deployed or not."""
 
@@ -97,7 +117,7 @@ class Networks:
     @cached_property
     def dataset(self) -> data.Dataset:
         """The images, read once, when a stage needs them. Raises RunError for others than were trained on."""
-        table = self.recipe.data.model_dump(exclude={"crop", "flip"})
+        table = self.recipe.data.model_dump(exclude=AUGMENTATION)
         found = data.load(data.DataSettings(**table, seed=self.recipe.seed))
         trained = Stage(self.files.network(FLOAT).training, None).recorded() or {}
         if trained.get("data_fingerprint") not in (None, found.fingerprint):
@@ -106,6 +126,24 @@ class Networks:
                 f"{found.fingerprint[:12]}); give the same data, or another --out"
             )
         return found
+
+    @cached_property
+    def extra(self) -> tuple[data.Images, str] | None:
+        """The images of the table `train.extra`, read once, with their fingerprint; None without any.
+
+        Raises DataError for what does not go with the data set, RunError for others than the table's `sha256`.
+        """
+        table = self.recipe.train.extra
+        if table is None or not table.share:
+            return None
+        found = data.load_extra(table, self.dataset, self.recipe.seed)
+        digest = fingerprint(found)
+        if table.sha256 not in (None, digest):
+            raise RunError(
+                f"train.extra: expected images of sha256 {str(table.sha256)[:12]}, got others ({digest[:12]}); give "
+                "the same, or remove sha256"
+            )
+        return found, digest
 
     def network(self, bits: int) -> nn.Module:
         """The trained network of a width, on the device: its weight average where the recipe deploys that."""
@@ -121,22 +159,40 @@ class Networks:
 
     def untrained(self, bits: int) -> nn.Module:
         """The network of a width before training, on the CPU; quantisers not yet placed."""
-        table, shape, classes = self.recipe.model, self.dataset.shape, len(self.dataset.classes)
-        with devices.own_randomness():
-            torch.manual_seed(self.recipe.seed)
-            model = models.build(table.name, in_channels=shape[0], classes=classes, **table.options)
-            if own.is_own(table.name):
-                own.check_network(model, table.name, shape, classes)
-        model = own.normalised(model, shape[0], table.mean, table.std)
+        model = self._built(self.recipe.model, checked=own.is_own(self.recipe.model.name))
         return model if bits == FLOAT else self._quantized(model, bits, None)
 
     def initial(self) -> nn.Module:
         """The float network that training starts from, on the CPU: with the recipe's weights if it names some."""
-        model, weights = self.untrained(FLOAT), self.recipe.model.weights
-        if weights is not None:
-            inner = model.network if isinstance(model, own.Normalised) else model
-            own.load_weights_into(inner, weights, normalised=inner is not model)
-        return model
+        return _with_weights(self.untrained(FLOAT), self.recipe.model)
+
+    def teacher(self, bits: int) -> nn.Module | None:
+        """Whom the training of a width learns from, on the device, in eval mode; None where its method has no teacher.
+
+        The network of its table `teacher`, or the float network. Raises ModelError or CheckpointError for a table of
+        another network, or for other images or classes.
+        """
+        if not METHODS[self.training(bits).method].teacher:
+            return None
+        table = self.schedule(bits).teacher
+        if table is None:
+            return self.network(FLOAT)
+        try:
+            _expect_source(table)
+            return devices.on_device(_with_weights(self._built(table, checked=True), table)).eval()
+        except QrobustError as error:
+            text = re.sub(r"\bmodel\.(mean|std|weights)\b", r"\1", str(error))  # keys as the run's own network has them
+            raise type(error)(f"{'train' if bits == FLOAT else 'quant'}.teacher: {text}") from error
+
+    def _built(self, table: Model, *, checked: bool) -> nn.Module:
+        """A network for the run's images behind its normalisation, on the CPU. checked: whether it is tried on some."""
+        shape, classes = self.dataset.shape, len(self.dataset.classes)
+        with devices.own_randomness():
+            torch.manual_seed(self.recipe.seed)
+            model = models.build(table.name, in_channels=shape[0], classes=classes, **table.options)
+            if checked:
+                own.check_network(model, table.name, shape, classes)
+        return own.normalised(model, shape[0], table.mean, table.std)
 
     def start(self, bits: int) -> nn.Module:
         """The network that training of a width starts from."""

@@ -327,6 +327,10 @@ class Run:
     def _preflight(self) -> None:
         """Raises what a later stage would end in, before the first epoch."""
         if self._missing:
+            for bits in {FLOAT, *self.recipe.bits[1:2]} & set(self._missing):  # one teacher for all below 32
+                if self.networks.schedule(bits).teacher is not None:
+                    self.networks.teacher(bits)
+            _ = self.networks.extra
             preflight(
                 self.recipe,
                 self.target,

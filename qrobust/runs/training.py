@@ -18,10 +18,10 @@ from .. import devices, distributed, quant
 from ..errors import CheckpointError, RecipeError, RunError
 from ..models import own
 from ..progress import detail, note
-from ..recipe import Recipe, difference, load, parse
+from ..recipe import Model, Recipe, difference, load, parse
 from ..resources import unplaced
 from ..threat import Threat
-from ..train import AVERAGE, METHODS, MODEL, Job, State, fit, is_whole, read_metadata, save_weights
+from ..train import AVERAGE, MODEL, Job, State, fit, is_whole, read_metadata, save_weights
 from ..train.fitting import finish
 from ..train.listeners import Listener, teller
 from .folder import FLOAT, NetworkFolder
@@ -35,7 +35,11 @@ SHA256 = "sha256:"  # of the weights that a network starts from
 def training_settings(recipe: Recipe, bits: int) -> dict[str, Any]:
     """All keys of a recipe that decide the weights of a width, as tables of a recipe."""
     tables: dict[str, Any] = recipe.model_dump(mode="json", include={"model", "threat", "train", "seed"})
-    tables["model"] = _identity(recipe)
+    tables["model"] = _identity(recipe.model)
+    if recipe.train.teacher is not None:
+        tables["train"]["teacher"] = _identity(_pinned(recipe.train.teacher))
+    if recipe.train.extra is not None:
+        tables["train"]["extra"] = recipe.train.extra.identity()
     tables["data"] = recipe.data.model_dump(mode="json", exclude={"root", "download", "cache", "skip_unreadable"})
     tables["data"]["name"] = unplaced(recipe.data.name)  # its code may move: images have a fingerprint
     if bits == FLOAT and not recipe.train.epochs:  # how the quantised ones are trained is not its matter
@@ -47,15 +51,23 @@ def training_settings(recipe: Recipe, bits: int) -> dict[str, Any]:
         chain = [width for width in recipe.bits if FLOAT > width >= bits]
         tables["bits"] = [FLOAT, *(chain if recipe.quant.start_from == "previous" else [bits])]
         tables["quant"] = recipe.model_dump(mode="json", include={"quant"})["quant"]
+        if recipe.quant.teacher is not None:
+            tables["quant"]["teacher"] = _identity(_pinned(recipe.quant.teacher))
     return tables
 
 
-def _identity(recipe: Recipe) -> dict[str, Any]:
-    """The table model with digests for places: what was moved is the same."""
-    table: dict[str, Any] = recipe.model_dump(mode="json", include={"model"})["model"]
-    if recipe.model.sha256:
-        table["name"] = Path(recipe.model.name).name
-    if (weights := recipe.model.weights) and not weights.startswith(SHA256):
+def _pinned(teacher: Model) -> Model:
+    """With the digest of the file that its factory stands in, as a run's own network has it."""
+    path = None if teacher.sha256 else own.source_of(teacher.name)
+    return teacher if path is None else teacher.model_copy(update={"sha256": own.digest_of(path)})
+
+
+def _identity(model: Model) -> dict[str, Any]:
+    """A network's table with digests for places: what was moved is the same."""
+    table: dict[str, Any] = model.model_dump(mode="json")
+    if model.sha256:
+        table["name"] = Path(model.name).name
+    if (weights := model.weights) and not weights.startswith(SHA256):
         table["weights"] = SHA256 + own.digest_of(Path(weights))
     return table
 
@@ -67,6 +79,8 @@ class TrainStage:
         self.networks, self.threat, self.bits, self.tell = networks, threat, bits, teller(on_event)
         self.files: NetworkFolder = networks.files.network(bits)
         self.settings = training_settings(networks.recipe, bits)
+        if self.settings["train"].get("extra") and networks.extra is not None:
+            _, self.settings["train"]["extra"]["sha256"] = networks.extra  # other images are another training
 
     @property
     def stage(self) -> Stage:
@@ -190,8 +204,8 @@ class TrainStage:
         model, job = devices.on_device(networks.start(self.bits)), self.job()
         state = State(job.key)
         if job.schedule.epochs:
-            teacher = networks.network(FLOAT) if METHODS[job.training.method].teacher else None
-            state = fit(model, networks.dataset, job, teacher=teacher)
+            extra, _ = networks.extra or (None, "")
+            state = fit(model, networks.dataset, job, teacher=networks.teacher(self.bits), extra=extra)
         else:
             self._save(model, job, MODEL)
         for name in WEIGHTS & state.best.keys():

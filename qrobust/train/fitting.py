@@ -16,7 +16,7 @@ from torch import fx, nn
 
 from .. import devices, quant
 from ..attacks.gradient import check_output
-from ..data import Dataset, Given, Images, as_images, choose, to_unit
+from ..data import Dataset, Given, Images, as_images, choose, load_extra, to_unit
 from ..data.images import fingerprint
 from ..data.loading import split
 from ..errors import DataError, ModelError, RecipeError, did_you_mean, shown
@@ -24,13 +24,12 @@ from ..models.inference import estimate_statistics, in_eval_mode
 from ..recipe import Data, Training, checked
 from ..storage import digest
 from ..threat import Threat
-from .job import Job
+from .job import AUGMENTATION, Job
 from .methods import METHODS
 from .trainer import AVERAGE, MODEL, plain_images
 from .trainer import fit as train
 
 SHARE = 0.1  # of the images, to validate on
-AUGMENTATION = {"crop", "flip"}  # settings of a recipe's [data]
 
 
 @dataclass(frozen=True)
@@ -78,7 +77,7 @@ def fit(
     ard and rslad, which learn from a teacher. validation_data: images, or which share of the data, in [0, 0.5], to
     choose the best epoch by. out: a folder for the state after every epoch, which the same call goes on from.
     settings: keys of a recipe's [train], as `epochs=30, lr=0.05, milestones=[20, 26], attack={"steps": 7},
-    sar={"weight": 0.1}`, and `crop` and `flip` of its [data].
+    sar={"weight": 0.1}`, and `crop`, `resized_crop` and `flip` of its [data].
 
     Biases of a quantised network are rounded at the end, as `quantize` does: what is evaluated can be exported.
     Raises RecipeError for settings, DataError for images, ModelError for a network that do not go together; RunError
@@ -96,6 +95,7 @@ def fit(
     training, augmentation = _settings(model, method, settings)
     teacher = _teacher(method, teacher)
     dataset = _dataset(model, data, validation_data, seed)
+    extra = load_extra(training.extra, dataset, seed) if training.extra is not None and training.extra.share else None
     if not isinstance(threat, Threat):
         raise RecipeError(f"expected a Threat, got {shown(threat)}; pass qrobust.Threat('linf', 8 / 255)")
     described: dict[str, Any] = {
@@ -108,6 +108,8 @@ def fit(
         # Of a float network that is not seeded, every process begins with other weights.
         "start": _digest(model) if _is_quantised(model) else None,
     }
+    if training.extra is not None and extra is not None:
+        described["train"]["extra"] = {**training.extra.identity(), "sha256": fingerprint(extra)}
     with tempfile.TemporaryDirectory() as scratch:
         job = Job(
             label="fit",
@@ -121,7 +123,7 @@ def fit(
             precision=training.precision,
             settings=described,
         )
-        return _fitted(_start(model, dataset, training, seed), dataset, job, teacher)
+        return _fitted(_start(model, dataset, training, seed), dataset, job, teacher, extra)
 
 
 def finish(model: nn.Module, images: Images, job: Job) -> None:
@@ -132,8 +134,8 @@ def finish(model: nn.Module, images: Images, job: Job) -> None:
         quant.round_biases(model)
 
 
-def _fitted(model: nn.Module, dataset: Dataset, job: Job, teacher: nn.Module | None) -> Fitted:
-    state, networks = train(model, dataset, job, teacher=teacher), dict[str, nn.Module]()
+def _fitted(model: nn.Module, dataset: Dataset, job: Job, teacher: nn.Module | None, extra: Images | None) -> Fitted:
+    state, networks = train(model, dataset, job, teacher=teacher, extra=extra), dict[str, nn.Module]()
     for name in state.best:
         model.load_state_dict(state.best_of(name))
         finish(model, dataset.train, job)
@@ -149,7 +151,7 @@ def _settings(model: nn.Module, method: str, settings: Mapping[str, Any]) -> tup
     if method not in METHODS:
         raise RecipeError(f"fit: expected a method, got {shown(method)}{did_you_mean(str(method), METHODS)}")
     own = {key: value for key, value in settings.items() if key not in AUGMENTATION}
-    usual = "at" if METHODS[method].teacher else method  # what distils is a method of a recipe's [quant]
+    usual = "at" if METHODS[method].teacher else method  # whose teacher is no table here
     training = checked(Training, {**own, "method": usual}, source="fit").model_copy(update={"method": method})
     if METHODS[method].teacher and training.mix is not None:
         raise RecipeError(f"fit: expected method 'at' or 'natural' for mixed images, got {method!r}; remove mix")
@@ -164,6 +166,8 @@ def _settings(model: nn.Module, method: str, settings: Mapping[str, Any]) -> tup
 
 def _teacher(method: str, teacher: nn.Module | None) -> nn.Module | None:
     """On the device, in eval mode. Raises ModelError unless the method has one, and it is given."""
+    if teacher is not None and not isinstance(teacher, nn.Module):
+        raise ModelError(f"expected a network as teacher, got {shown(teacher)}; pass a torch module")
     if METHODS[method].teacher != (teacher is not None):
         wanted, got = ("a", "none") if METHODS[method].teacher else ("no", "one")
         raise ModelError(

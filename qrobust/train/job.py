@@ -13,7 +13,9 @@ from ..threat import Threat
 from .listeners import Listener
 
 DROP = 0.1  # the factor of a milestone where a recipe gives none
+AUGMENTATION = {"crop", "resized_crop", "flip"}  # keys of a recipe's [data]; the others say which images
 RISE = 0.4  # share of a cyclic schedule in which the rate rises
+LOW, LOWEST = 1 / 25, 1 / 250_000  # where one cycle begins and ends, as torch's OneCycleLR, in units of lr
 
 
 def learning_rate(schedule: Schedule, epoch: float) -> float:
@@ -22,12 +24,16 @@ def learning_rate(schedule: Schedule, epoch: float) -> float:
     "step": lr times the factors of the milestones reached. "cosine": lr·(1 + cos(π·t))/2 at the share t of all
     epochs after the warm-up. "cyclic": a straight line from 0 to lr, and down to 0 (Wong et al. 2020,
     arXiv 2001.03994). Before all of them a straight line from 0 for `warmup` epochs; a cyclic rate without one rises
-    for two fifths of all epochs.
+    for two fifths of all epochs. "one-cycle": half a cosine from lr/25 to lr for `pct_start` of all epochs, another to
+    lr/250000: torch's OneCycleLR, whose steps are counted from 0 to the last, in shares of all (Smith and Topin 2019,
+    arXiv 1708.07120).
 
     >>> learning_rate(Schedule(epochs=9, lr=1.0, milestones=(3, 6)), 3)
     0.1
     """
     share = epoch / schedule.epochs
+    if schedule.shape == "one-cycle":
+        return schedule.lr * _one_cycle(share, schedule.pct_start)
     rise = schedule.warmup / schedule.epochs or (RISE if schedule.shape == "cyclic" else 0)
     rate = schedule.lr * (share / rise) if share < rise else schedule.lr
     if schedule.shape == "step":
@@ -36,7 +42,19 @@ def learning_rate(schedule: Schedule, epoch: float) -> float:
         return rate
     if schedule.shape == "cyclic":
         return rate * ((1 - share) / (1 - rise))
-    return rate * (1 + math.cos(math.pi * (share - rise) / (1 - rise))) / 2
+    return rate * _fallen((share - rise) / (1 - rise))
+
+
+def _one_cycle(share: float, rise: float) -> float:
+    """The rate in units of the highest."""
+    if share < rise:
+        return 1 + (LOW - 1) * _fallen(share / rise)
+    return LOWEST + (1 - LOWEST) * _fallen((share - rise) / (1 - rise))
+
+
+def _fallen(share: float) -> float:
+    """Half a cosine, from 1 to 0."""
+    return (1 + math.cos(math.pi * share)) / 2
 
 
 def _dropped(rate: float, schedule: Schedule, epoch: float) -> float:

@@ -27,6 +27,8 @@ class Average(AveragedModel):
 
     "equal":       w ← (w·k + W)/(k + 1), to be called after every epoch
     "exponential": w ← decay·w + (1 - decay)·W, after every step; W at the first
+    with warmup:   w ← d·w + (1 - d)·W, d = min(decay, (1 + t)/(10 + t)) at step t from 0, w before it what the network
+                   began with (Rebuffi et al. 2021, arXiv 2103.01946, and their code)
 
     All else that the network holds (statistics, clips' units) is copied.
     """
@@ -39,15 +41,24 @@ class Average(AveragedModel):
         self.settings = settings
 
     def _mean(self, mean: Tensor, value: Tensor, count: Tensor | int) -> Tensor:
-        equal = self.settings.kind == "equal"
-        return mean.lerp(value, 1 / (int(count) + 1) if equal else 1 - self.settings.decay)
+        if self.settings.kind == "equal":
+            return mean.lerp(value, 1 / (int(count) + 1))
+        before = int(self.n_averaged)  # on the CPU, where it waits for no GPU; the start's weights were the first
+        leaves = min(self.settings.decay, before / (before + 9)) if self.settings.warmup else self.settings.decay
+        return mean.lerp(value, 1 - leaves)
 
     def begin(self, model: nn.Module) -> None:
-        """Stand where the network stands, so that what is aligned to the average has a trained one from the start."""
+        """Stand where the network stands, so that what is aligned to the average has a trained one from the start.
+
+        With `settings.warmup` these weights are part of the mean, the first that are counted.
+        """
         self.module.load_state_dict(model.state_dict())
+        self.n_averaged.fill_(int(self.settings.warmup))
 
     def estimate(self, batches: Iterable[Tensor]) -> None:
-        """Batch-norm statistics of the averaged weights, over images (n, c, h, w) in [0,1]: `settings.statistics`."""
+        """Batch-norm statistics of the averaged weights, over images (n, c, h, w) in [0,1]: `settings.statistics`,
+        unless they are copied.
+        """
         estimate_statistics(self.module, batches)
 
 

@@ -7,6 +7,7 @@ import re
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ from torch import Generator, Tensor, nn
 from .. import devices, distributed
 from ..attacks import StrongConfig, strong
 from ..attacks.plan import passes
-from ..data import Dataset, Images, epoch_batches, learning_batches, to_unit
+from ..data import Dataset, Extra, Images, epoch_batches, learning_batches, to_unit
 from ..errors import RunError
 from ..models.inference import frozen
 from ..progress import Bar, bar, note
@@ -54,24 +55,27 @@ MODEL, AVERAGE = "model", "average"  # what is kept the best of
 LOOKS_EVERY = 32  # batches: to read a loss, a GPU must have done all that it was given
 
 
-def fit(model: nn.Module, dataset: Dataset, job: Job, *, teacher: nn.Module | None = None) -> State:
+def fit(
+    model: nn.Module, dataset: Dataset, job: Job, *, teacher: nn.Module | None = None, extra: Images | None = None
+) -> State:
     """Train in place, from the last checkpoint if there is one; the model ends with the best epoch's weights.
 
     The best epoch has the highest accuracy under attack on the validation split (ties: clean accuracy, then the
     later), that of natural training the highest clean accuracy (ties: under attack); without a split, the last.
-    teacher: whom a method that distils learns from, in eval mode. `State.best_of` gives these weights, and those
-    of the best weight average. Raises RunError on a loss or weights that are not finite, naming epoch, batch and
-    rate, and where a batch holds a single image and batch-norm needs more.
+    teacher: whom a method that distils learns from, in eval mode. extra: images of the table `train.extra`, a share of
+    every batch. `State.best_of` gives these weights, and those of the best weight average. Raises RunError on a loss or
+    weights that are not finite, naming epoch, batch and rate, and where a batch holds a single image and batch-norm
+    needs more.
     """
     with _interruptible(job), devices.own_randomness(), devices.precision(job.precision):
-        work = _Work(model, dataset, job, teacher)
+        work = _Work(model, dataset, job, teacher, extra)
         with (
             listening(job.folder, work.state.history, tensorboard=job.tensorboard, on_event=job.on_event) as tell,
             bar(
                 job.label,
-                job.schedule.epochs * len(dataset.train),
+                job.schedule.epochs * work.seen,
                 "images",
-                done=work.state.epoch * len(dataset.train),
+                done=work.state.epoch * work.seen,
             ) as moving,
             distributed.synchronised(model) as whole,
         ):
@@ -86,20 +90,25 @@ def fit(model: nn.Module, dataset: Dataset, job: Job, *, teacher: nn.Module | No
 def optimizer(model: nn.Module, schedule: Schedule) -> torch.optim.Optimizer:
     """Of a network's weights, and of the clips that a quantised one learns."""
     adamw, (lr, decay) = schedule.optimizer == "adamw", (schedule.lr, schedule.weight_decay)
-    groups = parameter_groups(model, lr=lr, weight_decay=decay, matrices_only=adamw)
+    groups = parameter_groups(model, lr=lr, weight_decay=decay, matrices_only=adamw or schedule.decay == "matrices")
     if adamw:
         return torch.optim.AdamW(groups, fused=True)  # one pass over each parameter, not a dozen
-    return torch.optim.SGD(groups, momentum=schedule.momentum)
+    return torch.optim.SGD(groups, momentum=schedule.momentum, nesterov=schedule.nesterov)
 
 
 class _Work:
-    """A training under way: the network with its optimiser, its average, and where it stands."""
+    """A training under way: the network with its optimiser, its average, and where it stands. seen: images an epoch."""
 
-    def __init__(self, model: nn.Module, dataset: Dataset, job: Job, teacher: nn.Module | None) -> None:
+    def __init__(
+        self, model: nn.Module, dataset: Dataset, job: Job, teacher: nn.Module | None, extra: Images | None
+    ) -> None:
         schedule = job.schedule
         self.model, self.job, self.validation = model, job, dataset.validation
         self.images = dataset.train.to(devices.home(math.prod(dataset.train.shape)))
-        self.batches = len(learning_batches(len(self.images), schedule.batch_size))
+        self.extra = None if extra is None else _beside(extra, job)
+        beside = [] if self.extra is None else self.extra.counts(len(self.images), schedule.batch_size)
+        self.batches = len(beside or learning_batches(len(self.images), schedule.batch_size))
+        self.seen = len(self.images) + sum(beside)
         self.optimizer = optimizer(model, schedule)
         self.rates = [group["lr"] / schedule.lr for group in self.optimizer.param_groups]
         self.average = Average(model, schedule.average) if schedule.average else None
@@ -118,9 +127,12 @@ class _Work:
         if self.average is not None and averaging:
             if self.average.settings.kind == "equal":
                 self.average.update_parameters(self.model)
-            torch.manual_seed(devices.seed(self.job.seed, self.job.label, "statistics", epoch))  # one dropout for all
-            self.average.estimate(self._statistics_images(epoch))
-        record["images_per_second"] = round(len(self.images) / (time.perf_counter() - started), 1)
+            if self.average.settings.statistics != "copied":
+                torch.manual_seed(
+                    devices.seed(self.job.seed, self.job.label, "statistics", epoch)
+                )  # one dropout for all
+                self.average.estimate(self._statistics_images(epoch))
+        record["images_per_second"] = round(self.seen / (time.perf_counter() - started), 1)
         record |= self._validate(epoch)
         if masks := mask_statistics(self.model):
             record["masks"] = masks
@@ -133,7 +145,8 @@ class _Work:
         job, size = self.job, self.job.schedule.batch_size
         generator = devices.generator(job.seed, job.label, "epoch", epoch)
         torch.manual_seed(devices.seed(job.seed, job.label, "layers", epoch, distributed.rank()))  # dropout's
-        batches = epoch_batches(self.images, size, generator, devices.device(), job.data.crop, job.data.flip)
+        extra = None if self.extra is None else replace(self.extra, epoch=epoch)
+        batches = epoch_batches(self.images, size, generator, devices.device(), *_augmentation(job), extra=extra)
         counted: list[Tensor] = []
         for index, (x, y) in enumerate(batches):
             self._set_rate(epoch + index / self.batches)
@@ -173,7 +186,7 @@ class _Work:
         if job.schedule.average is not None and job.schedule.average.statistics == "plain":
             return plain_images(self.images, job)
         generator = devices.generator(job.seed, job.label, "statistics", epoch)
-        return _shuffled(self.images, job, generator, job.data.crop, job.data.flip)
+        return _shuffled(self.images, job, generator, *_augmentation(job))
 
     def _validate(self, epoch: int) -> dict[str, float]:
         """Clean and robust accuracy on the validation split, of the network and of its average."""
@@ -250,11 +263,28 @@ def plain_images(images: Images, job: Job) -> Iterator[Tensor]:
 
     Shuffled: of data in the order of its classes, no batch would vary as all images together do.
     """
-    return _shuffled(images, job, devices.generator(job.seed, job.label, "plain"), 0, False)
+    return _shuffled(images, job, devices.generator(job.seed, job.label, "plain"))
 
 
-def _shuffled(images: Images, job: Job, generator: Generator, padding: int, flip: bool) -> Iterator[Tensor]:
-    batches = epoch_batches(images, job.schedule.batch_size, generator, devices.device(), padding, flip)
+def _beside(images: Images, job: Job) -> Extra:
+    """What stands in every batch beside the data set's images; the same on all processes, and in a continued run."""
+    assert job.training.extra is not None
+    resting = images.to(devices.home(math.prod(images.shape)))
+
+    def order(number: int) -> Tensor:
+        generator = devices.generator(job.seed, job.label, "extra", number)
+        return torch.randperm(len(images), generator=generator)
+
+    return Extra(resting, job.training.extra.share, order)
+
+
+def _augmentation(job: Job) -> tuple[int, bool, tuple[float, float] | None]:
+    """What `epoch_batches` is told of it."""
+    return job.data.crop, job.data.flip, job.data.resized_crop
+
+
+def _shuffled(images: Images, job: Job, generator: Generator, *augmentation: Any) -> Iterator[Tensor]:
+    batches = epoch_batches(images, job.schedule.batch_size, generator, devices.device(), *augmentation)
     return (_filtered(x, job) for x, _ in batches)
 
 

@@ -5,10 +5,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 from qrobust import recipe
-from qrobust.data import DataSettings, load
+from qrobust.data import DataSettings, Extra, load, make_images
 
 TEXT = (Path(__file__).resolve().parents[2] / "docs" / "data.md").read_text()
 PYTHON, TOML = (re.findall(rf"```{kind}\n(.*?)```", TEXT, re.S) for kind in ("python", "toml"))
@@ -49,7 +50,15 @@ def test_its_recipes_load_images(place, block, capfd):
 
 
 def test_its_weights_of_classes(place):
-    assert written(place, TOML[2]).train.class_weights == "balanced"
+    assert written(place, TOML[3]).train.class_weights == "balanced"
+
+
+def test_its_second_source(place):
+    """And what the page says of a batch."""
+    found = written(place, f"[train]\n{TOML[2]}").train.extra
+    assert (found.name, found.root, found.share) == ("npz", "generated.npz", 0.7)
+    beside = Extra(make_images(torch.zeros(1, 1, 1, 1).byte(), torch.tensor([0]), classes=1), found.share, torch.arange)
+    assert beside.counts(3 * 38, 128) == [90] * 3
 
 
 def test_its_example_runs(capsys):

@@ -1,5 +1,7 @@
 """Averages against numpy, their statistics against the data's, and that they are kept."""
 
+import copy
+
 import numpy as np
 import pytest
 import torch
@@ -13,11 +15,12 @@ from qrobust.train import step as average_module
 from qrobust.train.checkpoint import load_state, part, save_state
 from qrobust.train.step import Average
 
-from .helpers import are_equal, job, network, some_batch, some_data, weights_of
+from .helpers import are_equal, deeper, job, network, some_batch, some_data, weights_of
 
 DATA = some_data()
 EQUAL = {"average": {"start": 1}}
 EXPONENTIAL = {"average": {"start": 1, "kind": "exponential", "decay": 0.8}}
+LEADERS = {"average": {"start": 0, "kind": "exponential", "decay": 0.3, "warmup": True, "statistics": "copied"}}
 
 
 def followed(settings, networks):
@@ -48,6 +51,24 @@ def test_the_exponential_mean(k):
     assert sum(shares) == pytest.approx(1)
     expected = sum(share * weight(model) for share, model in zip(shares, networks, strict=True))
     np.testing.assert_allclose(weight(average.module), expected, atol=1e-6)
+
+
+def test_the_exponential_mean_with_warmup():
+    """decay at step t is min(tau, (1 + t)/(10 + t)): a tenth of the start's weights is left by the first step."""
+    networks, tau = [network(seed=seed) for seed in range(9)], 0.4
+    average = Average(networks[0], recipe.Average(kind="exponential", decay=tau, warmup=True, start=0))
+    average.begin(networks[0])
+    expected = weight(networks[0])
+    for t, model in enumerate(networks[1:]):
+        average.update_parameters(model)
+        decay = min(tau, (1 + t) / (10 + t))
+        expected = decay * expected + (1 - decay) * weight(model)
+        np.testing.assert_allclose(weight(average.module), expected, atol=1e-6)
+    assert decay == tau  # reached within these steps, not from the first
+    average = Average(networks[0].double(), recipe.Average(kind="exponential", warmup=True, start=0))
+    average.begin(networks[0])
+    average.update_parameters(networks[1].double())
+    assert weight(average.module) == pytest.approx(weight(networks[0]) / 10 + weight(networks[1]) * 9 / 10)
 
 
 def test_it_is_frozen_and_a_copy():
@@ -141,9 +162,15 @@ def test_statistics_are_usually_of_augmented_images(tmp_path, monkeypatch):
 
 
 def test_the_key_of_a_run_without_the_setting_is_what_it_was():
-    usual, plain = recipe.Average(), recipe.Average(statistics="plain")
+    usual, plain = recipe.Average(), recipe.Average(statistics="plain", kind="exponential", warmup=True)
     assert usual.model_dump() == {"kind": "equal", "decay": 0.999, "start": "first-drop", "deploy": False}
     assert plain.model_dump()["statistics"] == "plain"
+    assert plain.model_dump()["warmup"] is True
+
+
+def test_warmup_is_of_exponential_means():
+    with pytest.raises(ValueError, match="expected kind = 'exponential' for warmup, got 'equal'; remove warmup"):
+        recipe.Average(warmup=True)
 
 
 # In training
@@ -185,15 +212,55 @@ def test_the_exponential_mean_of_a_training(tmp_path, monkeypatch):
     assert int(last["average.n_averaged"]) == 9
 
 
+def quantised():
+    return deeper("normalised")
+
+
+@pytest.mark.parametrize(("make", "data"), [(network, DATA), (quantised, some_data(validation=0))])
+def test_the_leaders_average_of_a_training(tmp_path, monkeypatch, make, data):
+    """From the start's weights on; statistics are the network's own; stopped and continued, it is the same to the bit;
+    it is validated, and its best epoch is kept.
+    """
+    begun, tau = make(), 0.3
+    start, schedule = weights_of(begun), LEADERS | {"epochs": 2, "milestones": [1]}
+    steps = snapshots(monkeypatch, Average, "update_parameters", lambda average, model: weights_of(model))
+    state = fit(copy.deepcopy(begun), data, job(tmp_path / "whole", schedule=schedule))
+    last = load_state(tmp_path / "whole" / "checkpoint" / "last.safetensors").tensors
+    parameters = dict(begun.named_parameters())
+    for name in parameters:
+        expected = start[name].double()
+        for t, step in enumerate(steps):
+            decay = min(tau, (1 + t) / (10 + t))
+            expected = decay * expected + (1 - decay) * step[name].double()
+        torch.testing.assert_close(last[f"average.module.{name}"].double(), expected, atol=1e-6, rtol=1e-5)
+    for name in start.keys() - parameters.keys():
+        assert torch.equal(last[f"average.module.{name}"], last[f"model.{name}"])
+    if len(data.validation):
+        found = [record["average_robust"] for record in state.history]
+        assert state.best["average"]["average_robust"] == max(found)
+
+    def stopping(*arguments):
+        if (tmp_path / "cut" / "metrics.jsonl").exists():
+            raise KeyboardInterrupt
+        return write(*arguments)
+
+    write = listeners.write_text
+    with monkeypatch.context() as patch:
+        patch.setattr(listeners, "write_text", stopping)
+        with pytest.raises(KeyboardInterrupt):
+            fit(copy.deepcopy(begun), data, job(tmp_path / "cut", schedule=schedule))
+    fit(copy.deepcopy(begun), data, job(tmp_path / "cut", schedule=schedule))
+    assert are_equal(load_state(tmp_path / "cut" / "checkpoint" / "last.safetensors").tensors, last)
+
+
 def test_the_average_does_not_disturb_the_training(tmp_path):
     """Unless something is aligned to it: the network's own weights are the same bits."""
     found = []
-    for name, schedule in {"without": {}, "equal": EQUAL, "exponential": EXPONENTIAL}.items():
+    for name, schedule in {"none": {}, "equal": EQUAL, "exponential": EXPONENTIAL, "warmup": LEADERS}.items():
         model = network()
         fit(model, DATA, job(tmp_path / name, schedule=schedule))
         found.append(weights_of(model))
-    assert are_equal(found[0], found[1])
-    assert are_equal(found[0], found[2])
+    assert all(are_equal(found[0], other) for other in found[1:])
 
 
 def test_the_best_average_is_kept_apart(tmp_path, monkeypatch):

@@ -147,6 +147,9 @@ REFUSED = {
     "no network": (lambda: fit("net"), "expected a network with weights to train, got 'net'"),
     "no weights": (lambda: fit(Two()), "expected a network with weights to train, got Two"),
     "no teacher": (lambda: fit(network(), method="ard"), "expected a teacher for method 'ard', got none"),
+    "a teacher that is none": (
+        lambda: fit(network(), method="ard", teacher={"name": "wide"}), "expected a network as teacher, got {'name'"
+    ),
     "a teacher too many": (lambda: fit(network(), teacher=network()), "expected no teacher for method 'trades'"),
     "a distilled mix": (
         lambda: fit(network(), method="ard", teacher=network(), mix={"kind": "cutmix"}), "for mixed images, got 'ard'"

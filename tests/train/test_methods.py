@@ -10,7 +10,7 @@ from qrobust import devices, recipe
 from qrobust.attacks import PgdConfig, pgd
 from qrobust.errors import DataError, RecipeError
 from qrobust.objectives import spectral_distance
-from qrobust.recipe import TrainingAttack
+from qrobust.recipe import TrainingAttack, schema
 from qrobust.threat import Threat
 from qrobust.train import METHODS, methods
 from qrobust.train.methods import ATTACK_KINDS, Views, aligned, class_weights, draw_start, perturb
@@ -161,10 +161,8 @@ def test_trades_without_its_second_term_is_natural_training():
 
 
 def test_the_methods_are_those_of_recipes():
-    """A float network has no teacher yet; the quantised ones have it."""
-    assert set(METHODS) == literals(recipe.Quantisation)
-    assert {name for name, method in METHODS.items() if not method.teacher} == literals(recipe.Training)
-    assert {name for name, method in METHODS.items() if method.teacher} == {"ard", "rslad"}
+    assert set(METHODS) == literals(recipe.Quantisation) == literals(recipe.Training)
+    assert {name for name, method in METHODS.items() if method.teacher} == set(schema.DISTILLING)
 
 
 def literals(table):

@@ -4,6 +4,7 @@ import itertools
 import math
 
 import pytest
+import torch
 
 from qrobust.recipe import Average, Awp, Sar, Schedule
 from qrobust.train import first_epoch, learning_rate
@@ -29,6 +30,10 @@ TABLE = {
     "warm-up, cosine": ({"epochs": 5, "shape": "cosine", "warmup": 1}, [0, 0.1, 0.05 + 0.05 * 0.5**0.5, 0.05]),
     "warm-up, cyclic": ({"epochs": 5, "shape": "cyclic", "warmup": 1}, [0, 0.1, 0.075, 0.05, 0.025, 0]),
     "half an epoch": ({"epochs": 2, "warmup": 0.5}, [0, 0.1]),
+    "one cycle": (
+        {"epochs": 4, "lr": 2.0, "shape": "one-cycle", "pct_start": 0.5},
+        [0.08, 1.04, 2.0, 1 + 4e-6, 8e-6],
+    ),
 }
 
 
@@ -51,6 +56,29 @@ def test_smooth_shapes_have_no_jumps(shape, warmup, steepest):
     assert min(rates) >= 0
     assert max(rates) == pytest.approx(0.2)
     assert rates[-1] == pytest.approx(0, abs=1e-15)
+
+
+@pytest.mark.parametrize("pct_start", [0.025, 0.3])
+def test_one_cycle_is_torch_s(pct_start):
+    """Its rate at step s of N, which it counts to N - 1 and turns at pct_start·N - 1, is that at their shares."""
+    total, schedule = 2000, Schedule(epochs=10, lr=0.2, shape="one-cycle", pct_start=pct_start)
+    optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=1.0, momentum=0.9)
+    cycle = torch.optim.lr_scheduler.OneCycleLR(
+        optimizer, max_lr=0.2, total_steps=total, pct_start=pct_start, cycle_momentum=False
+    )
+    theirs = []
+    for _ in range(total):
+        theirs.append(cycle.get_last_lr()[0])
+        optimizer.step()
+        if len(theirs) < total:
+            cycle.step()
+    turn = pct_start * total - 1
+    shares = [s / turn * pct_start if s <= turn else 1 - (total - 1 - s) / (total - 1 - turn) * (1 - pct_start)
+              for s in range(total)]  # fmt: skip
+    assert [learning_rate(schedule, 10 * share) for share in shares] == pytest.approx(theirs, rel=1e-9, abs=1e-12)
+    plain = [learning_rate(schedule, 10 * s / total) for s in range(total)]
+    assert max(abs(a - b) for a, b in zip(plain, theirs, strict=True)) < 0.2 * 8 / (pct_start * total)
+    assert (max(theirs), theirs[-1]) == (pytest.approx(0.2), pytest.approx(0.2 / 25e4))
 
 
 def test_cyclic_rises_to_lr_at_two_fifths():

@@ -10,6 +10,7 @@ from torch import nn
 from qrobust.data import MIXES
 from qrobust.quant import QuantConfig, kurtosis, lipschitz, quantize, quantizers
 from qrobust.recipe import Average as Settings
+from qrobust.recipe import Schedule
 from qrobust.spectrum import low_pass
 from qrobust.train import learning_rate, trainer
 from qrobust.train import step as step_module
@@ -314,6 +315,24 @@ def test_frozen_statistics_are_what_the_loss_is_computed_with(tmp_path):
 
 
 # Rates within an epoch
+
+
+def test_nesterov_and_decay_of_matrices_alone():
+    """v ← μ·v + g, w ← w - lr·(g + μ·v), with decay in the g of convolution and classifier, not of norm and biases."""
+    model, schedule = network(), {"lr": 0.1, "momentum": 0.5, "weight_decay": 0.2, "nesterov": True}
+    optimizer = trainer.optimizer(model, Schedule(epochs=1, decay="matrices", **schedule))
+    before = weights_of(model)
+    for _ in range(3):
+        for parameter in model.parameters():
+            parameter.grad = torch.ones_like(parameter)
+        optimizer.step()
+    for name, parameter in model.named_parameters():
+        value, velocity = before[name], 0
+        for _ in range(3):
+            gradient = 1 + (0.2 * value if name in ("0.weight", "5.weight") else 0)
+            velocity = 0.5 * velocity + gradient
+            value = value - 0.1 * (gradient + 0.5 * velocity)
+        torch.testing.assert_close(parameter.detach().cpu(), value)
 
 
 @pytest.mark.parametrize(

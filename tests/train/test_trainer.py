@@ -302,9 +302,10 @@ def test_settings_reach_attack_and_augmentation(tmp_path, monkeypatch):
         attacked.append({"moved": not torch.equal(start, x), **options})
         return pgd(model, x, y, start=start, **options)
 
-    def recording_batches(*arguments):
+    def recording_batches(*arguments, **options):
         batched.append(arguments[1:2] + arguments[4:])
-        return batches(*arguments)
+        assert options == {"extra": None}
+        return batches(*arguments, **options)
 
     monkeypatch.setattr(methods, "pgd", recording_pgd)
     monkeypatch.setattr(trainer, "epoch_batches", recording_batches)
@@ -313,7 +314,7 @@ def test_settings_reach_attack_and_augmentation(tmp_path, monkeypatch):
     train(task)
     attacking = {"moved": False, "config": PgdConfig(steps=3, step_size=0.01, keep="best", training=True)}
     assert attacked == [{"threat": task.threat, **attacking}] * 3
-    assert batched == [(20, 1, True)]
+    assert batched == [(20, 1, True, None)]
 
 
 def test_every_epoch_has_its_own_order_and_noise(tmp_path, monkeypatch):

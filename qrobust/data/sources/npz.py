@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import zipfile
 import zlib
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from .registry import Loaded, Settings, missing, root_of, source
 
 Array = NDArray[Any]
 NEEDED = ("x_train", "y_train", "x_test", "y_test")
+PAIRS = (("x_train", "y_train"), ("x", "y"), ("image", "label"))
 REMEDY = "write it by np.savez(FILE, x_train=..., y_train=..., x_test=..., y_test=...) and set -o data.root=FILE"
 
 
@@ -31,43 +33,69 @@ def npz(settings: Settings) -> Loaded:
 
     >>> np.savez("mine.npz", x_train=x, y_train=y, x_test=x, y_test=y)  # doctest: +SKIP
     """
-    path = root_of(settings)
-    arrays = _read(path)
+    arrays = _read(root_of(settings), _needed)
     classes = _class_names(arrays)
     train = _images(arrays, "train", len(classes))
     return Loaded(train, _images(arrays, "test", len(classes)), classes)
 
 
-def _read(path: Path) -> dict[str, Array]:
+def labelled(path: Path) -> tuple[Images, tuple[str, ...]]:
+    """One pair of arrays of a .npz file, and the names in an array `classes`; () without, where labels are numbers.
+
+    The pair is the first that is there of x_train and y_train, x and y, image and label, otherwise as of `npz`; images
+    in `image` may have their channels last, as published sets of generated images have them. Raises DataError.
+    """
+    arrays = _read(path, _pair)
+    x_name, y_name, *_ = arrays
+    if x_name == "image" and _is_channels_last(arrays[x_name].shape):
+        arrays[x_name] = arrays[x_name].transpose(0, 3, 1, 2)
+    names = _stated(arrays) or ()
+    return _labelled(arrays, x_name, y_name, len(names) or 2**31), names
+
+
+def _read(path: Path, wanted: Callable[[Path, Any], tuple[str, ...]]) -> dict[str, Array]:
     if not path.is_file():
         raise missing("a .npz file", path, REMEDY)
     try:
         # Opened here, because np.load leaves a damaged file open.
         with path.open("rb") as opened:
             file = np.load(opened, allow_pickle=False)
-            _check_names(path, file)
-            return {name: file[name] for name in (*NEEDED, "classes") if name in file}
+            if not isinstance(file, np.lib.npyio.NpzFile):
+                raise DataError(f"expected a .npz file, got a single array in {path}; {REMEDY}")
+            return {name: file[name] for name in (*wanted(path, file), "classes") if name in file}
     except (OSError, ValueError, EOFError, zipfile.BadZipFile, zlib.error) as error:
         raise DataError(f"expected a .npz file of numbers, cannot read {path}: {error}; {REMEDY}") from error
 
 
-def _check_names(path: Path, file: Any) -> None:
-    if not isinstance(file, np.lib.npyio.NpzFile):
-        raise DataError(f"expected a .npz file, got a single array in {path}; {REMEDY}")
+def _needed(path: Path, file: Any) -> tuple[str, ...]:
     for name in NEEDED:
         if name not in file:
             raise DataError(f"expected an array {name} in {path}, got none{did_you_mean(name, file.files)}")
+    return NEEDED
+
+
+def _pair(path: Path, file: Any) -> tuple[str, ...]:
+    for pair in PAIRS:
+        if all(name in file for name in pair):
+            return pair
+    wanted = ", ".join(" and ".join(pair) for pair in PAIRS)
+    raise DataError(f"expected a pair of arrays in {path}, one of {wanted}, got none; name them so")
+
+
+def _stated(arrays: dict[str, Array]) -> tuple[str, ...] | None:
+    """Names of classes, where there are some."""
+    if "classes" not in arrays:
+        return None
+    if arrays["classes"].ndim != 1:
+        raise DataError(f"expected classes of shape (classes,), got {arrays['classes'].shape}; give one name a class")
+    return tuple(str(name) for name in arrays["classes"])
 
 
 def _class_names(arrays: dict[str, Array]) -> tuple[str, ...]:
     labels = arrays["y_train"]
     _check_labels("y_train", labels)
-    if "classes" in arrays:
-        if arrays["classes"].ndim != 1:
-            raise DataError(
-                f"expected classes of shape (classes,), got {arrays['classes'].shape}; give one name a class"
-            )
-        return tuple(str(name) for name in arrays["classes"])
+    if (stated := _stated(arrays)) is not None:
+        return stated
     found = np.unique(labels).tolist()
     if found and found[-1] >= len(found):
         absent = next(label for label, there in enumerate(found) if label != there)
@@ -79,7 +107,10 @@ def _class_names(arrays: dict[str, Array]) -> tuple[str, ...]:
 
 
 def _images(arrays: dict[str, Array], part: str, classes: int) -> Images:
-    x_name, y_name = f"x_{part}", f"y_{part}"
+    return _labelled(arrays, f"x_{part}", f"y_{part}", classes)
+
+
+def _labelled(arrays: dict[str, Array], x_name: str, y_name: str, classes: int) -> Images:
     _check_labels(y_name, arrays[y_name])
     _check_layout(x_name, arrays[x_name].shape)
     x = torch.from_numpy(_to_bytes(x_name, arrays[x_name]))
@@ -89,12 +120,16 @@ def _images(arrays: dict[str, Array], part: str, classes: int) -> Images:
 
 def _check_layout(name: str, shape: tuple[int, ...]) -> None:
     """Raises DataError for what is far more likely (n, h, w, c): a few channels last, behind sides of many pixels."""
-    channels = (3, 4) if len(shape) == 4 and shape[1] != shape[2] else (1, 3, 4)
-    if len(shape) == 4 and min(shape[1:3]) > 4 and shape[3] in channels:
+    if _is_channels_last(shape):
         raise DataError(
             f"expected {name} of shape (n, c, h, w), got {shape}, which is as (n, h, w, c); "
             f"pass {name}.transpose(0, 3, 1, 2)"
         )
+
+
+def _is_channels_last(shape: tuple[int, ...]) -> bool:
+    channels = (3, 4) if len(shape) == 4 and shape[1] != shape[2] else (1, 3, 4)
+    return len(shape) == 4 and min(shape[1:3]) > 4 and shape[3] in channels
 
 
 def _check_labels(name: str, labels: Array) -> None:
