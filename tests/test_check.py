@@ -406,7 +406,7 @@ def test_an_older_baseline_says_what_it_lacks_and_can_be_pinned_again(folder, tm
 def stronger(arrays):
     """The same images under `strong`, with the parts that found them."""
     renamed = {name.replace("pgd-20", "strong"): array for name, array in arrays.items()}
-    return renamed | {"found_by.strong": name_rows(["clean"] * 4 + ["margin-30"] * 59 + ["square-250, last"])}
+    return renamed | {"found_by.strong": name_rows(["clean"] * 4 + ["margin-30"] * 59 + ["square-240, last"])}
 
 
 @pytest.mark.parametrize("given", [(), ("--queries", "60", "--seed", "3")], ids=["manifest's", "given"])

@@ -63,7 +63,7 @@ TURNS = (
     Part("dlr", 50, "random"),
     Part("margin", 50, "random", form=LAST),
 )
-ROUNDED = tuple(part for turn in TURNS for part in (turn, Part(SQUARE, 250, "last")))
+ROUNDED = tuple(part for turn in TURNS for part in (turn, Part(SQUARE, 240, "last")))
 QUICK = (Part("margin", 50, "near"), Part(SQUARE, 300, "best"))
 
 LEAST = 3  # passes: one step and its verdict

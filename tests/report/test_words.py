@@ -83,7 +83,7 @@ def test_what_no_check_has_judged_is_not_called_held(run):
 
 
 PART = {"part": "margin-30", "tried": 10, "broken": 4, "forward_passes": 310, "gradient_passes": 300, "seconds": 0.5}
-SQUARE = PART | {"part": "square-250, last", "tried": 6, "broken": 1, "gradient_passes": 0}
+SQUARE = PART | {"part": "square-240, last", "tried": 6, "broken": 1, "gradient_passes": 0}
 NOTHING = PART | {"part": "ce-50, random", "tried": 5, "broken": 0}
 
 
@@ -97,7 +97,7 @@ def test_the_parts_of_a_cascade_say_what_they_found(run):
     keys = ("part", "tried", "broken", "forward_passes", "gradient_passes", "seconds")
     assert [tuple(row[key] for key in keys) for row in torch.found] == [
         ("margin-30", 10, 4, 310, 300, 0.5),
-        ("square-250, last × 2", 6, 2, 620, 0, 1.0),
+        ("square-240, last × 2", 6, 2, 620, 0, 1.0),
         ("2 others", 5, 0, 620, 600, 1.0),
     ]
     assert [row["part"] for row in file.found] == ["ce-50, random"]
