@@ -67,7 +67,7 @@ def test_no_weaker(network, rival):
 
 
 @pytest.mark.parametrize("rival", ["cw-torchattacks", "cw-foolbox"])
-@pytest.mark.parametrize("network", ["small", "demo", CIFAR])
+@pytest.mark.parametrize("network", ["small", pytest.param("demo", marks=pytest.mark.slow), CIFAR])
 def test_cw_is_no_farther(network, rival):
     target = NETWORKS[network]()
     (ours, left), (theirs, left_there) = (attacked(network, rival, own) for own in (True, False))

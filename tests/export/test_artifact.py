@@ -93,7 +93,7 @@ def test_an_l2_threat_reaches_the_artifact(tmp_path, input):
 
 
 @pytest.mark.parametrize("input", INPUTS)
-@pytest.mark.parametrize("target", ["ort-cpu", "tensorrt", "compact"])
+@pytest.mark.parametrize("target", ["ort-cpu", "tensorrt", pytest.param("compact", marks=pytest.mark.slow)])
 def test_the_manifest_says_what_goes_in_and_how_well_it_agrees(tmp_path, target, input):
     manifest = write(tmp_path / "artifact", target, input=input)
     shape, dtype = ([1, 8, 8], "float32") if input == INPUTS[0] else ([8, 8, 1], "uint8")

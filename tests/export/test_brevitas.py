@@ -136,7 +136,7 @@ def _zero(known, node, found):
     return zero.reshape(-1, *[1] * (found.ndim - 1)) if zero.ndim else zero
 
 
-@pytest.mark.parametrize("target", ["openvino", "ort-cpu", "compact"])
+@pytest.mark.parametrize("target", ["openvino", "ort-cpu", pytest.param("compact", marks=pytest.mark.slow)])
 @pytest.mark.parametrize("name", NETWORKS)
 def test_integers_are_those_of_brevitas_own_file(name, target):
     weights, activations = theirs(name)

@@ -203,7 +203,7 @@ def assert_runs_however_opened(data, x, target):
 @pytest.mark.parametrize(
     ("name", "target"),
     [
-        pytest.param(name, target, marks=[] if name == "resnet8" or (i + j) % 2 == 0 else pytest.mark.slow)
+        pytest.param(name, target, marks=[] if (i + j) % 2 == 0 else pytest.mark.slow)
         for i, name in enumerate([*OWN, "resnet8"])
         for j, target in enumerate(target for target in TARGETS if target != "qonnx")
     ],

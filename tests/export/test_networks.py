@@ -83,7 +83,9 @@ def test_thirty_networks_go_the_whole_path(name, bits):
     assert row["passed"], row
 
 
-@pytest.mark.parametrize(("target", "whole"), [("ort-cpu", 2), ("ort-cpu-int8", 0), ("compact", 0)])
+@pytest.mark.parametrize(
+    ("target", "whole"), [("ort-cpu", 2), ("ort-cpu-int8", 0), pytest.param("compact", 0, marks=pytest.mark.slow)]
+)
 def test_attention_is_one_operator_where_the_opset_and_the_runtime_allow(target, whole):
     torch.manual_seed(0)
     model = build("vit_small_images", in_channels=1, classes=4, size=8, width=32, depth=2)

@@ -91,6 +91,7 @@ def test_every_width_is_made_from_the_float_network_and_says_what_it_costs(small
     assert {one.bits for one in quantizers(again) if one.inner and not one.masked} == {3}
 
 
+@pytest.mark.slow
 def test_bits_keep_a_budget_and_a_second_call_measures_nothing(small_run: Path, tmp_path: Path) -> None:
     settings, asked = recipe(small_run, *QUICK), Asked("0.5x", widths=(2, 4), n=8)
     found = allocate(settings, tmp_path / "out", asked)

@@ -47,7 +47,7 @@ FILES = (
         "check.json", "attack.json", "attack.npz",
     )),
 )  # fmt: skip
-FEW = [("qm-32/model.safetensors", "cut"), ("qm-4/eval.npz", "emptied"), ("qm-4/artifact/manifest.json", "removed")]
+FEW = [("qm-32/model.safetensors", "cut"), ("qm-4/artifact/manifest.json", "removed")]
 
 
 def started(folder: Path, *more: str) -> Run:
@@ -214,6 +214,7 @@ def test_damaged_weights_without_training_state_are_told_with_a_remedy(whole: Pa
     assert weights(copy) == weights(whole)
 
 
+@pytest.mark.slow
 def test_a_damaged_training_state_is_told_with_a_remedy(whole: Path, copy: Path) -> None:
     for name in ("train.json", "model.safetensors"):  # as in the middle of training
         (copy / "qm-4" / name).unlink()

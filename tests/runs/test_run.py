@@ -177,6 +177,7 @@ def distilled(tmp_path_factory: pytest.TempPathFactory) -> Run:
     return run
 
 
+@pytest.mark.slow
 def test_a_network_of_several_widths_is_distilled_judged_and_exported(distilled: Run) -> None:
     widths = Artifact.load(distilled.folder / "qm-4" / "artifact").manifest["bits_per_layer"]
     third = {bits for name, bits in widths.items() if name.startswith("layer3.")}
@@ -195,6 +196,7 @@ def test_a_network_of_several_widths_is_distilled_judged_and_exported(distilled:
     assert {q.backward for q in quantizers(distilled.network(4)) if q.masked} == {"identity"}
 
 
+@pytest.mark.slow
 def test_statistics_are_means_over_the_training_images(distilled: Run) -> None:
     """Of the first batch-norm: over batches as large as those of training, shuffled, without augmentation."""
     for bits in (32, 4):

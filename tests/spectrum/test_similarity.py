@@ -62,7 +62,7 @@ def test_batches_are_the_definition_summed():
     assert by_batches(x, y, 12) == pytest.approx(float(both / (first * second).sqrt()), rel=1e-5)
 
 
-@pytest.mark.parametrize("size", [4, 8, 64])
+@pytest.mark.parametrize("size", [pytest.param(4, marks=pytest.mark.slow), 8, 64])
 def test_small_batches_give_what_all_images_give(size):
     """An estimate from batches of 4 is not shifted; a biased one would come out near 1."""
     x, y = related(n=16384)
