@@ -13,6 +13,7 @@ CPU = PROVIDERS["cpu"]
 linux = pytest.mark.skipif(sys.platform != "linux", reason="resident memory is read from /proc")
 
 
+@pytest.mark.slow
 @linux
 def test_more_images_take_more_memory(artifacts, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)  # not where the package lies

@@ -53,7 +53,7 @@ def densenet():
     return models.DenseNet(4, (2, 2), 8, num_classes=10)
 
 
-QUICK = ("vision_transformer", "mobilenet")
+QUICK = ("vision_transformer",)
 SMALL = {make.__name__: make for make in (vision_transformer, swin, convnext, mobilenet, densenet)}
 
 
@@ -84,7 +84,12 @@ def test_thirty_networks_go_the_whole_path(name, bits):
 
 
 @pytest.mark.parametrize(
-    ("target", "whole"), [("ort-cpu", 2), ("ort-cpu-int8", 0), pytest.param("compact", 0, marks=pytest.mark.slow)]
+    ("target", "whole"),
+    [
+        ("ort-cpu", 2),
+        pytest.param("ort-cpu-int8", 0, marks=pytest.mark.slow),
+        pytest.param("compact", 0, marks=pytest.mark.slow),
+    ],
 )
 def test_attention_is_one_operator_where_the_opset_and_the_runtime_allow(target, whole):
     torch.manual_seed(0)

@@ -203,6 +203,7 @@ def test_another_artifact_does_not_keep_the_verdict(whole: Path, copy: Path) -> 
     assert findings(copy) == findings(whole)
 
 
+@pytest.mark.slow
 def test_damaged_weights_without_training_state_are_told_with_a_remedy(whole: Path, copy: Path) -> None:
     shutil.rmtree(copy / "qm-4" / "checkpoint")
     DAMAGES["cut"](copy / "qm-4" / "model.safetensors")
