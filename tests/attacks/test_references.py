@@ -78,6 +78,7 @@ def test_cw_is_no_farther(network, rival):
     assert here <= FARTHER * there
 
 
+@pytest.mark.slow
 def test_a_weaker_attack_would_be_seen():
     target, strong = NETWORKS["demo"](), RIVALS["pgd-foolbox"]
     weak = RIVALS["fgsm-foolbox"]

@@ -75,6 +75,7 @@ def test_the_worst_case_is_counted_image_by_image():
     assert found["worst_case_ci95"][0] < 0.25 < found["worst_case_ci95"][1]
 
 
+@pytest.mark.slow
 def test_several_providers_race_in_one_run(artifacts):
     evidence("openvino")
     result = bench([artifacts[8]], QUICK.changed(batch=[1], threads=[1]), providers=("cpu", "openvino"))

@@ -74,6 +74,7 @@ def test_what_is_missing_or_too_much_is_said(small_run: Path) -> None:
         Asked("5%")
 
 
+@pytest.mark.slow
 def test_every_width_is_made_from_the_float_network_and_says_what_it_costs(small_run: Path, tmp_path: Path) -> None:
     asked = Request(str(small_run), bits=(8, 3))
     run = Run(
