@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -29,13 +30,17 @@ def plot(result: dict[str, Any], path: Path) -> None:
 
     result: of `bench`. Bars are 95 % intervals. Needs matplotlib. Raises RunError for a path that cannot be written.
     """
+    _save(lambda: _drawn(result), path)
+
+
+def _save(draw: Callable[[], Figure], path: Path) -> None:
+    """The same result, the same bytes; a dollar in a name is no formula."""
     from matplotlib import rc_context
 
     expect_image(path)
     buffer, kind = io.BytesIO(), path.suffix.lower()[1:]
-    # The same result, the same bytes; a dollar in a name is no formula.
     with rc_context({"svg.hashsalt": "qrobust", "text.parse_math": False}):
-        _drawn(result).savefig(buffer, format=kind, dpi=200, metadata={"Date": None} if kind == "svg" else None)
+        draw().savefig(buffer, format=kind, dpi=200, metadata={"Date": None} if kind == "svg" else None)
     write_bytes(path, buffer.getvalue())
 
 
@@ -43,10 +48,12 @@ def plot_front(result: dict[str, Any], path: Path) -> None:
     """Draw what all layers together lose of their margin against what they cost: the Pareto front of an allocation,
     the one within the budget, and uniform widths. Raises RunError as `plot`.
     """
-    from matplotlib import rc_context
+    _save(lambda: _front(result), path)
+
+
+def _front(result: dict[str, Any]) -> Figure:
     from matplotlib.figure import Figure
 
-    expect_image(path)
     unit = result["budget"]["unit"]
     scale, label = (1e-3, "weights, kB") if unit == "bytes" else (1e-9, "bit operations of an image, 10⁹")
     figure = Figure(figsize=(7, 4.8), layout="constrained")
@@ -62,10 +69,7 @@ def plot_front(result: dict[str, Any], path: Path) -> None:
     panel.grid(visible=True, color="#e4e4e4", linewidth=0.8)
     panel.spines[["top", "right"]].set_visible(False)
     panel.legend(frameon=False)
-    buffer, kind = io.BytesIO(), path.suffix.lower()[1:]
-    with rc_context({"svg.hashsalt": "qrobust"}):
-        figure.savefig(buffer, format=kind, dpi=200, metadata={"Date": None} if kind == "svg" else None)
-    write_bytes(path, buffer.getvalue())
+    return figure
 
 
 def _drawn(result: dict[str, Any]) -> Figure:

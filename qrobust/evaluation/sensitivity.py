@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from .. import devices
 from ..attacks import StrongConfig, strong
+from ..errors import ModelError
 from ..objectives import margin
 from ..quant import Quantizer, best_clip, quantizers
 from ..threat import Threat
@@ -43,15 +44,20 @@ class _Margins:
 class Sensitivities:
     """Of a network from `quantize` or `ptq`, on images x (n, c, h, w) in [0,1] with labels y (n,) that it was given.
 
-    Images that the network has wrong when clean count for nothing: their margin is lost already.
+    Images that the network has wrong when clean count for nothing: their margin is lost already. Raises ModelError
+    where it is right on none.
     """
 
     def __init__(
         self, model: nn.Module, x: Tensor, y: Tensor, *, threat: Threat, config: StrongConfig = ATTACK, seed: int = 0
     ) -> None:
         self.model, self.threat, self.config, self.seed = model.eval(), threat, config, seed
-        with torch.no_grad():
-            right = model(x).argmax(1) == y
+        right = self._logits(x).argmax(1) == y
+        if not right.any():
+            raise ModelError(
+                f"expected a network that is right on some of {len(y)} images, got none; train it longer, or mend the "
+                "labels"
+            )
         self.x, self.y = x[right], y[right]
         self._whole: _Margins | None = None
 
@@ -66,7 +72,8 @@ class Sensitivities:
             for width in bits:
                 if (name, width) not in done and width < quantizer.bits:
                     with _narrowed(quantizer, layer, width):
-                        yield self._lost(name, width)
+                        found = self._lost(name, width)
+                    yield found  # outside, where the network is as it was
 
     def _lost(self, name: str, bits: int) -> Sensitivity:
         narrow = self._margins()
@@ -78,8 +85,11 @@ class Sensitivities:
     def _margins(self) -> _Margins:
         generator = devices.generator(self.seed, "sensitivity")
         found = strong(self.model, self.x, self.y, threat=self.threat, config=self.config, generator=generator)
-        with torch.no_grad():
-            return _Margins(-found.lead, -margin(self.model(self.x), self.y))
+        return _Margins(-found.lead, -margin(self._logits(self.x), self.y))
+
+    @torch.no_grad()
+    def _logits(self, x: Tensor) -> Tensor:
+        return torch.cat([self.model(part) for part in torch.split(x, self.config.batch_size)])
 
 
 def weight_quantizers(model: nn.Module) -> Iterator[tuple[str, Quantizer, nn.Module]]:

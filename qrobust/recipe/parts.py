@@ -314,8 +314,8 @@ class Validation(Table):
     every: Count = 1
     """Epochs from one validation to the next; the last epoch is always validated."""
     steps: Count = 20
-    """Gradient steps that an image takes at most, Square's queries counting half: up to 30 the cascade's first part
-    alone, APGD on the margin; from 231 on all of it."""
+    """Gradient steps that an image takes at most, Square's queries counting half: up to 30 of APGD on the margin, the
+    cascade's first part; from 81 on those of another start too, from 232 on all of it."""
 
     @model_validator(mode="before")
     @classmethod

@@ -277,9 +277,8 @@ def _example(artifact: Artifact, attack: str, index: int) -> Example:
 
 def _part(artifact: Artifact, attack: str, index: int) -> str:
     """As the suite names it; "clean", which it says of an image as it came, is no part."""
-    rows = artifact.suite.get(f"found_by.{attack}")
-    name = "" if rows is None else bytes(rows[index]).rstrip(b"\0").decode("ascii")
-    return "" if name == "clean" else name
+    names = artifact.found_by(attack)
+    return names[index] if names and names[index] != "clean" else ""
 
 
 def _difference(clean: Pixels, adversarial: Pixels) -> Pixels:

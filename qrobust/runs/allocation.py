@@ -17,13 +17,15 @@ from typing import Any
 import tomli_w
 
 from .. import data, devices
+from ..data.images import fingerprint
 from ..errors import RecipeError
 from ..evaluation.sensitivity import Sensitivities, Sensitivity
+from ..models import own
 from ..progress import bar
 from ..quant import allocation, cost
 from ..quant.allocation import Budget, Choice
 from ..recipe import Recipe
-from ..storage import read_lines, write_json, write_text
+from ..storage import digest, read_lines, write_json, write_text
 from .run import Run
 
 FULL = 8  # bits that others are measured against
@@ -59,11 +61,13 @@ def allocate(recipe: Recipe, out: Path, asked: Request) -> dict[str, Any]:
     costs = cost(model, x[:1])
     most = allocation.budget(asked.budget, size_bytes=sum(one.size_bytes for one in costs.layers.values()))
     asks = Sensitivities(model, x, images.y.to(x.device), threat=run.threat, seed=recipe.seed)
-    found = _measured(asks, asked, out / "sensitivities.jsonl")
+    weights = run.files.network(FULL).weights(run.networks.deployed(FULL))
+    of = digest([own.digest_of(weights), fingerprint(images), run.threat.norm, run.threat.eps, asdict(asks.config)])
+    found = _measured(asks, asked, out / "sensitivities.jsonl", of)
     choices = {
         name: [Choice(FULL, _cost(layer, FULL, most), 0.0), *(
             Choice(one.bits, _cost(layer, one.bits, most), max(0.0, one.margin))
-            for one in found if one.layer == name and one.bits in asked.widths
+            for one in found if one.layer == name
         )]
         for name, layer in costs.layers.items() if layer.weight_bits == FULL
     }  # fmt: skip
@@ -85,15 +89,18 @@ def allocate(recipe: Recipe, out: Path, asked: Request) -> dict[str, Any]:
     return result
 
 
-def _measured(asks: Sensitivities, asked: Request, path: Path) -> list[Sensitivity]:
-    """All of them, those from before first."""
-    found = [Sensitivity(**line) for line in read_lines(path)]
+def _measured(asks: Sensitivities, asked: Request, path: Path, of: str) -> list[Sensitivity]:
+    """All of them, those from before first. of: network, images and attack; lines of others say nothing here."""
+    kept = [line for line in read_lines(path) if line.get("of") == of]
+    write_text(path, "".join(json.dumps(line) + "\n" for line in kept))  # without what a kill cut off
+    known = (Sensitivity(**{key: value for key, value in line.items() if key != "of"}) for line in kept)
+    found = [one for one in known if one.bits in asked.widths]
     done = {(one.layer, one.bits) for one in found}
     with path.open("a", encoding="utf-8") as lines, bar("sensitivity", asks.count(asked.widths), "layers") as moving:
         moving.advance(len(done))
         for one in asks.measure(asked.widths, done):
             found.append(one)
-            lines.write(json.dumps(asdict(one)) + "\n")
+            lines.write(json.dumps({"of": of, **asdict(one)}) + "\n")
             lines.flush()
             moving.advance(1)
     return found

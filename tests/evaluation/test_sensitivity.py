@@ -5,6 +5,7 @@ import torch
 from torch import nn
 
 from qrobust.attacks import StrongConfig
+from qrobust.errors import ModelError
 from qrobust.evaluation.sensitivity import Sensitivities, weight_quantizers
 from qrobust.quant import QuantConfig, quantize, requantize
 from qrobust.threat import Threat
@@ -63,6 +64,19 @@ def test_a_clean_margin_by_hand(network):
 def test_what_is_done_is_not_measured_again(network):
     *_, found = measured(network, 2, 4, done={("0", 2), ("2", 4)})
     assert [(one.layer, one.bits) for one in found] == [("0", 4), ("2", 2), ("5", 2), ("5", 4)]
+
+
+def test_between_two_of_them_the_network_is_as_it_was(network):
+    x = torch.rand(8, 1, 8, 8)
+    asked = Sensitivities(network, x, network(x).argmax(1), threat=THREAT, config=StrongConfig(quick=True, budget=5))
+    for _ in asked.measure((2,)):
+        assert {quantizer.bits for _, quantizer, _ in weight_quantizers(network)} == {8}
+
+
+def test_a_network_that_is_never_right_is_refused(network):
+    x = torch.rand(4, 1, 8, 8)
+    with pytest.raises(ModelError, match="expected a network that is right on some of 4 images, got none"):
+        Sensitivities(network, x, (network(x).argmax(1) + 1) % 3, threat=THREAT)
 
 
 def test_no_width_that_is_none(network):

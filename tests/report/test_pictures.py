@@ -3,6 +3,7 @@
 import base64
 import io
 import re
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 from xml.etree import ElementTree
@@ -13,6 +14,7 @@ from PIL import Image
 
 from qrobust.report import pictures
 from qrobust.report.pictures import HEIGHT, MOST_SIDE, WIDTH, Line, chart, examples
+from qrobust.runtime import Artifact
 from qrobust.storage import write_json
 
 from .conftest import analysed
@@ -141,7 +143,9 @@ def artifact(y, after, channels=1, side=4, step=8, **more):
     }
     names = tuple(f"class {index}" for index in range(10))
     parts = {"sets": ("clean", "pgd"), "manifest": {"reference": {"clean": 1.0, "pgd": 0.5}}, "eps": EPS}
-    return SimpleNamespace(suite=suite, classes=names, **parts | more)
+    made = SimpleNamespace(suite=suite, classes=names, **parts | more)
+    made.found_by = partial(Artifact.found_by, made)
+    return made
 
 
 def pixels(uri):

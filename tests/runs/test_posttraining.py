@@ -103,8 +103,22 @@ def test_bits_keep_a_budget_and_a_second_call_measures_nothing(small_run: Path, 
     (tmp_path / "out" / "sensitivities.jsonl").write_text("\n".join(kept) + "\n")  # as of a stopped one
     assert allocate(settings, tmp_path / "out", asked)["bits"] == found["bits"]
     assert (tmp_path / "out" / "sensitivities.jsonl").read_text() == lines
+    with (tmp_path / "out" / "sensitivities.jsonl").open("a") as file:
+        file.write('{"of": "cut o')  # as of a killed one
+    assert allocate(settings, tmp_path / "out", asked)["bits"] == found["bits"]
+    assert (tmp_path / "out" / "sensitivities.jsonl").read_text() == lines
     layers = recipe(small_run, str(tmp_path / "out" / "layers.toml")).quant.layers
     assert layers == found["bits"]
+
+
+@pytest.mark.slow
+def test_what_other_images_gave_is_measured_again(small_run: Path, tmp_path: Path) -> None:
+    settings, path = recipe(small_run, *QUICK), tmp_path / "out" / "sensitivities.jsonl"
+    allocate(settings, tmp_path / "out", Asked("0.9x", widths=(4,), n=4))
+    before = path.read_text()
+    allocate(settings, tmp_path / "out", Asked("0.9x", widths=(4,), n=6))
+    assert len(path.read_text().splitlines()) == len(before.splitlines())
+    assert not set(path.read_text().splitlines()) & set(before.splitlines())
 
 
 @pytest.mark.slow
