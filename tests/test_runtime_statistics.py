@@ -213,7 +213,7 @@ def test_a_tolerated_drop_is_called_broken_in_at_most_alpha_of_cases(n, tolerate
 
 @pytest.mark.parametrize("tolerated", [0, 0.02])
 @pytest.mark.parametrize("gained", [0, pytest.param(0.01, marks=pytest.mark.slow), 0.05])
-@pytest.mark.parametrize(("alpha", "power"), [(0.0125, 0.8), (0.05, 0.9)])
+@pytest.mark.parametrize(("alpha", "power"), [(0.0125, 0.8), pytest.param(0.05, 0.9, marks=pytest.mark.slow)])
 def test_the_images_asked_for_give_the_power_stated_and_half_of_them_do_not(tolerated, gained, alpha, power):
     needed = images_needed(0.1, tolerated, gained, alpha, power)
     found = {name: rejections(name, needed, tolerated, gained, 0.1, alpha) for name in TESTS}

@@ -50,7 +50,7 @@ LARGE = {
 }
 FAST = [
     *((name, (2, 8)[index % 2]) for index, name in enumerate(OWN)),
-    *(("resnet8", bits) for bits in (2, 8, 32)),
+    *(("resnet8", bits) for bits in (2, 32)),
     ("resnet8" + WIDE, 4),
     ("mobilenet", 4),
 ]
@@ -213,7 +213,9 @@ def test_a_cameras_pixels_too(name, target, export):
     assert_agrees(name, 4, data, HALF if target == "ort-cuda" else EXACT)
 
 
-@pytest.mark.parametrize("name", OWN)
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=pytest.mark.slow if i % 2 else ()) for i, name in enumerate(OWN)]
+)
 def test_small_networks_in_qonnx(name, export):
     x = batch(name)
     difference = np.abs(evaluate(export(name, 4, "qonnx"), x.numpy()) - torch_logits(network(name, 4), x))

@@ -186,10 +186,9 @@ def test_an_attack_runs_on_it():
 @pytest.mark.parametrize(
     "target",
     [
-        "ort-cpu-float",
         "tensorrt",
         "ort-cuda",
-        *(pytest.param(one, marks=pytest.mark.slow) for one in ("compact", "openvino")),
+        *(pytest.param(one, marks=pytest.mark.slow) for one in ("ort-cpu-float", "compact", "openvino")),
     ],
 )
 def test_rounding_in_float_arithmetic_has_the_logits_and_gradients_of_quantisers(target):

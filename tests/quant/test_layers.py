@@ -26,7 +26,7 @@ from .helpers import images, resnet
 
 KINDS = QuantizedConv2d, TransformedConv2d  # of a quantised and of a float network
 PAIRS = [
-    pytest.param(form, bits, marks=[] if i % len(FAT_FORMS) == j else pytest.mark.slow)
+    pytest.param(form, bits, marks=[] if i % len(FAT_FORMS) == j and i < 4 else pytest.mark.slow)
     for j, form in enumerate(FAT_FORMS)
     for i, bits in enumerate(BITS)
 ]
