@@ -65,9 +65,12 @@ def over_trainings(first: Sequence[float], second: Sequence[float]) -> dict[str,
     """
     if len(first) != len(second) or len(first) < 2:
         raise ValueError(f"expected two trainings or more in pairs, got {len(first)} and {len(second)}; train more")
+    differences = np.subtract(second, first)
+    if not differences.any():  # of which the test knows nothing
+        return {"trainings": len(first), "difference": 0.0, "ci95": [0.0, 0.0], "p_value": 1.0}
     test = ttest_rel(second, first)
     interval = [float(end) for end in test.confidence_interval(0.95)]
-    mean = float(np.mean(np.subtract(second, first)))
+    mean = float(differences.mean())
     return {"trainings": len(first), "difference": mean, "ci95": interval, "p_value": float(test.pvalue)}
 
 

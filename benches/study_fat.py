@@ -1,16 +1,16 @@
 """What do standardisation, learned clips and the mask of FAT add?
 
-    python benches/study_fat.py OUT --root FOLDER [--size small] [--float RUN] [--seeds 0] [--rows NAME,...]
+    python benches/study_fat.py OUT --root FOLDER [--size small] [--float RUN] [--seeds 0,1,2] [--rows NAME,...]
                                 [-o KEY=VALUE] [--json F]
 
 A shortened table 5 of the Fourier-domain study: "small" is for two CPU cores and some hours, "full" takes all images
-and a GPU. One adversarially trained float network is the start of every row:
+and a GPU. Each seed has an adversarially trained float network, which is the start of its rows:
 QM-32, QM-4 and QM-2, each with no FAT, standardised weights alone ("identity"), the published mask ("paper") and
 the one that starts in its useful range ("normalised"), all for the same few epochs; then QM-4 and QM-2 whose
 activations keep 8 bits ("wide"), and the best recipe known: that, width by width, distilled from the float network.
 All rows are evaluated on the same test images and compared in pairs with the row of their width without FAT, and with
-QM-32. It continues where it was stopped; processes beside each other may take different rows, once the float network
-is there.
+QM-32; what a form gains is tested over the trainings. It continues where it was stopped; processes beside each other
+may take different rows, once the float network is there.
 """
 
 from __future__ import annotations
@@ -18,23 +18,20 @@ from __future__ import annotations
 import argparse
 import hashlib
 import json
-import shutil
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import record
-from torch import nn
 
-from qrobust import devices, recipe
+from qrobust import recipe
 from qrobust.attacks import named
 from qrobust.evaluation import compare
-from qrobust.quant import QuantConfig, quantize
 from qrobust.runs.evaluation import Request
 from qrobust.runs.folder import FLOAT
 from qrobust.runs.run import Run
 from qrobust.storage import read_json, write_json
-from qrobust.train import MODEL, load_weights
+from qrobust.train import MODEL
 
 
 @dataclass(frozen=True)
@@ -66,44 +63,33 @@ FORMS = ("none", "identity", "paper", "normalised")
 WIDE = ("fat=none", "activation_bits=8")
 BEST = (*WIDE, "method=rslad")
 CHAINS = {4: "[32, 4]", 2: "[32, 4, 2]"}
-ATTACKS = ("pgd-20", "cw-inf-30", "apgd-ce", "apgd-t")
+ATTACKS = ("pgd-20", "strong")
 ROWS = [f"qm-{bits}-{form}" for bits in (32, 4, 2) for form in (*FORMS, *(("wide", "best") if bits < FLOAT else ()))]
 Results = dict[str, dict[str, Any]]
 
 
-class Row(Run):
-    """A row of the study: its float network is given, not trained from nothing."""
-
-    start: Path
-
-    def _start(self, bits: int) -> nn.Module:
-        if bits != FLOAT:
-            return super()._start(bits)
-        model, form = self.untrained(FLOAT), self.recipe.train.fat
-        load_weights(self.start, model)
-        if form == "none":
-            return devices.on_device(model)
-        return quantize(devices.on_device(model), QuantConfig(FLOAT, fat=form), calibration=self._calibration(512))
-
-
-def float_network(options: argparse.Namespace) -> Path:
-    """The weights that every row starts from: those of a finished run, or trained here."""
-    folder = options.float
-    if folder is None:
+def float_network(options: argparse.Namespace, seed: str) -> Path:
+    """The weights that every row of a seed starts from: those of a finished run, or trained here."""
+    if options.float is not None:
+        folder = Path(options.float.replace("{seed}", seed))
+    else:
         schedule = (f"train.{setting}" for setting in SIZES[options.size].start)
-        settings = (*SIZES[options.size].every, *schedule, f"data.root={options.root}", *options.o)
-        run = Run(recipe.load("cifar10-resnet20", settings), options.out / "float")
+        settings = (*SIZES[options.size].every, *schedule, f"data.root={options.root}", f"seed={seed}")
+        run = Run(recipe.load("cifar10-resnet20", settings), options.out / f"float-{seed}")
         run.train()
         folder = run.folder
     return folder / "qm-32" / f"{MODEL}.safetensors"
 
 
-def row(name: str, folder: Path, seed: int, start: Path, options: argparse.Namespace) -> Row:
+def row(name: str, folder: Path, seed: int, start: Path, options: argparse.Namespace) -> Run:
     """The run of a row."""
     _, width, form = name.split("-")
     size = SIZES[options.size]
     bits, quant = int(width), [f"quant.{setting}" for setting in (*size.row, f"precision={size.precision}")]
-    more = [f"data.root={options.root}", f"seed={seed}"]
+    more = [f"data.root={options.root}", f"seed={seed}", f"model.weights={start}"]
+    if bits != FLOAT:
+        more += ["train.epochs=0", "train.milestones=[]", "train.factors=[]"]
+        quant += options.o
     if bits == FLOAT:
         more += [*(f"train.{setting}" for setting in size.row), f"train.fat={form}"]
     elif form == "wide":
@@ -112,11 +98,7 @@ def row(name: str, folder: Path, seed: int, start: Path, options: argparse.Names
         more += [f"bits={CHAINS[bits]}", *quant, *(f"quant.{setting}" for setting in BEST)]
     else:
         more += [f"bits=[32, {bits}]", *quant, f"quant.fat={form}"]
-    run = Row(recipe.load("cifar10-resnet20", (*size.every, *more, *options.o)), folder)
-    run.start = start
-    if bits != FLOAT:
-        _adopt(run, start)
-    return run
+    return Run(recipe.load("cifar10-resnet20", (*size.every, *more)), folder)
 
 
 def shortcuts(options: argparse.Namespace) -> str:
@@ -126,18 +108,7 @@ def shortcuts(options: argparse.Namespace) -> str:
     return settings.shortcuts
 
 
-def _adopt(run: Row, start: Path) -> None:
-    """Let the float stage of a run be done: its weights are the given ones."""
-    place = run.folder / "qm-32"
-    if not (place / "train.json").exists():
-        place.mkdir(parents=True, exist_ok=True)
-        shutil.copyfile(start, place / f"{MODEL}.safetensors")
-        record = read_json(start.with_name("train.json"))
-        own = {"key": run.train_key(FLOAT), "data_fingerprint": run.dataset.fingerprint}
-        write_json(place / "train.json", record | own)
-
-
-def evaluate(run: Row, bits: int, n: int, thorough: bool) -> Path:
+def evaluate(run: Run, bits: int, n: int, thorough: bool) -> Path:
     """The result of a row, made if it is not there."""
     path = run.folder / f"{'-'.join(ATTACKS)}.json"
     if not path.exists():
@@ -145,9 +116,9 @@ def evaluate(run: Row, bits: int, n: int, thorough: bool) -> Path:
     return path
 
 
-def one_seed(folder: Path, seed: int, start: Path, options: argparse.Namespace) -> Results:
+def one_seed(folder: Path, seed: int, start: Path, rows: list[str], options: argparse.Namespace) -> Results:
     """Results of all rows, and their paired differences to the row without FAT and to QM-32."""
-    runs = {name: row(name, folder / name, seed, start, options) for name in options.rows}
+    runs = {name: row(name, folder / name, seed, start, options) for name in rows}
     for run in runs.values():
         run.train()
     widths = {name: int(name.split("-")[1]) for name in runs}
@@ -173,23 +144,23 @@ def main() -> None:
     parser.add_argument("out", type=Path)
     parser.add_argument("--root", type=Path, required=True, help="folder of CIFAR-10")
     parser.add_argument("--size", choices=SIZES, default="small")
-    parser.add_argument("--float", type=Path, help="a finished run of ResNet-20 with relu to start from")
+    parser.add_argument("--float", help="a finished run of ResNet-20 with relu to start from; {seed} in it is replaced")
     parser.add_argument("--seeds", default="0")
     parser.add_argument("--rows", type=lambda text: text.split(","), default=ROWS)
-    parser.add_argument("--n", type=int, default=1000)
-    parser.add_argument("-o", metavar="KEY=VALUE", action="append", default=[], help="as of qrobust run")
+    parser.add_argument("--n", type=int, default=500)
+    parser.add_argument(
+        "-o", metavar="KEY=VALUE", action="append", default=[], help="as of qrobust run, for quantised rows"
+    )
     parser.add_argument("--json", type=Path)
     options = parser.parse_args()
-    origin, start = record.origin(), float_network(options)
-    seeds = options.seeds.split(",") if options.seeds else []
-    found = {seed: one_seed(options.out / f"seed-{seed}", int(seed), start, options) for seed in seeds}
+    origin, seeds = record.origin(), options.seeds.split(",")
+    starts = {seed: float_network(options, seed) for seed in seeds}
+    rows = options.rows if options.rows != [""] else []
+    found = {seed: one_seed(options.out / f"seed-{seed}", int(seed), starts[seed], rows, options) for seed in seeds}
     if options.json:
-        described = {
-            "float": read_json(start.with_name("train.json")),
-            "start": hashlib.sha256(start.read_bytes()).hexdigest(),
-        }
+        described = {seed: hashlib.sha256(start.read_bytes()).hexdigest() for seed, start in starts.items()}
         settings = {"size": asdict(SIZES[options.size]), "best": BEST, "shortcuts": shortcuts(options)}
-        write_json(options.json, {**origin, **settings, "seeds": found, **described})
+        write_json(options.json, {**origin, **settings, "seeds": found, "float": described})
 
 
 if __name__ == "__main__":

@@ -1,11 +1,11 @@
-"""Does spectral alignment help, image by image, at a size that two CPU cores can train?
+"""Does spectral alignment help beyond an average of weights, at a size that two CPU cores can train?
 
     python benches/study_sar.py OUT --root FOLDER [--seeds 0,1,2] [--json benches/results/study-sar.json]
 
-For each seed one network is trained adversarially up to the first drop of the learning rate; from that checkpoint AT,
-AT + SAR and AT + SARWA go on, all in bf16. All are evaluated on the same test images and compared in pairs. The first
-seed's AT leaves its checkpoint once more in float32, which says what bf16 changes. What a method gains is tested over
-the trainings, one pair a seed, not over images. It continues where it was stopped.
+For each seed one network is trained adversarially up to the first drop of the learning rate, with an exponential
+average beside it; from that checkpoint AT, AT with this average, AT + SAR and AT + SARWA go on, all in bf16. All are
+evaluated on the same test images and compared in pairs. What a method gains is tested over the trainings, one pair a
+seed, not over images. It continues where it was stopped.
 """
 
 from __future__ import annotations
@@ -21,21 +21,25 @@ from qrobust.attacks import named
 from qrobust.evaluation import compare
 from qrobust.runs.evaluation import Request
 from qrobust.runs.run import Run
+from qrobust.runs.training import training_settings
 from qrobust.storage import read_json, write_json
 from qrobust.train.checkpoint import load_state, save_state
 from qrobust.train.step import Average
+from qrobust.train.trainer import AVERAGE
 
 TRUNK, EPOCHS = 10, 14
 SETTINGS = (
     "data.train_size=10000", "model.activation=relu", "train.batch_size=128", "train.precision=bf16",
     f"train.milestones=[{TRUNK}, {TRUNK + 3}]", "train.factors=[0.1, 0.1]", "train.validation.steps=10",
 )  # fmt: skip
+EMA = "{kind = 'exponential', warmup = true, decay = 0.995, statistics = 'copied', start = 0, deploy = true}"
 VARIANTS = {
     "at": (),
+    "ema": (f"train.average={EMA}",),
     "sar": ("train.sar.weight=0.1",),
     "sarwa": ("train.sar.weight=0.15", "train.sar.reference=average", "train.average.kind=equal"),
 }
-ATTACKS = ("pgd-20", "cw-inf-30", "apgd-ce", "apgd-t")
+ATTACKS = ("pgd-20", "strong")
 STATE = Path("qm-32", "checkpoint", "last.safetensors")
 
 
@@ -48,25 +52,22 @@ def opened(folder: Path, root: Path, seed: int, epochs: int, more: tuple[str, ..
 def branch(trunk: Path, run: Run) -> None:
     """Let a run begin where the trunk ended; epochs before the drop are the same for all variants."""
     state = load_state(trunk / STATE)
-    state.key = run.train_key(32)
-    if run.recipe.train.average is not None:
-        fresh = Average(run.untrained(32), run.recipe.train.average).state_dict()
+    state.settings = training_settings(run.recipe, 32)
+    average = run.recipe.train.average
+    if average is None or average.start != 0:  # the trunk's own average is another variant's
+        state.best.pop(AVERAGE, None)
+        state.tensors = {
+            name: value for name, value in state.tensors.items() if not name.startswith(("average.", "best.average."))
+        }
+    if average is not None and average.start != 0:
+        fresh = Average(run.untrained(32), average).state_dict()
         state.tensors |= {f"average.{name}": value for name, value in fresh.items()}
     save_state(run.folder / STATE, state)
 
 
-def in_float32(out: Path, root: Path, seed: int) -> Run:
-    """AT of a seed, float32 from where it left the trunk."""
-    run = opened(out / f"seed-{seed}" / "float32", root, seed, EPOCHS, ("train.precision=float32",))
-    if not (run.folder / STATE).exists():
-        branch(out / f"seed-{seed}" / "trunk", run)
-    run.train()
-    return run
-
-
 def train(out: Path, root: Path, seed: int) -> dict[str, Run]:
     """The trunk of a seed, and its variants."""
-    trunk = opened(out / f"seed-{seed}" / "trunk", root, seed, TRUNK)
+    trunk = opened(out / f"seed-{seed}" / "trunk", root, seed, TRUNK, VARIANTS["ema"])
     trunk.train()
     runs = {}
     for name, more in VARIANTS.items():
@@ -92,7 +93,7 @@ def main() -> None:
     parser.add_argument("out", type=Path)
     parser.add_argument("--root", type=Path, required=True, help="folder of CIFAR-10")
     parser.add_argument("--seeds", default="0,1,2")
-    parser.add_argument("--n", type=int, default=1000)
+    parser.add_argument("--n", type=int, default=500)
     parser.add_argument("--n-auto", type=int, default=0, help="images for AutoAttack on the first seed's networks")
     parser.add_argument("--json", type=Path)
     options = parser.parse_args()
@@ -101,8 +102,6 @@ def main() -> None:
     settings = recipe.dump(runs[seeds[0]]["at"].recipe).replace(f'root = "{options.root}"\n', "")
     result: dict[str, Any] = {"recipe": settings, "trunk": TRUNK, "epochs": EPOCHS}
     result["seeds"] = {str(seed): one_seed(runs[seed], options) for seed in seeds}
-    pair = {"at": runs[seeds[0]]["at"], "float32": in_float32(options.out, options.root, seeds[0])}
-    result["precision"] = one_seed(pair, options)
     if len(seeds) > 1:
         result["gains"] = gains(result["seeds"])
     if options.n_auto:
@@ -114,7 +113,7 @@ def main() -> None:
 def one_seed(
     runs: dict[str, Run], options: argparse.Namespace, attacks: tuple[str, ...] = ATTACKS, n: int | None = None
 ) -> dict[str, Any]:
-    """Results of all variants, and the paired differences of SAR and SARWA to AT."""
+    """Results of all variants, and the paired differences of the others to AT."""
     stem = "-".join(attacks)
     paths = {name: run.folder / f"{stem}.json" for name, run in runs.items()}
     results = {name: evaluate(run, attacks, n or options.n, paths[name]) for name, run in runs.items()}

@@ -25,7 +25,13 @@ FORMS = {
     "none": "", "identity": ", standardised weights alone", "paper": ", FAT as published",
     "normalised": ", normalised FAT", "wide": ", 8-bit activations", "best": ", 8-bit activations, distilled (RSLAD)",
 }  # fmt: skip
-VARIANTS = {"at": "AT", "sar": "AT + SAR (batch form)", "sarwa": "AT + SARWA (batch form)"}
+GAIN = "each training", "mean", "95 % interval", "p (paired t-test)"
+VARIANTS = {
+    "at": "AT",
+    "ema": "AT + average (exponential)",
+    "sar": "AT + SAR (batch form)",
+    "sarwa": "AT + SARWA (batch form)",
+}
 
 
 def read(name: str) -> Result | None:
@@ -197,9 +203,10 @@ def qat_steps(result: Result) -> Iterator[str]:
 def sar(result: Result) -> Iterator[str]:
     """Accuracies by training, and what each method gains over trainings."""
     seeds = result["seeds"]
-    sets = ("pgd-20", "cw-inf-30", "apgd-ce", "apgd-t")
+    first = next(iter(seeds.values()))
+    sets, labels = first["results"]["at"]["attacks"], {n: t for n, t in VARIANTS.items() if n in first["results"]}
     rows = []
-    for name, label in VARIANTS.items():
+    for name, label in labels.items():
         found = [one["results"][name] for one in seeds.values()]
         cells = [[percent(one["clean"]["accuracy"]) for one in found]]
         cells += [[percent(one["attacks"][attack]["accuracy"]) for one in found] for attack in sets]
@@ -207,23 +214,45 @@ def sar(result: Result) -> Iterator[str]:
         rows.append((label, *(", ".join(cell) for cell in cells)))
     yield table((_of(seeds), "clean", *sets, "worst case (95 % interval)"), rows)
     gains = []
-    for variant in ("sar", "sarwa"):
+    for variant in first["against_at"]:
         for key in ("clean", "worst_case"):
             pairs = [one["against_at"][variant][key] for one in seeds.values()]
-            test = record.over_trainings([pair["first"] for pair in pairs], [pair["second"] for pair in pairs])
-            each = ", ".join(f"{100 * pair['difference']:+.1f}" for pair in pairs)
-            span = "{:+.1f} to {:+.1f}".format(*(100 * end for end in test["ci95"]))
-            title = f"{VARIANTS[variant]}, {key.replace('_', ' ')}"
-            gains.append((title, each, f"{100 * test['difference']:+.1f}", span, f"{test['p_value']:.2f}"))
-    yield table(("against AT, points", "each training", "mean", "95 % interval", "p (paired t-test)"), gains)
+            gains.append((f"{VARIANTS[variant]}, {key.replace('_', ' ')}", *_gain(pairs)))
+    yield table(("against AT, points", *GAIN), gains)
+
+
+def _gain(pairs: Sequence[Result]) -> tuple[str, ...]:
+    """Cells under `GAIN` of pairs of accuracies, one a training."""
+    test = record.over_trainings([pair["first"] for pair in pairs], [pair["second"] for pair in pairs])
+    each = ", ".join(f"{100 * pair['difference']:+.1f}" for pair in pairs)
+    span = "{:+.1f} to {:+.1f}".format(*(100 * end for end in test["ci95"]))
+    return each, f"{100 * test['difference']:+.1f}", span, f"{test['p_value']:.2f}"
+
+
+def training(result: Result) -> Iterator[str]:
+    """Accuracies of every way to train by training, CPU time, and what it gains over the first."""
+    seeds = result["seeds"]
+    lines, gains = [], []
+    for name in result["rows"]:
+        found = [one["results"][name] for one in seeds.values()]
+        cells = [[percent(one["clean"]["accuracy"]) for one in found]]
+        cells += [[percent(one["attacks"][attack]["accuracy"]) for one in found] for attack in ("pgd-20", "strong")]
+        cells += [[f"{one['cpu_seconds'][name] / 60:.0f}" for one in seeds.values()]]
+        lines.append((name, *(", ".join(cell) for cell in cells)))
+        pairs = [one["against"][name]["worst_case"] for one in seeds.values() if name in one["against"]]
+        if len(pairs) > 1:
+            gains.append((f"{name}, worst case", *_gain(pairs)))
+    yield table((_of(seeds), "clean", "pgd-20", "strong", "minutes of CPU"), lines)
+    if gains:
+        yield table(("against pgd-7, points", *GAIN), gains)
 
 
 def fat(result: Result) -> Iterator[str]:
     """Accuracies of every row, one training a seed, and its pairs with the rows that it was compared with."""
     seeds = result["seeds"]
     names = list(dict.fromkeys(name for rows in seeds.values() for name in rows))
-    sets = ("pgd-20", "cw-inf-30", "apgd-ce", "apgd-t")
-    lines, pairs = [], []
+    sets = next(row["result"]["attacks"] for rows in seeds.values() for row in rows.values())
+    lines, pairs, gains = [], [], []
     for name in names:
         found = {seed: rows[name] for seed, rows in seeds.items() if name in rows}
         results = [one["result"] for one in found.values()]
@@ -237,9 +266,15 @@ def fat(result: Result) -> Iterator[str]:
                 counts = (f"{100 * worst['difference']:+.1f}", str(worst["gained"]), str(worst["lost"]))
                 title = f"{row_label(name)}: against {row_label(base)}, seed {seed}"
                 pairs.append((title, *counts, probability(worst["p_value"])))
+        for base in {base: None for one in found.values() for base in one["against"]}:
+            both = [one["against"][base]["worst_case"] for one in found.values() if base in one["against"]]
+            if len(both) > 1:
+                gains.append((f"{row_label(name)}: against {row_label(base)}", *_gain(both)))
     form = of_result(result)
     yield table((f"{_of(seeds)}; {form} below 32 bits", "clean", *sets, "worst case (95 % interval)"), lines)
     yield table((f"worst case, image by image; {form}", "points", "gained", "lost", "p (McNemar)"), pairs)
+    if gains:
+        yield table(("worst case over trainings, points", *GAIN), gains)
 
 
 def shortcuts_form(shortcuts: str) -> str:
@@ -372,7 +407,7 @@ def busy(result: Result) -> Iterator[str]:
 
 BLOCKS: dict[str, Callable[[Result], Iterator[str]]] = {
     "deploy": deployed, "deploy_transformers": transformers, "attacks": attacks, "strong": strong,
-    "train_step": train_steps, "qat_step": qat_steps, "study-sar": sar,
+    "train_step": train_steps, "qat_step": qat_steps, "study-sar": sar, "study-training": training,
     "study-fat": fat, "study-fat-small": fat, "cifar10-resnet20-cuda": cuda, "gpu-steps": gpu_steps,
     "heatmap": heat_map, "digits-8-bit-activations": places, "demo-busy": busy,
 }  # fmt: skip
