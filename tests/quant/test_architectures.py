@@ -38,8 +38,8 @@ TORCHVISION = ("resnet18", "mobilenet_v2", "efficientnet_b0")
 BIG = ("resnet18", "resnet34", "resnet50", "resnet152", "preactresnet18", "wrn28_10", "wrn34_10", "wrn34_15")
 SLOW = pytest.mark.slow
 MOST = [
-    *OWN, "short.mobilenet", "resnet8",
-    *(pytest.param(f"short.{kind}", marks=SLOW) for kind in ("resnet", "efficientnet")),
+    *OWN, "resnet8",
+    *(pytest.param(f"short.{kind}", marks=SLOW) for kind in ("resnet", "mobilenet", "efficientnet")),
     *(pytest.param(name, marks=SLOW) for name in SHORT if name.startswith("adapted.")),
     *(pytest.param(name, marks=SLOW) for name in ("resnet20", "mobilenet_v2", "efficientnet_b0")),
     *(pytest.param(f"torchvision.{name}", marks=SLOW) for name in TORCHVISION),

@@ -1,5 +1,6 @@
 """What calibration images decide, and what they leave: on a network that was trained on digits."""
 
+import copy
 import functools
 
 import pytest
@@ -98,7 +99,18 @@ GIVEN = {
 
 @functools.cache
 def by_a_tensor():
-    return quantize(small(), 4, calibration=eight_bits()).state_dict()
+    return calibrated(eight_bits())
+
+
+@functools.cache
+def uncalibrated():
+    return quantize(small(), 4, calibration=None)
+
+
+def calibrated(given):
+    model = copy.deepcopy(uncalibrated())
+    calibrate(model, given)
+    return model.state_dict()
 
 
 def small():
@@ -112,8 +124,15 @@ def eight_bits():
 
 @pytest.mark.parametrize("make", GIVEN.values(), ids=GIVEN)
 def test_images_come_in_any_container(make):
-    state = quantize(small(), 4, calibration=make(eight_bits(), torch.zeros(16, dtype=torch.int64))).state_dict()
+    state = calibrated(make(eight_bits(), torch.zeros(16, dtype=torch.int64)))
     for key, value in by_a_tensor().items():
+        torch.testing.assert_close(state[key], value, rtol=1e-5, atol=1e-6)
+
+
+def test_quantize_takes_a_loader_too():
+    given = GIVEN["loader"](eight_bits(), torch.zeros(16, dtype=torch.int64))
+    state, expected = (quantize(small(), 4, calibration=images).state_dict() for images in (given, eight_bits()))
+    for key, value in expected.items():
         torch.testing.assert_close(state[key], value, rtol=1e-5, atol=1e-6)
 
 
