@@ -49,6 +49,7 @@ from .cli_options import (
     numbers,
     radius,
 )
+from .cli_zoo import zoo
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -79,6 +80,9 @@ app = typer.Typer(
     rich_markup_mode=None,
     pretty_exceptions_enable=False,
 )
+
+
+app.add_typer(zoo)
 
 
 def _version(wanted: bool) -> None:

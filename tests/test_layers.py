@@ -19,10 +19,10 @@ LAYERS = (
     {"attacks", "quant"},
     {"evaluation", "train"},
     {"export"},
-    {"bench", "deployed"},
+    {"bench", "deployed", "zoo"},
     {"runs"},
     {"analysis"},
-    {"report", "cli_options"},
+    {"report", "cli_options", "cli_zoo"},
     {"cli"},
     {"__main__"},
 )  # fmt: skip

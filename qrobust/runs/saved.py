@@ -3,19 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from tempfile import TemporaryDirectory
+from typing import Any, overload
 
 import torch
 from torch import fx, nn
 
-from .. import __version__, devices, models
+from .. import __version__, devices, models, zoo
 from ..deployed.model import open_deployed
 from ..errors import CheckpointError, ModelError, shown
 from ..models.registry import REGISTERED
 from ..quant import STRAIGHT_THROUGH, Origin, QuantConfig, quantizers
 from ..quant.graph import ORIGIN
+from ..runtime import Artifact
 from ..spectrum import FAT
 from ..train.checkpoint import fill, read_network, save_network
 from .folder import FLOAT, RunFolder
@@ -55,12 +57,38 @@ def save(model: nn.Module, path: str | Path) -> None:
     save_network(Path(path), model, described)
 
 
-def load(path: str | Path, *, model: nn.Module | None = None) -> nn.Module:
+@dataclass(frozen=True)
+class FromZoo:
+    """A network of the zoo in eval mode, on the device: the torch network, and the float model it was made from."""
+
+    model: nn.Module
+    float_model: nn.Module
+    entry: zoo.Entry
+
+    def artifact(self, root: str | None = None) -> Artifact:
+        """Its artifact, the suite rebuilt on the data set in the folder `root`, in memory: `zoo get` writes it.
+
+        Raises DataError for a data set that is missing, or of other images.
+        """
+        with TemporaryDirectory() as folder:
+            return zoo.get(self.entry, Path(folder) / self.entry.name, root)
+
+
+@overload
+def load(path: Path, *, model: nn.Module | None = None) -> nn.Module: ...
+
+
+@overload
+def load(path: str, *, model: nn.Module | None = None) -> Any: ...
+
+
+def load(path: str | Path, *, model: nn.Module | None = None) -> nn.Module | FromZoo:
     """A network in eval mode, on the device, that gives the logits it gave when it was kept.
 
     path: a file that `save` wrote; a run's folder, whose float network is meant, or RUN/qm-N; an artifact or an ONNX
-    file, as a module with gradients. model: the module of one's own that a file of `save` is of: float, whatever was
-    saved (it is quantised again as it was), or quantised alike. It gets the weights; no file names code to run.
+    file, as a module with gradients; "zoo:NAME", then `FromZoo`: .model, .float_model, .artifact(root). model: the
+    module of one's own that a file of `save` is of: float, whatever was saved (it is quantised again as it was), or
+    quantised alike. It gets the weights; no file names code to run.
     Raises CheckpointError for a damaged file, or one of another network; RunError for a folder that holds none.
 
     >>> import torch, qrobust
@@ -68,11 +96,25 @@ def load(path: str | Path, *, model: nn.Module | None = None) -> nn.Module:
     >>> net.training, net(torch.zeros(1, 1, 8, 8)).shape
     (False, torch.Size([1, 10]))
     """
+    if str(path).startswith(zoo.PREFIX) and not Path(path).exists():
+        return _from_zoo(str(path), model)
     place = Path(path)
     if place.is_dir() or place.suffix == ".onnx":
         if model is not None:
             raise ModelError(f"expected no model beside {place}, which holds its own, got one; leave it out")
         return _of_folder(place)
+    return _of_file(place, model)
+
+
+def _from_zoo(name: str, given: nn.Module | None) -> FromZoo:
+    if given is not None:
+        raise ModelError(f"expected no model beside {name}, which holds its own, got one; leave it out")
+    entry = zoo.find(name)
+    model, float_model = (_of_file(entry.folder / file, None) for file in (zoo.TORCH, zoo.FLOAT))
+    return FromZoo(model, float_model, entry)
+
+
+def _of_file(place: Path, model: nn.Module | None) -> nn.Module:
     described, tensors = read_network(place)
     try:
         made = _made(described, place, model)
