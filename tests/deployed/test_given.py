@@ -22,7 +22,7 @@ from qrobust.tables import artifact_text
 from qrobust.threat import Threat
 
 from ..test_runtime import edit
-from .others import BITS, MAKERS, PREPARED, N, exported, images, network, perturb, text_file
+from .others import BITS, MAKERS, PREPARED, N, exported, images, network, perturb, rescale, text_file
 
 THREAT = Threat("linf", 8 / 255)
 QUICK, STRONG = "pgd-10:keep=best", "onnxruntime, QDQ"  # attacks of all files but one
@@ -81,13 +81,22 @@ def test_it_is_checked_and_attacked_as_our_own(made, name, capsys):
     assert not {"module-differs", "replay-differs", "zero-gradient"} & {flag["name"] for flag in found["flags"]}
 
 
-@pytest.mark.parametrize("name", EACH)
-def test_a_planted_regression_is_caught(made, name, tmp_path, capsys):
-    place = shutil.copytree(made(name)[1].path, tmp_path / "artifact")
-    perturb(place / "model.onnx")
+def regressed(artifact, place, harm, capsys):
+    shutil.copytree(artifact.path, place)
+    harm(place / "model.onnx")
     edit(place)
     assert exit_code(place) == 1
-    assert "broken label_flips: " in capsys.readouterr().out
+    return capsys.readouterr().out
+
+
+@pytest.mark.parametrize("name", EACH)
+def test_weights_that_were_changed_are_caught(made, name, tmp_path, capsys):
+    assert "broken label_flips: " in regressed(made(name)[1], tmp_path / "artifact", perturb, capsys)
+
+
+@pytest.mark.parametrize("name", BITS)
+def test_scales_that_were_changed_are_caught(made, name, tmp_path, capsys):
+    assert "broken label_flips: " in regressed(made(name)[1], tmp_path / "artifact", rescale, capsys)
 
 
 def test_bare_files_and_artifacts_are_timed_in_one_run(made, monkeypatch):
