@@ -17,6 +17,7 @@ from qrobust.export.artifact import _expect_repeated
 from qrobust.export.sessions import BareFile
 from qrobust.export.target import load_target
 from qrobust.export.write import check_given
+from qrobust.report import write
 from qrobust.runtime import Artifact, ArtifactError
 from qrobust.tables import artifact_text
 from qrobust.threat import Threat
@@ -142,10 +143,32 @@ def test_what_is_printed_says_that_there_is_no_parity(made):
     assert "flip" not in line
 
 
-def test_a_check_of_ours_says_nothing_of_it(capsys, tmp_path):
-    from ..test_runtime import suite_arrays, write
+def test_a_report_of_an_artifact_alone_says_what_is_known(made, tmp_path, capsys):
+    place = shutil.copytree(made("NHWC")[1].path, tmp_path / "a")
+    page = write(place)
+    assert page == tmp_path / "a.html"
+    text = page.read_text()
+    assert "Parity: none." in text
+    assert "no torch network is known" in text
+    assert "No check has judged it: qrobust check" in text
+    assert "logits taken before Softmax" in text
+    assert f"{100 * Artifact.load(place).manifest['metrics']['before']['worst_case']['accuracy']:.1f}" in text
+    assert {path.name for path in tmp_path.iterdir()} == {"a", "a.html"}
+    assert runtime.main([str(place), "--queries", "50", "--json", str(tmp_path / "a.check.json")]) == 0
+    capsys.readouterr()
+    text = write(place).read_text()
+    assert "✓ held" in text
+    assert "No check has judged it" not in text
+    edit(place, lambda manifest: manifest["files"]["model.onnx"].update(sha256="0" * 64))
+    with pytest.raises(ArtifactError, match="sha256"):
+        write(place)
 
-    assert exit_code(write(tmp_path / "ours", suite_arrays())) == 0
+
+def test_a_check_of_ours_says_nothing_of_it(capsys, tmp_path):
+    from ..test_runtime import suite_arrays
+    from ..test_runtime import write as written
+
+    assert exit_code(written(tmp_path / "ours", suite_arrays())) == 0
     text = capsys.readouterr().out
     assert "Parity: none" not in text
     assert "the network before export" in text
