@@ -130,7 +130,7 @@ class Bench:
                 continue
             model, made = self._made(subject)
             unit |= made | self._judged(model.eval(), attack, unit.get("right", {}))
-            unit["against"] = subject.against
+            unit |= {"against": subject.against, "commit": self.content["commit"]}
             print(f"{key}, {attack}: {unit}"[:200], flush=True)
             yield
 
