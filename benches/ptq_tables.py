@@ -54,7 +54,7 @@ def _without_training(units: Result, key: str, name: str = "", *more: str) -> li
         first = _unpacked(base["right"][attack], n)
         lost, gained = int((first & ~masks[attack]).sum()), int((masks[attack] & ~first).sum())
         shown = f"{100 * (gained - lost) / n:+.1f}", probability(mcnemar(lost, gained))
-    minutes = f"{unit['minutes']:.1f}" + " of training" * bool(unit.get("trained"))
+    minutes = f"{unit['minutes']:.2f}" + " of training" * bool(unit.get("trained"))
     return [name or key, *more, *cells, *shown, str(unit["flips"]), minutes]
 
 
@@ -66,6 +66,8 @@ def _ranks(found: Sequence[Sequence[Any]]) -> Iterator[tuple[str, ...]]:
     """By width, how alike both orders of layers are."""
     for bits in sorted({one[1] for one in found}):
         pairs = [(margin, clean) for _, width, margin, clean in found if width == bits]
-        if len(pairs) > 2 and all(len(set(column)) > 1 for column in zip(*pairs, strict=True)):
-            rho = spearmanr(*zip(*pairs, strict=True))
-            yield str(bits), str(len(pairs)), f"{rho.statistic:.2f}", probability(float(rho.pvalue))
+        if len({clean for _, clean in pairs}) < 2 or len(pairs) < 3:
+            yield str(bits), str(len(pairs)), "none: clean accuracy is alike", ""
+            continue
+        rho = spearmanr(*zip(*pairs, strict=True))
+        yield str(bits), str(len(pairs)), f"{rho.statistic:.2f}", probability(float(rho.pvalue))

@@ -51,12 +51,13 @@ def test_the_tables_of_what_is_not_measured_are_drawn():
     names = {"float": both, "8/mse/both": lost, "8/min-max/both": right, "8/mse/both/64": right, "allocated 0.5": both}
     units = {f"tiny/{name}": unit | {"right": masks, "images": 512} for name, masks in names.items()}
     units["tiny/allocated 0.5"] |= {"against": "uniform 0.5"}
-    sensitivities = {"tiny": [["a", 4, 0.1, 0.0], ["b", 4, 0.3, 0.02], ["c", 4, 0.2, 0.01]]}
+    sensitivities = {"tiny": [["a", 4, 0.1, 0.0], ["b", 4, 0.3, 0.02], ["c", 4, 0.2, 0.01], ["a", 6, 0.1, 0.0]]}
     text = "\n".join(tables.BLOCKS["ptq"]({"units": units, "sensitivities": sensitivities}))
-    assert "| tiny/8/mse/both | 100.0 | 50.0 | 25.0 | -16.7 | 0.5 | 1 | 0.5 |" in text
-    assert "| tiny/8/min-max/both | 100.0 | 50.0 |  |  |  | 1 | 0.5 |" in text
-    assert "| tiny/allocated 0.5 | 2.0 | 100.0 | 50.0 | 41.7 |  |  | 1 | 0.5 |" in text
+    assert "| tiny/8/mse/both | 100.0 | 50.0 | 25.0 | -16.7 | 0.5 | 1 | 0.50 |" in text
+    assert "| tiny/8/min-max/both | 100.0 | 50.0 |  |  |  | 1 | 0.50 |" in text
+    assert "| tiny/allocated 0.5 | 2.0 | 100.0 | 50.0 | 41.7 |  |  | 1 | 0.50 |" in text
     assert "| tiny | 4 | 3 | 1.00 |" in text
+    assert "| tiny | 6 | 1 | none: clean accuracy is alike |  |" in text
     assert tables.NOT_YET in "\n".join(tables.BLOCKS["ptq"]({"units": {}, "sensitivities": {}}))
 
 
