@@ -8,7 +8,9 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
+import ptq_tables
 import record
+from markdown_tables import NOT_YET, probability, table
 from rich.console import Console
 from rich.table import Table
 
@@ -19,7 +21,6 @@ from qrobust.tables import accuracy_text, percent, places_table
 RESULTS = Path(__file__).resolve().parent / "results"
 Result = dict[str, Any]
 OLD = "before commit and outcomes were kept"
-NOT_YET = "Not measured yet."
 PACKAGES = ("torch", "brevitas", "onnxruntime-gpu", "onnxruntime")
 FORMS = {
     "none": "", "identity": ", standardised weights alone", "paper": ", FAT as published",
@@ -38,12 +39,6 @@ def read(name: str) -> Result | None:
     """A committed result, None where there is none."""
     path = RESULTS / f"{name}.json"
     return read_result(path) if path.exists() else None
-
-
-def table(heads: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
-    """Markdown; columns behind the first are numbers."""
-    lines = [f"| {' | '.join(heads)} |", "|---|" + "--:|" * (len(heads) - 1)]
-    return "\n".join([*lines, *(f"| {' | '.join(row)} |" for row in rows)])
 
 
 def source(name: str, result: Result, about: Result | None = None, *, folder: str = "results") -> str:
@@ -67,10 +62,6 @@ def _dirt(commit: str) -> str:
 
 def _of(seeds: Iterable[str]) -> str:
     return "seed " + ", ".join(seeds)
-
-
-def probability(p: float) -> str:
-    return f"{p:.2g}" if p >= 1e-4 else f"{p:.0e}"
 
 
 def deployed(result: Result) -> Iterator[str]:
@@ -409,7 +400,7 @@ BLOCKS: dict[str, Callable[[Result], Iterator[str]]] = {
     "deploy": deployed, "deploy_transformers": transformers, "attacks": attacks, "strong": strong,
     "train_step": train_steps, "qat_step": qat_steps, "study-sar": sar, "study-training": training,
     "study-fat": fat, "study-fat-small": fat, "cifar10-resnet20-cuda": cuda, "gpu-steps": gpu_steps,
-    "heatmap": heat_map, "digits-8-bit-activations": places, "demo-busy": busy,
+    "ptq": ptq_tables.without_training, "heatmap": heat_map, "digits-8-bit-activations": places, "demo-busy": busy,
 }  # fmt: skip
 
 

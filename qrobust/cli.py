@@ -444,10 +444,10 @@ def check(
 
 @app.command()
 def report(
-    folder: Annotated[Path, typer.Argument(metavar="RUN", help="Run folder with evaluated networks.")],
+    folder: Annotated[Path, typer.Argument(metavar="RUN|ARTIFACT", help="Of evaluated networks, or an artifact.")],
     out: Annotated[Optional[Path], typer.Option("--out", metavar="F", help=PAGE_HELP)] = None,  # noqa: UP045
 ) -> int:
-    """Write one self-contained HTML page on a run, and model-card.md beside it; no network is loaded."""
+    """Write one self-contained HTML page on a run, and model-card.md beside it; or on an artifact."""
     screen = _screen(out)
     from .report import write
 

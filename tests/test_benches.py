@@ -22,6 +22,7 @@ sys.path[:0] = [str(ROOT / "benches"), str(ROOT / "benches" / "gpu")]
 import demo_busy  # noqa: E402
 import deploy  # noqa: E402
 import deploy_transformers  # noqa: E402
+import ptq  # noqa: E402
 import record  # noqa: E402
 import serve  # noqa: E402
 import study_sar  # noqa: E402
@@ -36,6 +37,38 @@ def test_without_a_gpu_the_job_for_one_is_one_line(tmp_path, monkeypatch, capsys
     assert said.out == ""
     assert said.err == "error: expected a GPU with CUDA, got none; run this on a machine that has one\n"
     assert not list(tmp_path.iterdir())
+
+
+# Without training
+
+
+def test_the_tables_of_what_is_not_measured_are_drawn():
+    """Of few units, without the attack that is made last, and of none."""
+    right = {"clean": record.packed(np.ones(12, bool)), "strong:quick": record.packed(np.arange(12) < 6)}
+    both = right | {"strong": record.packed(np.arange(12) < 5)}
+    lost = right | {"strong": record.packed(np.arange(12) < 3)}
+    unit = {"n": 12, "size_bytes": 2000, "flips": 1, "minutes": 0.5, "against": "float"}
+    names = {"float": both, "8/mse/both": lost, "8/min-max/both": right, "8/mse/both/64": right, "allocated 0.5": both}
+    units = {f"tiny/{name}": unit | {"right": masks, "images": 512} for name, masks in names.items()}
+    units["tiny/allocated 0.5"] |= {"against": "uniform 0.5"}
+    sensitivities = {"tiny": [["a", 4, 0.1, 0.0], ["b", 4, 0.3, 0.02], ["c", 4, 0.2, 0.01], ["a", 6, 0.1, 0.0]]}
+    text = "\n".join(tables.BLOCKS["ptq"]({"units": units, "sensitivities": sensitivities}))
+    assert "| tiny/8/mse/both | 100.0 | 50.0 | 25.0 | -16.7 | 0.5 | 1 | 0.50 |" in text
+    assert "| tiny/8/min-max/both | 100.0 | 50.0 |  |  |  | 1 | 0.50 |" in text
+    assert "| tiny/allocated 0.5 | 2.0 | 100.0 | 50.0 | 41.7 |  |  | 1 | 0.50 |" in text
+    assert "| tiny | 4 | 3 | 1.00 |" in text
+    assert "| tiny | 6 | 1 | none: clean accuracy is alike |  |" in text
+    assert tables.NOT_YET in "\n".join(tables.BLOCKS["ptq"]({"units": {}, "sensitivities": {}}))
+
+
+def test_bits_that_are_spent_evenly_keep_the_budget():
+    sizes = {"a": 100, "b": 900, "c": 1000}
+    for share in (0.4, 0.5, 0.6):
+        found = ptq.evenly(sizes, share * 2000)
+        spent = sum(sizes[name] * bits / 8 for name, bits in found.items())
+        assert share * 2000 - max(sizes.values()) / 8 <= spent <= share * 2000
+        assert max(found.values()) - min(found.values()) <= 1
+    assert set(ptq.evenly(sizes, 1000).values()) == {4}
 
 
 # Goals of deployed speed

@@ -1,24 +1,26 @@
 """A quantised network without training: weights and biases that repeat, layer by layer, what the float one gives.
 
-The quantised graph is walked once, node by node, with all calibration images side by side, and the float one beside it.
-At every layer stand then what it reads (behind all that was rounded before it) and what the float layer gives: AdaRound
-learns which weights to round up, the bias takes the mean of what is left.
+The quantised graph is walked layer by layer with all calibration images, and the float one beside it. At every layer
+stand then what it reads (behind all that was rounded before it) and what the float layer gives: AdaRound learns which
+weights to round up, the bias takes the mean of what is left. Values of all images are held only where the network is
+narrow; what lies between is computed anew for each layer, a few images at a time.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
 from torch.nn import functional as F
+from torch.utils._pytree import tree_leaves
 
 from ..errors import ModelError
 from ..models.inference import in_eval_mode, norm_factor
 from .convert import QuantConfig, calibration_images, quantize
-from .equalize import equalize
+from .equalize import equalize, untie
 from .graph import capture
 from .layers import QuantizedConv2d, QuantizedLinear, round_biases
 from .quantizer import Quantizer, quantizers
@@ -27,6 +29,9 @@ Layer = QuantizedConv2d | QuantizedLinear
 STRETCH, LEARNING_RATE, FREE, SHARPEST, SOFTEST = 0.1, 1e-2, 0.2, 2.0, 20.0  # as AdaRound's authors set them
 REGULARISATION = 0.1  # of the error that rounding to nearest leaves
 MOST_ROWS = 2**14  # of what a layer reads, over all images: enough to know its second moments, and a bound on time
+MOST_HELD = 2**29  # bytes of values, of all images, that each of both graphs goes on from
+MOST_AT_ONCE = 2**26  # bytes of float values on the way, of images that run together; quantisers take some times that
+FEWEST = 10  # calibration images: means of one image's outputs are that image's
 PAD_MODES = {"zeros": "constant"}  # as torch's pad calls them
 
 
@@ -72,7 +77,8 @@ def ptq(
     """QM-n of a trained network without training it, and what rounding costs each layer.
 
     model, config, calibration: as of `quantize`; some hundred images (n, c, h, w), whose labels are not read. FAT
-    changes weights and needs training: `fat="none"`. Batch-norm's statistics stay. Raises ModelError as `quantize`.
+    changes weights and needs training: `fat="none"`. Batch-norm's statistics stay. Raises ModelError as `quantize`, and
+    for fewer than 10 images.
 
     >>> net = nn.Sequential(nn.Conv2d(1, 4, 3), nn.Flatten(), nn.Linear(144, 2)).eval()
     >>> qm4, errors = ptq(net, QuantConfig(4, fat="none"), calibration=torch.rand(16, 1, 8, 8))
@@ -82,17 +88,26 @@ def ptq(
     if config.fat != "none":
         raise ModelError(f"expected fat='none' without training, got {config.fat!r}; FAT's masks are learned")
     batches = list(calibration_images(model, calibration))
-    shape = tuple(batches[0].shape[1:])
-    source = equalize(model, shape) if settings.equalize else model
+    expect_images(sum(map(len, batches)))
+    source = equalize(model, batches) if settings.equalize else model
     made = quantize(source, config, calibration=batches)
     if not isinstance(made, fx.GraphModule):
         return made, []
+    untie(made)
     with in_eval_mode(source):
-        reference = capture(source, shape).eval()
+        reference = capture(source, tuple(batches[0].shape[1:])).eval()
     with in_eval_mode(made):
         errors = list(_repaired(made, reference, batches, settings))
     round_biases(made)
     return made, errors
+
+
+def expect_images(count: int) -> None:
+    """Raises ModelError for too few images to quantise by."""
+    if count < FEWEST:
+        raise ModelError(
+            f"expected {FEWEST} calibration images or more without training, got {count}; give some hundred"
+        )
 
 
 def _repaired(
@@ -100,47 +115,70 @@ def _repaired(
 ) -> Iterator[LayerError]:
     """Repair each layer before what follows reads it."""
     walk, beside = _Walk(made, batches), _Walk(reference, batches)
-    modules, seen = dict(made.named_modules()), set()
+    modules, n = dict(made.named_modules()), sum(map(len, batches))
     for node in made.graph.nodes:
         layer = modules.get(str(node.target)) if node.op == "call_module" else None
-        if isinstance(layer, (QuantizedConv2d, QuantizedLinear)) and node.target not in seen:
-            seen.add(node.target)  # a layer that is read twice is repaired for its first inputs
-            inputs = walk.values(node.all_input_nodes[0])
-            wanted = beside.values_of(str(node.target))
+        if isinstance(layer, (QuantizedConv2d, QuantizedLinear)):
+            name = str(node.target)
+            inputs = walk.values(node.all_input_nodes[0], before=node)
+            wanted = beside.values(beside.calls[name])
             follower = next(iter(node.users)) if len(node.users) == 1 else None
             norm = modules.get(str(follower.target)) if follower is not None else None
-            yield _repair(str(node.target), layer, norm, inputs, wanted, settings)
-        walk.run(node)
+            rows = _rows(layer, getattr(layer, "groups", 1), zip(inputs, wanted, strict=True), n)
+            yield _repair(name, layer, norm, rows, settings)
 
 
 class _Walk:
-    """A graph that is run node by node on several batches at once; what no later node reads is let go."""
+    """A graph that is run on many images, a few at a time, up to one node after the other.
+
+    What is held of each part of the images are the values that a later node reads, at the last place where those of all
+    images take no more than `MOST_HELD`, and everything behind is run again. So layers may change that lie behind it.
+    """
 
     def __init__(self, graph: fx.GraphModule, batches: Sequence[Tensor]) -> None:
-        self.graph, self.modules = graph, dict(graph.named_modules())
-        self.runs = [fx.Interpreter(graph) for _ in batches]
-        for run, x in zip(self.runs, batches, strict=True):
-            run.args_iter = iter([x])
-        self.left = iter(graph.graph.nodes)
+        self.nodes = list(graph.graph.nodes)
+        self.index = {node: place for place, node in enumerate(self.nodes)}
+        self.calls = {str(node.target): node for node in self.nodes if node.op == "call_module"}
+        self.interpreter = fx.Interpreter(graph)
+        self.live = self._live(batches[0][:2])
+        at_once = max(1, MOST_AT_ONCE // max(self.live))
+        self.parts = [part for batch in batches for part in torch.split(batch, at_once)]
+        self.held: list[dict[fx.Node, Any]] = [{} for _ in self.parts]
+        self.place = 0  # the first node that is not run of what is held
+        n = sum(map(len, batches))
+        self.holdable = [n * size <= MOST_HELD for size in self.live]
 
-    def run(self, node: fx.Node) -> None:
-        """The next node."""
-        for run in self.runs:
+    def values(self, wanted: fx.Node, before: fx.Node | None = None) -> Iterator[Tensor]:
+        """What a node gives, part by part of the images. before: the node up to which nothing will change any more; the
+        one behind it if None.
+        """
+        stop = self.index[wanted] + 1 if before is None else self.index[before]
+        place = max((k for k in range(self.place + 1, stop + 1) if self.holdable[k]), default=self.place)
+        for part in range(len(self.parts)):
+            if place > self.place:
+                self.held[part] = self._after(part, self.place, place)
+        self.place = place
+        for part in range(len(self.parts)):
+            yield self._after(part, place, stop)[wanted]
+
+    def _after(self, part: int, start: int, stop: int) -> dict[fx.Node, Any]:
+        """Values that later nodes read, of a part of the images, once the nodes from `start` to `stop` have run."""
+        run = self.interpreter
+        run.env, run.args_iter = dict(self.held[part]), iter([self.parts[part]])
+        for node in self.nodes[start:stop]:
             run.env[node] = run.run_node(node)
             for dead in run.user_to_last_uses.get(node, []):
                 run.env.pop(dead, None)
+        return run.env
 
-    def values(self, node: fx.Node) -> list[Tensor]:
-        """What a node that has run gave, by batch."""
-        return [run.env[node] for run in self.runs]
-
-    def values_of(self, target: str) -> list[Tensor]:
-        """What a module gives, by batch; all nodes up to it are run."""
-        for node in self.left:
-            self.run(node)
-            if node.op == "call_module" and str(node.target) == target:
-                return self.values(node)
-        raise ModelError(f"expected a layer {target} in the float network, got none")
+    def _live(self, images: Tensor) -> list[int]:
+        """Bytes of an image's values that later nodes read, before each node and at the end."""
+        self.parts, self.held, found = [images], [{}], [0]
+        for place in range(len(self.nodes)):
+            self.held = [self._after(0, place, place + 1)]
+            tensors = (one for one in tree_leaves(list(self.held[0].values())) if isinstance(one, Tensor))
+            found.append(sum(one.nbytes for one in tensors) // len(images))
+        return found
 
 
 @dataclass(frozen=True)
@@ -159,11 +197,8 @@ class _Rows:
         return (self.inputs @ weight.mT - self.wanted).square().mean(1)
 
 
-def _repair(
-    name: str, layer: Any, norm: nn.Module | None, inputs: list[Tensor], wanted: list[Tensor], settings: PtqConfig
-) -> LayerError:
-    groups = getattr(layer, "groups", 1)
-    rows = _rows(layer, groups, inputs, wanted)
+def _repair(name: str, layer: Any, norm: nn.Module | None, rows: _Rows, settings: PtqConfig) -> LayerError:
+    groups = len(rows.inputs)
     quantizer = next(quantizers(layer.weight_quant))
     nearest = _quantised(layer, quantizer, groups)
     if settings.adaround:
@@ -189,17 +224,20 @@ def _grouped(weight: Tensor, groups: int) -> Tensor:
     return weight.reshape(groups, len(weight) // groups, -1)
 
 
-def _rows(layer: Any, groups: int, inputs: Sequence[Tensor], wanted: Sequence[Tensor]) -> _Rows:
-    """Some rows of each batch, drawn at random."""
-    generator, count = torch.Generator().manual_seed(0), -(-MOST_ROWS // len(inputs))
-    found = []
-    for x, y in zip(inputs, wanted, strict=True):
-        read, given = _windows(layer, x, groups), _outputs(y, groups)
-        drawn = torch.randperm(read.shape[1], generator=generator)[:count].to(x.device)
-        found.append((read[:, drawn], given[:, drawn]))
+def _rows(layer: Any, groups: int, pairs: Iterable[tuple[Tensor, Tensor]], n: int) -> _Rows:
+    """Some rows of each of n images, drawn at random; pairs: what a layer reads and should give, some images each.
+
+    Image by image: the windows of many at once would take gigabytes.
+    """
+    generator, count, found = torch.Generator().manual_seed(0), -(-MOST_ROWS // n), []
+    for x, y in pairs:
+        for one, wanted in zip(torch.split(x, 1), torch.split(y, 1), strict=True):
+            read, given = _windows(layer, one, groups), _outputs(wanted, groups)
+            drawn = torch.randperm(read.shape[1], generator=generator)[:count].to(x.device)
+            found.append((read[:, drawn], given[:, drawn]))
     read, given = (torch.cat(parts, dim=1) for parts in zip(*found, strict=True))
     mean_read, mean_given = read.mean(1), given.mean(1)
-    return _Rows(read - mean_read[:, None], given - mean_given[:, None], mean_read, mean_given)
+    return _Rows(read.sub_(mean_read[:, None]), given.sub_(mean_given[:, None]), mean_read, mean_given)
 
 
 def _windows(layer: Any, x: Tensor, groups: int) -> Tensor:

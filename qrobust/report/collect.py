@@ -316,20 +316,20 @@ def collect(folder: Path) -> Collected:
     if not any(width.evaluation for width in widths):
         raise RunError(f"expected an evaluated run, got {folder} without one; continue it by qrobust run RECIPE")
     found, text = tuple(sorted(files.analysis.glob("*.json"))), files.recipe.read_text(encoding="utf-8")
-    return Collected(folder, recipe, text, widths, _read(files.bench, Timed), found)
+    return Collected(folder, recipe, text, widths, read(files.bench, Timed), found)
 
 
 def _width(files: NetworkFolder) -> Width:
     manifest, shown, problem = _artifact(files.artifact)
     file = manifest["files"]["model.onnx"]["sha256"] if manifest else None
-    checked, attacked = _read(files.check, Checked), _read(files.attack, Attacked)
+    checked, attacked = read(files.check, Checked), read(files.attack, Attacked)
     return Width(
         bits=files.bits,
         folder=files.path,
         evaluation=_evaluation(files),
         checked=checked,
         attacked=attacked if file is None or judged(attacked) in (None, file) else None,
-        trained=_read(files.training, Trained),
+        trained=read(files.training, Trained),
         epochs=read_lines(files.metrics),
         manifest=manifest,
         examples=shown,
@@ -340,7 +340,7 @@ def _width(files: NetworkFolder) -> Width:
 
 def _evaluation(files: NetworkFolder) -> Record | None:
     """That of the weights that lie here, or one that does not say of which it is."""
-    found = _read(files.evaluation, Evaluation)
+    found = read(files.evaluation, Evaluation)
     reads = (found or {}).get("reads")
     of = reads.get(files.path.name) if isinstance(reads, dict) else None
     return found if of in (None, *map(fingerprint, files.path.glob("*.safetensors"))) else None
@@ -357,7 +357,8 @@ def _artifact(folder: Path) -> tuple[Record | None, tuple[Example, ...], str]:
     return artifact.manifest | {"suite_n": len(artifact.suite["y"])}, examples(artifact), ""
 
 
-def _read(path: Path, schema: type[Result]) -> Record | None:
+def read(path: Path, schema: type[Result]) -> Record | None:
+    """A result, None where there is none. Raises RunError for one that is not whole."""
     if not path.exists():
         return None
     found: Record = read_result(path, REMEDY)

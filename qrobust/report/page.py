@@ -14,6 +14,7 @@ from ..headline import LEGEND, Number, is_last_step, summary
 from ..resources import unplaced
 from ..storage import is_stream, write_text
 from ..tables import LAST_STEP, threat_text
+from .alone import collect_artifact, is_artifact, place_of
 from .collect import Collected, Record, Width, collect
 from .pictures import Chart, Line, chart, figures
 from .words import MOST_CLASSES, cards, classes, columns, flags, layers, parity, parts, rows, settings
@@ -29,17 +30,21 @@ CURVES = {"loss": ("Loss", "training loss", 1), "validation_clean": ("Clean", "v
 
 
 def write(folder: Path, out: Path | None = None) -> Path:
-    """Write the page of a run, and a model card beside it; returns the page's path.
+    """Write the page of a run, and a model card beside it; of an artifact the page alone; returns the page's path.
 
-    folder: of the run. out: the page; None for RUN/report.html; a stream gets the page alone. Raises RunError for a
-    folder that is no run, one without an evaluation, results that cannot be read, or a path that cannot be written.
+    folder: of the run, or an artifact. out: the page; None for RUN/report.html, or beside an artifact; a stream gets
+    the page alone. Raises RunError for a folder that is neither, one without an evaluation, results that cannot be
+    read, or a path that cannot be written; ArtifactError for an artifact that is damaged.
     """
-    path = out or folder / PAGE
+    alone = is_artifact(folder)
+    path = out or (place_of(folder) if alone else folder / PAGE)
     if path.suffix != ".html" and not is_stream(path):
         raise RunError(f"expected a file that ends in .html for --out, got {path}")
     try:
-        run = collect(folder)
-        texts = {path: page(run)} | ({} if is_stream(path) else {path.with_name(CARD): card(run)})
+        run = collect_artifact(folder) if alone else collect(folder)
+        texts = {path: artifact_page(run) if alone else page(run)}
+        if not alone and not is_stream(path):
+            texts[path.with_name(CARD)] = card(run)
     except BROKEN as error:  # by whoever cut or edited a file
         raise RunError(f"expected whole results in {folder}, got some that lack or break {error}; "
                        "remove those, and qrobust run makes them anew") from error  # fmt: skip
@@ -63,6 +68,12 @@ def page(run: Collected) -> str:
         layers=[(width, layers(width)) for width in run.evaluated],
         parity=parity,
     )
+
+
+def artifact_page(run: Collected) -> str:
+    """The page of an artifact that stands alone as HTML. Raises as `page`."""
+    (width,) = run.widths
+    return _rendered("artifact.html.j2", run, escaped=True, width=width, parity=parity(width))
 
 
 def card(run: Collected) -> str:

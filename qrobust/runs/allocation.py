@@ -45,6 +45,8 @@ class Request:
     def __post_init__(self) -> None:
         if not self.widths or not set(self.widths) <= set(range(2, FULL)):
             raise RecipeError(f"expected widths from 2 to {FULL - 1}, got {list(self.widths)}; 8 is always one")
+        if self.n < 1:
+            raise RecipeError(f"expected one image or more to measure margins on, got {self.n}; some hundred are usual")
         allocation.budget(self.budget, size_bytes=1)  # refuses another spelling before minutes of work
 
 
@@ -60,6 +62,9 @@ def allocate(recipe: Recipe, out: Path, asked: Request) -> dict[str, Any]:
     x = data.to_unit(images.x, devices.device(), channels_last=True)
     costs = cost(model, x[:1])
     most = allocation.budget(asked.budget, size_bytes=sum(one.size_bytes for one in costs.layers.values()))
+    layers = {name: layer for name, layer in costs.layers.items() if layer.weight_bits == FULL}
+    cheapest = {name: [Choice(FULL, _cost(layer, min(asked.widths), most), 0.0)] for name, layer in layers.items()}
+    allocation.allocate(cheapest, most.most)  # refuses a budget before minutes of work
     asks = Sensitivities(model, x, images.y.to(x.device), threat=run.threat, seed=recipe.seed)
     weights = run.files.network(FULL).weights(run.networks.deployed(FULL))
     of = digest([own.digest_of(weights), fingerprint(images), run.threat.norm, run.threat.eps, asdict(asks.config)])
@@ -69,7 +74,7 @@ def allocate(recipe: Recipe, out: Path, asked: Request) -> dict[str, Any]:
             Choice(one.bits, _cost(layer, one.bits, most), max(0.0, one.margin))
             for one in found if one.layer == name
         )]
-        for name, layer in costs.layers.items() if layer.weight_bits == FULL
+        for name, layer in layers.items()
     }  # fmt: skip
     best, front = allocation.allocate(choices, most.most), allocation.pareto(choices)
     result = {

@@ -9,6 +9,7 @@ from typing import Any
 
 from ..data import SOURCES
 from ..errors import RecipeError
+from ..models import names
 from ..recipe import Recipe, made
 from .folder import FLOAT, RunFolder
 from .networks import recipe_of, taken_from
@@ -35,12 +36,20 @@ class Request:
 def recipe_for(asked: Request, overrides: Iterable[str] = (), *, name: str, quant: Mapping[str, Any]) -> Recipe:
     """A recipe that trains nothing: the float network as it is, each width made from it.
 
-    name: of the recipe. quant: keys of its [quant]. Raises RecipeError for what no recipe can hold.
+    name: of the recipe. quant: keys of its [quant]. Raises RecipeError for what no recipe can hold, RunError for a
+    folder that is no run.
     """
     source = Path(asked.model)
     is_run = RunFolder(source).recipe.is_file()
+    if source.is_dir() and asked.model not in names():
+        RunFolder.expect(source)
     if is_run and asked.weights:
         raise RecipeError(f"expected no --weights with a run, got {asked.weights}; leave them out")
+    if source.suffix == ".onnx":
+        raise RecipeError(
+            f"expected a network in torch or a run, got the file {asked.model}; give what it was written from, or make "
+            "an artifact of it by qrobust export"
+        )
     if not is_run and not asked.data:
         raise RecipeError(
             "expected --data, images to calibrate and to test on, got none; name a data set, an .npz file or a folder"

@@ -203,6 +203,10 @@ def check_images(recipe: Recipe, target: Target, images: Dataset) -> None:
     for key, wanted in (("evaluate.n", recipe.evaluate.n), ("export.suite_n", recipe.export.suite_n)):
         if wanted and wanted > count:
             raise DataError(f"expected {key} of at most {count}, all test images there are, got {wanted}; lower it")
+    if recipe.quant is not None and recipe.quant.ptq is not None:
+        from ..quant.posttraining import expect_images  # with brevitas, which takes seconds
+
+        expect_images(min(recipe.quant.calibration, len(images.train)))
     stored = _suite_size(recipe, count) or count
     if recipe.attack and (recipe.attack.n or 0) > stored:
         raise RecipeError(f"expected attack.n of at most {stored}, the suite's images, got {recipe.attack.n}; lower it")

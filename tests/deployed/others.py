@@ -2,16 +2,19 @@
 
 import functools
 import logging
+import shutil
 import warnings
+from pathlib import Path
 
 import numpy as np
 import onnx
 import onnxruntime.quantization as ort
 import torch
-from onnx import TensorProto, helper, numpy_helper
+from onnx import TensorProto, numpy_helper
 from torch import nn
 
 SIDE, CLASSES, N = 8, 4, 36
+FIXTURE = Path(__file__).parents[1] / "fixtures" / "nncf.onnx"  # by make_nncf.py beside it
 MEAN, STD = (0.5, 0.4, 0.3), (0.2, 0.3, 0.25)
 
 
@@ -75,34 +78,6 @@ def quantised(path, form):
     return path
 
 
-def nncf_like(path):
-    """As NNCF writes it: float weights, each behind a pair of its own, and activations rounded before layers."""
-    proto = onnx.load(exported(path))
-    nodes, constants = [], {one.name: one for one in proto.graph.initializer}
-
-    def pair(value, scale, zero, axis):
-        names = [f"{value}.scale", f"{value}.zero"]
-        proto.graph.initializer.extend(map(numpy_helper.from_array, (scale, zero), names))
-        nodes.append(helper.make_node("QuantizeLinear", [value, *names], [f"{value}.integers"], axis=axis))
-        nodes.append(
-            helper.make_node("DequantizeLinear", [f"{value}.integers", *names], [f"{value}.rounded"], axis=axis)
-        )
-        return f"{value}.rounded"
-
-    for node in proto.graph.node:
-        if node.op_type in ("Conv", "Gemm"):
-            weight = numpy_helper.to_array(constants[node.input[1]])
-            scale = (np.abs(weight).reshape(len(weight), -1).max(1) / 127).astype(np.float32)
-            node.input[1] = pair(node.input[1], scale, np.zeros(len(weight), np.int8), 0)
-            node.input[0] = pair(node.input[0], np.float32(4 / 255), np.uint8(0), 1)
-        nodes.append(node)
-    copies = [onnx.NodeProto.FromString(node.SerializeToString()) for node in nodes]
-    del proto.graph.node[:]
-    proto.graph.node.extend(copies)
-    onnx.save(proto, path)
-    return path
-
-
 class _ChannelsLast(nn.Module):
     """As a converter from TensorFlow leaves it: channels last, inputs normalised outside, probabilities at the end."""
 
@@ -124,7 +99,7 @@ MAKERS = {
     "torch.onnx, dynamo": lambda path: exported(path, dynamo=True),
     "onnxruntime, QDQ": lambda path: quantised(path, ort.QuantFormat.QDQ),
     "onnxruntime, QOperator": lambda path: quantised(path, ort.QuantFormat.QOperator),
-    "NNCF": nncf_like,
+    "NNCF": lambda path: Path(shutil.copy(FIXTURE, path)),
     "NHWC": channels_last,
 }
 PREPARED = {"NHWC": {"mean": MEAN, "std": STD}}  # of FileConfig
@@ -153,4 +128,20 @@ def perturb(path, share=0.05):
             limits = np.iinfo(weight.dtype)
             moved = np.clip(np.rint(moved), limits.min, limits.max)
         tensor.CopyFrom(numpy_helper.from_array(moved.astype(weight.dtype), tensor.name))
+    path.write_bytes(proto.SerializeToString())
+
+
+def rescale(path, factor=1.3):
+    """Every other channel of each quantised weight larger, as scales that were written wrongly leave it."""
+    proto, scales = onnx.load(path), set()
+    stored = {tensor.name: tensor for tensor in proto.graph.initializer}
+    for node in proto.graph.node:
+        if node.op_type == "DequantizeLinear" and len(stored.get(node.input[0], TensorProto()).dims) > 1:
+            scales.add(node.input[1])
+        scales |= {node.input[4]} if node.op_type in ("QLinearConv", "QGemm") else set()
+    for name in scales:
+        scale = numpy_helper.to_array(stored[name]).copy()
+        scale[::2] *= factor
+        stored[name].CopyFrom(numpy_helper.from_array(scale, name))
+    assert scales
     path.write_bytes(proto.SerializeToString())

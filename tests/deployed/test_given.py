@@ -17,12 +17,13 @@ from qrobust.export.artifact import _expect_repeated
 from qrobust.export.sessions import BareFile
 from qrobust.export.target import load_target
 from qrobust.export.write import check_given
+from qrobust.report import write
 from qrobust.runtime import Artifact, ArtifactError
 from qrobust.tables import artifact_text
 from qrobust.threat import Threat
 
 from ..test_runtime import edit
-from .others import BITS, MAKERS, PREPARED, N, exported, images, network, perturb, text_file
+from .others import BITS, MAKERS, PREPARED, N, exported, images, network, perturb, rescale, text_file
 
 THREAT = Threat("linf", 8 / 255)
 QUICK, STRONG = "pgd-10:keep=best", "onnxruntime, QDQ"  # attacks of all files but one
@@ -81,13 +82,22 @@ def test_it_is_checked_and_attacked_as_our_own(made, name, capsys):
     assert not {"module-differs", "replay-differs", "zero-gradient"} & {flag["name"] for flag in found["flags"]}
 
 
-@pytest.mark.parametrize("name", EACH)
-def test_a_planted_regression_is_caught(made, name, tmp_path, capsys):
-    place = shutil.copytree(made(name)[1].path, tmp_path / "artifact")
-    perturb(place / "model.onnx")
+def regressed(artifact, place, harm, capsys):
+    shutil.copytree(artifact.path, place)
+    harm(place / "model.onnx")
     edit(place)
     assert exit_code(place) == 1
-    assert "broken label_flips: " in capsys.readouterr().out
+    return capsys.readouterr().out
+
+
+@pytest.mark.parametrize("name", EACH)
+def test_weights_that_were_changed_are_caught(made, name, tmp_path, capsys):
+    assert "broken label_flips: " in regressed(made(name)[1], tmp_path / "artifact", perturb, capsys)
+
+
+@pytest.mark.parametrize("name", BITS)
+def test_scales_that_were_changed_are_caught(made, name, tmp_path, capsys):
+    assert "broken label_flips: " in regressed(made(name)[1], tmp_path / "artifact", rescale, capsys)
 
 
 def test_bare_files_and_artifacts_are_timed_in_one_run(made, monkeypatch):
@@ -133,10 +143,32 @@ def test_what_is_printed_says_that_there_is_no_parity(made):
     assert "flip" not in line
 
 
-def test_a_check_of_ours_says_nothing_of_it(capsys, tmp_path):
-    from ..test_runtime import suite_arrays, write
+def test_a_report_of_an_artifact_alone_says_what_is_known(made, tmp_path, capsys):
+    place = shutil.copytree(made("NHWC")[1].path, tmp_path / "a")
+    page = write(place)
+    assert page == tmp_path / "a.html"
+    text = page.read_text()
+    assert "Parity: none." in text
+    assert "no torch network is known" in text
+    assert "No check has judged it: qrobust check" in text
+    assert "logits taken before Softmax" in text
+    assert f"{100 * Artifact.load(place).manifest['metrics']['before']['worst_case']['accuracy']:.1f}" in text
+    assert {path.name for path in tmp_path.iterdir()} == {"a", "a.html"}
+    assert runtime.main([str(place), "--queries", "50", "--json", str(tmp_path / "a.check.json")]) == 0
+    capsys.readouterr()
+    text = write(place).read_text()
+    assert "✓ held" in text
+    assert "No check has judged it" not in text
+    edit(place, lambda manifest: manifest["files"]["model.onnx"].update(sha256="0" * 64))
+    with pytest.raises(ArtifactError, match="sha256"):
+        write(place)
 
-    assert exit_code(write(tmp_path / "ours", suite_arrays())) == 0
+
+def test_a_check_of_ours_says_nothing_of_it(capsys, tmp_path):
+    from ..test_runtime import suite_arrays
+    from ..test_runtime import write as written
+
+    assert exit_code(written(tmp_path / "ours", suite_arrays())) == 0
     text = capsys.readouterr().out
     assert "Parity: none" not in text
     assert "the network before export" in text

@@ -8,7 +8,8 @@ from torch import nn
 from torch.nn import functional as F
 
 from qrobust.errors import ModelError
-from qrobust.quant import QuantConfig, quantize, quantizers
+from qrobust.models import build
+from qrobust.quant import QuantConfig, posttraining, quantize, quantizers
 from qrobust.quant.equalize import equalize
 from qrobust.quant.layers import quantized_conv, quantized_linear
 from qrobust.quant.posttraining import PtqConfig, _outputs, _Rows, _windows, adaround, ptq
@@ -164,16 +165,19 @@ def uneven(function):
     return model
 
 
-def spread(model):
-    """Largest over smallest range of the depthwise channels' weights."""
-    ranges = model.depthwise.weight.abs().flatten(1).amax(1)
-    return float(ranges.max() / ranges.min())
+@torch.no_grad()
+def spread(model, channels):
+    """How unlike the depthwise channels' weights are before and behind the first activation."""
+    factor = (model.norm.weight / (model.norm.running_var + model.norm.eps).sqrt()).abs()
+    before = factor * model.first.weight.abs().flatten(1).amax(1)
+    behind = model.depthwise.weight.abs().flatten(1).amax(1)
+    return float((before / behind)[channels].log().abs().mean())
 
 
 @pytest.mark.parametrize("function", [nn.ReLU(), F.relu, torch.relu])
 def test_equalised_ranges_are_alike_and_the_function_stays(function):
     model, x = uneven(function), images(channels=3)
-    made = equalize(model, (3, 8, 8))
+    made = equalize(model, [x])
     assert torch.allclose(made(x), model(x), atol=1e-5)
     factor = made.norm.weight / (made.norm.running_var + made.norm.eps).sqrt()
     before = (factor * made.first.weight.abs().flatten(1).amax(1)).abs()
@@ -182,10 +186,81 @@ def test_equalised_ranges_are_alike_and_the_function_stays(function):
     assert not torch.equal(model.depthwise.weight, made.depthwise.weight)
 
 
-@pytest.mark.parametrize("function", [nn.ReLU6(), nn.SiLU()])
-def test_no_channel_is_scaled_through_another_function(function):
-    model = uneven(function)
-    assert torch.equal(equalize(model, (3, 8, 8)).first.weight, model.first.weight)
+def test_no_channel_is_scaled_through_another_function():
+    model = uneven(nn.SiLU())
+    assert torch.equal(equalize(model, [images(channels=3)]).first.weight, model.first.weight)
+
+
+@pytest.mark.parametrize("function", [nn.ReLU6(), F.relu6, nn.Hardtanh(-3, 2), nn.Hardtanh(0, 6)])
+def test_between_bounds_a_channel_is_scaled_as_far_as_it_has_room(function):
+    model, x = uneven(function), images(channels=3)
+    with torch.no_grad():  # of even weights before, uneven ones behind
+        model.first.weight.div_(torch.logspace(-2, 1, 8).view(-1, 1, 1, 1))
+        model.norm.weight.div_(2)
+        model.depthwise.weight.mul_(torch.logspace(-1, 1, 8)[torch.randperm(8)].view(-1, 1, 1, 1))
+        model.norm.bias[0] = 7.0  # beyond every bound
+    made = equalize(model, [x[:20], x[20:]])
+    assert torch.allclose(made(x), model(x), atol=1e-5)
+    assert torch.equal(made.norm.weight[0], model.norm.weight[0])
+    assert not torch.equal(made.norm.weight[1:], model.norm.weight[1:])
+    assert spread(made, slice(1, None)) < 0.5 * spread(model, slice(1, None))
+
+
+@pytest.mark.slow
+def test_a_mobilenet_is_equalised_and_stays_the_same():
+    torch.manual_seed(0)
+    model, x = build("mobilenet_v2", in_channels=3, classes=4).eval(), images(12, channels=3)
+    shake_norms(model)
+    made, depthwise = equalize(model, [x]), "features.2.conv.1.0"
+    assert torch.allclose(made(x), model(x), atol=1e-4)
+    ranges = [one.get_submodule(depthwise).weight.abs().flatten(1).amax(1).log() for one in (model, made)]
+    assert not torch.equal(*ranges)
+
+
+def test_tensors_that_layers_share_are_scaled_and_rounded_apart():
+    torch.manual_seed(0)
+    layers = nn.Conv2d(3, 6, 3, padding=1), nn.ReLU(), nn.Conv2d(6, 6, 3), nn.ReLU(), nn.Conv2d(6, 6, 3), nn.ReLU()
+    model, x = nn.Sequential(*layers, nn.Flatten(), nn.Linear(96, 3)).eval(), images(32, channels=3)
+    model[4].weight, model[4].bias = model[2].weight, model[2].bias
+    assert torch.allclose(equalize(model, [x])(x), model(x), atol=1e-5)
+    made, errors = ptq(model, W4, calibration=x, settings=PtqConfig(adaround=20))
+    assert not torch.equal(made.get_submodule("2").weight, made.get_submodule("4").weight)
+    assert all(one.left <= one.nearest for one in errors)
+
+
+def test_a_layer_that_is_called_twice_is_refused():
+    class Twice(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.layer, self.last = nn.Conv2d(3, 3, 3), nn.Conv2d(3, 3, 4)
+
+        def forward(self, x):
+            return self.last(F.relu(self.layer(F.relu(self.layer(x))))).flatten(1)
+
+    with pytest.raises(ModelError, match="expected layers called once, got layer twice; give every call its own"):
+        ptq(Twice().eval(), W4, calibration=images(16, channels=3))
+
+
+def test_few_images_are_refused():
+    with pytest.raises(ModelError, match="expected 10 calibration images or more without training, got 1; give some"):
+        ptq(trained(), W4, calibration=digits()[0][:1])
+
+
+@pytest.mark.parametrize(("bound", "most"), [("MOST_HELD", 30_000), ("MOST_AT_ONCE", 5_000)])
+def test_what_is_held_is_bounded_and_the_result_stays(bound, most, monkeypatch):
+    x, config = digits()[0][:40], PtqConfig(adaround=10)
+    model, errors = ptq(trained(), W4, calibration=x.split(16), settings=config)
+    monkeypatch.setattr(posttraining, bound, most)
+    walks, start = [], posttraining._Walk.__init__
+    monkeypatch.setattr(
+        posttraining._Walk, "__init__", lambda walk, *given: (walks.append(walk), start(walk, *given))[1]
+    )
+    again, found = ptq(trained(), W4, calibration=x.split(16), settings=config)
+    assert [one.left for one in found] == pytest.approx([one.left for one in errors], rel=1e-4)
+    assert all(torch.allclose(a, b, atol=1e-5) for a, b in zip(model.parameters(), again.parameters(), strict=True))
+    for one in walks:
+        kept = sum(value.nbytes for part in one.held for value in part.values())
+        assert 0 < kept <= most if bound == "MOST_HELD" else all(len(part) == 1 for part in one.parts)
 
 
 # Calibrators

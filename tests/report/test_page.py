@@ -19,7 +19,8 @@ from qrobust.report import CARD, PAGE, pictures, write
 from qrobust.report.collect import collect
 from qrobust.storage import write_json
 
-from .conftest import HEADINGS, Parsed, change, share
+from ..test_runtime import edit
+from .conftest import HEADINGS, Parsed, change, evaluation, share
 
 HOSTILE = '<script src="evil">alert(1)</script>"\' onload=x'
 
@@ -316,3 +317,14 @@ def test_templates_are_installed():
     patterns = setup["options.package_data"]["qrobust.report"].split(", ")
     packed = {path for pattern in patterns for path in folder.glob(pattern)}
     assert packed == {path for path in folder.iterdir() if path.suffix not in (".py", "") and path.is_file()}
+
+
+def test_an_artifact_of_a_run_is_shown_with_what_lies_beside_it(lean, tmp_path):
+    place = lean / "qm-4" / "artifact"
+    assert "not evaluated" not in write(place, tmp_path / "a.html").read_text()  # of a manifest without an evaluation
+    edit(place, lambda manifest: manifest["metrics"].update(before=evaluation(4)))
+    text = Parsed(write(place, tmp_path / "a.html").read_text()).text
+    assert "square_gap ✗ broken 0.0766 0.02" in text
+    assert "41.1 19.8–68.1" in text  # of the worst case in torch
+    assert not (tmp_path / "model-card.md").exists()
+    assert not (lean / "qm-4" / "artifact" / "report.html").exists()

@@ -9,13 +9,15 @@ import numpy as np
 import pytest
 import torch
 
-from qrobust.errors import ModelError, RecipeError
+from qrobust.errors import ModelError, RecipeError, RunError
+from qrobust.export.target import load_target
 from qrobust.models import build
 from qrobust.quant import quantizers
 from qrobust.recipe import load
 from qrobust.runs.allocation import Request as Asked
 from qrobust.runs.allocation import allocate
 from qrobust.runs.posttraining import Request, recipe_for
+from qrobust.runs.preflight import check_images
 from qrobust.runs.run import Run
 from qrobust.train import save_weights
 
@@ -72,6 +74,25 @@ def test_what_is_missing_or_too_much_is_said(small_run: Path) -> None:
         Asked("0.5x", widths=(8,))
     with pytest.raises(ModelError, match=r"expected a budget as 0.6x"):
         Asked("5%")
+    with pytest.raises(RecipeError, match=r"expected one image or more to measure margins on, got 0"):
+        Asked("0.5x", n=0)
+    with pytest.raises(RecipeError, match=r"expected a network in torch or a run, got the file f.onnx.*qrobust export"):
+        recipe_for(Request("f.onnx", data="digits"), name="x", quant={})
+    with pytest.raises(RunError, match=r"expected a run folder with recipe.toml, got"):
+        recipe_for(Request(str(small_run.parent), data="digits"), name="x", quant={})
+
+
+def test_one_image_does_not_calibrate(small_run: Path) -> None:
+    settings = recipe_for(Request(str(small_run)), name="x", quant={"ptq": {}, "calibration": 1})
+    with pytest.raises(ModelError, match="expected 10 calibration images or more without training, got 1"):
+        check_images(settings, load_target("ort-cpu"), Run.open(small_run).dataset)
+
+
+@pytest.mark.slow
+def test_a_budget_below_the_least_is_refused_before_anything_is_measured(small_run: Path, tmp_path: Path) -> None:
+    with pytest.raises(ModelError, match="which all layers take at their least, got 9; raise it, or allow fewer bits"):
+        allocate(recipe(small_run, *QUICK), tmp_path / "out", Asked("9B", widths=(4,), n=8))
+    assert not (tmp_path / "out" / "sensitivities.jsonl").exists()
 
 
 @pytest.mark.slow
