@@ -175,9 +175,9 @@ const DTYPES = {
 
 function readNpy(bytes) {
     const view = new DataView(bytes.buffer, bytes.byteOffset, bytes.length), long = bytes[6] > 1;
-    if (new TextDecoder('latin1').decode(bytes.subarray(0, 6)) !== '\x93NUMPY') throw new Error('no .npy');
+    if (hex(bytes.subarray(0, 6)) !== '934e554d5059') throw new Error('no .npy');
     const start = long ? 12 : 10, from = start + (long ? view.getUint32(8, true) : view.getUint16(8, true));
-    const header = new TextDecoder('latin1').decode(bytes.subarray(start, from));
+    const header = new TextDecoder().decode(bytes.subarray(start, from));
     const said = /^\{'descr': '([^']+)', 'fortran_order': False, 'shape': \(([\d, ]*)\), \}\s*$/.exec(header);
     if (!said || !DTYPES[said[1]]) throw new Error(`an array as ${header.trim()}`);
     const shape = said[2].split(',').filter(size => size.trim()).map(Number), [dtype, read] = DTYPES[said[1]];
@@ -255,7 +255,7 @@ export async function sha256(bytes) {
 
 /**
  * { manifest, suite, model }, all of them checked. source.read(name, most): the bytes of a file, null where there is
- * none; source.list(): names of files in the folder, null where a server does not say; source.name: of the folder.
+ * none; source.list(): names in the folder, of folders with a / behind, null where a server does not say; source.name: of the folder.
  */
 export async function loadArtifact(source) {
     const text = await source.read('manifest.json', MAX_JSON);
@@ -269,7 +269,7 @@ export async function loadArtifact(source) {
     const entries = Object.entries(manifest.files), files = {};
     expect(entries.length <= MAX_FILES, `up to ${MAX_FILES} files in manifest.json`, entries.length);
     for (const name of await source.list() ?? [])
-        expect(Object.hasOwn(manifest.files, name) || name === 'manifest.json' || name.startsWith('signature.'),
+        expect(Object.hasOwn(manifest.files, name) || name === 'manifest.json' || /^signature\.[^/]*$/.test(name),
             `no file in ${source.name} that manifest.json does not list`, name, 'remove it');
     for (const [name, entry] of entries) {
         // Plain names only: a manifest must not make its reader open ../../somewhere.

@@ -132,7 +132,8 @@ async function readWhole(file, most) {
 const folder = place => ({
     name: place,
     read: (name, most) => readWhole(path.join(place, name), most),
-    list: () => readdir(place).catch(() => []),
+    list: async () => (await readdir(place, { withFileTypes: true }).catch(() => []))
+        .map(entry => entry.isDirectory() ? `${entry.name}/` : entry.name),
 });
 
 /** Where a path leads to, through links, whether or not there is a file yet. */
