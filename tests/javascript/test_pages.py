@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from qrobust import runtime
+from qrobust.export import artifact
 from qrobust.export.artifact import JAVASCRIPT, VERIFIERS
 
 from ..conftest import NODE, evidence
@@ -36,6 +37,11 @@ def linear(folder: Path, **model: Any) -> Path:
     write(folder, suite_arrays(), model_bytes(**model))
     for name in VERIFIERS:
         shutil.copy(JAVASCRIPT / name, folder)
+
+    def listed(manifest: dict[str, Any]) -> None:
+        manifest["files"] |= {name: artifact._hash(folder / name) for name in VERIFIERS}
+
+    edit(folder, listed)
     return folder
 
 
@@ -56,9 +62,12 @@ def test_a_browser_says_what_is_broken_and_what_is_refused(root: Path) -> None:
     edit(folder, lambda manifest: manifest["limits"].update(logit_change=0.01))
     found = page(root, "artifact/verify.html")
     assert (found["exit"], "logit_change" in found["line"]) == (1, True)
-    for asked, line in (("ort=../nothing/", "expected onnxruntime-web at /nothing/ort.wasm.min.mjs"),
-                        ("ort=https://example.org/", "expected an address on http://127.0.0.1"),
-                        ("artifact=../elsewhere", "expected an artifact in /elsewhere/, got no manifest.json")):  # fmt: skip
+    refused = {
+        "ort=../nothing/": "expected onnxruntime-web at /nothing/ort.wasm.min.mjs",
+        "ort=https://example.org/": "expected an address on http://127.0.0.1",
+        "artifact=../elsewhere": "expected an artifact in /elsewhere/, got no manifest.json",
+    }
+    for asked, line in refused.items():
         found = page(root, f"artifact/verify.html?{asked}")
         assert (found["exit"], found["line"].startswith(f"refused\n{line}")) == (2, True), found["line"]
 
