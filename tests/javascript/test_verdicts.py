@@ -200,6 +200,10 @@ def test_without_onnxruntime_one_line_says_what_to_install(folder: Path, tmp_pat
     assert done.stderr == (
         "error: expected onnxruntime-node or onnxruntime-web, got none; npm install --ignore-scripts onnxruntime-node\n"
     )
+    (script.parent / "verify-report.mjs").unlink()
+    done = node(script, folder, cwd=tmp_path)
+    assert (done.returncode, done.stderr.count("\n")) == (2, 1)
+    assert done.stderr.startswith("error: expected verify-*.mjs beside verify.mjs, got Cannot find module ")
 
 
 def test_wasm_in_node_replays_alike(folder: Path, tmp_path: Path) -> None:

@@ -9,10 +9,17 @@ import { appendFile, mkdir, open, readFile, readdir, realpath, rename, rm, stat 
 import { createRequire } from 'node:module';
 import path from 'node:path';
 import { fileURLToPath, pathToFileURL } from 'node:url';
-import { parseArgs } from 'node:util';
-import { check, expectPower } from './verify-check.mjs';
-import { ArtifactError, expect, expecting, loadArtifact, oneLine } from './verify-files.mjs';
-import { formatReport, formatted } from './verify-report.mjs';
+import util from 'node:util';
+
+// Node's own exit code would be 1 where a file is missing, which says that a limit was broken.
+const [checks, files, reports] = await Promise.all(['check', 'files', 'report'].map(name => import(`./verify-${name}.mjs`)))
+    .catch(error => {
+        const why = String(error.message).split('\n')[0];
+        process.stderr.write(`error: expected verify-*.mjs beside verify.mjs, got ${why}; export the artifact again\n`);
+        process.exit(2);
+    });
+const { check, expectPower } = checks, { formatReport, formatted } = reports;
+const { ArtifactError, expect, expecting, loadArtifact, oneLine } = files;
 
 const OWN = fileURLToPath(import.meta.url);
 // Of the process that a check runs in; codes that no crash ends with stand for 0, 1, 2.
@@ -34,7 +41,7 @@ function options(argv) {
     const known = { ...Object.fromEntries(KINDS.map(kind => [kind, text])), reason: text, queries: text, seed: text,
         timeout: text, runtime: text, 'update-baseline': flag, help: { ...flag, short: 'h' } };
     try {
-        const { values, positionals } = parseArgs({ args: argv, options: known, allowPositionals: true });
+        const { values, positionals } = util.parseArgs({ args: argv, options: known, allowPositionals: true });
         const files = Object.entries({ ...values, artifact: positionals[0] ?? path.dirname(OWN) })
             .filter(([name]) => [...KINDS, 'artifact'].includes(name));
         if (positionals.length > 1) throw new Error(`unrecognized arguments: ${positionals.slice(1).join(' ')}`);
