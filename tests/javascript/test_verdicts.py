@@ -152,6 +152,7 @@ def test_a_baseline_of_python_serves_replayed_sets_alone(folder: Path, tmp_path:
         runtime.check(runtime.Artifact.load(folder), baseline=own)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("input", ["float32-nchw", "uint8-nhwc"])
 def test_an_exported_artifact_carries_its_check(tmp_path: Path, input: str) -> None:
     """Every file of it is there, listed, and the check inside is the same; bytes go in where they are asked for."""
@@ -206,6 +207,7 @@ def test_without_onnxruntime_one_line_says_what_to_install(folder: Path, tmp_pat
     assert done.stderr.startswith("error: expected verify-*.mjs beside verify.mjs, got Cannot find module ")
 
 
+@pytest.mark.slow
 def test_wasm_in_node_replays_alike(folder: Path, tmp_path: Path) -> None:
     ((code, _, error),) = many([(folder, "--runtime", "web", "--json", tmp_path / "found.json")])
     assert code == 0, error
