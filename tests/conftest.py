@@ -98,6 +98,7 @@ def command_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.
 # What a test may need and not find
 
 SHARED = Path(__file__).resolve().parents[2] / "shared" / "data"
+NODE = Path(__file__).resolve().parent / "javascript"  # what `npm ci --ignore-scripts` there installs
 BROWSERS = ("chromium", "chromium-browser", "google-chrome", "chrome")
 PACKAGES = {"foolbox": "foolbox", "lightning": "lightning", "onnxoptimizer": "onnxoptimizer",
             "onnxscript": "onnxscript", "openvino": "openvino", "pyyaml": "yaml", "scipy": "scipy",
@@ -105,6 +106,10 @@ PACKAGES = {"foolbox": "foolbox", "lightning": "lightning", "onnxoptimizer": "on
 EVIDENCE: dict[str, tuple[Callable[[], object], str]] = {
     "browser": (lambda: next(filter(None, map(shutil.which, BROWSERS)), None), f"one of {', '.join(BROWSERS)}"),
     "compiler": (lambda: shutil.which("c++"), "a C++ compiler, c++"),
+    "node": (
+        lambda: (NODE / "node_modules" / "onnxruntime-web").is_dir() and shutil.which("node"),
+        "node, and `npm ci --ignore-scripts` in tests/javascript",
+    ),
     "images": (lambda: SHARED.is_dir() and SHARED, "real images in ../shared/data, next to the repository"),
     **{group: (partial(importlib.util.find_spec, module), f"package {group}") for group, module in PACKAGES.items()},
 }

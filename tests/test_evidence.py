@@ -36,6 +36,7 @@ def test_what_is_there_is_given(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_a_bare_machine_has_none_of_it(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("PATH", str(tmp_path))
     monkeypatch.setattr(conftest, "SHARED", tmp_path / "nowhere")
+    monkeypatch.setattr(conftest, "NODE", tmp_path / "nowhere")
     for module in conftest.PACKAGES.values():
         monkeypatch.setitem(sys.modules, module, None)
     assert [group for group, (look, _) in EVIDENCE.items() if look()] == []

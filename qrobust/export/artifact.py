@@ -203,7 +203,9 @@ def suite_accuracy(arrays: Arrays) -> dict[str, float]:
 
 
 PARITY_IMAGES = 1000
-FILES = ("model.onnx", "suite.npz", "verify.py", "manifest.json")
+JAVASCRIPT = Path(__file__).parent / "javascript"  # the same check in Node and browsers
+VERIFIERS = tuple(sorted(path.name for path in JAVASCRIPT.iterdir() if path.name.startswith("verify")))
+FILES = ("model.onnx", "suite.npz", "verify.py", *VERIFIERS, "manifest.json")
 
 
 @dataclass(frozen=True)
@@ -305,6 +307,8 @@ def _fill(folder: Path, model: nn.Module | GivenFile, dataset: Dataset, target: 
     (folder / "model.onnx").write_bytes(made.data)
     (folder / "suite.npz").write_bytes(suite_bytes(contents.suite))
     shutil.copyfile(runtime.__file__, folder / "verify.py")
+    for name in VERIFIERS:
+        shutil.copyfile(JAVASCRIPT / name, folder / name)
     manifest = _manifest(folder, dataset, target, contents) | _described(model, dataset, target, contents)
     path = folder / "manifest.json"
     write_json(path, manifest)

@@ -31,6 +31,7 @@ FLOAT_LAYERS = ("Conv", "FusedConv")
 PRODUCT, FUSED_PRODUCT = "MatMulInteger", "MatMulIntegerToFloat"
 INPUTS = ("float32-nchw", "uint8-nhwc")
 FEWEST, MOST = 32, 1000  # images that a file is judged on
+EXPLICIT = ("WebGpuExecutionProvider",)  # of attributes: onnxruntime-web refuses convolutions without their dilations
 
 
 def export_model(
@@ -111,7 +112,7 @@ def written(
             form,
             opset=target.opset,
             takes_bytes=input == "uint8-nhwc",
-            names=Names(INPUT, OUTPUT, short=target.names == "short"),
+            names=Names(INPUT, OUTPUT, short=target.names == "short", explicit=target.provider in EXPLICIT),
         )
     except ExportError as error:
         raise ExportError(f"{target.name}: {error}") from error

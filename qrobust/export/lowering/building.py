@@ -62,11 +62,13 @@ HALF = np.finfo(np.float16)
 class Building:
     """Nodes are added by `op`, and named by `settle` together with all since the last call.
 
-    opset: the highest that the target reads. half: floats are float16, but for constants that are asked to be exact.
+    opset: the highest that the target reads. explicit: attributes stand there that are usual too. half: floats are
+    float16, but for constants that are asked to be exact.
     """
 
-    def __init__(self, *, opset: int, half: bool = False, names: Sequence[str] = ()) -> None:
+    def __init__(self, *, opset: int, half: bool = False, names: Sequence[str] = (), explicit: bool = False) -> None:
         self.most, self.half, self.opset = opset, half, LEAST_OPSET
+        self.explicit = explicit
         self.nodes: list[ir.Node] = []
         self.domains: dict[str, int] = {}
         self._taken, self._kinds = Counter(names), Counter[str]()
@@ -89,14 +91,25 @@ class Building:
 
     def op(self, kind: str, *inputs: ir.Value | None, outputs: int = 1, domain: str = "", **attributes: Any) -> Any:
         """What a new node gives: a value, or a list of `outputs`. Attributes that are None or usual are left out."""
-        node = _node(kind, inputs, attributes, domain, outputs)
+        node = self._node(kind, inputs, attributes, domain, outputs)
         self.nodes.append(node)
         self._waiting.append(node)
         return node.outputs[0] if outputs == 1 else list(node.outputs)
 
+    def _node(
+        self, kind: str, inputs: Sequence[ir.Value | None], attributes: dict[str, Any], domain: str, outputs: int
+    ) -> ir.Node:
+        given = list(inputs)
+        while given and given[-1] is None:
+            given.pop()
+        kept = {name: value for name, value in attributes.items() if value is not None}
+        if not self.explicit:
+            kept = {name: value for name, value in kept.items() if not _is_usual(kind, name, value)}
+        return ir.node(kind, given, kept, domain=domain, num_outputs=outputs)
+
     def part(self, name: str, kind: str, *inputs: ir.Value | None, domain: str = "", **attributes: Any) -> ir.Value:
         """What a node gives that makes a layer's weight: it has no name of its own, its value this one."""
-        node = _node(kind, inputs, attributes, domain, 1)
+        node = self._node(kind, inputs, attributes, domain, 1)
         self.nodes.append(node)
         self._silent.append(node)
         self._of[node] = node.outputs[0].name = self._free(name)
@@ -200,19 +213,9 @@ class Building:
         return name if self._taken[name] == 1 else self._free(f"{name}_{self._taken[name]}")
 
 
-def _node(
-    kind: str, inputs: Sequence[ir.Value | None], attributes: dict[str, Any], domain: str, outputs: int
-) -> ir.Node:
-    given = list(inputs)
-    while given and given[-1] is None:
-        given.pop()
-    kept = {name: value for name, value in attributes.items() if not _is_usual(kind, name, value)}
-    return ir.node(kind, given, kept, domain=domain, num_outputs=outputs)
-
-
 def _is_usual(kind: str, name: str, value: Any) -> bool:
     """Whether an attribute says what its absence says too."""
-    if value is None or (name in DEFAULTS.get(kind, {}) and DEFAULTS[kind][name] == value):
+    if name in DEFAULTS.get(kind, {}) and DEFAULTS[kind][name] == value:
         return True
     usual = 1 if name in ONES else 0 if name in ZEROS else None
     return usual is not None and set(value) == {usual}

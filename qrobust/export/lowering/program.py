@@ -37,11 +37,12 @@ WRAPPERS = {"wrap_with_set_grad_enabled": 1, "wrap_with_autocast": 4}  # where t
 
 @dataclass(frozen=True)
 class Names:
-    """Of the image and the logits. short: the fewest bytes for all others."""
+    """Of the image and the logits. short: the fewest bytes for all others. explicit: attributes that are usual too."""
 
     image: str
     logits: str
     short: bool
+    explicit: bool = False
 
 
 def lower_program(
@@ -51,7 +52,7 @@ def lower_program(
 
     Raises ExportError for an operator that has no entry, by operator and module.
     """
-    graph = Building(opset=opset, half=form.half, names=(names.image, names.logits))
+    graph = Building(opset=opset, half=form.half, names=(names.image, names.logits), explicit=names.explicit)
     placeholder = next(
         node
         for node, spec in _inputs(program)
