@@ -1,0 +1,201 @@
+"""An ONNX graph node by node to a .tflite file: layers between quantisers on integers, all others in float."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+import onnx
+
+from ...errors import ExportError
+from .flat import Flat, Grid, Tensor
+from .layers import LAYERS, Output
+from .reading import MOVES, Graph, Quantiser, attributes
+
+UINT8 = onnx.TensorProto.UINT8
+LEAST, MOST = -128, 127
+
+
+@dataclass(frozen=True)
+class Converted:
+    """The bytes of a .tflite file, and by name of its ends what int8 levels lie above those of the ONNX graph."""
+
+    data: bytes
+    shifts: dict[str, int]
+
+
+def to_tflite(data: bytes) -> Converted:
+    """The .tflite file of an ONNX graph as the format `integer` writes it, or of a float one.
+
+    data: of the ONNX file. It takes what that takes, channels last, for any number of images, and gives the same
+    outputs by the same names. A layer that reads quantised values and whose result is quantised computes on int8;
+    all others compute on floats. Raises ExportError for an operator, or a form of one, that has none here, by its
+    name, and ArtifactError where the package ai-edge-litert is missing.
+    """
+    return _Converter(Graph(data)).run()
+
+
+class _Converter:
+    """tensors: by name of the ONNX value whose numbers they hold."""
+
+    def __init__(self, graph: Graph) -> None:
+        self.graph, self.flat = graph, Flat()
+        self.tensors: dict[str, Tensor] = {}
+        self.floats: dict[str, Tensor] = {}  # of levels, where a float layer reads them
+        self.done: set[str] = set()  # values that stand behind a quantiser as parts of it
+
+    def run(self) -> Converted:
+        inputs = {value.name: self.given(value) for value in self.graph.inputs}
+        for node in self.graph.nodes:
+            if node.op_type != "DequantizeLinear" or not self.graph.is_constant(node):
+                self.node(node)
+        outputs = {name: self.result(name) for name in self.graph.outputs}
+        ends = inputs | outputs
+        data = self.flat.finish(*({name: one.index for name, one in some.items()} for some in (inputs, outputs)))
+        return Converted(data, {name: one.shift for name, one in ends.items() if one.grid is not None})
+
+    def given(self, value: onnx.ValueInfoProto) -> Tensor:
+        """An input: floats, a camera's bytes, or levels that stand for computed ones."""
+        name = value.name
+        if value.type.tensor_type.elem_type != UINT8:
+            made = self.flat.tensor(name, self.graph.shape(name))
+        elif any(reader.op_type == "Transpose" for reader in self.graph.readers[name]):
+            made = self.pixels(value)
+        else:
+            scale, zero = self.graph.grid_below(name)
+            made = self.flat.tensor(name, self.graph.shape(name), Grid(scale, zero + LEAST), shift=LEAST)
+        self.tensors[name] = made
+        return made
+
+    def pixels(self, value: onnx.ValueInfoProto) -> Tensor:
+        """Bytes (n, h, w, c), and behind the Transpose, which is dropped, the same as int8."""
+        sizes = [one.dim_value for one in value.type.tensor_type.shape.dim]
+        given = self.flat.tensor(value.name, (1, *sizes[1:]), Grid(1 / 255, 0), kind="UINT8")
+        for reader in self.graph.readers[value.name]:
+            if reader.op_type != "Transpose" or list(attributes(reader)["perm"]) != [0, 3, 1, 2]:
+                raise ExportError(f"{value.name}: expected a Transpose to channels first, got {reader.op_type}")
+            scale, zero = self.graph.grid_below(reader.output[0])
+            made = self.flat.tensor(reader.output[0], given.shape, Grid(scale, zero + LEAST), shift=LEAST)
+            self.flat.op("QUANTIZE", [given.index], made.index, "QuantizeOptions")
+            self.tensors[reader.output[0]] = made
+            self.done.add(reader.output[0])
+        return replace(given, grid=None)
+
+    def node(self, node: onnx.NodeProto) -> None:
+        name, kind = node.output[0], node.op_type
+        if name in self.done:
+            return
+        if kind == "DequantizeLinear":
+            self.tensors[name] = self.tensors[node.input[0]]
+        elif kind == "QuantizeLinear":
+            self.quantised(self.graph.quantiser(node))
+        elif kind not in LAYERS:
+            known = ", ".join(sorted(LAYERS))
+            raise ExportError(f"{node.name or name}: expected an operator out of {known}, got {kind}; choose ort-cpu")
+        elif kind in MOVES and self.reads_levels(node):
+            self.tensors[name] = LAYERS[kind](self, node, Output(name, moves=True))
+        elif not self.graph.is_rounded(name):
+            self.tensors[name] = LAYERS[kind](self, node, Output(name))
+
+    def reads_levels(self, node: onnx.NodeProto) -> bool:
+        """Whether integers pass a node: behind a DequantizeLinear they are floats."""
+        read = [name for name in node.input if name in self.tensors]
+        dequantised = any(n in self.graph.makers and self.graph.makers[n].op_type == "DequantizeLinear" for n in read)
+        return not dequantised and all(self.tensors[name].grid is not None for name in read)
+
+    def quantised(self, to: Quantiser) -> None:
+        """The value of a quantiser: its layer on integers, or a QUANTIZE of what is there."""
+        # Saturation is the upper bound; the lower one is saturation too, a fused RELU, or costs a MAXIMUM.
+        shift = MOST - to.high
+        grid = Grid(to.scale, to.zero + shift)
+        output = Output(to.name, grid, shift, least=max(to.low + shift, LEAST))
+        maker = self.graph.makers.get(to.source)
+        if to.source in self.tensors:
+            made = self.requantised(self.tensors[to.source], output)
+        elif maker is not None and self.on_integers(maker):
+            made = LAYERS[maker.op_type](self, maker, output)
+        elif maker is not None:
+            made = self.requantised(LAYERS[maker.op_type](self, maker, Output(f"{to.source}.f")), output)
+        else:
+            raise ExportError(f"{to.name}: expected a value that is computed, got {to.source}; choose ort-cpu")
+        self.tensors[to.name] = made
+        if to.name != to.source:
+            self.done.add(to.name)
+
+    def on_integers(self, node: onnx.NodeProto) -> bool:
+        """Whether all that a layer reads lies on grids, its weights too."""
+        for name in node.input:
+            weights = self.graph.weights(name) if name else None
+            if name and weights is None and (name not in self.tensors or self.tensors[name].grid is None):
+                return False
+            if weights is not None and weights.scale is None and node.op_type in ("Conv", "Gemm"):
+                return False
+        return True
+
+    def requantised(self, x: Tensor, output: Output) -> Tensor:
+        """Floats, or levels of another grid, on this one."""
+        if x.grid == output.grid and x.least >= output.least:
+            return replace(x, shift=output.shift)
+        made, _ = self.make(output, x.shape, nonnegative=is_nonnegative(x))
+        self.flat.op("QUANTIZE", [x.index], made.index, "QuantizeOptions")
+        return self.bounded(made, output)
+
+    def make(self, output: Output, shape: Sequence[int], *, nonnegative: bool = False) -> tuple[Tensor, bool]:
+        """The tensor of an output, and whether a RELU that its operator may fuse is its lower bound.
+
+        nonnegative: nothing below 0 can come.
+        """
+        if output.grid is None:
+            return self.flat.tensor(output.name, shape), False
+        least = max(LEAST, output.grid.zero) if nonnegative else LEAST
+        relu = output.least > least and output.least == output.grid.zero
+        made = self.flat.tensor(output.name, shape, output.grid, shift=output.shift, least=least)
+        return made, relu
+
+    def bounded(self, x: Tensor, output: Output, *, relu: bool = False) -> Tensor:
+        """No lower than the output's least level. relu: its operator has fused one."""
+        if output.grid is None or x.least >= output.least:
+            return x
+        if relu:
+            return replace(x, least=output.least)
+        made = self.flat.tensor(f"{output.name}.bounded", x.shape, x.grid, shift=x.shift, least=output.least)
+        level = np.array([output.least], np.int8)
+        scale, zero = np.array([output.grid.scale], np.float32), output.grid.zero
+        bound = self.flat.constant(f"{output.name}.least", level, scale, zero=zero)
+        self.flat.op("MAXIMUM", [x.index, bound], made.index, "MaximumMinimumOptions")
+        return made
+
+    def read(self, name: str, output: Output) -> Tensor:
+        """What a layer reads: levels where it computes on integers, else floats."""
+        weights = self.graph.weights(name) if name not in self.tensors else None
+        if weights is not None:
+            raise ExportError(f"{name}: expected a value that is computed, got a constant; choose ort-cpu")
+        x = self.tensors[name]
+        if output.on_integers or x.grid is None:
+            return x
+        if name not in self.floats:
+            self.floats[name] = made = self.flat.tensor(f"{name}.f", x.shape)
+            self.flat.op("DEQUANTIZE", [x.index], made.index, "DequantizeOptions")
+        return self.floats[name]
+
+    def result(self, name: str) -> Tensor:
+        """An output of the file, in its graph's shape."""
+        if name not in self.tensors:
+            raise ExportError(f"{name}: expected a value that is computed, got none; choose ort-cpu")
+        return self.shaped(self.tensors[name], self.graph.shape(name), name)
+
+    def shaped(self, x: Tensor, shape: Sequence[int], name: str) -> Tensor:
+        """The same numbers in another shape, in the order in which they lie."""
+        if x.shape == tuple(shape):
+            return x
+        made = self.flat.tensor(f"{name}.shaped", shape, x.grid, shift=x.shift, least=x.least)
+        sizes = np.array([-1, *shape[1:]], np.int32)
+        index = self.flat.constant(f"{name}.shape", sizes)
+        self.flat.op("RESHAPE", [x.index, index], made.index, "ReshapeOptions", newShape=sizes.tolist())
+        return made
+
+
+def is_nonnegative(x: Tensor) -> bool:
+    """Whether its levels stand for 0 or more."""
+    return x.grid is not None and x.least >= x.grid.zero
