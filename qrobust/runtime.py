@@ -523,6 +523,7 @@ def _check_meaning(manifest: dict[str, Any]) -> None:
     # An image of bytes moves by a step or not at all.
     valid = type(eps) in (int, float) and 1 / 255 - 1e-9 <= eps <= most
     _expect(valid, f"eps in [1/255, {most:.4g}] of a pixel's range as 'threat eps'", repr(eps))
+    _expect(served(manifest) in manifest["files"], f"{served(manifest)} in 'files'", "none")
     parity = manifest.get("parity")
     _expect(parity in (None, "none") or isinstance(parity, dict), "a table or 'none' as 'parity'", repr(parity))
     _expect("square" not in manifest["reference"], "another name for a stored attack", "square")

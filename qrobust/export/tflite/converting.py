@@ -11,7 +11,7 @@ import onnx
 from ...errors import ExportError
 from .flat import Flat, Grid, Tensor
 from .layers import LAYERS, Output
-from .reading import MOVES, Graph, Quantiser, attributes
+from .reading import MOVES, PICKS, Graph, Quantiser, attributes
 
 UINT8 = onnx.TensorProto.UINT8
 LEAST, MOST = -128, 127
@@ -93,14 +93,18 @@ class _Converter:
         elif kind not in LAYERS:
             known = ", ".join(sorted(LAYERS))
             raise ExportError(f"{node.name or name}: expected an operator out of {known}, got {kind}; choose ort-cpu")
-        elif kind in MOVES and self.reads_levels(node):
+        elif kind in (*MOVES, *PICKS) and self.reads_levels(node):
             self.tensors[name] = LAYERS[kind](self, node, Output(name, moves=True))
         elif not self.graph.is_rounded(name):
             self.tensors[name] = LAYERS[kind](self, node, Output(name))
 
     def reads_levels(self, node: onnx.NodeProto) -> bool:
-        """Whether integers pass a node: behind a DequantizeLinear they are floats."""
+        """Whether levels pass a node as they are: what only picks from them gives levels of their grid, behind a
+        DequantizeLinear too.
+        """
         read = [name for name in node.input if name in self.tensors]
+        if node.op_type in PICKS:
+            return self.tensors[read[0]].grid is not None
         dequantised = any(n in self.graph.makers and self.graph.makers[n].op_type == "DequantizeLinear" for n in read)
         return not dequantised and all(self.tensors[name].grid is not None for name in read)
 
@@ -129,15 +133,14 @@ class _Converter:
             weights = self.graph.weights(name) if name else None
             if name and weights is None and (name not in self.tensors or self.tensors[name].grid is None):
                 return False
-            if weights is not None and weights.scale is None and node.op_type in ("Conv", "Gemm"):
-                return False
-        return True
+        weights = self.graph.weights(node.input[1]) if node.op_type in ("Conv", "Gemm") else None
+        return weights is None or weights.scale is not None
 
     def requantised(self, x: Tensor, output: Output) -> Tensor:
         """Floats, or levels of another grid, on this one."""
         if x.grid == output.grid and x.least >= output.least:
             return replace(x, shift=output.shift)
-        made, _ = self.make(output, x.shape, nonnegative=is_nonnegative(x))
+        made, _ = self.make(output, x.shape, nonnegative=x.nonnegative)
         self.flat.op("QUANTIZE", [x.index], made.index, "QuantizeOptions")
         return self.bounded(made, output)
 
@@ -194,8 +197,3 @@ class _Converter:
         index = self.flat.constant(f"{name}.shape", sizes)
         self.flat.op("RESHAPE", [x.index, index], made.index, "ReshapeOptions", newShape=sizes.tolist())
         return made
-
-
-def is_nonnegative(x: Tensor) -> bool:
-    """Whether its levels stand for 0 or more."""
-    return x.grid is not None and x.least >= x.grid.zero

@@ -42,6 +42,11 @@ class Tensor:
     shift: int = 0
     least: int = -128
 
+    @property
+    def nonnegative(self) -> bool:
+        """Whether its levels stand for 0 or more."""
+        return self.grid is not None and self.least >= self.grid.zero
+
 
 class Flat:
     """The file; `tensor` and `constant` give tensors, `op` adds an operator, `finish` gives the bytes."""

@@ -73,7 +73,7 @@ def conv(to: _Converter, node: onnx.NodeProto, output: Output) -> Tensor:
         raise refuse(node, "a plain or a depthwise convolution", f"{group} groups of {x.shape[3]} channels")
     x, padding = padded(to, node, x, weights.values.shape[2:])
     bias = to.graph.weights(node.input[2]) if len(node.input) > 2 else None
-    return _weighted(to, output, x, padding, replace(weights, values=weights.values), bias, stated, depthwise=depthwise)
+    return _weighted(to, output, x, padding, weights, bias, stated, depthwise=depthwise)
 
 
 def _weighted(
@@ -280,14 +280,10 @@ def average_pool(to: _Converter, node: onnx.NodeProto, output: Output) -> Tensor
 def global_average_pool(to: _Converter, node: onnx.NodeProto, output: Output) -> Tensor:
     """MEAN to (n, c): kept dimensions cost a kernel a quarter of a step."""
     x = to.read(node.input[0], output)
-    made, _ = to.make(output, (1, x.shape[-1]), nonnegative=_is_nonnegative(x))
+    made, _ = to.make(output, (1, x.shape[-1]), nonnegative=x.nonnegative)
     axes = to.flat.constant(f"{output.name}.axes", np.array([1, 2], np.int32))
     to.flat.op("MEAN", [x.index, axes], made.index, "ReducerOptions", keepDims=False)
     return to.bounded(made, output)
-
-
-def _is_nonnegative(x: Tensor) -> bool:
-    return x.grid is not None and x.least >= x.grid.zero
 
 
 @layer("Concat")

@@ -15,6 +15,7 @@ from ...errors import ExportError
 
 Array = npt.NDArray[Any]
 MOVES = ("Pad", "Flatten", "Reshape", "Concat", "Transpose")  # integers pass them as they are
+PICKS = ("MaxPool", "Flatten", "Reshape")  # numbers leave them as they come, in another order
 BOUNDS = ("Relu", "Clip")  # of floats: a quantiser behind them takes their bounds
 
 
