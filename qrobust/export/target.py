@@ -74,7 +74,7 @@ class Target(Table):
     description: str
     """One line, for `qrobust targets`."""
     provider: str
-    """onnxruntime's execution provider, or `"litert-xnnpack"`, `"litert-reference"`; another is never taken silently."""
+    """onnxruntime's execution provider, `"litert-xnnpack"` or `"litert-reference"`; another is never taken silently."""
     format: Literal["integer", "compact", "float", "float16", "symmetric", "qonnx"]
     """What the graph is made of, below."""
     opset: Annotated[int, Field(ge=20, le=25)]

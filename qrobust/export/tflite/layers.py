@@ -3,44 +3,23 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any
+from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import onnx
 
 from ...errors import ExportError
-from .flat import Grid, Tensor
+from .flat import Tensor
 from .reading import Weights, attributes
-
-if TYPE_CHECKING:
-    from .converting import _Converter
+from .writing import Output, Writing
 
 Array = npt.NDArray[Any]
 ONCE, LARGEST, MOST_SUM = 0.5, 127, 2**30
 
 
-@dataclass(frozen=True)
-class Output:
-    """What a layer's result is called and lies on; floats without a grid.
-
-    least: the lowest level of its quantiser. moves: levels stay those that they are.
-    """
-
-    name: str
-    grid: Grid | None = None
-    shift: int = 0
-    least: int = -128
-    moves: bool = False
-
-    @property
-    def on_integers(self) -> bool:
-        """Whether the layer reads levels."""
-        return self.moves or self.grid is not None
-
-
-Layer = Callable[["_Converter", onnx.NodeProto, Output], Tensor]
+Layer = Callable[[Writing, onnx.NodeProto, Output], Tensor]
 LAYERS: dict[str, Layer] = {}
 
 
@@ -60,7 +39,7 @@ def refuse(node: onnx.NodeProto, expected: str, got: object) -> ExportError:
 
 
 @layer("Conv")
-def conv(to: _Converter, node: onnx.NodeProto, output: Output) -> Tensor:
+def conv(to: Writing, node: onnx.NodeProto, output: Output) -> Tensor:
     """CONV_2D or DEPTHWISE_CONV_2D."""
     stated, x = attributes(node), to.read(node.input[0], output)
     weights, group = to.graph.weights(node.input[1]), stated.get("group", 1)
@@ -77,7 +56,7 @@ def conv(to: _Converter, node: onnx.NodeProto, output: Output) -> Tensor:
 
 
 def _weighted(
-    to: _Converter, output: Output, x: Tensor, padding: int, weights: Weights, bias: Weights | None,
+    to: Writing, output: Output, x: Tensor, padding: int, weights: Weights, bias: Weights | None,
     stated: dict[str, Any], *, depthwise: bool,
 ) -> Tensor:  # fmt: skip
     kernel = weights.values.shape[2:]
@@ -110,7 +89,7 @@ def _without_padding(weights: Weights, channels: int) -> Weights:
 
 
 def parameters(
-    to: _Converter, output: Output, x: Tensor, weights: Weights, bias: Weights | None, order: tuple[int, ...]
+    to: Writing, output: Output, x: Tensor, weights: Weights, bias: Weights | None, order: tuple[int, ...]
 ) -> list[int]:
     """The indices of a layer's weight, its dimensions in this order, and of its bias."""
     axis, count = order.index(0), len(weights.values)
@@ -152,7 +131,7 @@ def boosts(weights: Weights, bias: Array, ratio: Array) -> Array:
     return np.where(ratio >= ONCE, 1, times).astype(np.int64)
 
 
-def padded(to: _Converter, node: onnx.NodeProto, x: Tensor, kernel: tuple[int, ...]) -> tuple[Tensor, int]:
+def padded(to: Writing, node: onnx.NodeProto, x: Tensor, kernel: tuple[int, ...]) -> tuple[Tensor, int]:
     """x and the schema's padding, SAME (0) where that means what the node says, else VALID (1) behind a PAD."""
     stated = attributes(node)
     if stated.get("auto_pad", b"NOTSET") not in (b"NOTSET", b"VALID") or stated.get("ceil_mode"):
@@ -173,7 +152,7 @@ def _same(size: int, kernel: int, stride: int, dilation: int) -> list[int]:
     return [total // 2, total - total // 2]
 
 
-def _pad(to: _Converter, x: Tensor, pads: list[list[int]], name: str) -> Tensor:
+def _pad(to: Writing, x: Tensor, pads: list[list[int]], name: str) -> Tensor:
     shape = [size + sum(pair) for size, pair in zip(x.shape, pads, strict=True)]
     made = to.flat.tensor(f"{name}.padded", shape, x.grid, shift=x.shift, least=x.least)
     index = to.flat.constant(f"{name}.pads", np.array(pads, np.int32))
@@ -182,7 +161,7 @@ def _pad(to: _Converter, x: Tensor, pads: list[list[int]], name: str) -> Tensor:
 
 
 @layer("Pad")
-def pad(to: _Converter, node: onnx.NodeProto, output: Output) -> Tensor:
+def pad(to: Writing, node: onnx.NodeProto, output: Output) -> Tensor:
     """PAD, with what stands for 0; channels that convolutions alone read are not added."""
     pads = [int(one) for one in to.graph.constants[node.input[1]]]
     x, rank = to.read(node.input[0], output), len(pads) // 2
@@ -198,7 +177,7 @@ def pad(to: _Converter, node: onnx.NodeProto, output: Output) -> Tensor:
     return _pad(to, x, pairs, output.name)
 
 
-def _by_convolutions(to: _Converter, name: str) -> bool:
+def _by_convolutions(to: Writing, name: str) -> bool:
     """Whether convolutions alone read a value, by weights that are 0 for channels that were added."""
     for reader in to.graph.readers[name]:
         if reader.op_type == "DequantizeLinear":
@@ -210,7 +189,7 @@ def _by_convolutions(to: _Converter, name: str) -> bool:
 
 
 @layer("Add", "Mul")
-def pointwise(to: _Converter, node: onnx.NodeProto, output: Output) -> Tensor:
+def pointwise(to: Writing, node: onnx.NodeProto, output: Output) -> Tensor:
     """ADD or MUL of two values."""
     one, other = (to.read(name, output) for name in node.input)
     rank = max(len(one.shape), len(other.shape))
@@ -225,7 +204,7 @@ def pointwise(to: _Converter, node: onnx.NodeProto, output: Output) -> Tensor:
 
 
 @layer("Relu", "Clip")
-def bounds(to: _Converter, node: onnx.NodeProto, output: Output) -> Tensor:
+def bounds(to: Writing, node: onnx.NodeProto, output: Output) -> Tensor:
     """RELU, or MAXIMUM and MINIMUM; of floats, since quantisers take bounds before them as their own."""
     x = to.read(node.input[0], output)
     if output.grid is not None or x.grid is not None:
@@ -244,7 +223,7 @@ def bounds(to: _Converter, node: onnx.NodeProto, output: Output) -> Tensor:
 
 
 @layer("MaxPool")
-def max_pool(to: _Converter, node: onnx.NodeProto, output: Output) -> Tensor:
+def max_pool(to: Writing, node: onnx.NodeProto, output: Output) -> Tensor:
     """MAX_POOL_2D on the grid of what it reads; zeros stand for what lies outside, where nothing is less."""
     stated, x = attributes(node), to.read(node.input[0], output)
     kernel, strides = stated["kernel_shape"], stated.get("strides", [1, 1])
@@ -264,7 +243,7 @@ def max_pool(to: _Converter, node: onnx.NodeProto, output: Output) -> Tensor:
 
 
 @layer("AveragePool")
-def average_pool(to: _Converter, node: onnx.NodeProto, output: Output) -> Tensor:
+def average_pool(to: Writing, node: onnx.NodeProto, output: Output) -> Tensor:
     """A depthwise convolution by ones, which rounds once: AVERAGE_POOL_2D with another grid behind it would twice."""
     stated, x = attributes(node), to.read(node.input[0], output)
     kernel = tuple(stated["kernel_shape"])
@@ -277,7 +256,7 @@ def average_pool(to: _Converter, node: onnx.NodeProto, output: Output) -> Tensor
 
 
 @layer("GlobalAveragePool")
-def global_average_pool(to: _Converter, node: onnx.NodeProto, output: Output) -> Tensor:
+def global_average_pool(to: Writing, node: onnx.NodeProto, output: Output) -> Tensor:
     """MEAN to (n, c): kept dimensions cost a kernel a quarter of a step."""
     x = to.read(node.input[0], output)
     made, _ = to.make(output, (1, x.shape[-1]), nonnegative=x.nonnegative)
@@ -287,7 +266,7 @@ def global_average_pool(to: _Converter, node: onnx.NodeProto, output: Output) ->
 
 
 @layer("Concat")
-def concat(to: _Converter, node: onnx.NodeProto, output: Output) -> Tensor:
+def concat(to: Writing, node: onnx.NodeProto, output: Output) -> Tensor:
     """CONCATENATION of parts on one grid."""
     axis, parts = attributes(node)["axis"] % to.graph.rank(node.input[0]), [to.read(n, output) for n in node.input]
     if axis == 0 or len({len(part.shape) for part in parts}) > 1:
@@ -308,7 +287,7 @@ def concat(to: _Converter, node: onnx.NodeProto, output: Output) -> Tensor:
 
 
 @layer("Flatten", "Reshape")
-def flatten(to: _Converter, node: onnx.NodeProto, output: Output) -> Tensor:
+def flatten(to: Writing, node: onnx.NodeProto, output: Output) -> Tensor:
     """RESHAPE to (n, features), channels first as the layer behind it has them."""
     x, shape = to.read(node.input[0], output), to.graph.shape(node.output[0])
     if len(shape) != 2:
@@ -324,7 +303,7 @@ def flatten(to: _Converter, node: onnx.NodeProto, output: Output) -> Tensor:
 
 
 @layer("Gemm")
-def gemm(to: _Converter, node: onnx.NodeProto, output: Output) -> Tensor:
+def gemm(to: Writing, node: onnx.NodeProto, output: Output) -> Tensor:
     """FULLY_CONNECTED."""
     stated, x, weights = attributes(node), to.read(node.input[0], output), to.graph.weights(node.input[1])
     plain = (stated.get("alpha", 1.0), stated.get("beta", 1.0), stated.get("transA", 0)) == (1.0, 1.0, 0)
