@@ -294,14 +294,16 @@ class ConvertedSession:
 
     def run(self, names: list[str] | None, feed: dict[str, Array]) -> list[Array]:
         """The outputs of these names, all for None."""
-        given = {name: self._moved(x, self._shifts.get(name, 0)) for name, x in feed.items()}
+        shifts = self._shifts
+        given = {name: _shifted(x, shifts[name], np.int8) if name in shifts else x for name, x in feed.items()}
         wanted = names or self._names
         found = self._session.run(wanted, given)
-        return [self._moved(x, -self._shifts.get(name, 0)) for name, x in zip(wanted, found, strict=True)]
+        named = zip(wanted, found, strict=True)
+        return [_shifted(x, -shifts[name], np.uint8) if name in shifts else x for name, x in named]
 
-    @staticmethod
-    def _moved(x: Array, shift: int) -> Array:
-        return (x.astype(np.int16) + shift).astype(np.int8 if shift < 0 else np.uint8) if shift else x
+
+def _shifted(levels: Array, shift: int, kind: Any) -> Array:
+    return (levels.astype(np.int16) + shift).astype(kind)
 
 
 class NullSession:

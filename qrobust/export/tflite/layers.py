@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -52,20 +52,29 @@ def conv(to: Writing, node: onnx.NodeProto, output: Output) -> Tensor:
         raise refuse(node, "a plain or a depthwise convolution", f"{group} groups of {x.shape[3]} channels")
     x, padding = padded(to, node, x, weights.values.shape[2:])
     bias = to.graph.weights(node.input[2]) if len(node.input) > 2 else None
-    return _weighted(to, output, x, padding, weights, bias, stated, depthwise=depthwise)
+    return _weighted(to, output, x, Window(weights, bias, padding, stated, depthwise))
 
 
-def _weighted(
-    to: Writing, output: Output, x: Tensor, padding: int, weights: Weights, bias: Weights | None,
-    stated: dict[str, Any], *, depthwise: bool,
-) -> Tensor:  # fmt: skip
+@dataclass(frozen=True)
+class Window:
+    """What a convolution slides over its input. padding: of the schema. stated: the node's attributes."""
+
+    weights: Weights
+    bias: Weights | None
+    padding: int
+    stated: dict[str, Any]
+    depthwise: bool
+
+
+def _weighted(to: Writing, output: Output, x: Tensor, window: Window) -> Tensor:
+    weights, padding, stated, depthwise = window.weights, window.padding, window.stated, window.depthwise
     kernel = weights.values.shape[2:]
     strides, dilations = (stated.get(key, [1, 1]) for key in ("strides", "dilations"))
     sizes = [
         -(-(x.shape[1 + d] - (0 if padding == 0 else (kernel[d] - 1) * dilations[d])) // strides[d]) for d in (0, 1)
     ]
     made, relu = to.make(output, (1, *sizes, len(weights.values)))
-    read = parameters(to, output, x, weights, bias, order=(1, 2, 3, 0) if depthwise else (0, 2, 3, 1))
+    read = parameters(to, output, x, weights, window.bias, order=(1, 2, 3, 0) if depthwise else (0, 2, 3, 1))
     settings = {
         "padding": padding, "strideH": strides[0], "strideW": strides[1],
         "dilationHFactor": dilations[0], "dilationWFactor": dilations[1], "fusedActivationFunction": int(relu),
@@ -252,7 +261,7 @@ def average_pool(to: Writing, node: onnx.NodeProto, output: Output) -> Tensor:
     inner, padding = padded(to, node, x, kernel)
     ones, count = np.ones((x.shape[3], 1, *kernel), np.int8), kernel[0] * kernel[1]
     weights = Weights(ones, np.full(x.shape[3], 1 / count, np.float32))
-    return _weighted(to, output, inner, padding, weights, None, stated, depthwise=True)
+    return _weighted(to, output, inner, Window(weights, None, padding, stated, depthwise=True))
 
 
 @layer("GlobalAveragePool")
