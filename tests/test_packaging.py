@@ -120,7 +120,6 @@ NOT_IMPORTED = {
     "onnxruntime-gpu": "its module is onnxruntime",
 }
 NOT_DECLARED = {
-    "ai-edge-litert": "for the targets of LiteRT, in the extra litert",
     "flatbuffers": "for the targets of LiteRT, in the extra litert",
     "openvino": "for the target openvino, which names it where it is missing",
     "tensorrt": "for the target tensorrt, of an index of its own",
