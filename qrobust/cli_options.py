@@ -34,7 +34,7 @@ RUNS_HELP = (
 )
 BANDWIDTHS_HELP = "Bandwidths of filters, with commas. Default: eighths of the side."
 PERTURBATIONS_HELP = "As in eval; the first makes the perturbations that are looked at."
-PROVIDER_HELP = "cpu, cuda, tensorrt, openvino; several with commas. Default: each artifact's own."
+PROVIDER_HELP = "cpu, cuda, tensorrt, openvino, litert-xnnpack; several with commas. Default: each artifact's own."
 SCENARIO_HELP = "single-stream, offline, or a TOML file. Default: batch 1 and 32, one thread, two seconds each."
 PTQ_HELP = "Network, as a recipe's model.name takes it, or a run, whose float network and images are taken."
 BUDGET_HELP = "0.6x of the bytes at 8 bits, bytes (120kB), or bit operations of an image (3.2Gbitops)."

@@ -1,6 +1,7 @@
 """Load an exported artifact, replay its robustness suite, attack it without gradients, and give a verdict.
 
-This file needs Python, numpy and onnxruntime only. It travels inside every artifact as `verify.py`:
+This file needs Python, numpy and onnxruntime only, or for a model.tflite ai-edge-litert. It travels inside every
+artifact as `verify.py`:
 
     python -I verify.py [ARTIFACT] [--baseline F]     0: every limit held, 1: a limit was broken, 2: it could not run
 """
@@ -31,6 +32,8 @@ if __name__ == "__main__":
 import argparse
 import ctypes
 import hashlib
+import importlib
+import importlib.metadata
 import io
 import json
 import math
@@ -50,6 +53,7 @@ from dataclasses import asdict, dataclass
 from functools import cached_property, reduce
 from pathlib import Path
 from statistics import NormalDist, median
+from types import SimpleNamespace
 from typing import Any, NoReturn
 from xml.sax.saxutils import quoteattr
 
@@ -234,6 +238,9 @@ LEVELS = {"disable": "DISABLE_ALL", "basic": "ENABLE_BASIC", "extended": "ENABLE
 # By onnxruntime's names. x64quantprecision = 1: sums of 8-bit products do not saturate, set where they could alone.
 ENTRIES = {"allow_spinning": "session.intra_op.allow_spinning", "x64quantprecision": "session.x64quantprecision"}
 CPUINFO, VNNI = Path("/proc/cpuinfo"), frozenset((b"avx512_vnni", b"avx_vnni"))  # where Linux lists it, and its names
+# Providers of model.tflite, and the kernels that each asks LiteRT's interpreter for.
+XNNPACK, DELEGATE = "litert-xnnpack", "DELEGATE"
+LITERT = {XNNPACK: "AUTO", "litert-reference": "BUILTIN_REF"}
 ON_GPU = ("CUDAExecutionProvider", "TensorrtExecutionProvider")
 OPTIONS = ("graph_optimization_level", "intra_op_num_threads", "inter_op_num_threads", *ENTRIES)
 HINT_EXPORT = "compare onnxruntime, provider and session options with the manifest, then export again"
@@ -516,6 +523,7 @@ def _check_meaning(manifest: dict[str, Any]) -> None:
     # An image of bytes moves by a step or not at all.
     valid = type(eps) in (int, float) and 1 / 255 - 1e-9 <= eps <= most
     _expect(valid, f"eps in [1/255, {most:.4g}] of a pixel's range as 'threat eps'", repr(eps))
+    _expect(served(manifest) in manifest["files"], f"{served(manifest)} in 'files'", "none")
     parity = manifest.get("parity")
     _expect(parity in (None, "none") or isinstance(parity, dict), "a table or 'none' as 'parity'", repr(parity))
     _expect("square" not in manifest["reference"], "another name for a stored attack", "square")
@@ -561,7 +569,7 @@ def _read_files(folder: Path, entries: dict[str, Any]) -> dict[str, bytes]:
             data = file.read(size + 1)  # a byte more than there was: a file that grows does not match its hash
         measured = {"sha256": hashlib.sha256(data).hexdigest(), "size_bytes": len(data)}
         _expect(measured == entry, f"{name} as {entry}", measured)
-        if name in ("model.onnx", "suite.npz"):
+        if name in ("model.onnx", "model.tflite", "suite.npz"):
             files[name] = data
     return files
 
@@ -615,16 +623,23 @@ def _check_ball(suite: dict[str, Array], manifest: dict[str, Any]) -> None:
     _expect(valid, expected, manifest["square"]["n"])
 
 
+def _bytes(model: str | Path | bytes) -> bytes:
+    return model if isinstance(model, bytes) else Path(model).read_bytes()
+
+
 def load_session(
     model: str | Path | bytes, provider: str, threads: int | None, session_options: dict[str, Any] | None = None
 ) -> Any:
-    """An onnxruntime session of a file or its bytes on one provider, never silently on another.
+    """A session of a file or its bytes on one provider, never silently on another: of onnxruntime, or of LiteRT.
 
     threads: intra-op threads, 0 for all cores, None as in session_options, which may hold the keys of OPTIONS
     (levels: disable, basic, extended, all; allow_spinning: 0 leaves the cores to others between calls;
     x64quantprecision: 1 keeps sums of products from saturating where `sums_saturate`, 0 never: it breaks files whose
     activations are int8). Raises ArtifactError if anything is missing or refused (external data is).
     """
+    chosen = {**(session_options or {}), **({} if threads is None else {"intra_op_num_threads": threads})}
+    if provider in LITERT:  # which has the number of threads alone
+        return LiteRtSession(_bytes(model), provider, chosen.get("intra_op_num_threads", 0))
     with _expecting("onnxruntime", "pip install onnxruntime"):
         import onnxruntime as ort
     own = os.environ.get("ORT_LOAD_CONFIG_FROM_MODEL", "0")
@@ -635,7 +650,6 @@ def load_session(
     ort.set_default_logger_severity(4)  # a provider that lacks a library says so at length, and then by an error
     options.add_session_config_entry("session.load_model_format", "ONNX")
     options.add_session_config_entry("session.model_external_initializers_file_folder_path", f"{os.devnull}/none")
-    chosen = {**(session_options or {}), **({} if threads is None else {"intra_op_num_threads": threads})}
     with _expecting(f"a model and options for {provider}", "mend the target, export again, or install what it needs"):
         for key, value in chosen.items():
             # Only the harmless ones: others write files or load libraries, and a manifest is only data.
@@ -652,11 +666,90 @@ def load_session(
                 setattr(options, key, value)
         if provider in ON_GPU:
             preload(ort)
-        data = model if isinstance(model, bytes) else Path(model).read_bytes()
-        session = ort.InferenceSession(data, options, providers=[provider], enable_fallback=0)
+        session = ort.InferenceSession(_bytes(model), options, providers=[provider], enable_fallback=0)
     used = session.get_providers()[0]
     _expect(used == provider, f"the model on {provider}", used, "install what that provider needs")
     return session
+
+
+def litert_module(name: str) -> Any:
+    """A module of the package ai-edge-litert. Raises ArtifactError where it is missing."""
+    with _expecting("the package ai-edge-litert", "pip install ai-edge-litert"):
+        return importlib.import_module(f"ai_edge_litert.{name}")
+
+
+class LiteRtSession:
+    """A .tflite file on LiteRT's interpreter, called as a session of onnxruntime: images with channels first but bytes.
+
+    threads: 0 for all cores. kernels: how many of each kind run a call, "DELEGATE" where XNNPACK runs what it took.
+    Raises ArtifactError for a file that LiteRT does not read.
+    """
+
+    def __init__(self, data: bytes, provider: str, threads: int = 0) -> None:
+        interpreter, self._provider = litert_module("interpreter"), provider
+        valid = type(threads) is int and 0 <= threads <= MAX_THREADS
+        _expect(valid, f"0 to {MAX_THREADS} as intra_op_num_threads", repr(threads))
+        with _expecting(f"a model.tflite for {provider}", "export it again, or install another ai-edge-litert"):
+            kind = getattr(interpreter.OpResolverType, LITERT[provider])
+            self._running = interpreter.Interpreter(
+                model_content=data, num_threads=threads or os.cpu_count() or 1, experimental_op_resolver_type=kind
+            )
+            self._running.allocate_tensors()
+            operators = self._running._get_ops_details()
+        self._inputs, self._outputs = self._running.get_input_details(), self._running.get_output_details()
+        self.kernels = _executed(operators, [one["index"] for one in self._outputs])
+
+    def get_inputs(self) -> list[SimpleNamespace]:
+        """Name, type and shape of each, as the ONNX file that it was written from has them."""
+        return [self._end(one) for one in self._inputs]
+
+    def get_outputs(self) -> list[SimpleNamespace]:
+        """As of inputs."""
+        return [self._end(one) for one in self._outputs]
+
+    def get_providers(self) -> list[str]:
+        """The one."""
+        return [self._provider]
+
+    def run(self, names: Sequence[str] | None, feed: Mapping[str, Array]) -> list[Array]:
+        """The outputs of these names, all for None."""
+        given = [(one["index"], self._laid(one, feed[one["name"]])) for one in self._inputs]
+        if any(tuple(one["shape"]) != x.shape for one, (_, x) in zip(self._inputs, given, strict=True)):
+            for index, x in given:
+                self._running.resize_tensor_input(index, x.shape)
+            self._running.allocate_tensors()
+            self._inputs = self._running.get_input_details()
+        for index, x in given:
+            self._running.set_tensor(index, x)
+        self._running.invoke()
+        found = {one["name"]: self._running.get_tensor(one["index"]) for one in self._outputs}
+        return [_channels_first(found[name]) for name in names or found]
+
+    def _laid(self, end: dict[str, Any], x: Array) -> Array:
+        turned = x.ndim == 4 and end["dtype"] is not np.uint8
+        return np.ascontiguousarray(x.transpose(0, 2, 3, 1) if turned else x)
+
+    def _end(self, end: dict[str, Any]) -> SimpleNamespace:
+        sizes, kind = [int(size) for size in end["shape_signature"]], np.dtype(end["dtype"]).name
+        shape = [None, sizes[3], *sizes[1:3]] if len(sizes) == 4 and kind != "uint8" else [None, *sizes[1:]]
+        name = f"tensor({'float' if kind == 'float32' else kind})"
+        return SimpleNamespace(name=end["name"], type=name, shape=shape)
+
+
+def _executed(operators: Sequence[Mapping[str, Any]], outputs: Sequence[int]) -> dict[str, int]:
+    """How many operators of each kind give these tensors: those that a delegate took are listed still, before it."""
+    makers = {int(index): place for place, one in enumerate(operators) for index in one["outputs"]}
+    waiting, ran = list(outputs), set[int]()
+    while waiting:
+        place = makers.get(int(waiting.pop()))
+        if place is not None and place not in ran:
+            ran.add(place)
+            waiting.extend(operators[place]["inputs"])  # + would be numpy's
+    return dict(Counter(str(operators[place]["op_name"]) for place in sorted(ran)))
+
+
+def _channels_first(x: Array) -> Array:
+    return np.ascontiguousarray(x.transpose(0, 3, 1, 2)) if x.ndim == 4 else x
 
 
 def sums_saturate() -> bool:
@@ -698,13 +791,15 @@ def _parts(x: Array, most: int) -> Iterator[slice]:
 class Artifact:
     """An exported folder that is whole: `Artifact.load(path)`.
 
-    path; manifest; suite: arrays by name; model: the bytes of model.onnx that were hashed; name; classes; eps in units
-    of [0, 1]; sets: names of the sets of images in the suite, "clean" and attacks such as "pgd-20"; takes_bytes: the
-    graph takes uint8 (n, H, W, C), not float32.
+    path; manifest; suite: arrays by name; model: the bytes of model.onnx that were hashed, tflite: of model.tflite, b""
+    where there is none; name; classes; eps in units of [0, 1]; sets: names of the sets of images in the suite, "clean"
+    and attacks such as "pgd-20"; takes_bytes: the graph takes uint8 (n, H, W, C), not float32.
     """
 
-    def __init__(self, path: Path, manifest: dict[str, Any], suite: dict[str, Array], model: bytes) -> None:
-        self.path, self.manifest, self.suite, self.model = path, manifest, suite, model
+    def __init__(
+        self, path: Path, manifest: dict[str, Any], suite: dict[str, Array], model: bytes, tflite: bytes = b""
+    ) -> None:
+        self.path, self.manifest, self.suite, self.model, self.tflite = path, manifest, suite, model, tflite
         self.takes_bytes = bool(manifest["input"]["dtype"] == "uint8")
         self.name, self.classes = str(manifest["name"]), tuple(map(str, manifest["classes"]))
         self.eps, self.sets = float(manifest["threat"]["eps"]), tuple(map(str, manifest["reference"]))
@@ -715,7 +810,8 @@ class Artifact:
         with _expecting(f"an artifact in {path}"):
             manifest = _read_manifest(Path(path) / "manifest.json")
             files = _read_files(Path(path), manifest["files"])
-            return cls(Path(path), manifest, _read_suite(files["suite.npz"], manifest), files["model.onnx"])
+            suite = _read_suite(files["suite.npz"], manifest)
+            return cls(Path(path), manifest, suite, files["model.onnx"], files.get("model.tflite", b""))
 
     def found_by(self, name: str) -> tuple[str, ...]:
         """Of each image of a set the part of its attack that found it, "clean" if none did; () where none is named."""
@@ -726,14 +822,16 @@ class Artifact:
         """A session as the target or the caller says. Raises ArtifactError if the model does not fit."""
         target, source = self.manifest["target"], self.manifest["input"]
         options = {**target["session_options"], **session_options}
-        session = load_session(self.model, provider or target["provider"], threads, options)
+        chosen = provider or target["provider"]
+        _expect(self.tflite or chosen not in LITERT, "a model.tflite", "none", "export for the target litert")
+        session = load_session(self.tflite if chosen in LITERT else self.model, chosen, threads, options)
         inputs, last = session.get_inputs(), [output.name for output in session.get_outputs()]
-        _expect(len(inputs) == 1, "a model.onnx of one input", len(inputs))
+        _expect(len(inputs) == 1, "a model of one input", len(inputs))
         first, kind = inputs[0], "tensor(uint8)" if self.takes_bytes else "tensor(float)"
         expected = (source["name"], kind, source["shape"], self.manifest["output"]["name"])
         valid = (first.name, first.type, first.shape[1:]) == expected[:3] and expected[3] in last
         got = (first.name, first.type, first.shape, last)
-        _expect(valid and not isinstance(first.shape[0], int), f"any batch and {expected} of model.onnx", got)
+        _expect(valid and not isinstance(first.shape[0], int), f"any batch and {expected} of the model", got)
         return session
 
     @cached_property
@@ -755,7 +853,7 @@ class Artifact:
         session, source = session or self._own_session, self.manifest["input"]["name"]
         logits = np.empty((len(x), len(self.classes)), np.float32)
         for at in _parts(x, 256):
-            with _expecting("model.onnx to run", "raise --memory if it is short, or export the artifact again"):
+            with _expecting("the model to run", "raise --memory if it is short, or export the artifact again"):
                 batch = session.run([self.manifest["output"]["name"]], {source: self.feed(x[at])})[0]
                 expected, got = (logits[at].shape, "float32"), (batch.shape, str(batch.dtype))
             _expect(got == expected, f"logits {expected}", got)
@@ -876,6 +974,11 @@ def square_attack(
     return best, broken, used
 
 
+def served(manifest: Mapping[str, Any]) -> str:
+    """The file of an artifact that its target runs."""
+    return "model.tflite" if manifest["target"]["provider"] in LITERT else "model.onnx"
+
+
 def policy_of(manifest: Mapping[str, Any]) -> dict[str, Any]:
     """What a baseline pins beside outcomes: limits, statistics, target, threat, Square's bounds, names of classes."""
     target = {key: manifest["target"][key] for key in ("name", "provider", "session_options")}
@@ -965,7 +1068,8 @@ def _parity(manifest: Mapping[str, Any]) -> str:
 def _facts(artifact: Artifact, right: Outcomes, flips: float, change: float) -> Iterator[Verdict]:
     """Verdicts that need no statistics: what they measure is a fact of this file on these images and this device."""
     limits, before = artifact.manifest["limits"], artifact.manifest["reference"]["clean"]
-    size, latency = artifact.manifest["files"]["model.onnx"]["size_bytes"], 0.0
+    file = served(artifact.manifest)
+    size, latency = artifact.manifest["files"][file]["size_bytes"], 0.0
     clean, square = float(right["clean"].mean()), float(right["square"].mean())
     origin = ORIGINS[_parity(artifact.manifest)]
     stored = float(np.all([right[name][: len(right["square"])] for name in artifact.sets], axis=0).mean())
@@ -977,7 +1081,7 @@ def _facts(artifact: Artifact, right: Outcomes, flips: float, change: float) -> 
         ("accuracy_drop", before - clean, f"accuracy {clean:.2%} after export, {before:.2%} before", HINT_EXPORT),
         ("square_gap", stored - square, f"accuracy {square:.2%} under Square, {stored:.2%} when replayed", HINT_MASKED),
         ("latency_ms", latency, f"median of {latency:.3f} ms for one image", HINT_DEVICE),
-        ("size_bytes", size, f"model.onnx of {size} bytes", HINT_DEVICE),
+        ("size_bytes", size, f"{file} of {size} bytes", HINT_DEVICE),
     ):
         if (limit := limits.get(name)) is not None:
             # 0.75 - 0.73 > 0.02 in floating point; a limit that is met exactly has held.
@@ -1008,6 +1112,16 @@ def _found_by(artifact: Artifact, right: Outcomes) -> dict[str, dict[str, int]]:
     return {name: dict(Counter(some[~right[name]].tolist()).most_common()) for name, some in parts.items() if some.size}
 
 
+def _runtime(artifact: Artifact) -> dict[str, str]:
+    """The package that runs an artifact, with its version."""
+    if artifact.manifest["target"]["provider"] in LITERT:
+        litert_module("interpreter")
+        return {"ai-edge-litert": importlib.metadata.version("ai-edge-litert")}
+    with _expecting("onnxruntime", "pip install onnxruntime"):
+        import onnxruntime as ort
+    return {"onnxruntime": ort.__version__}
+
+
 def check(
     artifact: Artifact, *, baseline: MaybePath = None, queries: int | None = None, seed: int = 0, on_step: OnStep = None
 ) -> Report:
@@ -1020,9 +1134,7 @@ def check(
     the manifest's; on_step(done, queries). Runs in this process, unlike both command lines. Raises ArtifactError if the
     session does not run, the baseline is of other images or settings, or nothing broke on too few images to tell.
     """
-    with _expecting("onnxruntime", "pip install onnxruntime"):
-        import onnxruntime as ort
-
+    versions = {"python": platform.python_version(), "numpy": np.__version__, **_runtime(artifact)}
     start, suite, manifest = time.perf_counter(), artifact.suite, artifact.manifest
     y, budget = suite["y"], manifest["square"]["queries"] if queries is None else queries
     valid, expected = LEAST_QUERIES <= budget <= MOST_QUERIES, f"{LEAST_QUERIES} to {MOST_QUERIES} queries for Square"
@@ -1033,7 +1145,7 @@ def check(
     session = f"{manifest['target']['provider']}, {manifest['target']['session_options'].get(OPTIONS[0], 'all')}"
     same: dict[str, Any] = dict(zip(SAME, (images, budget, seed, counts, policy_of(manifest)), strict=True))
     digests = {
-        key: manifest["files"][name]["sha256"] for key, name in (("model", "model.onnx"), ("suite", "suite.npz"))
+        key: manifest["files"][name]["sha256"] for key, name in (("model", served(manifest)), ("suite", "suite.npz"))
     }
     reference: Outcomes = {name: suite[f"label.{name}"] == y for name in artifact.sets}
     same_suite = True
@@ -1043,7 +1155,7 @@ def check(
         manifest = {**manifest, "statistics": {**manifest["statistics"], "test": named}}
         same["policy"] = policy_of(manifest)
     compared = {name: hits for name, hits in reference.items() if baseline or name != "clean"}
-    with _expecting("a model.onnx that can be attacked, and memory for it"):
+    with _expecting(f"a {served(manifest)} that can be attacked, and memory for it"):
         right, flips, change = _run(artifact, budget, seed, on_step)
     tests = list(_tests(right, compared, manifest, HINT_LOST if baseline else HINT_EXPORT))
     verdicts = (*_facts(artifact, right, flips, change), *tests)
@@ -1068,7 +1180,7 @@ def check(
         parity=_parity(manifest),
         outcomes={name: np.packbits(hits).tobytes().hex() for name, hits in right.items()},
         seconds=time.perf_counter() - start,
-        versions={"python": platform.python_version(), "numpy": np.__version__, "onnxruntime": ort.__version__},
+        versions=versions,
         **digests,
         **same,
     )

@@ -15,6 +15,7 @@ from rich.text import Text
 from .errors import one_line
 from .headline import AMBER, CLEAN, GREEN, LEGEND, RED, headlines, is_last_step, summary
 from .progress import plain, titled
+from .runtime import DELEGATE, LITERT, XNNPACK, served
 from .storage import read_json
 
 CPU = "CPUExecutionProvider"  # where `parity` compares, whatever the target
@@ -288,7 +289,7 @@ def source_lines(manifest: Result) -> list[str]:
 def artifact_text(folder: Path) -> str:
     """One line on an artifact that was written: its size, and how it compares with torch."""
     manifest = read_json(folder / "manifest.json")
-    line = f"{folder}: {manifest['files']['model.onnx']['size_bytes']:,} bytes"
+    line = f"{folder}: {manifest['files'][served(manifest)]['size_bytes']:,} bytes"
     found, provider = manifest.get("parity"), manifest["target"]["provider"]
     if found == "none":
         return f"{line}, parity none: no torch network is known that it could be compared with"
@@ -296,4 +297,16 @@ def artifact_text(folder: Path) -> str:
         return f"{line}, executed by no runtime here"
     first = f", the first in {found['first']}" if found["first"] else ""
     compared = f"{found['flips']:.2%} of {found['n']} labels flip, {found['share']:.2g} of activations differ{first}"
+    if provider in LITERT:
+        return f"{line}, {compared}{_kernels_text(manifest)}"
     return f"{line}, {compared}" + ("" if provider == CPU else f"; measured on {CPU}, which stands in for {provider}")
+
+
+def _kernels_text(manifest: Result) -> str:
+    """What ran a .tflite file; a warning where XNNPACK was to run all of it and did not."""
+    kernels: dict[str, int] = manifest["metrics"]["after_kernels"]
+    ran = ", ".join(f"{count} {kind}" for kind, count in kernels.items())
+    whole = kernels.get(DELEGATE) == 1 and set(kernels) <= {DELEGATE, "QUANTIZE"}  # bytes are quantised before it
+    if manifest["target"]["provider"] != XNNPACK or whole:
+        return f"; runs as {ran}"
+    return f"; warning: expected one {DELEGATE} to run the whole file, got {ran}, which is slower"

@@ -100,9 +100,9 @@ def command_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.
 SHARED = Path(__file__).resolve().parents[2] / "shared" / "data"
 NODE = Path(__file__).resolve().parent / "javascript"  # what `npm ci --ignore-scripts` there installs
 BROWSERS = ("chromium", "chromium-browser", "google-chrome", "chrome")
-PACKAGES = {"foolbox": "foolbox", "lightning": "lightning", "onnxoptimizer": "onnxoptimizer",
-            "onnxscript": "onnxscript", "openvino": "openvino", "pyyaml": "yaml", "scipy": "scipy",
-            "torchattacks": "torchattacks", "trackio": "trackio"}  # fmt: skip
+PACKAGES = {"ai-edge-litert": "ai_edge_litert", "foolbox": "foolbox", "lightning": "lightning",
+            "onnxoptimizer": "onnxoptimizer", "onnxscript": "onnxscript", "openvino": "openvino", "pyyaml": "yaml",
+            "scipy": "scipy", "torchattacks": "torchattacks", "trackio": "trackio"}  # fmt: skip
 EVIDENCE: dict[str, tuple[Callable[[], object], str]] = {
     "browser": (lambda: next(filter(None, map(shutil.which, BROWSERS)), None), f"one of {', '.join(BROWSERS)}"),
     "compiler": (lambda: shutil.which("c++"), "a C++ compiler, c++"),

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from ..export.sessions import OPENVINO, PROVIDERS, Timed, artifact_session, images_for, profiled
-from ..runtime import ArtifactError
+from ..runtime import ArtifactError, LiteRtSession
 
 CONVOLUTIONS = ("Conv", "FusedConv", "NhwcFusedConv", "NhwcConv", "QLinearConv", "Convolution")
 Shapes = tuple[tuple[str, tuple[int, ...]], ...]
@@ -30,6 +30,8 @@ def executed(artifact: Timed, provider: str, threads: int = 1) -> list[Node]:
     session = artifact_session(artifact, provider, threads)
     if provider == OPENVINO:
         return [Node(kind, OPENVINO, ((precision, ()),)) for kind, precision in session.ops()]
+    if isinstance(session, LiteRtSession):
+        return [Node(kind, provider) for kind, count in session.kernels.items() for _ in range(count)]
     nodes = _profile(session, artifact)
     refuse_fallback(nodes, provider)
     return nodes

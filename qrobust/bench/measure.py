@@ -22,6 +22,7 @@ from ..export.sessions import (
     beside_others,
     images_for,
     provider_of,
+    size_of,
 )
 from ..progress import bar
 from ..recipe import CallSize, Count, Int, Seconds, Table, Threads, checked, read
@@ -194,7 +195,7 @@ def _stated(one: Timed) -> Record:
     return {
         "target": one.manifest["target"]["name"],
         "threat": one.manifest["threat"],
-        "size_bytes": one.manifest["files"]["model.onnx"]["size_bytes"],
+        "size_bytes": size_of(one),
         **suite_accuracy(one),
     }
 

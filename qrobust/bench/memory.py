@@ -13,9 +13,10 @@ from pathlib import Path
 from typing import Any
 
 from ..export.sessions import OPENVINO, Timed, artifact_session, images_for, opened
-from ..runtime import ArtifactError
+from ..runtime import LITERT, ArtifactError
 
 LOADS, MOST_MS = 5, 5000.0
+RUNTIMES = {OPENVINO: "openvino", **dict.fromkeys(LITERT, "ai_edge_litert.interpreter")}
 STATUS = Path("/proc/self/status")
 
 
@@ -41,7 +42,7 @@ def footprint(artifact: Timed, provider: str, *, threads: int, batch: int) -> di
 def _measure(folder: str, provider: str, threads: int, batch: int) -> dict[str, Any]:
     artifact = opened(folder)
     x = images_for(artifact, batch)
-    import_module("openvino" if provider == OPENVINO else "onnxruntime")
+    import_module(RUNTIMES.get(provider, "onnxruntime"))
     before = _peak(forget=True)
     took: list[float] = []
     while len(took) < LOADS and sum(took) < MOST_MS:  # a provider that compiles takes minutes

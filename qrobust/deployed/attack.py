@@ -32,7 +32,7 @@ from ..errors import RecipeError
 from ..evaluation import evaluate
 from ..evaluation.outcomes import CLEAN, result_file, stream
 from ..export.artifact import NO_PARITY, in_bytes
-from ..runtime import Artifact
+from ..runtime import Artifact, served
 from ..threat import Threat
 from .model import GIVEN, SUITE, Deployed, Served, expect_classes, find_images, find_sources, open_deployed
 from .sanity import CheckedFile, Labels, check_file_sanity
@@ -270,7 +270,7 @@ def evaluate_artifact(folder: Path, attacks: str, n: int | None, seed: int, json
     pixels, labels = (torch.from_numpy(artifact.suite[name]) for name in ("x.clean", "y"))
     state = place.with_suffix(".partial.npz") if place else None
     outcomes = evaluate(
-        Served(artifact.logits, artifact.manifest["files"]["model.onnx"]["sha256"]),
+        Served(artifact.logits, artifact.manifest["files"][served(artifact.manifest)]["sha256"]),
         make_images(pixels, labels, classes=len(artifact.classes)),
         attacks=chosen,
         threat=threat,

@@ -27,7 +27,7 @@ from ..onnx_module.fusing import FAKE, QUANTISE
 from ..onnx_module.module import OnnxModule, load_onnx
 from ..onnx_module.node import FORMS, reason
 from ..onnx_module.reading import whole
-from ..runtime import Artifact, load_session
+from ..runtime import Artifact, load_session, served
 
 Array = NDArray[Any]
 Logits = Callable[[Array], Array]  # float32 images (n, c, h, w) in [0,1] → (n, classes)
@@ -138,7 +138,7 @@ def open_deployed(path: Path) -> Deployed:
 def of_artifact(artifact: Artifact) -> Deployed:
     """The file of an artifact. Raises as `open_deployed`."""
     manifest = artifact.manifest
-    path, target, data = artifact.path / "model.onnx", manifest["target"], artifact.model
+    path, target, data = artifact.path / "model.onnx", manifest["target"], artifact.model  # of the gradient
     level = target["session_options"].get("graph_optimization_level", "all")
 
     def at(level: str) -> Logits:
@@ -149,7 +149,7 @@ def of_artifact(artifact: Artifact) -> Deployed:
     return Deployed(
         name=artifact.name,
         path=path,
-        sha256=manifest["files"]["model.onnx"]["sha256"],
+        sha256=manifest["files"][served(manifest)]["sha256"],
         module=load_onnx(as_floats(data) if artifact.takes_bytes else data, output=manifest["output"]["name"]),
         at=at,
         level=level,

@@ -202,10 +202,17 @@ def suite_accuracy(arrays: Arrays) -> dict[str, float]:
     return {name: float((arrays[f"label.{name}"] == arrays["y"]).mean()) for name in names}
 
 
+def checks(provider: str) -> dict[str, bytes]:
+    """Files by which an artifact checks itself: verify.py, and, of what onnxruntime runs, the same in JavaScript."""
+    found = {"verify.py": Path(runtime.__file__).read_bytes()}
+    names = () if provider.startswith("litert") else VERIFIERS
+    return found | {name: (JAVASCRIPT / name).read_bytes() for name in names}
+
+
 PARITY_IMAGES = 1000
 JAVASCRIPT = Path(__file__).parent / "javascript"  # the same check in Node and browsers
 VERIFIERS = tuple(sorted(path.name for path in JAVASCRIPT.iterdir() if path.name.startswith("verify")))
-FILES = ("model.onnx", "suite.npz", "verify.py", *VERIFIERS, "manifest.json")
+FILES = ("model.onnx", "model.tflite", "suite.npz", "verify.py", *VERIFIERS, "manifest.json")
 
 
 @dataclass(frozen=True)
@@ -305,10 +312,11 @@ def _fill(folder: Path, model: nn.Module | GivenFile, dataset: Dataset, target: 
         model if isinstance(model, GivenFile) else written(model, images[:1], target, described, input=contents.input)
     )
     (folder / "model.onnx").write_bytes(made.data)
+    if isinstance(made, Written) and made.tflite:
+        (folder / "model.tflite").write_bytes(made.tflite)
     (folder / "suite.npz").write_bytes(suite_bytes(contents.suite))
-    shutil.copyfile(runtime.__file__, folder / "verify.py")
-    for name in VERIFIERS:
-        shutil.copyfile(JAVASCRIPT / name, folder / name)
+    for name, data in checks(target.provider).items():
+        (folder / name).write_bytes(data)
     manifest = _manifest(folder, dataset, target, contents) | _described(model, dataset, target, contents)
     path = folder / "manifest.json"
     write_json(path, manifest)
@@ -320,12 +328,15 @@ def _fill(folder: Path, model: nn.Module | GivenFile, dataset: Dataset, target: 
             check_ops(made.data, target, model)
         manifest["parity"] = check_parity(model, made.data, images, target, activations=made.activations).to_dict()
     artifact = runtime.Artifact.load(folder)
-    labels = _replayed_labels(artifact, present_provider(target))
+    session = artifact.session(present_provider(target))
+    labels = {name: artifact.logits(artifact.suite[f"x.{name}"], session).argmax(1) for name in artifact.sets}
     if isinstance(made, GivenFile):
         _expect_repeated(artifact, labels, target)
     y = artifact.suite["y"]
     manifest["metrics"]["after"] = {name: float((found == y).mean()) for name, found in labels.items()}
     manifest["metrics"]["after_provider"] = present_provider(target)
+    if isinstance(session, runtime.LiteRtSession):
+        manifest["metrics"]["after_kernels"] = session.kernels
     write_json(path, manifest)
 
 
@@ -388,12 +399,6 @@ def _input(kind: str, shape: tuple[int, ...]) -> dict[str, Any]:
     if kind == "uint8-nhwc":
         return {"shape": [height, width, channels], "layout": "NHWC", "range": [0, 255], "dtype": "uint8"}
     return {"shape": [channels, height, width], "layout": "NCHW", "range": [0, 1], "dtype": "float32"}
-
-
-def _replayed_labels(artifact: runtime.Artifact, provider: str) -> Arrays:
-    """What the file says of every set of its suite."""
-    session = artifact.session(provider)
-    return {name: artifact.logits(artifact.suite[f"x.{name}"], session).argmax(1) for name in artifact.sets}
 
 
 def _hash(path: Path) -> dict[str, Any]:

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from .. import devices, quant
 from ..errors import ExportError, ParityError
 from ..quant import quantizers
-from ..runtime import ArtifactError, Verdict
+from ..runtime import LITERT, ArtifactError, Verdict
 from .levels import (
     LOGITS,
     Executed,
@@ -109,7 +109,8 @@ def parity(
     model: in eval mode, from `quantize` or float, or with Brevitas' own quantisers. data: the bytes that `lower` made
     of it, activations: what their writer says of them; None: they are found in the graph. images: (n, c, h, w)
     in [0,1], on the 8-bit grid. runtime: a level of onnxruntime's optimisation ("disable" to "all", which
-    fuses), "reference": onnx' own evaluator, the judge of what the file means, or "openvino" where installed.
+    fuses), "reference": onnx' own evaluator, the judge of what the file means, or "openvino" where installed; or a
+    provider of LiteRT, on which the .tflite file of it runs.
     forced: whatever reads a quantised activation gets torch's integers, so that each difference is a layer's
     own; else one early step can echo through a deep network. batch_size: at most; fewer where activations are large.
     Raises ExportError for another runtime, or a file that holds other quantisers than the network.
@@ -233,7 +234,7 @@ def check_parity(
             f"{unrounded}: expected a bias on its accumulator's grid, got one between two steps; "
             "call qrobust.quant.round_biases(model), evaluate, and export again"
         )
-    level = target.session.graph_optimization_level
+    level = target.provider if target.provider in LITERT else target.session.graph_optimization_level
     alone = parity(model, data, images[:FORCED], activations=activations, runtime=level, forced=True)
     if alone.layers:
         size = _batch_size(100, sum(layer.elements for layer in alone.layers) // alone.n)
@@ -297,8 +298,8 @@ def _most_steps(target: Target) -> int:
 
 
 def _runner(data: bytes, runtime: str) -> Run:
-    if runtime in LEVELS:
-        session = open_session(data, runtime, "CPUExecutionProvider")
+    if runtime in LEVELS or runtime in LITERT:
+        session = open_session(data, runtime, runtime if runtime in LITERT else "CPUExecutionProvider")
         return lambda feeds: list(session.run(None, feeds))
     if runtime == "reference":
         from onnx.reference import ReferenceEvaluator
@@ -311,7 +312,8 @@ def _runner(data: bytes, runtime: str) -> Run:
         except ArtifactError as error:
             raise ExportError(str(error)) from error
         return lambda feeds: [np.array(value) for value in compiled.run(None, feeds)]
-    raise ExportError(f"expected a runtime out of {', '.join((*LEVELS, 'reference', 'openvino'))}, got {runtime!r}")
+    known = ", ".join((*LEVELS, "reference", OPENVINO, *LITERT))
+    raise ExportError(f"expected a runtime out of {known}, got {runtime!r}")
 
 
 def _as_input(x: Tensor, pixels: bool) -> Array:

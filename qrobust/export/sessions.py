@@ -1,4 +1,4 @@
-"""Sessions of onnxruntime and OpenVINO: what opens here, and what a runtime makes of a file."""
+"""Sessions of onnxruntime, OpenVINO and LiteRT: what opens here, and what a runtime makes of a file."""
 
 from __future__ import annotations
 
@@ -20,8 +20,21 @@ import onnxruntime
 
 from ..errors import RecipeError, did_you_mean
 from ..onnx_module.reading import whole
-from ..runtime import ENTRIES, ON_GPU, Artifact, ArtifactError, load_session, preload, sums_saturate
+from ..runtime import (
+    ENTRIES,
+    LITERT,
+    ON_GPU,
+    Artifact,
+    ArtifactError,
+    LiteRtSession,
+    litert_module,
+    load_session,
+    preload,
+    served,
+    sums_saturate,
+)
 from .target import Target
+from .tflite import to_tflite
 
 Array = npt.NDArray[Any]
 INPUT_KINDS: dict[str, Any] = {
@@ -34,13 +47,13 @@ CPU = "CPUExecutionProvider"
 IDENTITY = '<ir_version: 10, opset_import: ["": 20]> identity (float[1] x) => (float[1] y) { y = Identity (x) }'
 
 
-def open_session(
-    model: Path | bytes, level: str, provider: str, written: Path | None = None
-) -> onnxruntime.InferenceSession:
-    """A session of one thread, whose products do not saturate.
+def open_session(model: Path | bytes, level: str, provider: str, written: Path | None = None) -> Any:
+    """A session of one thread of an ONNX file, whose products do not saturate; on LiteRT of the .tflite file of it.
 
-    level: "disable", "basic", "extended", "all". written: for the optimised graph.
+    level: "disable", "basic", "extended", "all". written: for the optimised graph. Both are onnxruntime's alone.
     """
+    if provider in LITERT:
+        return ConvertedSession(model if isinstance(model, bytes) else model.read_bytes(), provider)
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 3  # it warns that the optimised file suits this processor alone
     options.intra_op_num_threads = 1
@@ -69,7 +82,13 @@ def _type_of(node: onnx.NodeProto) -> int:
 
 
 def present_provider(target: Target) -> str:
-    """The target's provider where it opens a session; else the CPU's, which reads the same file."""
+    """The target's provider where it opens a session; else the CPU's, which reads the same file.
+
+    Raises ArtifactError where LiteRT is missing, whose file nothing else reads.
+    """
+    if target.provider in LITERT:
+        litert_module("interpreter")
+        return target.provider
     return target.provider if _opens(target.provider) else CPU
 
 
@@ -101,9 +120,9 @@ def provider_of(name: str) -> str:
     """The full name of `cpu`, `cuda`, `tensorrt` or `openvino`; a full name is its own. Raises RecipeError."""
     if name == "OpenVINOExecutionProvider":  # what a target says; the package needs no build of onnxruntime
         return OPENVINO
-    if name in PROVIDERS or name.endswith("ExecutionProvider"):
+    if name in PROVIDERS or name in LITERT or name.endswith("ExecutionProvider"):
         return PROVIDERS.get(name, name)
-    raise RecipeError(f"expected a provider, got {name!r}{did_you_mean(name, PROVIDERS)}")
+    raise RecipeError(f"expected a provider, got {name!r}{did_you_mean(name, (*PROVIDERS, *LITERT))}")
 
 
 @dataclass(frozen=True)
@@ -158,8 +177,15 @@ def opened(path: str | Path) -> Timed:
 
 
 def file_of(one: Timed) -> Path:
-    """Where its graph lies."""
+    """Where its ONNX graph lies."""
     return one.path if isinstance(one, BareFile) else one.path / "model.onnx"
+
+
+def size_of(one: Timed) -> int:
+    """Of the file that runs, in bytes."""
+    if isinstance(one, BareFile):
+        return one.size_bytes
+    return int(one.manifest["files"][served(one.manifest)]["size_bytes"])
 
 
 def artifact_session(artifact: Timed, provider: str, threads: int) -> Any:
@@ -249,6 +275,35 @@ class OpenVinoSession:
         infos = [node.get_rt_info() for node in self._compiled.get_runtime_model().get_ops()]
         found = [tuple(str(info[key].value) for key in keys) for info in infos]
         return [(kind, precision) for kind, precision in found if kind not in ("Const", "Input", "Output")]
+
+
+class ConvertedSession:
+    """An ONNX file on LiteRT, as the .tflite file that is written of it; levels are those of the ONNX file.
+
+    Raises ExportError for an operator that a .tflite file has not, by its name.
+    """
+
+    def __init__(self, model: bytes, provider: str) -> None:
+        converted = to_tflite(model)
+        self._shifts, self._session = converted.shifts, LiteRtSession(converted.data, provider, 1)
+        self._names = [one.name for one in self._session.get_outputs()]
+
+    def get_inputs(self) -> list[SimpleNamespace]:
+        """Those of the file."""
+        return self._session.get_inputs()
+
+    def run(self, names: list[str] | None, feed: dict[str, Array]) -> list[Array]:
+        """The outputs of these names, all for None."""
+        shifts = self._shifts
+        given = {name: _shifted(x, shifts[name], np.int8) if name in shifts else x for name, x in feed.items()}
+        wanted = names or self._names
+        found = self._session.run(wanted, given)
+        named = zip(wanted, found, strict=True)
+        return [_shifted(x, -shifts[name], np.uint8) if name in shifts else x for name, x in named]
+
+
+def _shifted(levels: Array, shift: int, kind: Any) -> Array:
+    return (levels.astype(np.int16) + shift).astype(kind)
 
 
 class NullSession:

@@ -43,7 +43,7 @@ class Limits(Table):
     latency_ms: Annotated[float, Field(gt=0, allow_inf_nan=False)] | None = None
     """Median latency of one image in milliseconds, on the machine that checks; left out: not asked."""
     size_bytes: Annotated[int, Field(gt=0)] | None = None
-    """Size of model.onnx in bytes; left out: not asked."""
+    """Size of the file that runs in bytes; left out: not asked."""
 
 
 class Statistics(Table):
@@ -74,7 +74,7 @@ class Target(Table):
     description: str
     """One line, for `qrobust targets`."""
     provider: str
-    """onnxruntime's execution provider; another one is never taken silently."""
+    """onnxruntime's execution provider, `"litert-xnnpack"` or `"litert-reference"`; another is never taken silently."""
     format: Literal["integer", "compact", "float", "float16", "symmetric", "qonnx"]
     """What the graph is made of, below."""
     opset: Annotated[int, Field(ge=20, le=25)]

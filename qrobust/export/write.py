@@ -19,11 +19,13 @@ from ..errors import ExportError
 from ..onnx_module.reading import opset_of
 from ..quant import bits_per_layer, fold_fat
 from ..quant.graph import exported as export_program
+from ..runtime import LITERT
 from ..storage import write_bytes
 from .lowering import FORMS, Names, Quantised, lower_program
 from .parity import check_parity
-from .sessions import has_signed, open_session, present_provider
+from .sessions import CPU, has_signed, open_session, present_provider
 from .target import Target, load_target
+from .tflite import to_tflite
 
 INPUT, OUTPUT = "x", "logits"
 GIVEN_TARGET = "as-given"  # which asks nothing of a graph
@@ -37,7 +39,8 @@ EXPLICIT = ("WebGpuExecutionProvider",)  # of attributes: onnxruntime-web refuse
 def export_model(
     model: nn.Module, example: Tensor, *, target: str | Target = "ort-cpu", path: str | Path, input: str = INPUTS[0]
 ) -> Path:
-    """Write a network as ONNX for a target; returns the path. What is written is what `evaluate` measures.
+    """Write a network as ONNX for a target, or as .tflite for one of LiteRT; returns the path. What is written is what
+    `evaluate` measures.
 
     model: float, or from `quantize`; it is not changed. example: images (n, c, h, w) in [0,1], for the shape; file
     and network are compared on them, and on random ones if they are few.
@@ -54,7 +57,7 @@ def export_model(
     if chosen.executable:
         check_ops(made.data, chosen, network)
         check_parity(network, made.data, images, chosen, activations=made.activations)
-    write_bytes(path, made.data)
+    write_bytes(path, made.tflite or made.data)
     return path
 
 
@@ -72,10 +75,11 @@ def _some_images(example: Tensor) -> Tensor:
 
 @dataclass(frozen=True)
 class Written:
-    """A file and its quantised activations, in the order of execution."""
+    """A file and its quantised activations, in the order of execution; tflite: the file of it that LiteRT runs."""
 
     data: bytes
     activations: tuple[Quantised, ...]
+    tflite: bytes = b""
 
 
 def lower(
@@ -118,7 +122,16 @@ def written(
         raise ExportError(f"{target.name}: {error}") from error
     graph.producer_name, graph.producer_version = "qrobust", None
     graph.metadata_props.update(metadata or {})
-    return Written(_checked(graph, target), tuple(activations))
+    data = _checked(graph, target)
+    return Written(data, tuple(activations), as_tflite(data, target))
+
+
+def as_tflite(data: bytes, target: Target) -> bytes:
+    """The .tflite file of an ONNX one where the target runs that, else nothing. Raises ExportError as `to_tflite`."""
+    try:
+        return to_tflite(data).data if target.provider in LITERT else b""
+    except ExportError as error:
+        raise ExportError(f"{target.name}: {error}") from error
 
 
 def exported(model: nn.Module, example: Tensor) -> ExportedProgram:
@@ -163,7 +176,9 @@ def _checked(graph: ir.Model, target: Target) -> bytes:
 
 
 def optimised_ops(model: Path | bytes, target: Target) -> Counter[str]:
-    """How many nodes of each kind the target's provider executes, or the CPU's where that is missing; maybe none."""
+    """How many nodes of each kind the target's provider executes, or onnxruntime's on the CPU where that is missing and
+    where LiteRT, which shows no layers that it fused, runs another file; maybe none.
+    """
     return Counter(node.op_type for node in _executed(model, target))
 
 
@@ -172,7 +187,8 @@ def _executed(model: Path | bytes, target: Target) -> list[onnx.NodeProto]:
         return []
     with tempfile.TemporaryDirectory() as folder:
         written = Path(folder) / "optimised.onnx"
-        open_session(model, target.session.graph_optimization_level, present_provider(target), written)
+        provider = CPU if target.provider in LITERT else present_provider(target)
+        open_session(model, target.session.graph_optimization_level, provider, written)
         return list(onnx.load(str(written)).graph.node)
 
 
@@ -182,8 +198,9 @@ def check_given(data: bytes, target: Target) -> None:
     A required operator must be there for every convolution of quantised weights, and at least once.
     """
     proto = onnx.load_from_string(data)
-    if not target.executable:
-        raise ExportError(f"{target.name}: expected a target that a runtime executes; choose {GIVEN_TARGET}")
+    if not target.executable or target.provider in LITERT:
+        expected = "a network of qrobust's" if target.executable else "a target that a runtime executes"
+        raise ExportError(f"{target.name}: expected {expected}, got an ONNX file; choose {GIVEN_TARGET}")
     if (opset := opset_of(proto)) > target.opset:
         raise ExportError(f"{target.name}: expected opset {target.opset} or lower, got {opset}; choose {GIVEN_TARGET}")
     if target.session.x64quantprecision and has_signed(proto):

@@ -17,7 +17,7 @@ from ..recipe import Recipe, load
 from ..runs.folder import NetworkFolder, RunFolder, judged
 from ..runs.results import measured
 from ..runs.stages import fingerprint
-from ..runtime import Artifact, ArtifactError
+from ..runtime import Artifact, ArtifactError, served
 from ..storage import read_lines, read_result
 from .pictures import Example, examples
 
@@ -321,7 +321,7 @@ def collect(folder: Path) -> Collected:
 
 def _width(files: NetworkFolder) -> Width:
     manifest, shown, problem = _artifact(files.artifact)
-    file = manifest["files"]["model.onnx"]["sha256"] if manifest else None
+    file = manifest["files"][served(manifest)]["sha256"] if manifest else None
     checked, attacked = read(files.check, Checked), read(files.attack, Attacked)
     return Width(
         bits=files.bits,

@@ -74,7 +74,7 @@ def _sentence(width: Width) -> str:
     """What the check found."""
     checked = width.checked
     if width.stale:
-        return "The check judged another model.onnx than the one that lies here; check it anew."
+        return "The check judged another model than the one that lies here; check it anew."
     if checked is None:
         return f"No check has judged it: {width.problem or 'continue the run'}."
     broken = [verdict for verdict in checked["verdicts"] if not verdict["passed"]]

@@ -32,7 +32,7 @@ from ..export.write import INPUT, check_ops, lower
 from ..onnx_module import load_onnx
 from ..progress import bar
 from ..recipe import Recipe
-from ..runtime import MAX_FILE_BYTES, MAX_PIXELS, MAX_SUITE_BYTES, images_needed
+from ..runtime import MAX_FILE_BYTES, MAX_PIXELS, MAX_SUITE_BYTES, ArtifactError, images_needed
 from ..spectrum import low_pass
 from ..threat import Threat
 from ..train.listeners import check_tensorboard
@@ -104,7 +104,7 @@ def _of_width(bits: int) -> Iterator[None]:
     """Errors say of which network they speak; those of onnxruntime become one line."""
     try:
         yield
-    except QrobustError as error:
+    except (QrobustError, ArtifactError) as error:
         raise type(error)(f"QM-{bits}: {error}") from error
     except Exception as error:  # onnxruntime's share no base
         reason = str(error).splitlines()[0]

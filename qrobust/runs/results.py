@@ -7,7 +7,7 @@ from typing import Any
 from ..errors import RunError, one_line
 from ..headline import BROKEN, HELD, IN_TORCH, ON_FILE, headlines, strongest
 from ..recipe import Recipe
-from ..runtime import wilson
+from ..runtime import served, wilson
 from ..storage import read_json
 from .folder import NetworkFolder, RunFolder, judged
 
@@ -63,7 +63,8 @@ def _attacked(files: NetworkFolder) -> Record | None:
     if not files.attack.exists():
         return None
     attacked: Record = read_json(files.attack)
-    sha256 = read_json(files.artifact / "manifest.json")["files"]["model.onnx"]["sha256"]
+    manifest = read_json(files.artifact / "manifest.json")
+    sha256 = manifest["files"][served(manifest)]["sha256"]
     return attacked if judged(attacked) == sha256 else None
 
 

@@ -24,6 +24,7 @@ from ..errors import RecipeError, RunError
 from ..evaluation import Outcomes
 from ..evaluation.outcomes import result_file, stream
 from ..export.artifact import Contents, make_suite, write_artifact
+from ..export.sessions import present_provider
 from ..export.target import Target, load_target
 from ..export.write import optimised_ops
 from ..progress import detail, note, working
@@ -193,6 +194,7 @@ class Run:
             raise RunError(
                 f"expected no file or the record of an export at {stage.record}, got another; choose another --out"
             )
+        present_provider(chosen)  # what cannot be written is refused before the suite, which takes long
         before = {key: value for key, value in without_key(read_json(files.evaluation)).items() if key != "indices"}
         contents = Contents(
             name=f"{self.recipe.name}-qm-{bits}",

@@ -8,7 +8,7 @@ from typing import Any
 
 from .. import runtime
 from ..errors import RunError
-from ..export.artifact import suite_bytes
+from ..export.artifact import checks, suite_bytes
 from ..storage import write_json
 from .entries import CARD, FLOAT, MANIFEST, MODEL, PERTURBATIONS, RECIPE, TORCH, Entry, described, find
 from .generated import images
@@ -29,7 +29,7 @@ def get(source: str | Entry, out: Path, root: str | None = None) -> runtime.Arti
     theirs, sha256 = test_images(entry.index["data"], root), str(entry.index["suite_sha256"])
     suite = suite_bytes(unpack(entry.files[PERTURBATIONS], theirs, sha256))
     files = {name: entry.files[name] for name in BESIDE}
-    files |= {"suite.npz": suite, "verify.py": Path(runtime.__file__).read_bytes()}
+    files |= {"suite.npz": suite} | checks(entry.json(MANIFEST)["target"]["provider"])
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=out.parent, prefix=".artifact.") as scratch:
