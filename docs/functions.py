@@ -72,4 +72,6 @@ def _prose(doc: str) -> str:
 
 
 def _escaped(text: str) -> str:
-    return text.replace("<", "&lt;").replace("*", "\\*")
+    """Marks of Markdown outside of code."""
+    parts = text.split("`")
+    return "`".join(part if at % 2 else part.replace("<", "&lt;").replace("*", "\\*") for at, part in enumerate(parts))

@@ -1,6 +1,6 @@
 """Write the generated documents: docs/cli.md from the command line; keys of recipes, targets and scenarios from their
-schema; docs/reference.md from docstrings; the tables of results in README.md, docs/audit.md, docs/checking.md, docs/demo.svg, recipes/README.md and
-benches/README.md from committed results.
+schema; docs/reference.md from docstrings; the tables of results in README.md, docs/audit.md, docs/checking.md,
+docs/demo.svg, recipes/README.md and benches/README.md from committed results.
 
 Run from the repository root: python docs/generate.py (or `make docs`). The tests compare the files with this.
 """
