@@ -28,7 +28,7 @@ def on_files(files: Any, config: Any) -> Any:
     wanted = dict.fromkeys([*OUTSIDE, *(path for one in documents for path in linked(one))])
     for path in wanted:
         if not path.startswith("docs/"):
-            files.append(File.generated(config, on_site(path), abs_src_path=str(ROOT / path)))
+            files.append(File.generated(config, site_path(path), abs_src_path=str(ROOT / path)))
     return files
 
 
@@ -39,11 +39,11 @@ def on_page_markdown(markdown: str, *, page: Any, **_: Any) -> str:
 
 def rewritten(markdown: str, document: str) -> str:
     """The text of a document whose links lead from its page to pages. document: its path in the repository."""
-    here = PurePosixPath(on_site(document)).parent
+    here = PurePosixPath(site_path(document)).parent
 
     def moved(found: re.Match[str]) -> str:
         target = resolved(document, found[1])
-        return found[0] if target is None else os.path.relpath(on_site(target), here or ".") + found[2]
+        return found[0] if target is None else os.path.relpath(site_path(target), here or ".") + found[2]
 
     return LINK.sub(moved, FOLDER_LINK.sub(r"\1", markdown))
 
@@ -62,7 +62,7 @@ def resolved(document: str, link: str) -> str | None:
     return path.resolve().relative_to(ROOT).as_posix() if inside else None
 
 
-def on_site(path: str) -> str:
+def site_path(path: str) -> str:
     """A path of the repository as that of a page or file."""
     return RENAMED.get(path, path.removeprefix("docs/"))
 
