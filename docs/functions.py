@@ -12,8 +12,7 @@ import qrobust
 HEAD = """\
 # Functions
 
-What `import qrobust` gives, from its docstrings. [In Python](api.md) shows them at work, one after the other. Every example here runs
-in the tests.
+What `import qrobust` gives, from its docstrings. [In Python](api.md) shows them at work, one after the other.
 """
 WIDE = 100  # columns of a signature on one line
 

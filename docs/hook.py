@@ -1,7 +1,8 @@
 """A hook of MkDocs: documents lie all over the repository, and links between them must hold on the site too.
 
 Documents outside of docs/ become pages under their path, and other files that a page links to are copied likewise. A
-link to a folder, of which there is no page, is left as text. README.md is the page `overview.md`: index.md is the site's own.
+link to a folder, of which there is no page, is left as text. README.md is the page `overview.md`, since
+index.md is the site's own.
 """
 
 from __future__ import annotations
