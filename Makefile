@@ -22,8 +22,9 @@ check: .venv/.dev
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
-docs: .venv/.dev           ## write docs/cli.md and recipes/README.md anew
+docs: .venv/.docs          ## write generated documents anew, then the site into build/site; any warning fails
 	$(BIN)/python docs/generate.py
+	$(BIN)/mkdocs build --strict --quiet
 
 clean:
 	rm -rf .venv runs build *.egg-info
@@ -38,3 +39,7 @@ clean:
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[dev]" $(JUDGES_NEED)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt --no-deps $(JUDGES)
 	touch .venv/.run $@
+
+.venv/.docs: .venv/.dev
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[docs]"
+	touch $@

@@ -1,6 +1,6 @@
 """Write the generated documents: docs/cli.md from the command line; keys of recipes, targets and scenarios from their
-schema; the tables of results in README.md, docs/audit.md, docs/checking.md, docs/demo.svg, recipes/README.md and
-benches/README.md from committed results.
+schema; docs/reference.md from docstrings; the tables of results in README.md, docs/audit.md, docs/checking.md,
+docs/demo.svg, recipes/README.md and benches/README.md from committed results.
 
 Run from the repository root: python docs/generate.py (or `make docs`). The tests compare the files with this.
 """
@@ -30,6 +30,7 @@ from qrobust.tables import attacks_shown, heading, headline_table, places_table,
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "benches" / "results"
 sys.path[:0] = [str(RESULTS.parent), str(ROOT / "docs")]
+import functions  # noqa: E402  (scripts, no package)
 import keys as key_tables  # noqa: E402  (scripts, no package)
 import tables as bench_tables  # noqa: E402
 
@@ -453,6 +454,7 @@ DOCUMENTS = {
     ROOT / "docs" / "checking.md": checking,
     ROOT / "docs" / "own.md": own,
     ROOT / "docs" / "cli.md": cli_reference,
+    ROOT / "docs" / "reference.md": functions.reference,
     ROOT / "docs" / "demo.svg": picture,
     ROOT / "docs" / "recipe.md": recipe_reference,
     ROOT / "export" / "README.md": target_reference,

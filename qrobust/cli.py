@@ -145,6 +145,7 @@ def _all_stages(started: Run, json: Path | None) -> int:
     from .tables import headline_table, places_table, run_table
 
     screen = _screen(json)
+    _expect_figures(started)
     with _joined():
         result = started.all_stages()
     if result is None:  # another process has it
@@ -157,8 +158,34 @@ def _all_stages(started: Run, json: Path | None) -> int:
         for verdict in width["broken"]:
             _say(screen, f"QM-{width['bits']} broke {verdict['name']}: {verdict['reason']}; {verdict['hint']}")
         _print_flags(screen, f"QM-{width['bits']}", width)
+    _analyze(started)
     _say(screen, f"report: {write(started.folder)}")
     return 0 if result["passed"] else 1
+
+
+def _expect_figures(started: Run) -> None:
+    """Raises RecipeError for a name that is none, before the hours."""
+    from .analysis import chosen
+
+    if started.recipe.analyze is not None:
+        chosen(",".join(started.recipe.analyze.figures))
+
+
+def _analyze(started: Run) -> None:
+    """The figures of a recipe; what stands in their way is said, since all else is done."""
+    from .errors import QrobustError
+    from .progress import note
+
+    asked = started.recipe.analyze
+    if asked is None:
+        return
+    from .analysis.cases import Settings
+    from .analysis.session import analyze as measure
+
+    try:
+        measure([started.folder], asked.figures, Settings(asked.n, started.recipe.seed))
+    except QrobustError as error:
+        note(f"analysis: left out: {error}")
 
 
 @app.command()
@@ -444,14 +471,14 @@ def check(
 
 @app.command()
 def report(
-    folder: Annotated[Path, typer.Argument(metavar="RUN|ARTIFACT", help="Of evaluated networks, or an artifact.")],
+    folders: Annotated[list[Path], typer.Argument(metavar="RUN...|ARTIFACT", help="Of evaluated networks.")],
     out: Annotated[Optional[Path], typer.Option("--out", metavar="F", help=PAGE_HELP)] = None,  # noqa: UP045
 ) -> int:
-    """Write one self-contained HTML page on a run, and model-card.md beside it; or on an artifact."""
+    """Write one self-contained HTML page on a run, with model-card.md beside it, on several, or on an artifact."""
     screen = _screen(out)
-    from .report import write
+    from .report import write, write_comparison
 
-    _say(screen, f"report: {write(folder, out)}")
+    _say(screen, f"report: {write(folders[0], out) if len(folders) == 1 else write_comparison(folders, out)}")
     return 0
 
 

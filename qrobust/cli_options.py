@@ -41,7 +41,7 @@ BUDGET_HELP = "0.6x of the bytes at 8 bits, bytes (120kB), or bit operations of 
 CALIBRATION_HELP = "Images to calibrate and to test on: a data set, an .npz file, or a folder. Default: the run's."
 CALIBRATOR_HELP = "What places clips: mse, min-max, percentile-99.9 or percentile-99.99."
 READS_HELP = "Width of what inner layers read. Default: as their weights."
-PAGE_HELP = "Default: RUN/report.html; - is standard output."
+PAGE_HELP = "Default: RUN/report.html, of several comparison.html here; - is standard output."
 
 
 def _recipe_names(incomplete: str) -> list[str]:

@@ -24,6 +24,7 @@ SMALL = (
     "train.validation.steps=2", "quant.epochs=1", "quant.milestones=[]", "data.test_size=120", "data.train_size=800",
     "evaluate.n=120", "evaluate.attacks=['gn','pgd-5']", "export.suite_n=120", "export.suite_attacks=['pgd-5']",
     "bench.seconds=0.1", "attack.n=40", "attack.attacks=['pgd-5', 'square-20']",
+    "analyze.figures=['mean-spectrum']", "analyze.n=40",
 )  # fmt: skip
 CommandLine = Callable[..., tuple[int, str, str]]
 

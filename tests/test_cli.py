@@ -6,9 +6,13 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
+
+from qrobust.cli import _analyze
+from qrobust.recipe.parts import Analysis
 
 from .conftest import CommandLine, overrides
 
@@ -59,6 +63,7 @@ BAD = {
     "NaN in an npz": (_with_nan, "x_train"),
     "wrong image shape": (_wrong_shape, "x_train"),
     "a recipe that extends itself": (_circle, "a → b → a"),
+    "unknown figure": (lambda f: _override("analyze.figures=['lowpass']"), "did you mean 'low-pass'?"),
     "unknown recipe": (lambda f: ["run", "digit"], "did you mean 'digits'?"),
     "unknown attack": (lambda f: _override("evaluate.attacks=['pdg-20']"), "did you mean 'pgd-20'?"),
     "unknown network": (lambda f: _override("model.name=resnet21"), "resnet20"),
@@ -156,3 +161,13 @@ def _children() -> tuple[float, float]:
 
     used = resource.getrusage(resource.RUSAGE_CHILDREN)
     return used.ru_utime, used.ru_stime
+
+
+def test_a_run_ends_with_the_figures_of_its_recipe(small_run: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    """What stands in their way is said, and ends nothing."""
+    assert {path.name for path in (small_run / "analysis").glob("*.json")} == {"mean-spectrum.json"}
+    assert "Where perturbations are" in (small_run / "report.html").read_text()
+    asked = Analysis(figures=("mean-spectrum",), n=10**6)
+    started = SimpleNamespace(recipe=SimpleNamespace(analyze=asked, seed=0), folder=small_run)
+    _analyze(started)  # type: ignore[arg-type]
+    assert "analysis: left out: expected -n in [1, 120]" in capfd.readouterr().err

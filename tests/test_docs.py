@@ -4,23 +4,30 @@ from __future__ import annotations
 
 import doctest
 import importlib
+import json
 import re
 import runpy
+import shlex
+import shutil
+import subprocess
+import sys
 from pathlib import Path
 from typing import Annotated, Literal
 
 import pytest
 import torch
 from pydantic import BaseModel, Field
+from typer.main import get_command
 
 import qrobust
+from qrobust import cli
 from qrobust.bench.measure import Scenario
 from qrobust.export.target import Target
 from qrobust.recipe import Recipe
 from qrobust.runtime import Artifact
 from qrobust.torchvision_cpu import import_torchvision
 
-from .conftest import CommandLine, docs_generator, evidence
+from .conftest import CommandLine, docs_generator, ended, evidence
 
 ROOT = Path(__file__).resolve().parent.parent
 README = (ROOT / "README.md").read_text()
@@ -49,7 +56,7 @@ def test_every_verb_is_in_the_reference(command_line: CommandLine) -> None:
 
 
 def test_links_in_documents_lead_somewhere() -> None:
-    for path in [ROOT / "README.md", *(ROOT / "docs").glob("*.md"), *ROOT.glob("*/README.md")]:
+    for path in [*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md"), *ROOT.glob("*/README.md")]:
         for target in re.findall(r"\]\(([^)#:]+)\)", path.read_text()):
             assert (path.parent / target).exists(), f"{path.name}: {target}"
 
@@ -171,3 +178,104 @@ def test_a_table_of_keys_gives_value_range_default_and_meaning() -> None:
         '| `kinds` | list of `"a"`, `3` | required | Kinds, in two lines. |',
         "| `count` | integer > 0 | `7` | A number; left out: none. |",
     ]
+
+
+DOCS = ROOT / "docs"
+SITE = [DOCS / name for name in ("index.md", "start.md", "notebook.md")] + sorted(
+    [*DOCS.glob("guides/*.md"), *DOCS.glob("concepts/*.md")]
+)
+WHY_NOT = re.compile(r"\*Not run (here|by us): [^*]+\.\*\s*$")
+
+
+def blocks(path: Path) -> list[tuple[str, str, bool]]:
+    """Of a page: language, text, and whether the line before says why it is not run."""
+    text = path.read_text()
+    found = re.finditer(r"^```(\w+)\n(.*?)^```", text, re.S | re.M)
+    return [(one[1], one[2], bool(WHY_NOT.search(text[: one.start()]))) for one in found]
+
+
+def commands(text: str) -> list[list[str]]:
+    """Lines of a shell, without comments."""
+    return [shlex.split(line, comments=True) for line in text.splitlines() if line.strip()]
+
+
+@pytest.mark.parametrize("path", SITE, ids=lambda path: path.name)
+def test_every_block_of_a_page_is_run_or_says_why_not(path: Path) -> None:
+    for language, text, excused in blocks(path):
+        runs = language in ("python", "toml", "text") or (
+            language == "sh" and all(line[0] in ("qrobust", "python") for line in commands(text))
+        )
+        assert runs or excused, text
+        for line in commands(text) if language == "sh" else ():
+            if line[0] == "qrobust":  # what it says exists, whether it is run or not
+                get_command(cli.app).commands[line[1]].make_context(line[1], line[2:])  # type: ignore[attr-defined]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("path", SITE, ids=lambda path: path.name)
+def test_blocks_of_a_page_run(path: Path, small_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In their order, in a folder with the demo's run at reduced size; `qrobust run digits` is what made that."""
+    if path.name == "openvino.md":
+        evidence("openvino")
+    monkeypatch.chdir(tmp_path)
+    for name in ("digits", "again"):
+        shutil.copytree(small_run, tmp_path / "runs" / name)
+    manifest = tmp_path / "runs" / "digits" / "qm-4" / "artifact" / "manifest.json"
+    asked = json.loads(manifest.read_text())
+    asked["statistics"]["detected_drop"] = 0.2  # of a suite smaller than the demo's, which a baseline would refuse
+    manifest.write_text(json.dumps(asked))
+    for language, text, excused in blocks(path):
+        if excused:
+            continue
+        if language == "python":
+            exec(compile(text, str(path), "exec"), {"__name__": path.stem})
+        elif language == "toml":
+            (tmp_path / text.split()[1]).write_text(text)
+        for line in commands(text) if language == "sh" else ():
+            if line[:2] == ["qrobust", "run"]:
+                continue
+            if line[0] == "qrobust":
+                assert ended(*line[1:]) in (0, 1), line
+            else:
+                assert subprocess.run([sys.executable, *line[1:]], check=False).returncode in (0, 1), line
+
+
+@pytest.mark.slow
+def test_cells_of_the_notebook_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    cells = json.loads((DOCS / "examples" / "attack_and_check.ipynb").read_text())["cells"]
+    assert not any(cell.get("outputs") for cell in cells)
+    names: dict[str, object] = {"__name__": "notebook"}
+    for cell in cells:
+        if cell["cell_type"] == "code":
+            exec(compile("".join(cell["source"]), "notebook", "exec"), names)
+    assert names["report"].passed  # type: ignore[attr-defined]
+
+
+@pytest.mark.slow
+def test_the_site_builds_and_asks_no_other_host(tmp_path: Path) -> None:
+    program = Path(sys.executable).with_name("mkdocs")
+    if not program.exists():
+        pytest.skip("without the extra `docs`")
+    command = [str(program), "build", "--strict", "--quiet", "--site-dir", str(tmp_path)]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    for page in tmp_path.rglob("*.html"):
+        found = re.findall(
+            r"<(?:script|img|iframe|source)[^>]*\ssrc=\"?https?:|<link[^>]*href=\"?https?:", page.read_text()
+        )
+        assert found == [], page
+    for style in tmp_path.rglob("*.css"):
+        assert not re.search(r"url\([\"']?https?:|@import", style.read_text()), style
+
+
+def test_links_hold_on_the_site() -> None:
+    hook = runpy.run_path(str(DOCS / "hook.py"))
+    moved, back = hook["rewritten"], hook["in_repository"]
+    assert moved("[a](../../export/README.md#x)", "docs/guides/ci.md") == "[a](../export/README.md#x)"
+    assert moved("[a](../README.md#use) [b](api.md)", "docs/checking.md") == "[a](overview.md#use) [b](api.md)"
+    assert moved("[a](docs/own.md) [c](nowhere.md)", "README.md") == "[a](own.md) [c](nowhere.md)"
+    assert moved("[`x`](../qrobust/export/)", "export/README.md") == "`x`"
+    assert [back(page) for page in ("overview.md", "own.md", "export/README.md")] == [
+        "README.md", "docs/own.md", "export/README.md",
+    ]  # fmt: skip

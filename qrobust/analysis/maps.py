@@ -68,12 +68,16 @@ def _pair(result: Data, name: str, row: int, axes: tuple[Any, Any], scale: tuple
 
 
 def _head(line: Any, cases: Any) -> None:
+    from matplotlib import rcParams
+
     line[0].set_title("x", fontsize=9.5)
     for index, case in enumerate(cases):
         for at, name in ((1 + 2 * index, "x + δ"), (2 + 2 * index, "δ")):
             answer = line[at].get_title()
             line[at].set_title(
-                f"{case['label']}\n{name}" + (f": {answer}" if answer else ""), fontsize=9.5, color="black"
+                f"{case['label']}\n{name}" + (f": {answer}" if answer else ""),
+                fontsize=9.5,
+                color=rcParams["text.color"],
             )
 
 

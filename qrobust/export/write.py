@@ -199,8 +199,8 @@ def check_given(data: bytes, target: Target) -> None:
     """
     proto = onnx.load_from_string(data)
     if not target.executable or target.provider in LITERT:
-        expected = "a network of qrobust's" if target.executable else "a target that a runtime executes"
-        raise ExportError(f"{target.name}: expected {expected}, got an ONNX file; choose {GIVEN_TARGET}")
+        kind = "onnxruntime" if target.executable else "a runtime"
+        raise ExportError(f"{target.name}: expected a target that {kind} executes; choose {GIVEN_TARGET}")
     if (opset := opset_of(proto)) > target.opset:
         raise ExportError(f"{target.name}: expected opset {target.opset} or lower, got {opset}; choose {GIVEN_TARGET}")
     if target.session.x64quantprecision and has_signed(proto):

@@ -363,6 +363,15 @@ class Attacking(Table):
     """Images of the suite; left out: all."""
 
 
+class Analysis(Table):
+    """Figures in frequencies, measured for the report at the end of a run; none where the table is left out."""
+
+    figures: Annotated[tuple[str, ...], Field(min_length=1)] = ("low-pass", "mean-spectrum", "heat-map")
+    """Names as of `qrobust analyze --figures`."""
+    n: Count | None = None
+    """Test images; left out: 500, or all."""
+
+
 class Benchmark(Table):
     """Timing of the artifacts, side by side."""
 

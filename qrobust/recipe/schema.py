@@ -13,6 +13,7 @@ from pydantic import (
 )
 
 from .parts import (
+    Analysis,
     Attacking,
     Average,
     Awp,
@@ -346,6 +347,7 @@ class Recipe(Table):
     export: Export = Export()
     bench: Benchmark = Benchmark()
     attack: Attacking | None = None
+    analyze: Analysis | None = None
     claim: dict[str, Any] = Field(default_factory=dict)
     """Numbers that a paper prints; nothing reads them but people."""
     departures: dict[str, str] = Field(default_factory=dict)
@@ -354,7 +356,7 @@ class Recipe(Table):
     @model_serializer(mode="wrap")
     def _without_unused(self, plain: SerializerFunctionWrapHandler) -> dict[str, Any]:
         """Keys that came later only where they are used, so that keys of older runs stay what they were."""
-        later = ("tensorboard", "on_event", "departures")
+        later = ("tensorboard", "on_event", "departures", "analyze")
         return {key: value for key, value in plain(self).items() if key not in later or value}
 
     @model_validator(mode="after")

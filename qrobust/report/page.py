@@ -15,9 +15,24 @@ from ..resources import unplaced
 from ..storage import is_stream, write_text
 from ..tables import LAST_STEP, threat_text
 from .alone import collect_artifact, is_artifact, place_of
+from .charts import MARKS, SHADES, Chart, Line, chart, panel
 from .collect import Collected, Record, Width, collect
-from .pictures import Chart, Line, chart, figures
-from .words import MOST_CLASSES, cards, classes, columns, flags, layers, parity, parts, rows, settings
+from .pictures import figures
+from .words import (
+    MOST_CLASSES,
+    PLACES,
+    Card,
+    Place,
+    cards,
+    classes,
+    columns,
+    flags,
+    layers,
+    parity,
+    parts,
+    rows,
+    settings,
+)
 
 if TYPE_CHECKING:
     from jinja2 import Environment
@@ -55,7 +70,7 @@ def write(folder: Path, out: Path | None = None) -> Path:
 
 def page(run: Collected) -> str:
     """The whole page as HTML. Raises KeyError, TypeError and their like for results that are not whole."""
-    return _rendered(
+    return _of_run(
         "page.html.j2",
         run,
         escaped=True,
@@ -65,6 +80,7 @@ def page(run: Collected) -> str:
         figures=figures(run.analysis),
         classes=[(width, classes(width)) for width in run.evaluated],
         most_classes=MOST_CLASSES,
+        **_panels(cards(run)),
         layers=[(width, layers(width)) for width in run.evaluated],
         parity=parity,
     )
@@ -73,12 +89,12 @@ def page(run: Collected) -> str:
 def artifact_page(run: Collected) -> str:
     """The page of an artifact that stands alone as HTML. Raises as `page`."""
     (width,) = run.widths
-    return _rendered("artifact.html.j2", run, escaped=True, width=width, parity=parity(width))
+    return _of_run("artifact.html.j2", run, escaped=True, width=width, parity=parity(width))
 
 
 def card(run: Collected) -> str:
     """The card of a run as Markdown with YAML in front; the license is left to the user."""
-    return _rendered("card.md.j2", run, escaped=False, quoted=quoted, number=float, plain=plain)
+    return _of_run("card.md.j2", run, escaped=False, quoted=quoted, number=float, plain=plain)
 
 
 def plain(text: object) -> str:
@@ -97,12 +113,8 @@ def quoted(text: object) -> str:
     return printable(json.dumps(str(text), ensure_ascii=False))
 
 
-def _rendered(name: str, run: Collected, *, escaped: bool, **more: Any) -> str:
-    """A template of this folder, filled. escaped: whether values are made safe for HTML. Raises KeyError for a value
-    that is missing.
-    """
-    from jinja2 import UndefinedError
-
+def _of_run(name: str, run: Collected, *, escaped: bool, **more: Any) -> str:
+    """A template of this folder, filled with what page and card share."""
     accuracies = [(width, rows(width)) for width in run.widths]  # a width cannot be hashed
     verdicts = cards(run)
     shared = {
@@ -112,7 +124,6 @@ def _rendered(name: str, run: Collected, *, escaped: bool, **more: Any) -> str:
         "tight": tight,
         "last_step": lambda name: LAST_STEP if is_last_step(name) else "",
         "images": unplaced(run.recipe.data.name),
-        "version": __version__,
         "threat": threat_text(run.recipe.threat.model_dump()),
         "cards": verdicts,
         "columns": columns([row for _, part in accuracies for row in part]),
@@ -120,8 +131,17 @@ def _rendered(name: str, run: Collected, *, escaped: bool, **more: Any) -> str:
         "flags": flags(run),
         "settings": settings,
     }
+    return rendered(name, escaped=escaped, **shared, **more)
+
+
+def rendered(name: str, *, escaped: bool, **values: Any) -> str:
+    """A template of this folder, filled. escaped: whether values are made safe for HTML. Raises KeyError for a value
+    that is missing.
+    """
+    from jinja2 import UndefinedError
+
     try:
-        return _environment(escaped).get_template(name).render(**shared, **more).strip() + "\n"
+        return _environment(escaped).get_template(name).render(version=__version__, **values).strip() + "\n"
     except UndefinedError as error:
         raise KeyError(str(error)) from error
 
@@ -137,6 +157,33 @@ def _environment(escaped: bool) -> Environment:
         trim_blocks=True,
         lstrip_blocks=True,
     )
+
+
+def _panels(verdicts: Sequence[Card]) -> dict[str, Any]:
+    """A small multiple a width, a line for all images that a place has seen; none of widths that saw no attack."""
+    counts = sorted({row.n for card in verdicts for row in card.places}, reverse=True)
+    drawn = [
+        panel(f"places-{card.width.bits}", card.width.label, PLACES, {
+            counts.index(row.n): line(f"{row.n} images", row) for row in card.places})
+        for card in verdicts if card.places
+    ]  # fmt: skip
+    return {"panels": drawn, "panel_keys": key_of([f"{n} images" for n in counts])}
+
+
+def line(label: str, row: Place) -> Line:
+    """Worst cases in percent over the places where they were measured."""
+    found = [(at, number) for at, number in enumerate(row.numbers) if number is not None]
+    return Line(
+        label,
+        [float(at) for at, _ in found],
+        [100 * number.accuracy for _, number in found],
+        [(100 * number.ci95[0], 100 * number.ci95[1]) for _, number in found],
+    )
+
+
+def key_of(labels: Sequence[str]) -> list[tuple[str, str, str]]:
+    """Of a legend: class of the colour, mark, label."""
+    return [(SHADES[at % len(SHADES)][0], MARKS[at % len(MARKS)], label) for at, label in enumerate(labels)]
 
 
 def _costs(run: Collected) -> list[Chart]:

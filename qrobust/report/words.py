@@ -26,6 +26,14 @@ class Place:
     replayed: Number | None
     on_file: Number | None
 
+    @property
+    def numbers(self) -> tuple[Number | None, Number | None, Number | None]:
+        """As `PLACES` has them."""
+        return self.in_torch, self.replayed, self.on_file
+
+
+PLACES = (IN_TORCH, REPLAYED, ON_FILE)
+
 
 @dataclass(frozen=True)
 class Card:

@@ -181,7 +181,7 @@ class Run:
         stage = Stage(
             place.with_name(f"{place.name}.json") if folder else files.export,
             [
-                self._portable(exclude={"bench", "attack", "tensorboard", "on_event"}),
+                self._portable(exclude={"bench", "attack", "analyze", "tensorboard", "on_event"}),
                 chosen.model_dump(mode="json"),
                 images_as,
             ],

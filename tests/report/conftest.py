@@ -2,11 +2,13 @@
 
 import json
 import shutil
+import sys
 from html.parser import HTMLParser
 
 import pytest
 
 from qrobust import recipe
+from qrobust.__main__ import main
 from qrobust.storage import write_json, write_text
 
 from ..bench.conftest import written
@@ -122,6 +124,19 @@ def lean(run):
     for path in (run / "bench.json", *run.glob("qm-*/metrics.jsonl")):
         path.unlink()
     return run
+
+
+@pytest.fixture
+def report(monkeypatch, capsys):
+    """`qrobust report ARGUMENTS` in this process: exit code, output, errors."""
+
+    def call(*arguments):
+        monkeypatch.setattr(sys, "argv", ["qrobust", "report", *map(str, arguments)])
+        with pytest.raises(SystemExit) as end:
+            main()
+        return int(end.value.code or 0), *capsys.readouterr()
+
+    return call
 
 
 def change(path, edit):

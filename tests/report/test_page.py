@@ -12,7 +12,6 @@ from pathlib import Path
 import pytest
 
 import qrobust.report
-from qrobust.__main__ import main
 from qrobust.errors import RunError
 from qrobust.headline import headlines
 from qrobust.report import CARD, PAGE, pictures, write
@@ -90,9 +89,9 @@ def test_headings_are_in_order(run):
 def test_every_picture_has_words_and_ids_are_unique(run):
     found = page(run)
     shown = sum(len(width.examples) for width in collect(run).widths)
-    assert len(found.every("img")) == 1 + 3 * shown
+    assert len(found.every("img")) == 3 * shown
     assert [image for image in found.every("img") if not image.get("alt", "").strip()] == []
-    assert len(found.every("svg")) == 5
+    assert len(found.every("svg")) == 5 + 2 + 1  # two widths by place, a figure
     ids = [attributes["id"] for _, attributes in found.tags if "id" in attributes]
     assert len(ids) == len(set(ids))
     for drawing in found.every("svg"):
@@ -216,19 +215,6 @@ def test_the_same_run_gives_the_same_bytes(run):
 
 ROOT = Path(qrobust.report.__file__).resolve().parent.parent.parent
 FINISHED = ROOT / "tests" / "fixtures" / "0.1.0" / "run"
-
-
-@pytest.fixture
-def report(monkeypatch, capsys):
-    """`qrobust report ARGUMENTS` in this process: exit code, output, errors."""
-
-    def call(*arguments):
-        monkeypatch.setattr(sys, "argv", ["qrobust", "report", *map(str, arguments)])
-        with pytest.raises(SystemExit) as end:
-            main()
-        return int(end.value.code or 0), *capsys.readouterr()
-
-    return call
 
 
 def test_both_files_lie_where_they_should(report, lean, tmp_path):
