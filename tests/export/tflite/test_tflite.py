@@ -146,7 +146,7 @@ def test_damaged_files_and_threads_are_refused():
 
 
 def test_somebodys_file_is_refused():
-    with pytest.raises(ExportError, match=r"^litert: expected a network of qrobust's, got an ONNX file; choose as"):
+    with pytest.raises(ExportError, match=r"^litert: expected a target that onnxruntime executes; choose as"):
         check_given(lowered(4, target="ort-cpu-int8"), load_target("litert"))
 
 
