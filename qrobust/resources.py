@@ -24,6 +24,7 @@ from typing import Any
 from .errors import RecipeError, did_you_mean, shown
 
 KINDS = ("recipes", "export", "benches/scenarios")
+ZOO = "zoo/"  # of networks, each with a recipe of its own, in export
 DEFAULTS = "_defaults.toml"
 MARK = ".toml#"  # FILE.toml#VARIANT
 
@@ -132,7 +133,8 @@ def _folder(kind: str) -> Path | None:
 def _files(kind: str) -> Iterator[tuple[str, Path]]:
     folder = _folder(kind)
     if folder is not None:
-        yield from ((_name(path, folder), path) for path in folder.rglob("*.toml") if not path.name.startswith("_"))
+        named = ((_name(path, folder), path) for path in folder.rglob("*.toml") if not path.name.startswith("_"))
+        yield from (pair for pair in named if not pair[0].startswith(ZOO))
 
 
 def _within(file: Callable[[str], Path | None], name: str) -> Found | None:

@@ -15,7 +15,6 @@ from rich.text import Text
 from .errors import one_line
 from .headline import AMBER, CLEAN, GREEN, LEGEND, RED, headlines, is_last_step, summary
 from .progress import plain, titled
-from .runtime import DELEGATE, LITERT, XNNPACK, served
 from .storage import read_json
 
 CPU = "CPUExecutionProvider"  # where `parity` compares, whatever the target
@@ -288,6 +287,8 @@ def source_lines(manifest: Result) -> list[str]:
 
 def artifact_text(folder: Path) -> str:
     """One line on an artifact that was written: its size, and how it compares with torch."""
+    from .runtime import LITERT, served  # and numpy, which most tables do without
+
     manifest = read_json(folder / "manifest.json")
     line = f"{folder}: {manifest['files'][served(manifest)]['size_bytes']:,} bytes"
     found, provider = manifest.get("parity"), manifest["target"]["provider"]
@@ -304,6 +305,8 @@ def artifact_text(folder: Path) -> str:
 
 def _kernels_text(manifest: Result) -> str:
     """What ran a .tflite file; a warning where XNNPACK was to run all of it and did not."""
+    from .runtime import DELEGATE, XNNPACK
+
     kernels: dict[str, int] = manifest["metrics"]["after_kernels"]
     ran = ", ".join(f"{count} {kind}" for kind, count in kernels.items())
     whole = kernels.get(DELEGATE) == 1 and set(kernels) <= {DELEGATE, "QUANTIZE"}  # bytes are quantised before it

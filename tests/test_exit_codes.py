@@ -42,7 +42,7 @@ SHORT = ("--adaround", "0", "-o", "evaluate.attacks=['fgsm']", "-o", "export.sui
          "-o", "attack.attacks=['pgd-2']", "-o", "attack.n=9", "-o", "bench.seconds=0.05")  # fmt: skip
 LIGHT = {
     "check": [None, None, None],  # test_verify.py, beside verify.py
-    "report": [("run",), None, ("sound",)],
+    "report": [("run",), None, ("damaged",)],
     "recipes": [(), None, ("extra",)],
     "targets": [(), None, ("extra",)],
     "--version": [(), None, None],
@@ -148,7 +148,7 @@ def test_nothing_asked_is_help_and_no_success(command_line: CommandLine) -> None
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [(("chek",), "No such command 'chek'. Did you mean 'check'?"), (("check", "--foo"), "No such option: --foo"),
-     (("report",), "Missing argument 'RUN'"), (("eval", "a", "-n", "x"), "Invalid value for '-n'"),
+     (("report",), "Missing argument 'RUN...|ARTIFACT'"), (("eval", "a", "-n", "x"), "Invalid value for '-n'"),
      (("eval", "a", "--json"), "Option '--json' requires an argument")],
 )  # fmt: skip
 def test_a_slip_in_the_command_is_one_line(command_line: CommandLine, arguments: tuple[str, ...], said: str) -> None:

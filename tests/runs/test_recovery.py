@@ -44,7 +44,7 @@ FILES = (
     *(f"qm-{bits}/{name}" for bits in (32, 4) for name in (
         "train.json", "metrics.jsonl", "model.safetensors", "checkpoint/last.safetensors", "eval.json", "eval.npz",
         "export.json", "artifact/manifest.json", "artifact/model.onnx", "artifact/suite.npz", "artifact/verify.py",
-        "check.json", "attack.json", "attack.npz",
+        *(f"artifact/{name}" for name in artifact.VERIFIERS), "check.json", "attack.json", "attack.npz",
     )),
 )  # fmt: skip
 FEW = [("qm-32/model.safetensors", "cut"), ("qm-4/artifact/manifest.json", "removed")]
