@@ -139,5 +139,10 @@ def evidence(group: str) -> object:
     return pytest.skip(f"needs {what} (evidence: {group})", allow_module_level=True)
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Tests of the small run first: one worker's share, so that none waits while another makes it."""
+    items.sort(key=lambda item: "small_run" not in getattr(item, "fixturenames", ()))
+
+
 def pytest_configure() -> None:
     asked_for(os.environ.get("QROBUST_EVIDENCE", ""))  # a slip in a name asks for nothing, and would be silent

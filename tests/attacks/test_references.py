@@ -103,7 +103,7 @@ def shorten(monkeypatch):
 @pytest.mark.parametrize(
     ("network", "n", "full"),
     [
-        ("demo", 24, False),
+        pytest.param("demo", 24, False, marks=pytest.mark.slow),
         pytest.param("demo", 60, True, marks=pytest.mark.slow),
         pytest.param("cifar", 16, True, marks=pytest.mark.slow),
     ],

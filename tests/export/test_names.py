@@ -111,6 +111,7 @@ def test_short_names_are_numbers_of_values_alone():
     assert "x" in {name for n in graph.node for name in n.input}
 
 
+@pytest.mark.slow
 def test_short_names_make_the_smaller_file_and_the_same_results():
     target = load_target("ort-cpu").model_copy(update={"names": "short"})
     data, x = lower(network(2), images(1), target), images(20, seed=5).numpy()

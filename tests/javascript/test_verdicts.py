@@ -216,6 +216,7 @@ def test_wasm_in_node_replays_alike(folder: Path, tmp_path: Path) -> None:
     assert replayed(python(folder))["outcomes"] == replayed(found)["outcomes"]
 
 
+@pytest.mark.slow
 def test_what_webgpu_reads_states_every_attribute() -> None:
     """onnxruntime-web refuses a convolution without dilations; other targets leave out what is usual."""
     for target, stated in (("ort-web-gpu", True), ("ort-cpu-int8", False)):

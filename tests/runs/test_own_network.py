@@ -112,7 +112,7 @@ def test_it_is_opened_again_where_its_code_is_not_loaded_yet(made: Path, tmp_pat
 
 def test_a_changed_file_is_refused_until_it_is_named(copied: Path, command_line: CommandLine) -> None:
     nets = copied / "nets.py"
-    assert command_line("eval", str(copied / "run" / "qm-4"), "-n", "20")[0] == 0
+    assert command_line("eval", str(copied / "run" / "qm-4"), "-n", "20", "--attacks", "fgsm")[0] == 0
     nets.write_text(nets.read_text() + "\n")
     code, _, errors = command_line("eval", str(copied / "run"), "-n", "20")
     assert code == 2
@@ -121,7 +121,7 @@ def test_a_changed_file_is_refused_until_it_is_named(copied: Path, command_line:
     code, _, errors = command_line("analyze", str(copied / "run"), "--figures", "kernels", "-n", "20")
     assert (code, "--model" in errors) == (2, True)
     named = ("--model", f"{nets}:small")
-    assert command_line("eval", str(copied / "run" / "qm-4"), "-n", "20", *named)[0] == 0
+    assert command_line("eval", str(copied / "run" / "qm-4"), "-n", "20", "--attacks", "fgsm", *named)[0] == 0
     nets.unlink()
     code, _, errors = command_line("export", str(copied / "run"))
     assert code == 2
