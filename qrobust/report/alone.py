@@ -12,15 +12,15 @@ from typing import Any
 import numpy as np
 
 from ..recipe import Recipe, made
-from ..runs.folder import NetworkFolder, RunFolder, judged
-from ..runtime import Artifact
+from ..runs.folder import NetworkFolder, judged
+from ..runtime import Artifact, served
 from .collect import Attacked, Checked, Collected, Evaluation, Record, Result, Width, expect, read
 from .pictures import examples
 
 
 def is_artifact(folder: Path) -> bool:
-    """Whether a folder is an artifact, and no run."""
-    return (folder / "manifest.json").is_file() and not RunFolder(folder).recipe.is_file()
+    """Whether a folder is an artifact, and no run. One of the zoo holds a recipe too."""
+    return (folder / "manifest.json").is_file()
 
 
 def place_of(folder: Path) -> Path:
@@ -32,7 +32,7 @@ def collect_artifact(folder: Path) -> Collected:
     """Read an artifact. Raises ArtifactError for one that is damaged, RunError for results that cannot be shown."""
     artifact, place = Artifact.load(folder), folder.absolute()
     manifest, own = artifact.manifest, NetworkFolder(place.parent.parent, artifact.manifest["bits"])
-    sha256, measured = manifest["files"]["model.onnx"]["sha256"], manifest["metrics"]["before"]
+    sha256, measured = manifest["files"][served(manifest)]["sha256"], manifest["metrics"]["before"]
     given = "source" in manifest  # then the file itself was measured before it was stored
     if measured:
         expect(Attacked if given else Evaluation, measured, folder / "manifest.json")

@@ -14,6 +14,7 @@ import qrobust
 from qrobust import resources, zoo
 from qrobust.data import DataSettings, Images, load
 from qrobust.errors import DataError, ModelError, RunError
+from qrobust.report import write
 from qrobust.runtime import Artifact
 from qrobust.zoo import entries, generated, hub, packing
 
@@ -80,6 +81,11 @@ def test_what_is_got_is_an_artifact_with_its_torch_networks(got):
     assert (logits.argmax(1) == artifact.suite["label.clean"]).all()
     assert np.allclose(logits, artifact.suite["logits.clean"], atol=1e-4)
     assert packing.arrays_sha256(artifact.suite) == zoo.find(NAME).index["suite_sha256"]
+
+
+def test_a_page_on_what_is_got_is_one_on_an_artifact(got, tmp_path):
+    page = write(got, tmp_path / "page.html").read_text()
+    assert f"Robustness report of the artifact {NAME}" in page
 
 
 def test_a_network_by_name_in_python(tmp_path, monkeypatch):
