@@ -26,9 +26,11 @@ FOLDER = entries._places()[NAME]
 
 @pytest.fixture
 def shelf(tmp_path, monkeypatch):
-    """A zoo of one's own: a copy of the digits' network, to be damaged."""
+    """A zoo of one's own beside the targets: a copy of the digits' network, to be damaged."""
     monkeypatch.setattr(resources, "folders", lambda kind: [tmp_path / kind])
     shutil.copytree(FOLDER, tmp_path / "export" / "zoo" / NAME)
+    for target in FOLDER.parent.parent.glob("*.toml"):
+        shutil.copy(target, tmp_path / "export")
     return tmp_path / "export" / "zoo"
 
 
