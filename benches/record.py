@@ -19,7 +19,7 @@ from scipy.stats import ttest_rel
 
 from qrobust import devices
 from qrobust.errors import QrobustError
-from qrobust.evaluation import read_outcomes
+from qrobust.evaluation import compare, read_outcomes
 from qrobust.storage import read_json, write_json
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -55,6 +55,12 @@ def packed(right: np.ndarray[Any, Any]) -> str:
 def outcomes(evaluation: Path) -> dict[str, str]:
     """`packed` outcomes of an evaluation: of "clean" and of each attack. Raises RunError without its .npz."""
     return {name: packed(mask) for name, mask in read_outcomes(evaluation)[1].items()}
+
+
+def paired(first: Path, second: Path) -> dict[str, Any]:
+    """By set of images what `compare` says of two evaluations, with how many images were gained and lost."""
+    sets = compare(first, second)["sets"]
+    return {name: row | {"gained": len(row["gained"]), "lost": len(row["lost"])} for name, row in sets.items()}
 
 
 def over_trainings(first: Sequence[float], second: Sequence[float]) -> dict[str, Any]:

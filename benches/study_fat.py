@@ -1,6 +1,6 @@
 """What do standardisation, learned clips and the mask of FAT add?
 
-    python benches/study_fat.py OUT --root FOLDER [--size small] [--float RUN] [--seeds 0,1,2] [--rows NAME,...]
+    python benches/study_fat.py OUT --root FOLDER [--size small] [--float RUN] [--seeds 0] [--rows NAME,...]
                                 [-o KEY=VALUE] [--json F]
 
 A shortened table 5 of the Fourier-domain study: "small" is for two CPU cores and some hours, "full" takes all images
@@ -26,7 +26,6 @@ import record
 
 from qrobust import recipe
 from qrobust.attacks import named
-from qrobust.evaluation import compare
 from qrobust.runs.evaluation import Request
 from qrobust.runs.folder import FLOAT
 from qrobust.runs.run import Run
@@ -126,16 +125,12 @@ def one_seed(folder: Path, seed: int, start: Path, rows: list[str], options: arg
     results: Results = {}
     for name, path in paths.items():
         bases = {f"qm-{widths[name]}-none", "qm-32-none"} & set(paths) - {name}
-        against = {base: _counted(compare(paths[base], path)["sets"]) for base in sorted(bases)}
+        against = {base: record.paired(paths[base], path) for base in sorted(bases)}
         lines = (runs[name].folder / f"qm-{widths[name]}" / "metrics.jsonl").read_text().splitlines()
         masks = json.loads(lines[-1]).get("masks", {})
         outcomes = record.outcomes(path)
         results[name] = {"result": read_json(path), "outcomes": outcomes, "against": against, "masks": masks}
     return results
-
-
-def _counted(sets: dict[str, Any]) -> dict[str, Any]:
-    return {name: row | {"gained": len(row["gained"]), "lost": len(row["lost"])} for name, row in sets.items()}
 
 
 def main() -> None:

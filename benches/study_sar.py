@@ -18,7 +18,6 @@ import record
 
 from qrobust import recipe
 from qrobust.attacks import named
-from qrobust.evaluation import compare
 from qrobust.runs.evaluation import Request
 from qrobust.runs.run import Run
 from qrobust.runs.training import training_settings
@@ -117,10 +116,7 @@ def one_seed(
     stem = "-".join(attacks)
     paths = {name: run.folder / f"{stem}.json" for name, run in runs.items()}
     results = {name: evaluate(run, attacks, n or options.n, paths[name]) for name, run in runs.items()}
-    against = {name: compare(paths["at"], paths[name])["sets"] for name in paths if name != "at"}
-    for sets in against.values():
-        for row in sets.values():
-            row |= {"gained": len(row["gained"]), "lost": len(row["lost"])}
+    against = {name: record.paired(paths["at"], path) for name, path in paths.items() if name != "at"}
     outcomes = {name: record.outcomes(path) for name, path in paths.items()}
     return {"results": results, "outcomes": outcomes, "against_at": against}
 

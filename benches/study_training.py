@@ -19,7 +19,6 @@ import record
 
 from qrobust import recipe
 from qrobust.attacks import named
-from qrobust.evaluation import compare
 from qrobust.runs.evaluation import Request
 from qrobust.runs.run import Run
 from qrobust.storage import read_json, write_json
@@ -35,34 +34,32 @@ ROWS = {  # passes of a step, attack in training
 ATTACKS = ("pgd-20", "strong")
 
 
-def trained(name: str, folder: Path, root: Path, seed: int) -> tuple[Run, float]:
-    """A row's run, and the seconds of CPU that its training took in all."""
+def trained(name: str, folder: Path, root: Path, seed: int) -> tuple[Run, float | None]:
+    """A row's run, and the seconds of CPU that its training took in all; None where a kill hid some."""
     passes, attack = ROWS[name]
     settings = (*SETTINGS, f"data.root={root}", f"seed={seed}", f"train.epochs={PASSES // passes}")
     run = Run(recipe.load(RECIPE, (*settings, f"train.attack={attack}")), folder)
     spent, done = folder / "seconds.json", folder / "qm-32" / "train.json"
     if not done.exists():
         before, started = read_json(spent)["cpu"] if spent.exists() else 0.0, time.process_time()
+        write_json(spent, {"cpu": None})  # what a kill leaves
         try:
             run.train()
         finally:
-            write_json(spent, {"cpu": before + time.process_time() - started})
+            write_json(spent, {"cpu": None if before is None else before + time.process_time() - started})
     return run, read_json(spent)["cpu"]
 
 
 def one_seed(seed: int, options: argparse.Namespace) -> dict[str, Any]:
     """Results of all rows and their paired differences to PGD-7."""
-    found: dict[str, Any] = {"results": {}, "outcomes": {}, "cpu_seconds": {}, "against": {}}
+    found: dict[str, Any] = {"results": {}, "outcomes": {}, "cpu_seconds": {}}
     paths = {name: options.out / f"seed-{seed}" / name / "result.json" for name in ROWS}
     for name, path in paths.items():
         run, found["cpu_seconds"][name] = trained(name, path.parent, options.root, seed)
         if not path.exists():
             run.attack(32, [named(attack, run.threat) for attack in ATTACKS], Request(options.n, path=path))
         found["results"][name], found["outcomes"][name] = read_json(path), record.outcomes(path)
-    for name in list(ROWS)[1:]:
-        sets = compare(paths["pgd-7"], paths[name])["sets"]
-        counted = {key: {"gained": len(row["gained"]), "lost": len(row["lost"])} for key, row in sets.items()}
-        found["against"][name] = {key: row | counted[key] for key, row in sets.items()}
+    found["against"] = {name: record.paired(paths["pgd-7"], paths[name]) for name in list(ROWS)[1:]}
     return found
 
 

@@ -228,7 +228,7 @@ def training(result: Result) -> Iterator[str]:
         found = [one["results"][name] for one in seeds.values()]
         cells = [[percent(one["clean"]["accuracy"]) for one in found]]
         cells += [[percent(one["attacks"][attack]["accuracy"]) for one in found] for attack in ("pgd-20", "strong")]
-        cells += [[f"{one['cpu_seconds'][name] / 60:.0f}" for one in seeds.values()]]
+        cells += [[_minutes(one["cpu_seconds"][name]) for one in seeds.values()]]
         lines.append((name, *(", ".join(cell) for cell in cells)))
         pairs = [one["against"][name]["worst_case"] for one in seeds.values() if name in one["against"]]
         if len(pairs) > 1:
@@ -236,6 +236,10 @@ def training(result: Result) -> Iterator[str]:
     yield table((_of(seeds), "clean", "pgd-20", "strong", "minutes of CPU"), lines)
     if gains:
         yield table(("against pgd-7, points", *GAIN), gains)
+
+
+def _minutes(seconds: float | None) -> str:
+    return "–" if seconds is None else f"{seconds / 60:.0f}"
 
 
 def fat(result: Result) -> Iterator[str]:

@@ -48,7 +48,8 @@ def push(
 ) -> int:
     """Write a network as a folder that a model hub takes, or export/zoo/NAME; nothing is sent."""
     from .runs.publish import Listing, push
-    from .zoo.entries import INDEX, described
+    from .storage import described
+    from .zoo.entries import INDEX
 
     made = push(source, out, Listing(name, license, description))
     digest = described((made.folder / INDEX).read_bytes())["sha256"]

@@ -1340,6 +1340,7 @@ def _meter() -> OnStep:
     every, last = 0.1 if terminal else 60.0, start
 
     def step(done: int, total: int) -> None:
+        """Of `OnStep`."""
         nonlocal last
         now = time.monotonic()
         if sys.stderr is None or (now - last < every and not (terminal and done == total)):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,6 +13,7 @@ from onnx import ModelProto, TensorProto
 from ..errors import GraphError, shown
 from ..onnx_module.reading import whole
 from ..runtime import MAX_FILE_BYTES
+from ..storage import described
 from .model import Array
 
 FLOATS: dict[int, Any] = {
@@ -118,8 +118,8 @@ def open_file(path: Path) -> Source:
             f"expected {path.name} of up to {MAX_FILE_BYTES} bytes, which a check reads, got {size}; pass a smaller "
             "network, or quantised weights"
         )
-    digests = {one.relative_to(path.parent).as_posix(): _digest(one) for one in beside}
-    record = {"name": path.name, **_digest(path), "beside": digests}
+    digests = {one.relative_to(path.parent).as_posix(): described(one.read_bytes()) for one in beside}
+    record = {"name": path.name, **described(path.read_bytes()), "beside": digests}
     constants = {tensor.name for tensor in proto.graph.initializer}
     inputs = [value for value in proto.graph.input if value.name not in constants]
     if len(inputs) != 1:
@@ -156,8 +156,3 @@ def weight_bits(proto: ModelProto) -> dict[str, int]:
         if node.op_type == "QuantizeLinear" and node.input[0] in large:
             found[node.input[0]] = WIDTHS.get(kinds.get(node.input[2] if len(node.input) > 2 else "", 0), 8)
     return found
-
-
-def _digest(path: Path) -> dict[str, Any]:
-    data = path.read_bytes()
-    return {"sha256": hashlib.sha256(data).hexdigest(), "size_bytes": len(data)}

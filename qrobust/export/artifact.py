@@ -26,7 +26,7 @@ from ..evaluation.cascade import TOGETHER, Shown, announce, is_strong
 from ..onnx_module.reading import opset_of
 from ..progress import Bar, bar
 from ..quant import bits_per_layer
-from ..storage import write_json
+from ..storage import described, write_json
 from ..threat import Threat
 from .parity import check_parity
 from .sessions import present_provider
@@ -204,7 +204,7 @@ def suite_accuracy(arrays: Arrays) -> dict[str, float]:
 def checks(provider: str) -> dict[str, bytes]:
     """Files by which an artifact checks itself: verify.py, and, of what onnxruntime runs, the same in JavaScript."""
     found = {"verify.py": Path(runtime.__file__).read_bytes()}
-    names = () if provider.startswith("litert") else VERIFIERS
+    names = () if provider in runtime.LITERT else VERIFIERS
     return found | {name: (JAVASCRIPT / name).read_bytes() for name in names}
 
 
@@ -306,10 +306,8 @@ def expect_replaceable(folder: Path, ours: bool) -> None:
 
 def _fill(folder: Path, model: nn.Module | GivenFile, dataset: Dataset, target: Target, contents: Contents) -> None:
     images = choose(dataset.test, PARITY_IMAGES, contents.seed)[0].x.float() / 255
-    described = {"recipe": str(contents.recipe.get("name", "")), "bits": str(contents.bits)}
-    made = (
-        model if isinstance(model, GivenFile) else written(model, images[:1], target, described, input=contents.input)
-    )
+    stated = {"recipe": str(contents.recipe.get("name", "")), "bits": str(contents.bits)}
+    made = model if isinstance(model, GivenFile) else written(model, images[:1], target, stated, input=contents.input)
     (folder / "model.onnx").write_bytes(made.data)
     if isinstance(made, Written) and made.tflite:
         (folder / "model.tflite").write_bytes(made.tflite)
@@ -369,7 +367,9 @@ def _expect_repeated(artifact: runtime.Artifact, labels: Mapping[str, npt.NDArra
 
 
 def _manifest(folder: Path, dataset: Dataset, target: Target, contents: Contents) -> dict[str, Any]:
-    files = {path.name: _hash(path) for path in sorted(folder.iterdir())}  # all: a check refuses what is not listed
+    files = {
+        path.name: described(path.read_bytes()) for path in sorted(folder.iterdir())
+    }  # all: a check refuses what is not listed
     graph = onnx.load(str(folder / "model.onnx"))
     return {
         # Readers of version 1 know no names of parts; artifacts without them are theirs too.
@@ -398,8 +398,3 @@ def _input(kind: str, shape: tuple[int, ...]) -> dict[str, Any]:
     if kind == "uint8-nhwc":
         return {"shape": [height, width, channels], "layout": "NHWC", "range": [0, 255], "dtype": "uint8"}
     return {"shape": [channels, height, width], "layout": "NCHW", "range": [0, 1], "dtype": "float32"}
-
-
-def _hash(path: Path) -> dict[str, Any]:
-    data = path.read_bytes()
-    return {"sha256": hashlib.sha256(data).hexdigest(), "size_bytes": len(data)}

@@ -80,6 +80,7 @@ class _Regraft:
         self.marked = images.meta["val"].shape[0] == MARK
 
     def run(self) -> fx.Graph:
+        """The graph, each leaf module one call of it."""
         nodes = list(self.exported.graph.nodes)
         calls = self._calls(nodes)
         for node in nodes:

@@ -51,7 +51,7 @@ def collect_artifact(folder: Path) -> Collected:
         epochs=(),
         manifest=manifest | {"suite_n": len(artifact.suite["y"])},
         examples=examples(artifact),
-        problem=f"qrobust check {folder} --json {beside[0].name} beside it makes one",
+        problem=f"qrobust check {folder} --json {beside[0]} makes one",
         stale=False,
     )
     return Collected(folder, _recipe(artifact), "", (width,), None, ())

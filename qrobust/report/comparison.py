@@ -12,11 +12,10 @@ from pathlib import Path
 from ..errors import RunError
 from ..headline import FLOAT_BITS, LEGEND, Number, listed, summary
 from ..resources import unplaced
-from ..storage import is_stream, write_text
 from ..tables import threat_text
 from .charts import SHADES, Chart, panel
 from .collect import Collected, collect
-from .page import BROKEN, key_of, line, rendered, tight
+from .page import key_of, line, rendered, tight, write_pages
 from .words import PLACES, Card, Place, cards
 
 COMPARISON = "comparison.html"
@@ -65,17 +64,9 @@ def write_comparison(folders: Sequence[Path], out: Path | None = None) -> Path:
     Raises RunError as `write` does, and for a run given twice or more runs than colours.
     """
     path = out or Path(COMPARISON)
-    if path.suffix != ".html" and not is_stream(path):
-        raise RunError(f"expected a file that ends in .html for --out, got {path}")
     if len(folders) > len(SHADES):
         raise RunError(f"expected {len(SHADES)} runs at most on one page, got {len(folders)}; leave some out")
-    try:
-        text = _page(_compared(folders))
-    except BROKEN as error:
-        raise RunError(f"expected whole results in {listed([str(folder) for folder in folders])}, got some that lack "
-                       f"or break {error}; remove those, and qrobust run makes them anew") from error  # fmt: skip
-    write_text(path, text.encode(errors="replace").decode())
-    return path
+    return write_pages(path, folders, lambda: {path: _page(_compared(folders))})
 
 
 def _compared(folders: Sequence[Path]) -> list[Compared]:

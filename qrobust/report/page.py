@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from .. import __version__
 from ..errors import RunError, printable
-from ..headline import LEGEND, Number, is_last_step, summary
+from ..headline import LEGEND, Number, is_last_step, listed, summary
 from ..resources import unplaced
 from ..storage import is_stream, write_text
 from ..tables import LAST_STEP, threat_text
@@ -53,17 +53,28 @@ def write(folder: Path, out: Path | None = None) -> Path:
     """
     alone = is_artifact(folder)
     path = out or (place_of(folder) if alone else folder / PAGE)
+
+    def texts() -> dict[Path, str]:
+        run = collect_artifact(folder) if alone else collect(folder)
+        if alone:
+            return {path: artifact_page(run)}
+        return {path: page(run)} | ({} if is_stream(path) else {path.with_name(CARD): card(run)})
+
+    return write_pages(path, [folder], texts)
+
+
+def write_pages(path: Path, folders: Sequence[Path], texts: Callable[[], Mapping[Path, str]]) -> Path:
+    """Write what is made of these folders, nothing before all is made; returns `path`, which is to be a page or a
+    stream. Raises RunError as `write`.
+    """
     if path.suffix != ".html" and not is_stream(path):
         raise RunError(f"expected a file that ends in .html for --out, got {path}")
     try:
-        run = collect_artifact(folder) if alone else collect(folder)
-        texts = {path: artifact_page(run) if alone else page(run)}
-        if not alone and not is_stream(path):
-            texts[path.with_name(CARD)] = card(run)
+        made = texts()
     except BROKEN as error:  # by whoever cut or edited a file
-        raise RunError(f"expected whole results in {folder}, got some that lack or break {error}; "
-                       "remove those, and qrobust run makes them anew") from error  # fmt: skip
-    for file, text in texts.items():
+        raise RunError(f"expected whole results in {listed([str(folder) for folder in folders])}, got some that lack "
+                       f"or break {error}; remove those, and qrobust run makes them anew") from error  # fmt: skip
+    for file, text in made.items():
         write_text(file, text.encode(errors="replace").decode())  # half a surrogate pair
     return path
 

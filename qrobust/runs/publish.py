@@ -12,7 +12,7 @@ from torch import nn
 
 from .. import __version__, data, models, recipe, runtime
 from ..errors import QrobustError, RunError
-from ..storage import write_json
+from ..storage import described, write_json
 from ..zoo import entries, generated, packing
 from ..zoo.artifact import generated_logits
 from ..zoo.card import card
@@ -104,7 +104,7 @@ def _fill(folder: Path, run: Run, bits: int, listed: Listing) -> None:
         "generated": said,
     }
     (folder / entries.CARD).write_text(card(index, result), encoding="utf-8")
-    index["files"] = {name: entries.described((folder / name).read_bytes()) for name in sorted(entries.FILES)}
+    index["files"] = {name: described((folder / name).read_bytes()) for name in sorted(entries.FILES)}
     write_json(folder / entries.INDEX, index)
 
 

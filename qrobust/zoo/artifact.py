@@ -9,8 +9,8 @@ from typing import Any
 from .. import runtime
 from ..errors import RunError
 from ..export.artifact import checks, suite_bytes
-from ..storage import write_json
-from .entries import CARD, FLOAT, MANIFEST, MODEL, PERTURBATIONS, RECIPE, TORCH, Entry, described, find
+from ..storage import described, write_json
+from .entries import CARD, FLOAT, MANIFEST, MODEL, PERTURBATIONS, RECIPE, TORCH, Entry, find
 from .generated import images
 from .packing import test_images, unpack
 

@@ -12,7 +12,6 @@ NAME.json                  instead of the folder: where on a hub it lies, see `h
 
 from __future__ import annotations
 
-import hashlib
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -21,7 +20,7 @@ from typing import Any
 
 from .. import resources
 from ..errors import QrobustError, RunError, did_you_mean, shown
-from ..storage import parse_json, read_json
+from ..storage import described, parse_json, read_json
 from . import hub
 
 PREFIX = "zoo:"  # of a name, where a path could stand as well
@@ -73,7 +72,7 @@ def find(name: str) -> Entry:
         return _named(read(place), name)
     where = hub.read_pointer(place)
     folder = hub.fetch(where, (INDEX, *FILES))
-    found = hashlib.sha256((folder / INDEX).read_bytes()).hexdigest()
+    found = described((folder / INDEX).read_bytes())["sha256"]
     if found != where.sha256:
         raise RunError(f"expected {INDEX} of sha256 {where.sha256[:12]} from {where.hub}, got {found[:12]}; "
                        f"remove {folder}, and it is fetched anew")  # fmt: skip
@@ -105,11 +104,6 @@ def read(folder: Path) -> Entry:
             raise _broken(folder, f"{name} of sha256 {found['sha256'][:12]}, not as {INDEX} says")
         files[name] = data
     return Entry(folder, index, files)
-
-
-def described(data: bytes) -> dict[str, Any]:
-    """Hash and size of a file, as manifests hold them."""
-    return {"sha256": hashlib.sha256(data).hexdigest(), "size_bytes": len(data)}
 
 
 def expect_name(name: str) -> str:

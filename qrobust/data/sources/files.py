@@ -77,6 +77,7 @@ def unreadable(paths: Sequence[Path]) -> list[Path]:
     """Those that are no whole images, for which all are decoded; what `read_images` refuses otherwise is not among."""
 
     def is_broken(path: Path) -> bool:
+        """Whether it is no whole image; moves the bar."""
         try:
             _read(path, None)
         except Unreadable:

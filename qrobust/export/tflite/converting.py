@@ -42,6 +42,7 @@ class _Converter(Writing):
         self.done: set[str] = set()
 
     def run(self) -> Converted:
+        """The whole file."""
         inputs = {value.name: self.given(value) for value in self.graph.inputs}
         for node in self.graph.nodes:
             if node.op_type != "DequantizeLinear" or not self.graph.is_constant(node):
@@ -79,6 +80,7 @@ class _Converter(Writing):
         return replace(given, grid=None)
 
     def node(self, node: onnx.NodeProto) -> None:
+        """Write a node; one that quantisers alone read waits for them. Raises ExportError for one without a form."""
         name, kind = node.output[0], node.op_type
         if name in self.done:
             return

@@ -91,9 +91,7 @@ def _weighted(to: Writing, output: Output, x: Tensor, window: Window) -> Tensor:
 
 
 def _without_padding(weights: Weights, channels: int) -> Weights:
-    """Without those of channels that onnxruntime's kernels need and an image has not."""
-    if weights.values.shape[1] <= channels or weights.values[:, channels:].any():
-        return weights
+    """Without those of channels that a Pad added, which are 0 whatever they are multiplied by."""
     return replace(weights, values=weights.values[:, :channels])
 
 

@@ -6,6 +6,7 @@ import numpy as np
 import onnx
 import pytest
 import torch
+from onnx import helper, numpy_helper
 from torch import nn
 
 from qrobust import runtime
@@ -152,6 +153,20 @@ def test_somebodys_file_is_refused():
 
 def test_providers_are_known_by_name():
     assert [provider_of(name) for name in runtime.LITERT] == [XNNPACK, REFERENCE]
+
+
+def test_weights_of_channels_that_are_added_say_nothing():
+    """A Pad that adds them is dropped: they are 0, whatever they are multiplied by."""
+    weight = np.random.default_rng(0).normal(size=(8, 4, 3, 3)).astype(np.float32)
+    x, y = (helper.make_tensor_value_info(name, 1, ["n", count, 6, 6]) for name, count in (("x", 3), ("y", 8)))
+    stored = [numpy_helper.from_array(weight, "w"), numpy_helper.from_array(np.array([0] * 5 + [1, 0, 0]), "pads")]
+    nodes = [helper.make_node("Pad", ["x", "pads"], ["p"]), helper.make_node("Conv", ["p", "w"], ["y"], pads=[1] * 4)]
+    graph = helper.make_graph(nodes, "padded", [x], [y], stored)
+    data = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 21)], ir_version=10).SerializeToString()
+    images = {"x": np.random.default_rng(1).random((2, 3, 6, 6), np.float32)}
+    (got,) = ConvertedSession(data, XNNPACK).run(["y"], images)
+    (expected,) = open_session(data, "all", "CPUExecutionProvider").run(["y"], images)
+    np.testing.assert_allclose(got, expected, atol=1e-4)
 
 
 @pytest.mark.parametrize("name", ["conv.clip", "layer1.0.conv2.q"])
