@@ -14,7 +14,7 @@ from markdown_tables import NOT_YET, probability, table
 from rich.console import Console
 from rich.table import Table
 
-from qrobust.cli import TABLE_WIDTH
+from qrobust.cli_output import TABLE_WIDTH
 from qrobust.storage import read_result
 from qrobust.tables import accuracy_text, percent, places_table
 

@@ -10,32 +10,20 @@ from typing import TYPE_CHECKING, Annotated, Any, Optional
 import typer
 from typer.core import TyperGroup
 
+from .cli_files import app as files
 from .cli_options import (
-    ARTIFACTS_HELP,
     ATTACKS_HELP,
     BANDWIDTHS_HELP,
-    BASELINE_HELP,
     BUDGET_HELP,
     CALIBRATION_HELP,
     CALIBRATOR_HELP,
-    DATA_HELP,
-    EXPORT_DATA_HELP,
     FIGURES_HELP,
-    FILE_HELP,
     IMAGES_HELP,
-    INPUT_HELP,
-    MEAN_HELP,
-    OUTPUT_HELP,
-    PAGE_HELP,
     PERTURBATIONS_HELP,
-    PROVIDER_HELP,
     PTQ_HELP,
     READS_HELP,
     RUNS_HELP,
     SANITY_HELP,
-    SCENARIO_HELP,
-    TARGET_HELP,
-    Artifacts,
     From,
     Json,
     Network,
@@ -43,20 +31,13 @@ from .cli_options import (
     Out,
     Overrides,
     RecipeName,
-    Seed,
-    Sources,
     counts,
-    numbers,
-    radius,
 )
+from .cli_output import console, print_flags, say, write_result
 from .cli_zoo import zoo
 
 if TYPE_CHECKING:
-    from rich.console import Console
-
     from .runs.run import Run
-
-TABLE_WIDTH = 150  # columns, where output is no terminal
 
 VOLUME = ("-q", "--quiet", "-v", "--verbose")
 
@@ -115,13 +96,13 @@ def init(
     out: Annotated[Optional[Path], typer.Option("--out", metavar="F.toml", help="Default: FOLDER's name.")] = None,  # noqa: UP045
 ) -> int:
     """Write a recipe for a folder of your own images, and say why it is as it is."""
-    screen = _screen()
+    screen = console()
     from .runs.init import init as write_recipe
 
     path, reasons = write_recipe(folder, out)
     for reason in reasons:
-        _say(screen, f"  {reason}")
-    _say(screen, f"recipe: {path}; next: qrobust run {path}")
+        say(screen, f"  {reason}")
+    say(screen, f"recipe: {path}; next: qrobust run {path}")
     return 0
 
 
@@ -144,22 +125,22 @@ def _all_stages(started: Run, json: Path | None) -> int:
     from .report import write
     from .tables import headline_table, places_table, run_table
 
-    screen = _screen(json)
+    screen = console(json)
     _expect_figures(started)
     with _joined():
         result = started.all_stages()
     if result is None:  # another process has it
         return 0
-    _write(json, result)
+    write_result(json, result)
     screen.print(headline_table(result), run_table(result))
     if (by_place := places_table(result)) is not None:
         screen.print(by_place)
     for width in result["widths"]:
         for verdict in width["broken"]:
-            _say(screen, f"QM-{width['bits']} broke {verdict['name']}: {verdict['reason']}; {verdict['hint']}")
-        _print_flags(screen, f"QM-{width['bits']}", width)
+            say(screen, f"QM-{width['bits']} broke {verdict['name']}: {verdict['reason']}; {verdict['hint']}")
+        print_flags(screen, f"QM-{width['bits']}", width)
     _analyze(started)
-    _say(screen, f"report: {write(started.folder)}")
+    say(screen, f"report: {write(started.folder)}")
     return 0 if result["passed"] else 1
 
 
@@ -233,7 +214,7 @@ def train(
     with _joined():
         started.train()
         if _speaks():
-            _say(_screen(), f"networks: {started.folder}")
+            say(console(), f"networks: {started.folder}")
     return 0
 
 
@@ -261,7 +242,7 @@ def allocate(
     from .storage import expect_place
     from .tables import allocation_table
 
-    screen, asked = _screen(json), Asked(budget, counts("widths", widths) or (), n)
+    screen, asked = console(json), Asked(budget, counts("widths", widths) or (), n)
     if plot:
         expect_image(plot)
         expect_place(plot)
@@ -269,11 +250,11 @@ def allocate(
     settings = recipe_for(Request(model, weights, data, root), override or (), name=name, quant={"ptq": {}})
     place = out or Path("runs") / name
     result = allocated(settings, place, asked)
-    _write(json, result)
+    write_result(json, result)
     screen.print(allocation_table(result))
     if plot:
         plot_front(result, plot)
-    _say(screen, f"bits: {place / 'layers.toml'}; for ptq, run and train: -o {place / 'layers.toml'}")
+    say(screen, f"bits: {place / 'layers.toml'}; for ptq, run and train: -o {place / 'layers.toml'}")
     return 0
 
 
@@ -289,7 +270,7 @@ def evaluate(
     json: Json = None,
 ) -> int:
     """Attack the networks of a run, or an artifact; with --json it goes on where it was stopped."""
-    screen = _screen(json)
+    screen = console(json)
     from .runs.evaluation import Request
     from .runs.run import evaluate_folder
     from .tables import evaluation_table
@@ -300,7 +281,7 @@ def evaluate(
             return 0
     screen.print(evaluation_table(results))
     for name, result in results.items():
-        _print_flags(screen, name, result)
+        print_flags(screen, name, result)
     return 0
 
 
@@ -311,12 +292,12 @@ def compare(
     json: Json = None,
 ) -> int:
     """Compare two evaluations image by image: difference, exact McNemar p-value, images gained and lost."""
-    screen = _screen(json)
+    screen = console(json)
     from .errors import one_line
     from .evaluation import compare as paired
 
     result = paired(first, second)
-    _write(json, result)
+    write_result(json, result)
     to = screen.file
     print(f"{'set':<20}{'first':>9}{'second':>9}{'change':>9}{'p':>10}  gained  lost   ({result['n']} images)", file=to)
     for name, row in result["sets"].items():
@@ -343,7 +324,7 @@ def analyze(
     from .analysis import chosen, redraw
 
     # Before torch: a wrong name is refused at once.
-    names, ks, _ = chosen(figures), tuple(counts("k", bandwidths) or ()), _screen(json)
+    names, ks, _ = chosen(figures), tuple(counts("k", bandwidths) or ()), console(json)
     found: Mapping[str, Any] | None = redraw(folders, out)
     if found is None:
         from .analysis.cases import Settings
@@ -351,161 +332,11 @@ def analyze(
         from .attacks import attack_names
 
         found = measure(folders, names, Settings(n, seed, ks, attack_names(attacks, ("pgd-20",)), norm), out, model)
-    _write(json, found)
+    write_result(json, found)
     return 0
 
 
-@app.command()
-def export(
-    source: Annotated[Path, typer.Argument(metavar="RUN|F.onnx", help="Run folder, or somebody's ONNX file.")],
-    target: Annotated[str, typer.Option("--target", metavar="NAME|PATH", help=TARGET_HELP)] = "",
-    out: Annotated[Path, typer.Option("--out", metavar="DIR", help=ARTIFACTS_HELP)] = Path("artifacts"),
-    input: Annotated[str, typer.Option("--input", metavar="KIND", help=INPUT_HELP)] = "",
-    model: Network = "",
-    data: Annotated[str, typer.Option("--data", metavar="F.npz|DIR|NAME", help=EXPORT_DATA_HELP)] = "",
-    root: Annotated[Optional[str], typer.Option("--root", metavar="DIR", help="Of the data set.")] = None,  # noqa: UP045
-    eps: Annotated[str, typer.Option("--eps", metavar="E", help="F.onnx: as 8/255, which is the default.")] = "",
-    n: Annotated[Optional[int], typer.Option("-n", metavar="N", help="F.onnx: images of the suite (300).")] = None,  # noqa: UP045
-    seed: Annotated[Optional[int], typer.Option("--seed", metavar="N", help="F.onnx: of images and attacks.")] = None,  # noqa: UP045
-    name: Annotated[str, typer.Option("--name", metavar="TEXT", help="F.onnx: of the artifact (its folder's).")] = "",
-    classes: Annotated[str, typer.Option("--classes", metavar="A,B,...", help="F.onnx: names of its classes.")] = "",
-    mean: Annotated[str, typer.Option("--mean", metavar="M,...", help=MEAN_HELP)] = "",
-    std: Annotated[str, typer.Option("--std", metavar="S,...", help="F.onnx: as --mean.")] = "",
-    output: Annotated[str, typer.Option("--output", metavar="NAME", help=OUTPUT_HELP)] = "",
-) -> int:
-    """Export every width of a run for a deployment target; or make an artifact of somebody's ONNX file."""
-    given = {"data": data, "root": root, "eps": eps, "n": n, "seed": seed, "name": name, "classes": classes,
-             "mean": mean, "std": std, "output": output}  # fmt: skip
-    if source.is_file() or source.suffix == ".onnx":
-        _refuse({"input": input, "model": model}, "a run folder", f"the file {source}")
-        _export_file(source, target, out, given)
-        return 0
-    _refuse(given, "an ONNX file", f"the folder {source}")
-    from .errors import ExportError, did_you_mean
-    from .export.target import load_target
-    from .export.write import INPUTS
-    from .runs.run import Run
-    from .tables import artifact_text
-
-    if input and input not in INPUTS:
-        raise ExportError(f"expected --input {' or '.join(INPUTS)}, got {input!r}{did_you_mean(input, INPUTS)}")
-    chosen, run = load_target(target or "ort-cpu"), Run.open(source, model=model)
-    for bits in run.recipe.bits:
-        _say(_screen(), artifact_text(run.export(bits, chosen, out / f"qm-{bits}", input or None)))
-    return 0
-
-
-@app.command()
-def bench(
-    artifacts: Artifacts,
-    provider: Annotated[str, typer.Option("--provider", metavar="NAME,...", help=PROVIDER_HELP)] = "",
-    batch: Annotated[str, typer.Option("--batch", metavar="N,N", help="Batch sizes (default: the scenario's).")] = "",
-    threads: Annotated[str, typer.Option("--threads", metavar="N,N", help="Threads a session; 0: all.")] = "",
-    seconds: Annotated[Optional[float], typer.Option("--seconds", help="Least time a batch size and count.")] = None,  # noqa: UP045
-    scenario: Annotated[str, typer.Option("--scenario", metavar="NAME|PATH", help=SCENARIO_HELP)] = "",
-    plot: Annotated[Optional[Path], typer.Option("--plot", metavar="F", help="Draw accuracy against cost.")] = None,  # noqa: UP045
-    json: Json = None,
-) -> int:
-    """Time artifacts and bare ONNX files side by side in one run, with their memory, size and robustness."""
-    from .bench.measure import Scenario, load_scenario
-    from .bench.measure import bench as measure
-    from .bench.plot import expect_image
-    from .bench.plot import plot as draw
-    from .export.sessions import opened
-    from .storage import expect_place
-    from .tables import artifact_table, timing_table
-
-    screen = _screen(json)
-    if plot:
-        expect_image(plot)  # before minutes of timing
-        expect_place(plot)
-    settings = (load_scenario(scenario) if scenario else Scenario()).changed(
-        counts("batch", batch), counts("threads", threads), seconds
-    )
-    providers = [name.strip() for name in provider.split(",") if name]
-    result = measure([opened(one) for one in artifacts], settings, providers=providers)
-    _write(json, result)
-    screen.print(timing_table(result), artifact_table(result))
-    if plot:
-        draw(result, plot)
-    return 0
-
-
-@app.command()
-def check(
-    artifact: Annotated[str, typer.Argument(metavar="ARTIFACT", help="Artifact folder.")],
-    baseline: Annotated[Optional[str], typer.Option("--baseline", metavar="NAME|F", help=BASELINE_HELP)] = None,  # noqa: UP045
-    update: Annotated[bool, typer.Option("--update-baseline", help="Pin outcomes and limits, to F if given.")] = False,
-    reason: Annotated[str, typer.Option("--reason", metavar="TEXT", help="Why the baseline changes.")] = "",
-    json: Annotated[Optional[str], typer.Option("--json", metavar="F", help="Write all of it to F; -: print.")] = None,  # noqa: UP045
-    junit: Annotated[Optional[str], typer.Option("--junit", metavar="F", help="Write JUnit XML to F.")] = None,  # noqa: UP045
-    markdown: Annotated[Optional[str], typer.Option("--markdown", metavar="F", help="Write Markdown to F.")] = None,  # noqa: UP045
-    queries: Annotated[Optional[int], typer.Option("--queries", metavar="N", help="Queries an image.")] = None,  # noqa: UP045
-    seed: Seed = 0,
-    timeout: Annotated[Optional[float], typer.Option("--timeout", metavar="S", help="End it after S seconds.")] = None,  # noqa: UP045
-    memory: Annotated[Optional[float], typer.Option("--memory", metavar="GIB", help="Most memory (Linux).")] = None,  # noqa: UP045
-) -> int:
-    """Check an artifact on its runtime: integrity, parity, replayed suite, gradient-free attack."""
-    import ctypes
-    import signal
-    import subprocess
-    import sys
-
-    found = _baseline(baseline) if baseline and not update else baseline
-    options: dict[str, object] = {"baseline": found, "json": json, "junit": junit, "markdown": markdown}
-    options |= {"queries": queries, "seed": seed, "reason": reason, "timeout": timeout, "memory": memory}
-    given = [f"--{name}={value}" for name, value in options.items() if value is not None]
-    # This installation's verify.py, not the artifact's; it is no import, since numpy may fail where memory is limited.
-    program = [sys.executable, "-I" if sys.flags.isolated else "-P", str(Path(__file__).with_name("runtime.py"))]
-    command = [*program, *given, *(["--update-baseline"] if update else []), "--", artifact]
-    libc = ctypes.CDLL(None) if sys.platform == "linux" else None
-    # PR_SET_PDEATHSIG: the check ends with this process.
-    follow = None if libc is None else lambda: libc.prctl(1, signal.SIGTERM)
-    with subprocess.Popen(command, preexec_fn=follow) as process:
-        try:
-            code = process.wait()
-        finally:
-            process.terminate()
-    raise typer.Exit(code if code in (0, 1) else 2)
-
-
-@app.command()
-def report(
-    folders: Annotated[list[Path], typer.Argument(metavar="RUN...|ARTIFACT", help="Of evaluated networks.")],
-    out: Annotated[Optional[Path], typer.Option("--out", metavar="F", help=PAGE_HELP)] = None,  # noqa: UP045
-) -> int:
-    """Write one self-contained HTML page on a run, with model-card.md beside it, on several, or on an artifact."""
-    screen = _screen(out)
-    from .report import write, write_comparison
-
-    _say(screen, f"report: {write(folders[0], out) if len(folders) == 1 else write_comparison(folders, out)}")
-    return 0
-
-
-@app.command()
-def attack(
-    artifact: Annotated[Path, typer.Argument(metavar="ARTIFACT|F.onnx", help="Artifact folder, or any classifier.")],
-    attacks: Annotated[str, typer.Option("--attacks", metavar="LIST", help=FILE_HELP)] = "",
-    n: Annotated[Optional[int], typer.Option("-n", metavar="N", help="Images (default: all).")] = None,  # noqa: UP045
-    seed: Annotated[int, typer.Option("--seed", metavar="N", help="Of starts and of Square.")] = 0,
-    transfer: Sources = None,
-    eps: Annotated[str, typer.Option("--eps", metavar="E", help="As 8/255. Default: the artifact's, or 8/255.")] = "",
-    data: Annotated[str, typer.Option("--data", metavar="F.npz|NAME", help=DATA_HELP)] = "",
-    root: Annotated[Optional[str], typer.Option("--root", metavar="DIR", help="Of the data set.")] = None,  # noqa: UP045
-    json: Json = None,
-) -> int:
-    """Attack the file itself, white-box and black-box, on its runtime; with --json it goes on where it was stopped."""
-    # Before torch: a wrong number or place is told at once.
-    ball, screen = radius(eps), _screen(json)
-    from .attacks import attack_names
-    from .deployed.attack import Settings, attack_file
-    from .tables import attack_table
-
-    settings = Settings(attack_names(attacks), n, seed, ball)
-    result = attack_file(artifact, settings, transfer=transfer or (), data=data, root=root, json=json)
-    screen.print(attack_table(result))
-    _print_flags(screen, result["artifact"]["name"], result)
-    return 0
+app.registered_commands += files.registered_commands
 
 
 @app.command()
@@ -513,9 +344,9 @@ def recipes() -> int:
     """List the shipped recipes."""
     from . import resources
 
-    screen = _screen()
+    screen = console()
     for name, found in resources.listing("recipes"):
-        _say(screen, f"{name:<44} {found.table.get('description', '')}")
+        say(screen, f"{name:<44} {found.table.get('description', '')}")
     return 0
 
 
@@ -524,9 +355,9 @@ def targets() -> int:
     """List the shipped deployment targets."""
     from . import resources
 
-    screen = _screen()
+    screen = console()
     for name, found in resources.listing("export"):
-        _say(screen, f"{name:<28} {found.table.get('description', '')}")
+        say(screen, f"{name:<28} {found.table.get('description', '')}")
     return 0
 
 
@@ -541,40 +372,6 @@ def doctor() -> int:
         if not finding.passed:
             print(f"{'':<8} {finding.hint}")
     return 0 if all(finding.passed for finding in result) else 1
-
-
-def _refuse(options: Mapping[str, object], fitting: str, got: str) -> None:
-    """Raises RecipeError for options that are given and have no use here."""
-    from .errors import RecipeError
-
-    if wrong := [name for name, value in options.items() if value not in ("", None)]:
-        dashes = "-" if len(wrong[0]) == 1 else "--"
-        raise RecipeError(f"expected {dashes}{wrong[0]} with {fitting}, got {got}; leave it out")
-
-
-def _export_file(path: Path, target: str, out: Path, given: Mapping[str, Any]) -> None:
-    ball = radius(given["eps"])
-    mean, std = (numbers(name, given[name]) for name in ("mean", "std"))
-    from .deployed.given import FileConfig, export_named
-    from .tables import artifact_text, source_lines
-    from .threat import Threat
-
-    config = FileConfig(
-        name=given["name"] or None,
-        classes=tuple(one.strip() for one in given["classes"].split(",")) if given["classes"] else None,
-        n=FileConfig.n if given["n"] is None else given["n"],
-        seed=given["seed"] or 0,
-        mean=mean,
-        std=std,
-        output=given["output"] or None,
-    )
-    data, threat = (given["data"], given["root"]), Threat("linf", 8 / 255 if ball is None else ball)
-    made = export_named(path, data, threat=threat, out=out, target=target, config=config)
-    screen = _screen()
-    for line in source_lines(made.manifest):
-        _say(screen, line)
-    _say(screen, artifact_text(out))
-    _print_flags(screen, made.name, made.manifest["metrics"]["before"])
 
 
 def _open(
@@ -600,51 +397,7 @@ def _joined() -> AbstractContextManager[None]:
     return joined()
 
 
-def _baseline(name: str) -> Path:
-    """A baseline as targets are found: a path wins, then the checkout's export/baselines, then what is installed."""
-    from . import resources
-
-    shelves = [folder / "baselines" / f"{name.removesuffix('.json')}.json" for folder in resources.folders("export")]
-    return next((path for path in (Path(name), *shelves) if path.is_file()), Path(name))
-
-
 def _speaks() -> bool:
     from .distributed import is_first
 
     return is_first()
-
-
-def _screen(result: Path | None = None) -> Console:
-    """Where people read: standard error if the file of the result is standard output. Raises RunError for a file that
-    cannot be written.
-    """
-    from rich.console import Console
-
-    from .storage import expect_place, is_stdout
-
-    if result is not None:
-        expect_place(result)
-    aside = result is not None and is_stdout(result)
-    console = Console(stderr=aside)
-    return console if console.is_terminal else Console(stderr=aside, width=TABLE_WIDTH)
-
-
-def _say(screen: Console, text: str) -> None:
-    """One line, as it is."""
-    from .errors import printable
-
-    print(printable(text), file=screen.file)
-
-
-def _print_flags(screen: Console, name: str, result: dict[str, Any]) -> None:
-    for flag in result["flags"] or ():  # which older results may not hold
-        place = f" {flag['place']}" if "place" in flag else ""
-        measured = f"{flag['measured']:.3g} > {flag['limit']:.3g}"
-        _say(screen, f"{name}{place} flag {flag['name']}: {measured}: {flag['reason']}; {flag['hint']}")
-
-
-def _write(path: Path | None, result: object) -> None:
-    if path is not None:
-        from .storage import write_json
-
-        write_json(path, result)

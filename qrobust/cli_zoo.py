@@ -7,6 +7,8 @@ from typing import Annotated, Optional
 
 import typer
 
+from .cli_output import console, say
+
 zoo = typer.Typer(
     name="zoo", help="Robust quantised networks to download.", no_args_is_help=True, rich_markup_mode=None
 )
@@ -18,7 +20,7 @@ def list_networks() -> int:
     from .zoo import listing
 
     for name, words in listing():
-        _say(f"{name:<36} {words}")
+        say(console(), f"{name:<36} {words}")
     return 0
 
 
@@ -34,7 +36,7 @@ def get(
 
     place = out or Path(name.removeprefix(PREFIX))
     made = write_artifact(name, place, root)
-    _say(f"artifact: {place}, {len(made.suite['y'])} images in its suite; next: qrobust check {place}")
+    say(console(), f"artifact: {place}, {len(made.suite['y'])} images in its suite; next: qrobust check {place}")
     return 0
 
 
@@ -53,12 +55,5 @@ def push(
 
     made = push(source, out, Listing(name, license, description))
     digest = described((made.folder / INDEX).read_bytes())["sha256"]
-    _say(f"entry: {out}: move it to export/zoo/{name}, or upload it and pin the sha256 of {INDEX}, {digest}")
+    say(console(), f"entry: {out}: move it to export/zoo/{name}, or upload it and pin the sha256 of {INDEX}, {digest}")
     return 0
-
-
-def _say(text: str) -> None:
-    """One line, as it is."""
-    from .errors import printable
-
-    print(printable(text))

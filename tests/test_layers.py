@@ -22,7 +22,8 @@ LAYERS = (
     {"bench", "deployed", "zoo"},
     {"runs"},
     {"analysis"},
-    {"report", "cli_options", "cli_zoo"},
+    {"report", "cli_options", "cli_output"},
+    {"cli_files", "cli_zoo"},
     {"cli"},
     {"__main__"},
 )  # fmt: skip
