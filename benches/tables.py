@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from statistics import median
 from typing import Any
 
 import ptq_tables
 import record
+import study_tables
 from markdown_tables import NOT_YET, probability, table
 from rich.console import Console
 from rich.table import Table
@@ -22,17 +23,6 @@ RESULTS = Path(__file__).resolve().parent / "results"
 Result = dict[str, Any]
 OLD = "before commit and outcomes were kept"
 PACKAGES = ("torch", "brevitas", "onnxruntime-gpu", "onnxruntime")
-FORMS = {
-    "none": "", "identity": ", standardised weights alone", "paper": ", FAT as published",
-    "normalised": ", normalised FAT", "wide": ", 8-bit activations", "best": ", 8-bit activations, distilled (RSLAD)",
-}  # fmt: skip
-GAIN = "each training", "mean", "95 % interval", "p (paired t-test)"
-VARIANTS = {
-    "at": "AT",
-    "ema": "AT + average (exponential)",
-    "sar": "AT + SAR (batch form)",
-    "sarwa": "AT + SARWA (batch form)",
-}
 
 
 def read(name: str) -> Result | None:
@@ -41,13 +31,10 @@ def read(name: str) -> Result | None:
     return read_result(path) if path.exists() else None
 
 
-def source(name: str, result: Result, about: Result | None = None, *, folder: str = "results") -> str:
-    """Where a table's numbers come from; about: the part that says versions and hardware, if not the result itself.
-
-    folder: of the results, as a link of the document.
-    """
-    machine = (about or result)["hardware"]
-    versions = {**result, **(about or {})}["versions"]
+def source(name: str, result: Result, *, folder: str = "results") -> str:
+    """Where a table's numbers come from; folder: of the results, as a link of the document."""
+    about = _about(result)
+    machine, versions = about["hardware"], {**result, **about}["versions"]
     processor = machine.get("gpu") or f"{machine['cpu']}, {machine['cores']} cores"
     count = None if machine.get("gpu") else machine.get("threads")
     threads = f", {count} thread{'s' * (count > 1)} in torch" if count else ""
@@ -58,10 +45,6 @@ def source(name: str, result: Result, about: Result | None = None, *, folder: st
 
 def _dirt(commit: str) -> str:
     return " with changes" if commit.endswith(record.DIRTY) else ""
-
-
-def _of(seeds: Iterable[str]) -> str:
-    return "seed " + ", ".join(seeds)
 
 
 def deployed(result: Result) -> Iterator[str]:
@@ -191,109 +174,12 @@ def qat_steps(result: Result) -> Iterator[str]:
     yield table(("step", "of the float step's time", "of its peak memory"), rows)
 
 
-def sar(result: Result) -> Iterator[str]:
-    """Accuracies by training, and what each method gains over trainings."""
-    seeds = result["seeds"]
-    first = next(iter(seeds.values()))
-    sets, labels = first["results"]["at"]["attacks"], {n: t for n, t in VARIANTS.items() if n in first["results"]}
-    rows = []
-    for name, label in labels.items():
-        found = [one["results"][name] for one in seeds.values()]
-        cells = [[percent(one["clean"]["accuracy"]) for one in found]]
-        cells += [[percent(one["attacks"][attack]["accuracy"]) for one in found] for attack in sets]
-        cells += [[accuracy_text(one["worst_case"]) for one in found]]
-        rows.append((label, *(", ".join(cell) for cell in cells)))
-    yield table((_of(seeds), "clean", *sets, "worst case (95 % interval)"), rows)
-    gains = []
-    for variant in first["against_at"]:
-        for key in ("clean", "worst_case"):
-            pairs = [one["against_at"][variant][key] for one in seeds.values()]
-            gains.append((f"{VARIANTS[variant]}, {key.replace('_', ' ')}", *_gain(pairs)))
-    yield table(("against AT, points", *GAIN), gains)
-
-
-def _gain(pairs: Sequence[Result]) -> tuple[str, ...]:
-    """Cells under `GAIN` of pairs of accuracies, one a training."""
-    test = record.over_trainings([pair["first"] for pair in pairs], [pair["second"] for pair in pairs])
-    each = ", ".join(f"{100 * pair['difference']:+.1f}" for pair in pairs)
-    span = "{:+.1f} to {:+.1f}".format(*(100 * end for end in test["ci95"]))
-    return each, f"{100 * test['difference']:+.1f}", span, f"{test['p_value']:.2f}"
-
-
-def training(result: Result) -> Iterator[str]:
-    """Accuracies of every way to train by training, CPU time, and what it gains over the first."""
-    seeds = result["seeds"]
-    lines, gains = [], []
-    for name in result["rows"]:
-        found = [one["results"][name] for one in seeds.values()]
-        cells = [[percent(one["clean"]["accuracy"]) for one in found]]
-        cells += [[percent(one["attacks"][attack]["accuracy"]) for one in found] for attack in ("pgd-20", "strong")]
-        cells += [[_minutes(one["cpu_seconds"][name]) for one in seeds.values()]]
-        lines.append((name, *(", ".join(cell) for cell in cells)))
-        pairs = [one["against"][name]["worst_case"] for one in seeds.values() if name in one["against"]]
-        if len(pairs) > 1:
-            gains.append((f"{name}, worst case", *_gain(pairs)))
-    yield table((_of(seeds), "clean", "pgd-20", "strong", "minutes of CPU"), lines)
-    if gains:
-        yield table(("against pgd-7, points", *GAIN), gains)
-
-
-def _minutes(seconds: float | None) -> str:
-    return "–" if seconds is None else f"{seconds / 60:.0f}"
-
-
-def fat(result: Result) -> Iterator[str]:
-    """Accuracies of every row, one training a seed, and its pairs with the rows that it was compared with."""
-    seeds = result["seeds"]
-    names = list(dict.fromkeys(name for rows in seeds.values() for name in rows))
-    sets = next(row["result"]["attacks"] for rows in seeds.values() for row in rows.values())
-    lines, pairs, gains = [], [], []
-    for name in names:
-        found = {seed: rows[name] for seed, rows in seeds.items() if name in rows}
-        results = [one["result"] for one in found.values()]
-        cells = [[percent(one["clean"]["accuracy"]) for one in results]]
-        cells += [[percent(one["attacks"][attack]["accuracy"]) for one in results] for attack in sets]
-        cells += [[accuracy_text(one["worst_case"]) for one in results]]
-        lines.append((row_label(name), *(", ".join(cell) for cell in cells)))
-        for seed, one in found.items():
-            for base, against in one["against"].items():
-                worst = against["worst_case"]
-                counts = (f"{100 * worst['difference']:+.1f}", str(worst["gained"]), str(worst["lost"]))
-                title = f"{row_label(name)}: against {row_label(base)}, seed {seed}"
-                pairs.append((title, *counts, probability(worst["p_value"])))
-        for base in {base: None for one in found.values() for base in one["against"]}:
-            both = [one["against"][base]["worst_case"] for one in found.values() if base in one["against"]]
-            if len(both) > 1:
-                gains.append((f"{row_label(name)}: against {row_label(base)}", *_gain(both)))
-    form = of_result(result)
-    yield table((f"{_of(seeds)}; {form} below 32 bits", "clean", *sets, "worst case (95 % interval)"), lines)
-    yield table((f"worst case, image by image; {form}", "points", "gained", "lost", "p (McNemar)"), pairs)
-    if gains:
-        yield table(("worst case over trainings, points", *GAIN), gains)
-
-
-def shortcuts_form(shortcuts: str) -> str:
-    """What residual sums of a quantised network read, as every table says it."""
-    return f"{'n-bit' if shortcuts == 'n' else shortcuts} shortcuts"
-
-
-def of_result(result: Result) -> str:
-    """`shortcuts_form` of a result; one that does not say is from before there was another than n bits."""
-    return shortcuts_form(result.get("shortcuts") or "n")
-
-
-def row_label(name: str) -> str:
-    """Such as "QM-4, 8-bit activations" of "qm-4-wide"."""
-    _, bits, form = name.split("-")
-    return f"QM-{bits}{FORMS[form]}"
-
-
 def gpu_steps(result: Result) -> Iterator[str]:
     rows = []
     for key, when in (("cases", ""), ("before_kernels", ", before quantisers were one kernel")):
         for one in result.get(key, ()):
             bits, _, form = one["kind"].partition(" ")
-            name = bits if bits == "float" else f"QM-{bits}{FORMS[form]}"
+            name = bits if bits == "float" else f"QM-{bits}{study_tables.FORMS[form]}"
             ratio = f"{one['speedup']:.2f}" if "speedup" in one else ""
             title = f"{name}, {one['precision']}, batch {one['batch']}{when}"
             rows.append((title, ratio, f"{one['recorded']['images_per_second']:,}"))
@@ -321,7 +207,7 @@ def cuda(result: Result) -> Iterator[str]:
     ]
     yield table(
         (
-            f"n = 1000; {of_result(result)}", "PGD-20 in torch", "APGD-CE in torch",
+            f"n = 1000; {study_tables.of_result(result)}", "PGD-20 in torch", "APGD-CE in torch",
             "PGD-20 replayed by CUDA's provider", "check",
         ),
         rows,
@@ -402,8 +288,9 @@ def busy(result: Result) -> Iterator[str]:
 
 BLOCKS: dict[str, Callable[[Result], Iterator[str]]] = {
     "deploy": deployed, "deploy_transformers": transformers, "attacks": attacks, "strong": strong,
-    "train_step": train_steps, "qat_step": qat_steps, "study-sar": sar, "study-training": training,
-    "study-fat": fat, "study-fat-small": fat, "cifar10-resnet20-cuda": cuda, "gpu-steps": gpu_steps,
+    "train_step": train_steps, "qat_step": qat_steps, "cifar10-resnet20-cuda": cuda, "gpu-steps": gpu_steps,
+    "study-sar": study_tables.sar, "study-training": study_tables.training, "study-fat": study_tables.fat,
+    "study-fat-small": study_tables.fat, "study-fat-reduced": study_tables.fat,
     "ptq": ptq_tables.without_training, "heatmap": heat_map, "digits-8-bit-activations": places, "demo-busy": busy,
 }  # fmt: skip
 
@@ -413,12 +300,13 @@ def block(name: str) -> str:
     result = read(name)
     if result is None:
         return f"\n{NOT_YET}\n"
-    about = None if "hardware" in result else _about(result)
-    return "\n" + "\n\n".join([*BLOCKS[name](result), source(name, result, about)]) + "\n"
+    return "\n" + "\n\n".join([*BLOCKS[name](result), source(name, result)]) + "\n"
 
 
 def _about(result: Result) -> Result:
-    """The first part that says versions and hardware, of a result that does not say them for all."""
+    """What says versions and hardware: the result, or its first part that does."""
+    if "hardware" in result:
+        return result
     if "cases" in result:
         return result["cases"][0]
     return next(iter(next(iter(result["seeds"].values())).values()))["result"]

@@ -5,6 +5,7 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -26,6 +27,7 @@ import ptq  # noqa: E402
 import record  # noqa: E402
 import serve  # noqa: E402
 import study_sar  # noqa: E402
+import study_tables  # noqa: E402
 import tables  # noqa: E402
 
 
@@ -215,6 +217,31 @@ def test_the_study_writes_the_same_test():
 
 
 # The tables
+
+
+def _training(clean: float, worst: float, at: float) -> dict[str, Any]:
+    """An evaluation, and its pair with the first row."""
+    cell = {"accuracy": worst}
+    result = {"clean": {"accuracy": clean}, "attacks": {"pgd-20": {"accuracy": worst + 0.05}}, "worst_case": cell}
+    return {"result": result, "pair": {"worst_case": {"first": at, "second": worst, "difference": worst - at}}}
+
+
+def test_what_a_paper_prints_stands_beside_means_over_trainings_and_is_not_one_of_them():
+    ats, emas = [_training(0.5, 0.25, 0.25)] * 2, [_training(0.52, 0.28, 0.25), _training(0.5, 0.26, 0.25)]
+    seeds = {
+        str(n): {"results": {"at": at["result"], "ema": ema["result"]}, "against_at": {"ema": ema["pair"]}}
+        for n, (at, ema) in enumerate(zip(ats, emas, strict=True))
+    }
+    text = study_tables.reduced_sar({"seeds": seeds}, {"at": {"clean": 0.8198, "autoattack": 0.4819}})
+    assert "| AT | 81.98 |  | 48.19 | 2 | 50.0 | 30.0 | 25.0 |  |  |  |" in text
+    assert "| AT + average (exponential) |  |  |  | 2 | 51.0 | 32.0 | 27.0 | +2.0 | -10.7 to +14.7 | 0.30 |" in text
+    rows = {
+        n: {"qm-4-none": {"result": at["result"], "against": {}},
+            "qm-4-paper": {"result": ema["result"], "against": {"qm-4-none": ema["pair"]}}}
+        for n, (at, ema) in enumerate(zip(ats, emas, strict=True))
+    }  # fmt: skip
+    text = study_tables.reduced_fat({"seeds": rows}, {"qm-4-paper": {"clean": 0.7458}})
+    assert "| QM-4, FAT as published | 74.58 |  | 2 | 51.0 | 32.0 | 27.0 | +2.0 | -10.7 to +14.7 | 0.30 |" in text
 
 
 def test_a_result_that_is_not_there_is_said_so(monkeypatch, tmp_path):

@@ -65,7 +65,7 @@ def tables(name: str) -> list[str]:
     some = r"(?:table|figure|equation)s? [IV\d]+(?:, [IV\d]+)*"
     source = own(name)["claim"]["source"]
     assert re.fullmatch(rf"{paper}, {some}(?:; {some})?", source)
-    found: list[str] = generator().places(source)
+    found: list[str] = generator().recipe_page.places(source)
     return found
 
 
@@ -189,7 +189,7 @@ def test_every_row_of_the_papers_has_a_recipe(folder: str) -> None:
             networks = sum(key.startswith("QM-") for key in own(name)["claim"])
             found.update(dict.fromkeys(tables(name), networks or 1))
     assert found == PRINTED[folder]
-    assert set(generator().PAPERS[folder]) <= set(found)
+    assert set(generator().recipe_page.PAPERS[folder]) <= set(found)
 
 
 @pytest.mark.parametrize(
@@ -369,7 +369,7 @@ def test_it_trains_its_own_network(name: str, tmp_path: Path) -> None:
 
 
 def test_a_committed_result_fills_its_row(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    docs = docs_generator()
+    docs = docs_generator().recipe_page
     cell = {"accuracy": 0.5, "ci95": [0.45, 0.55]}
     width = {"bits": 4, "before": {"n": 1000, "clean": cell, "attacks": {"pgd-20": cell, "strong": cell}}}
     (tmp_path / "fourier").mkdir()
