@@ -1,17 +1,22 @@
 """Scripts in benches/: what they need, what they record, how they judge; and the results that are committed."""
 
+import functools
 import json
 import shutil
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
+import onnx
 import pytest
 import torch
+from onnx import TensorProto, helper, numpy_helper
 
 from qrobust.bench.measure import Scenario
+from qrobust.errors import QrobustError
 from qrobust.evaluation import Outcomes
 from qrobust.export.target import load_target
 from qrobust.threat import Threat
@@ -20,12 +25,14 @@ ROOT = Path(__file__).resolve().parent.parent
 RESULTS = sorted((ROOT / "benches" / "results").rglob("*.json"))
 sys.path[:0] = [str(ROOT / "benches"), str(ROOT / "benches" / "gpu")]
 
+import activations  # noqa: E402
 import demo_busy  # noqa: E402
 import deploy  # noqa: E402
 import deploy_transformers  # noqa: E402
 import ptq  # noqa: E402
 import record  # noqa: E402
 import serve  # noqa: E402
+import specimens  # noqa: E402
 import study_sar  # noqa: E402
 import study_tables  # noqa: E402
 import tables  # noqa: E402
@@ -39,6 +46,86 @@ def test_without_a_gpu_the_job_for_one_is_one_line(tmp_path, monkeypatch, capsys
     assert said.out == ""
     assert said.err == "error: expected a GPU with CUDA, got none; run this on a machine that has one\n"
     assert not list(tmp_path.iterdir())
+
+
+def chains(path):
+    """A graph as `ort-cuda` writes one, with activations of 8 bits and signed ones of 4, behind each other."""
+    rng = np.random.default_rng(0)
+    constants = {
+        "s8": np.float16(1 / 255),
+        "s4": np.float16(0.07),
+        "zero": np.float16(0),
+        "most8": np.float16(255),
+        "least4": np.float16(-8),
+        "most4": np.float16(7),
+        "w": rng.normal(size=(4, 3, 3, 3)).astype(np.float16),
+        "v": rng.normal(size=(10, 4)).astype(np.float16),
+        "c": np.zeros(10, np.float16),
+    }
+    node = helper.make_node
+    nodes = [node("Cast", ["x"], ["x16"], to=TensorProto.FLOAT16)]
+    for given, made, scale, low, high in (("x16", "a", "s8", "zero", "most8"), ("conv", "b", "s4", "least4", "most4")):
+        if given == "conv":
+            nodes.append(node("Conv", ["a", "w"], ["conv"], pads=[1, 1, 1, 1]))
+        nodes += [
+            node("Div", [given, scale], [f"{made}.div"]),
+            node("Round", [f"{made}.div"], [f"{made}.q"]),
+            node("Clip", [f"{made}.q", low, high], [f"{made}.clip"]),
+            node("Mul", [f"{made}.clip", scale], [made]),
+        ]
+    nodes += [
+        node("GlobalAveragePool", ["b"], ["pool"]),
+        node("Flatten", ["pool"], ["flat"]),
+        node("Gemm", ["flat", "v", "c"], ["y16"], transB=1),
+        node("Cast", ["y16"], ["logits"], to=TensorProto.FLOAT),
+    ]
+    shapes = {"x": ["batch", 3, 32, 32], "logits": ["batch", 10]}
+    ends = [[helper.make_tensor_value_info(name, TensorProto.FLOAT, shapes[name])] for name in shapes]
+    values = [numpy_helper.from_array(np.asarray(value), name) for name, value in constants.items()]
+    graph = helper.make_graph(nodes, "chains", *ends, values)
+    onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 21)], ir_version=10), path)
+
+
+def test_activations_in_two_forms_are_equal_and_timed(tmp_path, monkeypatch, capsys):
+    """The job for CUDA on the CPU provider: what it rewrites, what it compares, what it leaves."""
+    (tmp_path / "net").mkdir()
+    chains(tmp_path / "net" / "model.onnx")
+    images = specimens.images(8).numpy()
+    one = SimpleNamespace(path=tmp_path / "net", suite={"x.clean": images})
+    (tmp_path / "out" / "artifacts").mkdir(parents=True)
+    monkeypatch.setattr(activations, "artifact_of", lambda *_: one)
+    monkeypatch.setattr(activations, "BATCHES", (1,))
+    monkeypatch.setattr(activations.specimens, "NETWORKS", ("net",))
+    monkeypatch.setattr(activations, "measured", functools.partial(activations.measured, seconds=0.01, runs=2))
+    monkeypatch.setattr(sys, "argv", ["activations.py", str(tmp_path / "out"), "--provider", "cpu"])
+    assert activations.main() == 0
+    assert "all done" in capsys.readouterr().out
+    found = json.loads((tmp_path / "out" / "activations" / "cpu-net-qm-4-batch-1.json").read_text())
+    assert found["logit_change_float32"] == 0
+    assert found["labels_differ_float16"] <= 0.25
+    assert [row["name"] for row in found["results"]] == [activations.CHAIN, activations.PAIRS]
+    rewritten = onnx.load(tmp_path / "out" / "artifacts" / "net-pairs.onnx").graph
+    kinds = [one.op_type for one in rewritten.node]
+    assert [kinds.count(kind) for kind in ("QuantizeLinear", "DequantizeLinear", "Clip", "Div", "Round")] == [
+        2,
+        2,
+        1,
+        0,
+        0,
+    ]
+
+    broken = onnx.load(tmp_path / "net" / "model.onnx")
+    del broken.graph.node[2]  # a Round, so that this is another function
+    broken.graph.node[2].input[0] = "a.div"
+    onnx.save(broken, tmp_path / "broken.onnx")
+    pair = {activations.CHAIN: tmp_path / "broken.onnx", activations.PAIRS: tmp_path / "net" / "model.onnx"}
+    with pytest.raises(QrobustError, match="equal in float32"):
+        activations.apart(pair, images.astype(np.float32) / 300)
+    with pytest.raises(QrobustError, match="got none"):
+        activations.as_pairs(onnx.helper.make_model(onnx.helper.make_graph([], "empty", [], [])))
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(sys, "argv", ["activations.py", str(tmp_path / "out")])
+    assert activations.main() == 2
 
 
 # Without training

@@ -34,7 +34,7 @@ from ..evaluation.outcomes import CLEAN, result_file, stream
 from ..export.artifact import NO_PARITY, in_bytes
 from ..runtime import Artifact, served
 from ..threat import Threat
-from .model import GIVEN, SUITE, Deployed, Served, expect_classes, find_images, find_sources, open_deployed
+from .model import GIVEN, SUITE, Deployed, Served, expect_classes, find_images, find_sources, of_artifact, open_deployed
 from .sanity import CheckedFile, Labels, check_file_sanity
 
 SESSION = "session"
@@ -219,7 +219,7 @@ def attack(
     >>> result["worst_case"]["accuracy"] <= result["clean"]["accuracy"]
     True
     """
-    deployed = open_deployed(file.path if isinstance(file, Artifact) else Path(file))
+    deployed = of_artifact(file) if isinstance(file, Artifact) else open_deployed(Path(file))
     names = attack_names(attacks, ()) if isinstance(attacks, str) else tuple(attacks)
     if data is None and deployed.artifact is None:
         raise RecipeError(f"expected images for {deployed.path.name}, which has no suite, got none; pass data=(x, y)")

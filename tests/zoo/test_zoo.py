@@ -93,7 +93,9 @@ def test_a_page_on_what_is_got_is_one_on_an_artifact(got, tmp_path):
 def test_a_network_by_name_in_python(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     loaded = qrobust.load(f"zoo:{NAME}")
-    assert len(loaded.artifact().suite["y"]) == 300
+    artifact = loaded.artifact()  # in memory: no folder of it is left
+    assert len(artifact.suite["y"]) == 300
+    assert qrobust.attack(artifact, attacks=["fgsm"], n=8)["clean"]["accuracy"] > 0.5
     assert not loaded.model.training
     assert not loaded.float_model.training
     with pytest.raises(ModelError, match="leave it out"):
