@@ -201,7 +201,7 @@ class Bench:
         command = ["node", str(JAVASCRIPT / "verify.mjs"), str(folder), "--runtime", "web", "--queries", "50"]
         done = subprocess.run([*command, "--json", str(result)], capture_output=True, text=True, cwd=javascript.NODE)
         if done.returncode not in (0, 1):
-            return {"refused": done.stderr.strip().splitlines()[-1]}
+            return {"refused": done.stderr.strip().splitlines()[-1].removeprefix("error: ")}
         report, suite = read_json(result), self.suite
         n, sets = len(suite["y"]), [name for name in report["outcomes"] if f"label.{name}" in suite]
         flips = next(one["measured"] for one in report["verdicts"] if one["name"] == "label_flips")
@@ -305,7 +305,9 @@ def main() -> None:
         for key, unit in Bench(network, options).units(content["units"]):
             content["units"][key] = {"commit": content["commit"], **unit}
             write_json(options.json, content)
-            shown = {name: unit[name] for name in ("refused", "flips", "attacked", "results", "minutes") if name in unit}
+            shown = {
+                name: unit[name] for name in ("refused", "flips", "attacked", "results", "minutes") if name in unit
+            }
             print(f"{key}: {shown}", flush=True)
 
 
