@@ -403,7 +403,8 @@ def busy(result: Result) -> Iterator[str]:
 
 BLOCKS: dict[str, Callable[[Result], Iterator[str]]] = {
     "deploy": deployed, "deploy_transformers": transformers, "targets": target_tables.targets,
-    "attacks": attacks, "strong": strong, "train_step": train_steps, "qat_step": qat_steps, "study-sar": sar, "study-training": training,
+    "attacks": attacks, "strong": strong, "train_step": train_steps, "qat_step": qat_steps,
+    "study-sar": sar, "study-training": training,
     "study-fat": fat, "study-fat-small": fat, "cifar10-resnet20-cuda": cuda, "gpu-steps": gpu_steps,
     "ptq": ptq_tables.without_training, "heatmap": heat_map, "digits-8-bit-activations": places, "demo-busy": busy,
 }  # fmt: skip

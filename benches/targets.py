@@ -53,6 +53,7 @@ ATTACK, CLEAN, SPEED = "strong:quick", "clean", "speed"
 ORT, ORT_FLOAT, LITERT, MICRO, WEB = "ort-cpu", "ort-cpu-float", "litert", "litert-micro", "ort-web"
 NEEDS = {OPENVINO: "openvino", LITERT: "ai_edge_litert", MICRO: "ai_edge_litert"}  # packages
 TARGETS = {False: (ORT, "compact", OPENVINO, LITERT, MICRO, WEB), True: (ORT_FLOAT, LITERT)}  # by whether it is float
+SHOWN = ("refused", "flips", "attacked", "results", "minutes")  # of a unit, when it is done
 Unit = dict[str, Any]
 
 
@@ -305,9 +306,7 @@ def main() -> None:
         for key, unit in Bench(network, options).units(content["units"]):
             content["units"][key] = {"commit": content["commit"], **unit}
             write_json(options.json, content)
-            shown = {
-                name: unit[name] for name in ("refused", "flips", "attacked", "results", "minutes") if name in unit
-            }
+            shown = {name: unit[name] for name in SHOWN if name in unit}
             print(f"{key}: {shown}", flush=True)
 
 

@@ -27,10 +27,11 @@ class Converted:
 def to_tflite(data: bytes, provider: str = XNNPACK) -> Converted:
     """The .tflite file of an ONNX graph as the format `integer` writes it, or of a float one.
 
-    data: of the ONNX file. provider: of LiteRT, whose kernels run it. It takes what that takes, channels last, for any
-    number of images, and gives the same outputs by the same names. A layer that reads quantised values and whose result is quantised computes on int8;
-    all others compute on floats. Raises ExportError for an operator, or a form of one, that has none here, by its
-    name, and ArtifactError where the package ai-edge-litert is missing.
+    data: of the ONNX file. provider: of LiteRT, whose kernels run it. It takes what the ONNX file takes, channels last,
+    for any number of images, and gives the same outputs by the same names. A layer that reads quantised values and
+    whose result is quantised computes on int8, but for what `Writing` has in floats; all others compute on floats.
+    Raises ExportError for an operator, or a form of one, that has none here, by its name, and ArtifactError where the
+    package ai-edge-litert is missing.
     """
     return _Converter(Graph(data), through_floats=provider == XNNPACK).run()
 
@@ -127,7 +128,7 @@ class _Converter(Writing):
             self.done.add(to.name)
 
     def on_integers(self, node: onnx.NodeProto) -> bool:
-        """Whether all that a layer reads lies on grids, its weights too, and kernels compute it there as it is meant."""
+        """Whether all that a layer reads lies on grids, its weights too, and kernels have it right there."""
         if node.op_type == "Add" and self.through_floats:
             return False
         for name in node.input:

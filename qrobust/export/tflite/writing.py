@@ -37,9 +37,10 @@ class Writing:
     """A file under construction. tensors: by name of the ONNX value whose numbers they hold.
 
     through_floats: sums, levels that change their grid, and lower bounds that nothing fuses are computed as floats
-    between DEQUANTIZE and QUANTIZE, as torch does. XNNPACK's ADD of int8 has factors of some 20 bits, and up to 3 sums
-    in 10,000 fall a step away; its QUANTIZE of int8 has 8 bits, and 3 levels in 100 do; it has no MAXIMUM of int8, which
-    breaks a file into parts. In a ResNet-20 floats take up to 5 % longer. Kernels of microcontrollers stay on integers.
+    between DEQUANTIZE and QUANTIZE, as torch does. XNNPACK's ADD of int8 has factors of some 20 bits, by which up to 3
+    sums in 10,000 fall a step away; its QUANTIZE of int8 has 8, by which 3 levels in 100 do; it has no MAXIMUM of int8,
+    which breaks a file into parts. Floats take up to 5 % longer in a ResNet-20. Kernels of microcontrollers stay on
+    integers.
     """
 
     def __init__(self, graph: Graph, *, through_floats: bool) -> None:
