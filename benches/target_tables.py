@@ -41,7 +41,11 @@ def _rows(network: str, units: Result, attack: str) -> Iterator[list[str]]:
 def _cells(unit: Result, attack: str) -> Iterator[str]:
     """All but the speed; nothing stands for what is not measured there."""
     flips, n = unit.get("flips", {}), unit["n"]
-    yield from (str(flips.get(name, "")) for name in (CLEAN, attack))
+    of_both = unit.get("flips of torch's", {}).get("all")  # all that is known of it
+    if of_both is None:
+        yield from (str(flips.get(name, "")) for name in (CLEAN, attack))
+    else:
+        yield from ("", f"{of_both} of both")
     yield str(n)
     activations = unit.get("activations")
     yield "" if activations is None else f"{1e6 * activations['share']:.3g}"

@@ -85,14 +85,14 @@ def test_the_table_of_targets_says_what_is_measured_and_what_was_refused():
               "ort-cpu-float": {"speedup": 0.5, "speedup_ci95": [0.4, 0.6], "size_bytes": 1e6}}  # fmt: skip
     units = {
         "a QM-4/litert": common | whole,
-        "a QM-4/ort-web": common,
+        "a QM-4/ort-web": common | {"flips of torch's": {"all": 1}},
         "a QM-4/litert-micro": {"refused": "11% of labels differ"},
         "a QM-4/speed": {"results": speeds},
     }
     text = "\n".join(tables.BLOCKS["targets"]({"attack": "strong:quick", "units": units}))
     row = "| a QM-4, litert | 0 | 2 | 8 | 2.5 | 75.0 | 50.0 | 50.0 | 75.0 | 75.0 | 4 | 167 | 1.40 (1.30–1.50) |"
     assert row in text
-    assert "| a QM-4, ort-web |  |  | 8 |  | 75.0 | 75.0 |  |  |  |  | 167 |  |" in text
+    assert "| a QM-4, ort-web |  | 1 of both | 8 |  | 75.0 | 75.0 |  |  |  |  | 167 |  |" in text
     assert "| a QM-4, its float file |  |  |  |  |  |  |  |  |  |  | 1000 | 0.50 (0.40–0.60) |" in text
     assert "- a QM-4, litert-micro: refused. 11% of labels differ." in text
     assert tables.NOT_YET in "\n".join(tables.BLOCKS["targets"]({"attack": "strong:quick", "units": {}}))

@@ -35,8 +35,8 @@ STEP = 1.01  # a value between two steps may fall to either
 
 @torch.no_grad()
 def first_apart(deployed: Deployed, x: Tensor) -> str | None:
-    """The value's name in the file, on images x (n, c, h, w) in [0,1]; None if no quantiser is to blame, or where the file
-    that names them is not the one that runs, as on LiteRT.
+    """The value's name in the file, on images x (n, c, h, w) in [0,1]; None if no quantiser is to blame, or where the
+    file that names them is not the one that runs, as on LiteRT.
     """
     if deployed.provider in LITERT:
         return None
