@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 from pathlib import Path
 
-import flatbuffers
 import numpy as np
 import pytest
 import torch
@@ -34,6 +33,7 @@ def _installed() -> None:
 def stretch(folder: Path, factor: float) -> None:
     """The weights of the first layer are said to be so many times as large; the manifest agrees with the file."""
     schema, path = litert_module("schema_py_generated"), folder / "model.tflite"
+    flatbuffers = pytest.importorskip("flatbuffers")  # which ai-edge-litert brings
     model = schema.ModelT.InitFromObj(schema.Model.GetRootAs(path.read_bytes(), 0))
     grids = (one.quantization for one in model.subgraphs[0].tensors if one.quantization is not None)
     first = next(grid for grid in grids if grid.scale is not None and len(grid.scale) > 1)
