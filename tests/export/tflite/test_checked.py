@@ -69,7 +69,7 @@ def test_a_run_is_exported_checked_and_a_fault_is_found(
     assert command_line("check", "phone/qm-4", "--queries", "50", "--json", "broken.json")[0] == 1
     verdicts = {one["name"]: one["passed"] for one in read_json(tmp_path / "broken.json")["verdicts"]}
     assert not verdicts["label_flips"]
-    attacked = command_line("attack", "phone/qm-4", "--attacks", "pgd-5", "--n", "40", "--json", "attacked.json")
+    attacked = command_line("attack", "phone/qm-4", "--attacks", "pgd-5", "-n", "40", "--json", "attacked.json")
     assert attacked[0] == 0, attacked[2]
     assert "module-differs" in {flag["name"] for flag in read_json(tmp_path / "attacked.json")["flags"]}
 
