@@ -1,11 +1,11 @@
-"""Deployed networks beside float models and OpenVINO: speed and size, sessions opened as users open them; one run.
+"""Deployed networks beside float models, OpenVINO and LiteRT: speed and size, sessions as users open them; one run.
 
     python benches/deploy.py [FOLDER] [--json benches/results/deploy.json]
 
 ResNet-20 and ResNet-18 for CIFAR's images, one thread, batch 1 and 32, calls in turn; some five minutes of a machine
-that does nothing else. FOLDER keeps the artifacts. OpenVINO runs the 8-bit file of ours, if it is installed. The 8-bit
-file is timed once more with and without `session.x64quantprecision`: what that costs here. Exit code 1 if a goal is
-missed: each is judged by its worst case.
+that does nothing else. FOLDER keeps the artifacts. OpenVINO runs the 8-bit file of ours, LiteRT the
+.tflite file of each width, where they are installed. The 8-bit file is timed once more with and without
+`session.x64quantprecision`: what that costs here. Exit code 1 if a goal is missed: each is judged by its worst case.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from qrobust.bench.timing import ratio_interval
 from qrobust.export.sessions import OPENVINO, PROVIDERS, Bound, artifact_session, images_for
 from qrobust.export.target import load_target
 from qrobust.export.write import lower
-from qrobust.runtime import ENTRIES, Artifact, time_sessions
+from qrobust.runtime import ENTRIES, XNNPACK, Artifact, time_sessions
 from qrobust.storage import write_json
 
 # Times as fast as the float file on the same runtime and processor, at least: limit, widths, batch sizes. First tried
@@ -39,7 +39,9 @@ GOALS = {
     "resnet20": {"batch 1": (1.85, (8, 4), (1,)), "batch 32": (2.0, (8, 4), (32,))},
     "resnet18": {"batch 1 and 32": (3.5, (8, 4, 2), (1, 32))},
 }
-RIVAL = "OpenVINO, QM-8"
+RIVAL, LITE = "OpenVINO, QM-8", "LiteRT, "
+LITE_GOAL = "LiteRT beside onnxruntime, batch 1"  # the slowest width, times as fast as the same one there
+QUANTISED = tuple(bits for bits in specimens.WIDTHS if bits < 32)
 OPTION = ENTRIES["x64quantprecision"]
 
 
@@ -48,6 +50,9 @@ def case(name: str, folder: Path, scenario: Scenario) -> dict[str, Any]:
     candidates = [Candidate(f"QM-{bits}", one, PROVIDERS["cpu"]) for bits, one in artifacts.items()]
     if importlib.util.find_spec("openvino"):
         candidates.append(Candidate(RIVAL, artifacts[8], OPENVINO))
+    if importlib.util.find_spec("ai_edge_litert"):
+        files = {bits: specimens.artifact(folder, name, bits, "litert") for bits in QUANTISED}
+        candidates += [Candidate(f"{LITE}QM-{bits}", one, XNNPACK) for bits, one in files.items()]
     result = side_by_side(candidates, scenario)
     costs = [option_cost(artifacts[8], batch, scenario) for batch in scenario.batch]
     smallest, seconds = compact(name, folder), export_seconds(name)
@@ -57,11 +62,17 @@ def case(name: str, folder: Path, scenario: Scenario) -> dict[str, Any]:
 
 def judged(name: str, result: dict[str, Any]) -> dict[str, Any]:
     """Each goal beside the slowest of the sessions that it is about."""
-    speeds = {(row["bits"], row["batch"]): row["speedup"] for row in result["results"] if row["name"] != RIVAL}
-    goals = {}
+    rows, goals = [row for row in result["results"] if row["name"] != RIVAL], {}
+    on_litert, speeds = (
+        {(row["bits"], row["batch"]): row["speedup"] for row in rows if row["name"].startswith(LITE) == is_lite}
+        for is_lite in (True, False)
+    )
     for goal, (least, widths, batches) in GOALS[name].items():
         measured = min(speeds[bits, batch] for bits in widths for batch in batches)
         goals[goal] = {"at_least": least, "widths": widths, "measured": measured, "held": measured >= least}
+    if ratios := [on_litert[bits, 1] / speeds[bits, 1] for bits in QUANTISED if (bits, 1) in on_litert]:
+        measured = min(ratios)
+        goals[LITE_GOAL] = {"at_least": 1.0, "widths": QUANTISED, "measured": measured, "held": measured >= 1.0}
     return goals
 
 

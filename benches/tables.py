@@ -11,6 +11,7 @@ from typing import Any
 import ptq_tables
 import record
 import study_tables
+import target_tables
 from markdown_tables import NOT_YET, probability, table
 from rich.console import Console
 from rich.table import Table
@@ -287,10 +288,10 @@ def busy(result: Result) -> Iterator[str]:
 
 
 BLOCKS: dict[str, Callable[[Result], Iterator[str]]] = {
-    "deploy": deployed, "deploy_transformers": transformers, "attacks": attacks, "strong": strong,
-    "train_step": train_steps, "qat_step": qat_steps, "cifar10-resnet20-cuda": cuda, "gpu-steps": gpu_steps,
-    "study-sar": study_tables.sar, "study-training": study_tables.training, "study-fat": study_tables.fat,
-    "study-fat-small": study_tables.fat, "study-fat-reduced": study_tables.fat,
+    "deploy": deployed, "deploy_transformers": transformers, "targets": target_tables.targets, "attacks": attacks,
+    "strong": strong, "train_step": train_steps, "qat_step": qat_steps, "cifar10-resnet20-cuda": cuda,
+    "gpu-steps": gpu_steps, "study-sar": study_tables.sar, "study-training": study_tables.training,
+    "study-fat": study_tables.fat, "study-fat-small": study_tables.fat, "study-fat-reduced": study_tables.fat,
     "ptq": ptq_tables.without_training, "heatmap": heat_map, "digits-8-bit-activations": places, "demo-busy": busy,
 }  # fmt: skip
 

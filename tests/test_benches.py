@@ -160,6 +160,33 @@ def test_bits_that_are_spent_evenly_keep_the_budget():
     assert set(ptq.evenly(sizes, 1000).values()) == {4}
 
 
+# Targets
+
+
+def test_the_table_of_targets_says_what_is_measured_and_what_was_refused():
+    right = {"clean": record.packed(np.ones(8, bool)), "strong:quick": record.packed(np.arange(8) < 6)}
+    lost = right | {"strong:quick": record.packed(np.arange(8) < 4)}
+    common = {"n": 8, "size_bytes": 167000, "right in torch": right, "right": right}
+    activations = {"share": 2.5e-6, "most steps": 1}
+    attacked = {"attack": "strong:quick", "n": 4, "in_torch": 0.75, "replayed": 0.75, "attacked": 0.5}
+    whole = {"flips": {"clean": 0, "strong:quick": 2}, "activations": activations, "attacked": attacked, "right": lost}
+    speeds = {"litert": {"speedup": 1.4, "speedup_ci95": [1.3, 1.5]},
+              "ort-cpu-float": {"speedup": 0.5, "speedup_ci95": [0.4, 0.6], "size_bytes": 1e6}}  # fmt: skip
+    units = {
+        "a QM-4/litert": common | whole,
+        "a QM-4/ort-web": common | {"flips of torch's": {"all": 1}},
+        "a QM-4/litert-micro": {"refused": "11% of labels differ"},
+        "a QM-4/speed": {"results": speeds},
+    }
+    text = "\n".join(tables.BLOCKS["targets"]({"attack": "strong:quick", "units": units}))
+    row = "| a QM-4, litert | 0 | 2 | 8 | 2.5 | 75.0 | 50.0 | 50.0 | 75.0 | 75.0 | 4 | 167 | 1.40 (1.30–1.50) |"
+    assert row in text
+    assert "| a QM-4, ort-web |  | 1 of both | 8 |  | 75.0 | 75.0 |  |  |  |  | 167 |  |" in text
+    assert "| a QM-4, its float file |  |  |  |  |  |  |  |  |  |  | 1000 | 0.50 (0.40–0.60) |" in text
+    assert "- a QM-4, litert-micro: refused. 11% of labels differ." in text
+    assert tables.NOT_YET in "\n".join(tables.BLOCKS["targets"]({"attack": "strong:quick", "units": {}}))
+
+
 # Goals of deployed speed
 
 
@@ -178,6 +205,14 @@ def test_goals_are_judged_by_their_slowest_session_of_ours():
         "batch 32": (1.99, False),
     }
     assert deploy.judged("resnet18", {"results": rows})["batch 1 and 32"]["measured"] == 1.0
+
+
+def test_litert_is_judged_beside_the_same_width_of_onnxruntime():
+    rows = [timed(f"QM-{bits}", bits, batch, 2.0) for bits in (8, 4, 2) for batch in (1, 32)]
+    lite = [timed(f"{deploy.LITE}QM-{bits}", bits, 1, speed) for bits, speed in ((8, 2.6), (4, 1.9), (2, 2.4))]
+    for found, held in ((lite, False), (lite[:1], True)):
+        goal = deploy.judged("resnet20", {"results": rows + found})[deploy.LITE_GOAL]
+        assert (goal["measured"], goal["held"]) == (pytest.approx(1.3 if held else 0.95), held)
 
 
 LOOSE = load_target("ort-cpu-float")

@@ -125,7 +125,6 @@ NOT_DECLARED = {
     "tensorrt": "for the target tensorrt, of an index of its own",
 }
 TOOLS = {"build", "mypy", "ruff", "pytest-timeout", "pytest-xdist"}  # that developers start, or pytest loads
-OF_LITERT = {"ai-edge-litert", "flatbuffers"}  # which the package's writer imports, where it is asked for
 OF_JUDGES = {"onnxoptimizer"}  # which Brevitas' exporter imports
 IMPORTERS = {"import_module", "importorskip", "find_spec"}  # called with a name
 
@@ -183,7 +182,7 @@ def test_what_tests_and_benches_import_is_declared_for_developers() -> None:
     needed, dev = (
         declared(setup[part][key]) for part, key in (("options", "install_requires"), ("options.extras_require", "dev"))
     )
-    assert dev - TOOLS - OF_JUDGES - OF_LITERT == found - needed - judges()
+    assert dev - TOOLS - OF_JUDGES == found - needed - judges()
     assert judges() <= found
 
 

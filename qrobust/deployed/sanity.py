@@ -23,7 +23,7 @@ from ..evaluation.sanity import SanityCheck, SanityReport
 from ..evaluation.sanity_measures import parts
 from ..onnx_module.fusing import FAKE
 from ..onnx_module.reading import whole
-from ..runtime import LEVELS, ArtifactError, load_session
+from ..runtime import LEVELS, LITERT, ArtifactError, load_session
 from .model import Array, Deployed, Served, rounding
 
 BEST_POINT = (STRONG, "apgd-ce", "apgd-t")  # families that return no last step, whatever their settings
@@ -35,7 +35,11 @@ STEP = 1.01  # a value between two steps may fall to either
 
 @torch.no_grad()
 def first_apart(deployed: Deployed, x: Tensor) -> str | None:
-    """The value's name in the file, on images x (n, c, h, w) in [0,1]; None if no quantiser is to blame."""
+    """The value's name in the file, on images x (n, c, h, w) in [0,1]; None if no quantiser is to blame, or where the
+    file that names them is not the one that runs, as on LiteRT.
+    """
+    if deployed.provider in LITERT:
+        return None
     inside = deployed.module.inside(deployed.gradient().fed(x))
     proto, _ = whole(deployed.path)
     named = {name for node in proto.graph.node for name in node.output}

@@ -284,7 +284,7 @@ class ConvertedSession:
     """
 
     def __init__(self, model: bytes, provider: str) -> None:
-        converted = to_tflite(model)
+        converted = to_tflite(model, provider)
         self._shifts, self._session = converted.shifts, LiteRtSession(converted.data, provider, 1)
         self._names = [one.name for one in self._session.get_outputs()]
 

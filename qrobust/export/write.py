@@ -129,7 +129,7 @@ def written(
 def as_tflite(data: bytes, target: Target) -> bytes:
     """The .tflite file of an ONNX one where the target runs that, else nothing. Raises ExportError as `to_tflite`."""
     try:
-        return to_tflite(data).data if target.provider in LITERT else b""
+        return to_tflite(data, target.provider).data if target.provider in LITERT else b""
     except ExportError as error:
         raise ExportError(f"{target.name}: {error}") from error
 

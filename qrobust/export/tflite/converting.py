@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 import onnx
 
 from ...errors import ExportError
+from ...runtime import XNNPACK
 from .flat import Grid, Tensor
 from .layers import LAYERS
 from .reading import MOVES, PICKS, Graph, Quantiser, attributes
@@ -23,22 +24,23 @@ class Converted:
     shifts: dict[str, int]
 
 
-def to_tflite(data: bytes) -> Converted:
+def to_tflite(data: bytes, provider: str = XNNPACK) -> Converted:
     """The .tflite file of an ONNX graph as the format `integer` writes it, or of a float one.
 
-    data: of the ONNX file. It takes what that takes, channels last, for any number of images, and gives the same
-    outputs by the same names. A layer that reads quantised values and whose result is quantised computes on int8;
-    all others compute on floats. Raises ExportError for an operator, or a form of one, that has none here, by its
-    name, and ArtifactError where the package ai-edge-litert is missing.
+    data: of the ONNX file. provider: of LiteRT, whose kernels run it. It takes what the ONNX file takes, channels last,
+    for any number of images, and gives the same outputs by the same names. A layer that reads quantised values and
+    whose result is quantised computes on int8, but for what `Writing` has in floats; all others compute on floats.
+    Raises ExportError for an operator, or a form of one, that has none here, by its name, and ArtifactError where the
+    package ai-edge-litert is missing.
     """
-    return _Converter(Graph(data)).run()
+    return _Converter(Graph(data), through_floats=provider == XNNPACK).run()
 
 
 class _Converter(Writing):
     """done: values that stand behind a quantiser as parts of it."""
 
-    def __init__(self, graph: Graph) -> None:
-        super().__init__(graph)
+    def __init__(self, graph: Graph, *, through_floats: bool) -> None:
+        super().__init__(graph, through_floats=through_floats)
         self.done: set[str] = set()
 
     def run(self) -> Converted:
@@ -126,7 +128,9 @@ class _Converter(Writing):
             self.done.add(to.name)
 
     def on_integers(self, node: onnx.NodeProto) -> bool:
-        """Whether all that a layer reads lies on grids, its weights too."""
+        """Whether all that a layer reads lies on grids, its weights too, and kernels have it right there."""
+        if node.op_type == "Add" and self.through_floats:
+            return False
         for name in node.input:
             weights = self.graph.weights(name) if name else None
             if name and weights is None and (name not in self.tensors or self.tensors[name].grid is None):
