@@ -62,11 +62,7 @@ def case(name: str, folder: Path, scenario: Scenario) -> dict[str, Any]:
 
 def judged(name: str, result: dict[str, Any]) -> dict[str, Any]:
     """Each goal beside the slowest of the sessions that it is about."""
-    rows, goals = [row for row in result["results"] if row["name"] != RIVAL], {}
-    on_litert, speeds = (
-        {(row["bits"], row["batch"]): row["speedup"] for row in rows if row["name"].startswith(LITE) == is_lite}
-        for is_lite in (True, False)
-    )
+    speeds, on_litert, goals = _speeds(result, "QM-"), _speeds(result, LITE), {}
     for goal, (least, widths, batches) in GOALS[name].items():
         measured = min(speeds[bits, batch] for bits in widths for batch in batches)
         goals[goal] = {"at_least": least, "widths": widths, "measured": measured, "held": measured >= least}
@@ -74,6 +70,12 @@ def judged(name: str, result: dict[str, Any]) -> dict[str, Any]:
         measured = min(ratios)
         goals[LITE_GOAL] = {"at_least": 1.0, "widths": QUANTISED, "measured": measured, "held": measured >= 1.0}
     return goals
+
+
+def _speeds(result: dict[str, Any], prefix: str) -> dict[tuple[int, int], float]:
+    """By bits and batch size, of the sessions whose names begin so."""
+    rows = (row for row in result["results"] if row["name"].startswith(prefix))
+    return {(row["bits"], row["batch"]): row["speedup"] for row in rows}
 
 
 def option_cost(artifact: Artifact, batch: int, scenario: Scenario) -> dict[str, Any]:

@@ -37,10 +37,7 @@ def sar(result: Result) -> Iterator[str]:
     rows = []
     for name, label in labels.items():
         found = [one["results"][name] for one in seeds.values()]
-        cells = [[percent(one["clean"]["accuracy"]) for one in found]]
-        cells += [[percent(one["attacks"][attack]["accuracy"]) for one in found] for attack in sets]
-        cells += [[accuracy_text(one["worst_case"]) for one in found]]
-        rows.append((label, *(", ".join(cell) for cell in cells)))
+        rows.append((label, *_by_training(found, sets), _worst(found)))
     yield table((of_seeds(seeds), "clean", *sets, "worst case (95 % interval)"), rows)
     gains = []
     for variant in first["against_at"]:
@@ -48,6 +45,17 @@ def sar(result: Result) -> Iterator[str]:
             pairs = [one["against_at"][variant][key] for one in seeds.values()]
             gains.append((f"{VARIANTS[variant]}, {key.replace('_', ' ')}", *_gain(pairs)))
     yield table(("against AT, points", *GAIN), gains)
+
+
+def _by_training(results: Sequence[Result], attacks: Iterable[str]) -> Iterator[str]:
+    """Clean accuracies, and those under each attack; one a training."""
+    yield ", ".join(percent(one["clean"]["accuracy"]) for one in results)
+    for attack in attacks:
+        yield ", ".join(percent(one["attacks"][attack]["accuracy"]) for one in results)
+
+
+def _worst(results: Sequence[Result]) -> str:
+    return ", ".join(accuracy_text(one["worst_case"]) for one in results)
 
 
 def _gain(pairs: Sequence[Result]) -> tuple[str, ...]:
@@ -64,10 +72,8 @@ def training(result: Result) -> Iterator[str]:
     lines, gains = [], []
     for name in result["rows"]:
         found = [one["results"][name] for one in seeds.values()]
-        cells = [[percent(one["clean"]["accuracy"]) for one in found]]
-        cells += [[percent(one["attacks"][attack]["accuracy"]) for one in found] for attack in ("pgd-20", "strong")]
-        cells += [[_minutes(one["cpu_seconds"][name]) for one in seeds.values()]]
-        lines.append((name, *(", ".join(cell) for cell in cells)))
+        minutes = ", ".join(_minutes(one["cpu_seconds"][name]) for one in seeds.values())
+        lines.append((name, *_by_training(found, ("pgd-20", "strong")), minutes))
         pairs = [one["against"][name]["worst_case"] for one in seeds.values() if name in one["against"]]
         if len(pairs) > 1:
             gains.append((f"{name}, worst case", *_gain(pairs)))
@@ -89,10 +95,7 @@ def fat(result: Result) -> Iterator[str]:
     for name in names:
         found = {seed: rows[name] for seed, rows in seeds.items() if name in rows}
         results = [one["result"] for one in found.values()]
-        cells = [[percent(one["clean"]["accuracy"]) for one in results]]
-        cells += [[percent(one["attacks"][attack]["accuracy"]) for one in results] for attack in sets]
-        cells += [[accuracy_text(one["worst_case"]) for one in results]]
-        lines.append((row_label(name), *(", ".join(cell) for cell in cells)))
+        lines.append((row_label(name), *_by_training(results, sets), _worst(results)))
         for seed, one in found.items():
             for base, against in one["against"].items():
                 worst = against["worst_case"]

@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import functools
-import json
 import re
 from collections.abc import Callable, Iterator
-from pathlib import Path
 from typing import Any
 
 import study_tables
@@ -15,7 +13,6 @@ import tables
 from qrobust import recipe, resources
 from qrobust.recipe import Recipe
 
-RESULTS = Path(tables.__file__).resolve().parent / "results"
 loaded = functools.cache(recipe.load)
 SPECTRAL = ("clean", "pgd-20", "pgd-50", "cw-inf-30", "autoattack")
 FOURIER = ("clean", "gn", "fgsm", "pgd-20", "bim-20", "tpgd-20", "cw-20")
@@ -245,8 +242,7 @@ def _printed(key: str, value: float) -> str:
 
 def _before(name: str, bits: int) -> dict[str, Any]:
     """What was measured on the torch network of a width; nothing where no result is committed."""
-    result = RESULTS / f"{name}.json"
-    widths = json.loads(result.read_text())["widths"] if result.exists() else []
+    widths = (tables.read(name) or {"widths": []})["widths"]
     return next((width["before"] for width in widths if width["bits"] == bits), {})
 
 
@@ -256,10 +252,9 @@ def _measured(before: dict[str, Any], keys: tuple[str, ...]) -> list[str]:
 
 
 def _recipe_rows(name: str, about: str) -> list[str]:
-    result = RESULTS / f"{name}.json"
-    if not result.exists():
+    found = tables.read(name)
+    if found is None:
         return [f"| `{name}` | | | | | | | | {about} |"]
-    found = json.loads(result.read_text())
     label = f"`{name}`{'' if 'outcomes' in found else ' *'}"
     form = study_tables.of_result(found)
     return [

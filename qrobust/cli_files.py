@@ -69,9 +69,9 @@ def export(
 
     if input and input not in INPUTS:
         raise ExportError(f"expected --input {' or '.join(INPUTS)}, got {input!r}{did_you_mean(input, INPUTS)}")
-    chosen, run = load_target(target or "ort-cpu"), Run.open(source, model=model)
+    chosen, run, screen = load_target(target or "ort-cpu"), Run.open(source, model=model), console()
     for bits in run.recipe.bits:
-        say(console(), artifact_text(run.export(bits, chosen, out / f"qm-{bits}", input or None)))
+        say(screen, artifact_text(run.export(bits, chosen, out / f"qm-{bits}", input or None)))
     return 0
 
 

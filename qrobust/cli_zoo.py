@@ -19,8 +19,9 @@ def list_networks() -> int:
     """List the networks of the zoo."""
     from .zoo import listing
 
+    screen = console()
     for name, words in listing():
-        say(console(), f"{name:<36} {words}")
+        say(screen, f"{name:<36} {words}")
     return 0
 
 

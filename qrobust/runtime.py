@@ -645,7 +645,8 @@ def load_session(
     own = os.environ.get("ORT_LOAD_CONFIG_FROM_MODEL", "0")
     _expect(own == "0", "no settings out of a model", f"ORT_LOAD_CONFIG_FROM_MODEL={own}", "unset it")
     available, options = ort.get_available_providers(), ort.SessionOptions()
-    _expect(provider in available, f"a provider out of {available}", repr(provider), "choose one of them")
+    _expect(provider in available, f"a provider out of {available}", repr(provider),
+            "install a build of onnxruntime that has it, or export for a target of one of them")  # fmt: skip
     options.log_severity_level = 4  # what fails is raised, and said once
     ort.set_default_logger_severity(4)  # a provider that lacks a library says so at length, and then by an error
     options.add_session_config_entry("session.load_model_format", "ONNX")

@@ -374,7 +374,7 @@ def test_a_committed_result_fills_its_row(tmp_path: Path, monkeypatch: pytest.Mo
     width = {"bits": 4, "before": {"n": 1000, "clean": cell, "attacks": {"pgd-20": cell, "strong": cell}}}
     (tmp_path / "fourier").mkdir()
     (tmp_path / "fourier" / "cifar10-resnet20-qm.json").write_text(json.dumps({"widths": [width]}))
-    monkeypatch.setattr(docs, "RESULTS", tmp_path)
+    monkeypatch.setattr(docs.tables, "RESULTS", tmp_path)
     table = docs.recipe_table().splitlines()
     (filled,) = (line for line in table if "`fourier/cifar10-resnet20-qm`, QM-4, float shortcuts " in line)
     cells = [part.strip() for part in filled.strip("|").split("|")]

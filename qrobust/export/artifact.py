@@ -367,9 +367,8 @@ def _expect_repeated(artifact: runtime.Artifact, labels: Mapping[str, npt.NDArra
 
 
 def _manifest(folder: Path, dataset: Dataset, target: Target, contents: Contents) -> dict[str, Any]:
-    files = {
-        path.name: described(path.read_bytes()) for path in sorted(folder.iterdir())
-    }  # all: a check refuses what is not listed
+    # All files: a check refuses what is not listed.
+    files = {path.name: described(path.read_bytes()) for path in sorted(folder.iterdir())}
     graph = onnx.load(str(folder / "model.onnx"))
     return {
         # Readers of version 1 know no names of parts; artifacts without them are theirs too.

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from pathlib import Path
 
 import numpy as np
@@ -17,7 +16,7 @@ from qrobust.export.write import written
 from qrobust.models import build
 from qrobust.quant import quantize
 from qrobust.runtime import LiteRtSession, litert_module
-from qrobust.storage import read_json, write_json
+from qrobust.storage import described, read_json, write_json
 
 from ...conftest import CommandLine, evidence
 from ..helpers import runtime_logits
@@ -41,8 +40,8 @@ def stretch(folder: Path, factor: float) -> None:
     builder = flatbuffers.Builder(2**16)
     builder.Finish(model.Pack(builder), b"TFL3")
     path.write_bytes(bytes(builder.Output()))
-    manifest, data = read_json(folder / "manifest.json"), path.read_bytes()
-    manifest["files"]["model.tflite"] = {"sha256": hashlib.sha256(data).hexdigest(), "size_bytes": len(data)}
+    manifest = read_json(folder / "manifest.json")
+    manifest["files"]["model.tflite"] = described(path.read_bytes())
     write_json(folder / "manifest.json", manifest)
 
 
