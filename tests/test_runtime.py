@@ -325,7 +325,7 @@ def test_products_of_8_bits_do_not_saturate_on_any_processor(folder):
 
 def test_session_refuses_providers_and_options_that_it_does_not_know(folder):
     artifact = Artifact.load(folder)
-    with pytest.raises(ArtifactError, match=r"expected a provider out of .*, got 'NoProvider'; install a build of onnxruntime"):
+    with pytest.raises(ArtifactError, match=r"got 'NoProvider'; install a build of onnxruntime"):
         artifact.session("NoProvider")
     with pytest.raises(ArtifactError, match="got 'optimized_model_filepath'; mend the target"):
         artifact.session(optimized_model_filepath="/tmp/elsewhere.onnx")
