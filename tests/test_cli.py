@@ -115,16 +115,23 @@ def test_light_verbs_do_not_import_torch(arguments: list[str]) -> None:
     assert done.returncode == 0, done.stderr
 
 
-def test_check_does_not_import_torch(small_run: Path) -> None:
+@pytest.mark.parametrize("arguments", [
+    ["check", "{}/qm-4/artifact", "--queries", "50"],
+    ["bench", "{}/qm-32/artifact", "{}/qm-2/artifact", "--batch", "1", "--seconds", "0.1", "--json", "b.json"],
+])  # fmt: skip
+def test_artifacts_are_judged_without_torch(small_run: Path, tmp_path: Path, arguments: list[str]) -> None:
     program = (
         "import sys, qrobust.__main__ as m\n"
-        f"sys.argv = ['qrobust', 'check', {str(small_run / 'qm-4' / 'artifact')!r}, '--queries', '50']\n"
+        f"sys.argv = ['qrobust', *{[one.format(small_run) for one in arguments]!r}]\n"
         "try: m.main()\n"
         "except SystemExit as end: assert end.code in (0, 1, None), end.code\n"
         "assert 'torch' not in sys.modules\n"
     )
-    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, cwd=tmp_path)
     assert done.returncode == 0, done.stderr
+    if arguments[0] == "bench":
+        assert "1.00 ×" in done.stdout
+        assert (tmp_path / "b.json").is_file()
 
 
 @pytest.mark.parametrize("command", [["-c", "import qrobust"], ["-m", "qrobust", "--help"]])
@@ -146,14 +153,6 @@ def test_doctor_finds_this_installation_sound(command_line: CommandLine) -> None
     code, out, _ = command_line("doctor")
     assert code == 0, out
     assert "CPUExecutionProvider" in out
-
-
-def test_bench_prints_a_ratio(command_line: CommandLine, small_run: Path, tmp_path: Path) -> None:
-    paths = [str(small_run / f"qm-{bits}" / "artifact") for bits in (32, 2)]
-    code, out, error = command_line("bench", *paths, "--batch", "1", "--seconds", "0.1", "--json", "b.json")
-    assert code == 0, error
-    assert "1.00 ×" in out
-    assert (tmp_path / "b.json").is_file()
 
 
 def _children() -> tuple[float, float]:

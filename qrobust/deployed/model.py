@@ -23,10 +23,10 @@ from ..data import Dataset, DataSettings, Images, load, make_images
 from ..data.sources import SOURCES
 from ..errors import DataError, GraphError, RecipeError, RunError
 from ..evaluation.sanity_measures import SurrogateGradient
+from ..onnx_module.file import reason, whole
 from ..onnx_module.fusing import FAKE, QUANTISE
 from ..onnx_module.module import OnnxModule, load_onnx
-from ..onnx_module.node import FORMS, reason
-from ..onnx_module.reading import whole
+from ..onnx_module.node import FORMS
 from ..runtime import Artifact, load_session, served
 
 Array = NDArray[Any]

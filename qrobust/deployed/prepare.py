@@ -20,10 +20,9 @@ from onnx import GraphProto, ModelProto, NodeProto, TensorProto, helper, numpy_h
 from ..data import Images
 from ..errors import GraphError, shown
 from ..export.artifact import GivenFile
+from ..onnx_module.file import file_bytes, reason
 from ..onnx_module.module import load_onnx
-from ..onnx_module.node import reason
 from ..onnx_module.qoperators import DYNAMIC
-from ..onnx_module.reading import file_bytes
 from ..runtime import load_session
 from .model import CPU, Array, as_floats
 from .source import DYNAMIC_BATCH, FLOATS, NCHW, NHWC, Normalisation, Source, open_file, weight_bits

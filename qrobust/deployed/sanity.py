@@ -21,8 +21,8 @@ from ..evaluation import SANITY_CHECKS as ALL
 from ..evaluation.accuracy import predict
 from ..evaluation.sanity import SanityCheck, SanityReport
 from ..evaluation.sanity_measures import parts
+from ..onnx_module.file import whole
 from ..onnx_module.fusing import FAKE
-from ..onnx_module.reading import whole
 from ..runtime import LEVELS, LITERT, ArtifactError, load_session
 from .model import Array, Deployed, Served, rounding
 

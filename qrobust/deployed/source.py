@@ -11,7 +11,7 @@ import numpy as np
 from onnx import ModelProto, TensorProto
 
 from ..errors import GraphError, shown
-from ..onnx_module.reading import whole
+from ..onnx_module.file import whole
 from ..runtime import MAX_FILE_BYTES
 from ..storage import described
 from .model import Array

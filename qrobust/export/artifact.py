@@ -23,7 +23,7 @@ from ..data import Dataset, Given, Images, as_images, choose, to_unit
 from ..errors import ExportError, RunError
 from ..evaluation import predict
 from ..evaluation.cascade import TOGETHER, Shown, announce, is_strong
-from ..onnx_module.reading import opset_of
+from ..onnx_module.file import opset_of
 from ..progress import Bar, bar
 from ..quant import bits_per_layer
 from ..storage import described, write_json

@@ -19,7 +19,7 @@ import onnx
 import onnxruntime
 
 from ..errors import RecipeError, did_you_mean
-from ..onnx_module.reading import whole
+from ..onnx_module.file import whole
 from ..runtime import (
     ENTRIES,
     LITERT,

@@ -16,7 +16,7 @@ from torch.export import ExportedProgram
 
 from .. import devices
 from ..errors import ExportError
-from ..onnx_module.reading import opset_of
+from ..onnx_module.file import opset_of
 from ..quant import bits_per_layer, fold_fat
 from ..quant.graph import exported as export_program
 from ..runtime import LITERT

@@ -11,8 +11,9 @@ import torch
 from torch import Tensor
 
 from ..errors import GraphError
+from .file import reason, shown
 from .fusing import DEQUANTISE, FAKE, QUANTISE, fuse
-from .node import Backward, Node, reason, rounded_to, shown
+from .node import Backward, Node, rounded_to
 from .operators import LARGEST, TABLE, Function, fake_quantise, find, title
 from .operators.table import INTEGERS, NARROW
 from .qoperators import DYNAMIC, WRITERS, expand

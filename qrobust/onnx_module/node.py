@@ -12,6 +12,7 @@ from torch import Tensor
 
 from ..errors import ModelError, did_you_mean
 from ..straight_through import Bound, inside, soft
+from .file import shown
 
 FORMS = ("identity", "clipped", "soft")
 # Of a step: pixels of exactly 0 and 1 are inside a range that float32 makes 0 to 0.99999994.
@@ -122,9 +123,6 @@ def _finite(bound: Bound) -> Bound:
     return math.copysign(math.inf, bound) if isinstance(bound, float) and abs(bound) > FLOAT32 else bound
 
 
-LONGEST_NAME, LONGEST_REASON = 60, 160  # in an error
-
-
 @dataclass(frozen=True)
 class Node:
     """An operator as the file states it: "" in `inputs` is one left out.
@@ -181,14 +179,3 @@ class Node:
     def vector(self, index: int) -> list[float] | None:
         """A constant input that is a short list of numbers."""
         return self.lists[index] if index < len(self.lists) else None
-
-
-def shown(name: str, longest: int = LONGEST_NAME) -> str:
-    """A name from a file, safe to print on one line."""
-    name = name if len(name) <= longest else f"{name[:longest]}…"
-    return name if name.isprintable() else repr(name)
-
-
-def reason(error: Exception) -> str:
-    """What an error of a library says, on one line."""
-    return shown(" ".join(str(error).split()), LONGEST_REASON) or type(error).__name__

@@ -1,4 +1,4 @@
-"""From the bytes of a file to nodes and constants; files may be hostile, and only `whole` opens what lies beside."""
+"""From a file to nodes and constants."""
 
 from __future__ import annotations
 
@@ -11,15 +11,14 @@ from typing import Any
 import numpy as np
 import onnx
 import torch
-from onnx import AttributeProto, GraphProto, ModelProto, NodeProto, TensorProto, external_data_helper, numpy_helper
+from onnx import AttributeProto, GraphProto, NodeProto, TensorProto, external_data_helper, numpy_helper
 from torch import Tensor
 
 from ..errors import GraphError
-from .node import Node, reason, shown
+from .file import domain_of, file_bytes, parsed, reason, shown, text_of
+from .node import Node
 from .operators.table import FLOATS, LARGEST, NARROW, torch_type
 
-LARGEST_FILE = 2**31  # bytes: protobuf reads no more
-OLDEST = 7  # the opset that brought numpy's broadcasting
 SCALARS = {"value_float": np.float32, "value_floats": np.float32, "value_int": np.int64, "value_ints": np.int64}
 ONE_FILE = "save it in one file without external data: onnx.save(onnx.load(PATH), NEW)"
 
@@ -56,25 +55,8 @@ def read(source: str | Path | bytes, output: str | None = None) -> Graph:
     model = parsed(source if isinstance(source, bytes) else file_bytes(Path(source)))
     if model.graph.sparse_initializer:
         raise GraphError("expected dense initialisers, got sparse ones; write them densely")
-    opsets = {_domain(entry.domain): int(entry.version) for entry in model.opset_import}
+    opsets = {domain_of(entry.domain): int(entry.version) for entry in model.opset_import}
     return _graph(model.graph, opsets, output)
-
-
-def parsed(data: bytes) -> ModelProto:
-    """The file in these bytes. Raises GraphError for what is no ONNX file of a known opset."""
-    try:
-        model: ModelProto = ModelProto.FromString(data)
-    except Exception as error:  # protobuf's errors share no base, and differ by implementation
-        raise GraphError(f"expected an ONNX file, got {len(data)} bytes that are none: {reason(error)}") from error
-    opset, newest = opset_of(model), onnx.defs.onnx_opset_version()
-    if not OLDEST <= opset <= newest:
-        raise GraphError(f"expected an ONNX file of opset {OLDEST} to {newest}, got {opset}; convert its version")
-    return model
-
-
-def opset_of(model: ModelProto) -> int:
-    """The version of ONNX's own operators, 0 for none."""
-    return next((int(entry.version) for entry in model.opset_import if not _domain(entry.domain)), 0)
 
 
 def _graph(graph: GraphProto, opsets: dict[str, int], output: str | None) -> Graph:
@@ -88,53 +70,15 @@ def _graph(graph: GraphProto, opsets: dict[str, int], output: str | None) -> Gra
     return Graph(images, _output(graph, output), opsets[""], nodes, constants, kinds)
 
 
-def whole(path: Path) -> tuple[ModelProto, list[Path]]:
-    """A file with the data that lie beside it put inside, and the places of those.
-
-    Raises GraphError for data that are missing or lie outside of its folder.
-    """
-    model = parsed(file_bytes(path))
-    tensors = [one for one in _stored(model.graph) if external_data_helper.uses_external_data(one)]
-    places = sorted({external_data_helper.ExternalDataInfo(one).location for one in tensors})
-    try:
-        for one in tensors:
-            external_data_helper.load_external_data_for_tensor(one, str(path.parent))
-            one.data_location = TensorProto.DEFAULT
-            del one.external_data[:]
-    except Exception as error:  # damaged references raise anything
-        raise GraphError(
-            f"expected the data of {path.name} beside it, in {', '.join(map(shown, places))}, got: {reason(error)}; "
-            "put the files of one export into one folder"
-        ) from error
-    return model, [path.parent / place for place in places]
-
-
-def _stored(graph: GraphProto) -> Iterator[TensorProto]:
-    yield from graph.initializer
-    for attribute in (one for node in graph.node for one in node.attribute):
-        yield from (attribute.t, *attribute.tensors)
-
-
-def file_bytes(path: Path) -> bytes:
-    """All of a file. Raises GraphError for none, or one that protobuf does not read."""
-    try:
-        size = path.stat().st_size
-        if size <= LARGEST_FILE:
-            return path.read_bytes()
-    except OSError as error:
-        raise GraphError(f"expected an ONNX file at {path}, got: {error.strerror}; check the path") from error
-    raise GraphError(f"expected at most {LARGEST_FILE} bytes in {path}, got {size}; protobuf reads no more")
-
-
 def _tensors(graph: GraphProto) -> Iterator[tuple[str, TensorProto]]:
     """Initialisers and Constant nodes, by the name of their value."""
     for tensor in graph.initializer:
-        yield _text(tensor.name), tensor
+        yield text_of(tensor.name), tensor
     for node in graph.node:
         if node.op_type == "Constant" and not node.domain:
             if len(node.attribute) != 1 or len(node.output) != 1:
                 raise GraphError(f"expected one value in Constant (node {shown(node.name)}), got another number")
-            yield _text(node.output[0]), _constant(node, node.attribute[0])
+            yield text_of(node.output[0]), _constant(node, node.attribute[0])
 
 
 def _constant(node: NodeProto, attribute: AttributeProto) -> TensorProto:
@@ -165,11 +109,11 @@ def tensor_of(tensor: TensorProto) -> Tensor:
 
 
 def _node(proto: NodeProto, opsets: dict[str, int]) -> Node:
-    domain, op = _domain(proto.domain), _text(proto.op_type)
-    ends = tuple(map(_text, proto.input)), tuple(map(_text, proto.output))
-    name = _text(proto.name) or next(iter(ends[1]), op)
+    domain, op = domain_of(proto.domain), text_of(proto.op_type)
+    ends = tuple(map(text_of, proto.input)), tuple(map(text_of, proto.output))
+    name = text_of(proto.name) or next(iter(ends[1]), op)
     try:
-        attributes = {_text(attribute.name): _value(attribute) for attribute in proto.attribute}
+        attributes = {text_of(attribute.name): _value(attribute) for attribute in proto.attribute}
     except ValueError as error:
         raise GraphError(f"expected attributes in {shown(op)} (node {shown(name)}), got: {error}") from error
     return Node(op, name, *ends, opsets.get(domain, 1), domain, attributes)
@@ -181,7 +125,7 @@ def _value(attribute: AttributeProto) -> Any:
 
 
 def _images(graph: GraphProto, constants: set[str]) -> Input:
-    inputs = [value for value in graph.input if _text(value.name) not in constants]
+    inputs = [value for value in graph.input if text_of(value.name) not in constants]
     if len(inputs) != 1:
         names = ", ".join(shown(value.name) for value in inputs[:5])
         raise GraphError(f"expected a graph with one input, images, got {len(inputs)}: {names}; pass a classifier")
@@ -195,7 +139,7 @@ def _images(graph: GraphProto, constants: set[str]) -> Input:
 
 
 def _output(graph: GraphProto, wanted: str | None) -> str:
-    names = [_text(value.name) for value in graph.output]
+    names = [text_of(value.name) for value in graph.output]
     if wanted is None and len(names) == 1:
         return names[0]
     if wanted is None or wanted not in names:
@@ -215,14 +159,3 @@ def _check_order(nodes: tuple[Node, ...], known: set[str]) -> None:
             if name in known:
                 raise GraphError(f"expected every value given once, but {node} gives {shown(name)} again")
             known.add(name)
-
-
-def _domain(domain: str) -> str:
-    return "" if domain == "ai.onnx" else _text(domain)
-
-
-def _text(value: str | bytes) -> str:
-    """A string of the file; protobuf gives bytes for what is no UTF-8."""
-    if isinstance(value, bytes):
-        raise GraphError(f"expected names in UTF-8, got {value[:40]!r}; the file is damaged")
-    return value

@@ -9,7 +9,8 @@ from typing import Any
 import torch
 from onnx import TensorProto
 
-from ..node import Node, shown
+from ..file import shown
+from ..node import Node
 
 LARGEST = 2**28  # elements of one tensor: 1 GiB, so that a small file cannot ask for all memory
 FLOATS: dict[int, torch.dtype] = {
