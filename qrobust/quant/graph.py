@@ -210,7 +210,7 @@ def exported(model: nn.Module, images: Tensor, *, any_batch: bool = True) -> tor
     images: two or more, of the size that is meant. any_batch: for any number of them.
     """
     sizes = ({0: torch.export.Dim.DYNAMIC},) if any_batch else None
-    with _silently(), torch.random.fork_rng(devices=[]):
+    with _silently(), _without_sources(), torch.random.fork_rng(devices=[]):
         return torch.export.export(model, (images,), dynamic_shapes=sizes, strict=False)
 
 
@@ -225,6 +225,17 @@ def _silently() -> Iterator[None]:
             yield
     finally:
         logging.disable(before)
+
+
+@contextmanager
+def _without_sources() -> Iterator[None]:
+    """Torch notes of each operator which lines called it: a quarter of its time, for what is not read here."""
+    config: Any = fx.config  # an older torch notes them whatever stands there
+    before, config.do_not_emit_stack_traces = getattr(config, "do_not_emit_stack_traces", False), True
+    try:
+        yield
+    finally:
+        config.do_not_emit_stack_traces = before
 
 
 def failed_in(error: BaseException, model: nn.Module) -> str:
