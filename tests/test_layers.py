@@ -28,8 +28,11 @@ LAYERS = (
     {"__main__"},
 )  # fmt: skip
 LEVEL = {name: level for level, names in enumerate(LAYERS) for name in names}
-GRAPH = house.imports(ROOT)
-BELOW_ROOT = house.below_root(GRAPH)
+
+
+@pytest.fixture(scope="module")
+def below_root():
+    return house.below_root(house.imports(ROOT))
 
 
 def upward(graph):
@@ -42,16 +45,16 @@ def upward(graph):
     )
 
 
-def test_every_package_has_a_layer():
-    assert set(house.packages(BELOW_ROOT)) == set(LEVEL)
+def test_every_package_has_a_layer(below_root):
+    assert set(house.packages(below_root)) == set(LEVEL)
 
 
-def test_imports_point_down():
-    assert upward(BELOW_ROOT) == []
+def test_imports_point_down(below_root):
+    assert upward(below_root) == []
 
 
-def test_no_modules_import_each_other():
-    assert house.circles(BELOW_ROOT) == []
+def test_no_modules_import_each_other(below_root):
+    assert house.circles(below_root) == []
 
 
 @pytest.mark.parametrize("source", ["from .runs.run import Run", "def lazy():\n    from .runs.run import Run"])
