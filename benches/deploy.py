@@ -25,10 +25,10 @@ import specimens
 
 from qrobust.bench.measure import Candidate, Scenario, side_by_side
 from qrobust.bench.timing import ratio_interval
-from qrobust.export.sessions import OPENVINO, PROVIDERS, Bound, artifact_session, images_for
+from qrobust.export.sessions import PROVIDERS, Bound, artifact_session, images_for
 from qrobust.export.target import load_target
 from qrobust.export.write import lower
-from qrobust.runtime import ENTRIES, XNNPACK, Artifact, time_sessions
+from qrobust.runtime import ENTRIES, OPENVINO, XNNPACK, Artifact, time_sessions
 from qrobust.storage import write_json
 
 # Times as fast as the float file on the same runtime and processor, at least: limit, widths, batch sizes. First tried

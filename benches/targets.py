@@ -39,11 +39,11 @@ from qrobust.deployed.model import find_images, of_artifact
 from qrobust.errors import ExportError, ParityError
 from qrobust.export.artifact import JAVASCRIPT, PARITY_IMAGES, Arrays, Contents, make_suite, suite_bytes, write_artifact
 from qrobust.export.parity import FORCED, parity
-from qrobust.export.sessions import CPU, OPENVINO, BareFile, artifact_session
-from qrobust.export.target import Target, load_target
+from qrobust.export.sessions import CPU, BareFile
+from qrobust.export.target import load_target
 from qrobust.runs.folder import FLOAT
 from qrobust.runs.run import Run
-from qrobust.runtime import Artifact
+from qrobust.runtime import OPENVINO, Artifact
 from qrobust.storage import read_json, write_json
 from qrobust.threat import Threat
 from qrobust.zoo.entries import FLOAT as ZOO_FLOAT
@@ -149,7 +149,7 @@ class Bench:
             n = self.options.slow_n if target == MICRO else self.options.n
             suite = {name: array[:n] for name, array in self.suite.items()}
             contents = Contents(f"{one.name} on {target}", one.bits, 0, one.threat, {"name": one.name}, suite, {})
-            write_artifact(place, one.model, one.dataset, _target(target), contents)
+            write_artifact(place, one.model, one.dataset, load_target(target), contents)
         return Artifact.load(place)
 
     @cached_property
@@ -161,7 +161,7 @@ class Bench:
     def cell(self, target: str) -> Unit:
         """A network on a target's own session."""
         artifact = self.artifact(target)
-        session = artifact_session(artifact, OPENVINO if target == OPENVINO else _provider(artifact), 1)
+        session = artifact.session(threads=1)
         found, stored = _labels(artifact, session), {name: artifact.suite[f"label.{name}"] for name in artifact.sets}
         y = artifact.suite["y"]
         return {
@@ -173,7 +173,7 @@ class Bench:
             "right": {name: record.packed(found[name] == y) for name in found},
             "activations": self._activations(artifact, target),
             "kernels": artifact.manifest["metrics"].get("after_kernels"),
-            "attacked": self._attacked(artifact, target, session),
+            "attacked": self._attacked(artifact, target),
         }
 
     def _activations(self, artifact: Artifact, target: str) -> Unit:
@@ -186,11 +186,9 @@ class Bench:
         most = max((largest for _, largest in layers.values()), default=0)
         return {"share": found["share"], "most steps": most, "logits moved": found["change"], "layers": layers}
 
-    def _attacked(self, artifact: Artifact, target: str, session: Any) -> Unit:
+    def _attacked(self, artifact: Artifact, target: str) -> Unit:
         """What is right of the same images in torch, replayed, and when the session itself is attacked."""
         deployed = of_artifact(artifact)
-        if target == OPENVINO:
-            deployed = replace(deployed, at=lambda _level: lambda x: artifact.logits(x, session))
         n = min(self.options.slow_attacked if target == MICRO else self.options.attacked, len(artifact.suite["y"]))
         found = attack_deployed(deployed, find_images(deployed), Settings((ATTACK,), n=n))
         shares = {place: one[ATTACK] for place, one in found["gap"].items()}
@@ -238,7 +236,7 @@ class Bench:
             artifact = self.artifact(target)
         except (ExportError, ParityError):  # its own unit says why
             return None
-        return Candidate(target, artifact, OPENVINO if target == OPENVINO else _provider(artifact))
+        return Candidate(target, artifact, str(artifact.manifest["target"]["provider"]))
 
     def _float_file(self) -> Candidate:
         """Bare, so that the first candidate is the reference."""
@@ -256,16 +254,6 @@ def _missing(target: str) -> str:
         return "" if (javascript.NODE / "node_modules" / "onnxruntime-web").is_dir() else "no onnxruntime-web for Node"
     package = NEEDS.get(target)
     return f"no package {package}" if package and not importlib.util.find_spec(package) else ""
-
-
-def _target(name: str) -> Target:
-    """OpenVINO reads its file by a package of its own; a manifest for onnxruntime's CPU provider opens everywhere."""
-    found = load_target(name)
-    return found.model_copy(update={"provider": CPU}) if name == OPENVINO else found
-
-
-def _provider(artifact: Artifact) -> str:
-    return str(artifact.manifest["target"]["provider"])
 
 
 def _labels(artifact: Artifact, session: Any) -> dict[str, Any]:

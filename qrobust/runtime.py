@@ -1,7 +1,7 @@
 """Load an exported artifact, replay its robustness suite, attack it without gradients, and give a verdict.
 
-This file needs Python, numpy and onnxruntime only, or for a model.tflite ai-edge-litert. It travels inside every
-artifact as `verify.py`:
+This file needs Python, numpy and onnxruntime only, or what else runs the artifact's target: ai-edge-litert, openvino.
+It travels inside every artifact as `verify.py`:
 
     python -I verify.py [ARTIFACT] [--baseline F]     0: every limit held, 1: a limit was broken, 2: it could not run
 """
@@ -241,6 +241,7 @@ CPUINFO, VNNI = Path("/proc/cpuinfo"), frozenset((b"avx512_vnni", b"avx_vnni")) 
 # Providers of model.tflite, and the kernels that each asks LiteRT's interpreter for.
 XNNPACK, DELEGATE = "litert-xnnpack", "DELEGATE"
 LITERT = {XNNPACK: "AUTO", "litert-reference": "BUILTIN_REF"}
+OPENVINO = "openvino"  # the package's CPU plugin; onnxruntime's provider of that name is a build of its own
 ON_GPU = ("CUDAExecutionProvider", "TensorrtExecutionProvider")
 OPTIONS = ("graph_optimization_level", "intra_op_num_threads", "inter_op_num_threads", *ENTRIES)
 HINT_EXPORT = "compare onnxruntime, provider and session options with the manifest, then export again"
@@ -630,7 +631,7 @@ def _bytes(model: str | Path | bytes) -> bytes:
 def load_session(
     model: str | Path | bytes, provider: str, threads: int | None, session_options: dict[str, Any] | None = None
 ) -> Any:
-    """A session of a file or its bytes on one provider, never silently on another: of onnxruntime, or of LiteRT.
+    """A session of a file or its bytes on one provider, never silently on another: of onnxruntime, LiteRT, OpenVINO.
 
     threads: intra-op threads, 0 for all cores, None as in session_options, which may hold the keys of OPTIONS
     (levels: disable, basic, extended, all; allow_spinning: 0 leaves the cores to others between calls;
@@ -638,8 +639,12 @@ def load_session(
     activations are int8). Raises ArtifactError if anything is missing or refused (external data is).
     """
     chosen = {**(session_options or {}), **({} if threads is None else {"intra_op_num_threads": threads})}
-    if provider in LITERT:  # which has the number of threads alone
-        return LiteRtSession(_bytes(model), provider, chosen.get("intra_op_num_threads", 0))
+    if provider in LITERT or provider == OPENVINO:  # which have the number of threads alone
+        workers = chosen.get("intra_op_num_threads", 0)
+        valid = type(workers) is int and 0 <= workers <= MAX_THREADS
+        _expect(valid, f"0 to {MAX_THREADS} as intra_op_num_threads", repr(workers))
+        data = _bytes(model)
+        return OpenVinoSession(data, workers) if provider == OPENVINO else LiteRtSession(data, provider, workers)
     with _expecting("onnxruntime", "pip install onnxruntime"):
         import onnxruntime as ort
     own = os.environ.get("ORT_LOAD_CONFIG_FROM_MODEL", "0")
@@ -688,8 +693,6 @@ class LiteRtSession:
 
     def __init__(self, data: bytes, provider: str, threads: int = 0) -> None:
         interpreter, self._provider = litert_module("interpreter"), provider
-        valid = type(threads) is int and 0 <= threads <= MAX_THREADS
-        _expect(valid, f"0 to {MAX_THREADS} as intra_op_num_threads", repr(threads))
         with _expecting(f"a model.tflite for {provider}", "export it again, or install another ai-edge-litert"):
             kind = getattr(interpreter.OpResolverType, LITERT[provider])
             self._running = interpreter.Interpreter(
@@ -751,6 +754,56 @@ def _executed(operators: Sequence[Mapping[str, Any]], outputs: Sequence[int]) ->
 
 def _channels_first(x: Array) -> Array:
     return np.ascontiguousarray(x.transpose(0, 3, 1, 2)) if x.ndim == 4 else x
+
+
+class OpenVinoSession:
+    """An ONNX file on OpenVINO's CPU plugin, called as a session of onnxruntime; what the file has in float32 stays so.
+
+    threads: 0 for all cores. Raises ArtifactError for a file that OpenVINO does not read, or whose data lie beside it.
+    """
+
+    def __init__(self, data: bytes, threads: int = 0) -> None:
+        with _expecting("the package openvino", "pip install openvino"):
+            openvino = importlib.import_module("openvino")
+        hints = {"INFERENCE_PRECISION_HINT": "f32", "PERFORMANCE_HINT": "LATENCY", "INFERENCE_NUM_THREADS": threads}
+        with (
+            _expecting("a file that OpenVINO reads", "export for the target openvino"),
+            tempfile.TemporaryDirectory() as alone,  # where no data lie beside it
+        ):
+            path = Path(alone) / "model.onnx"
+            path.write_bytes(data)
+            self._compiled = openvino.Core().compile_model(str(path), "CPU", {**hints, "NUM_STREAMS": 1})
+        self._request = self._compiled.create_infer_request()
+
+    def get_inputs(self) -> list[SimpleNamespace]:
+        """Name, type and shape of each."""
+        return [_port(one) for one in self._compiled.inputs]
+
+    def get_outputs(self) -> list[SimpleNamespace]:
+        """As of inputs."""
+        return [_port(one) for one in self._compiled.outputs]
+
+    def get_providers(self) -> list[str]:
+        """The one."""
+        return [OPENVINO]
+
+    def run(self, names: Sequence[str] | None, feed: Mapping[str, Array]) -> list[Array]:
+        """The outputs of these names, all for None."""
+        found = self._request.infer(dict(feed), share_inputs=True)
+        return [found[one] for one in names or self._compiled.outputs]
+
+    def ops(self) -> list[tuple[str, str]]:
+        """Kind and precision of every node that runs, such as ("Convolution", "u8")."""
+        keys = ("layerType", "runtimePrecision")
+        infos = [node.get_rt_info() for node in self._compiled.get_runtime_model().get_ops()]
+        found = [tuple(str(info[key].value) for key in keys) for info in infos]
+        return [(kind, precision) for kind, precision in found if kind not in ("Const", "Input", "Output")]
+
+
+def _port(one: Any) -> SimpleNamespace:
+    kind = {"f32": "float", "u8": "uint8"}.get(one.element_type.get_type_name(), str(one.element_type))
+    shape = [int(size.get_length()) if size.is_static else None for size in one.partial_shape]
+    return SimpleNamespace(name=one.any_name, type=f"tensor({kind})", shape=shape)
 
 
 def sums_saturate() -> bool:
@@ -1118,6 +1171,9 @@ def _runtime(artifact: Artifact) -> dict[str, str]:
     if artifact.manifest["target"]["provider"] in LITERT:
         litert_module("interpreter")
         return {"ai-edge-litert": importlib.metadata.version("ai-edge-litert")}
+    if artifact.manifest["target"]["provider"] == OPENVINO:
+        with _expecting("the package openvino", "pip install openvino"):
+            return {OPENVINO: importlib.metadata.version(OPENVINO)}
     with _expecting("onnxruntime", "pip install onnxruntime"):
         import onnxruntime as ort
     return {"onnxruntime": ort.__version__}

@@ -121,7 +121,7 @@ NOT_IMPORTED = {
 }
 NOT_DECLARED = {
     "flatbuffers": "for the targets of LiteRT, in the extra litert",
-    "openvino": "for the target openvino, which names it where it is missing",
+    "openvino": "for the target openvino, in the extra openvino",
     "tensorrt": "for the target tensorrt, of an index of its own",
 }
 TOOLS = {"build", "mypy", "ruff", "pytest-timeout", "pytest-xdist"}  # that developers start, or pytest loads

@@ -8,8 +8,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from ..export.sessions import OPENVINO, PROVIDERS, Timed, artifact_session, images_for, profiled
-from ..runtime import ArtifactError, LiteRtSession
+from ..export.sessions import PROVIDERS, Timed, artifact_session, images_for, profiled
+from ..runtime import OPENVINO, ArtifactError, LiteRtSession
 
 CONVOLUTIONS = ("Conv", "FusedConv", "NhwcFusedConv", "NhwcConv", "QLinearConv", "Convolution")
 Shapes = tuple[tuple[str, tuple[int, ...]], ...]

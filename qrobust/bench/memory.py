@@ -12,8 +12,8 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
-from ..export.sessions import OPENVINO, Timed, artifact_session, images_for, opened
-from ..runtime import LITERT, ArtifactError
+from ..export.sessions import Timed, artifact_session, images_for, opened
+from ..runtime import LITERT, OPENVINO, ArtifactError
 
 LOADS, MOST_MS = 5, 5000.0
 RUNTIMES = {OPENVINO: "openvino", **dict.fromkeys(LITERT, "ai_edge_litert.interpreter")}

@@ -204,7 +204,7 @@ def suite_accuracy(arrays: Arrays) -> dict[str, float]:
 def checks(provider: str) -> dict[str, bytes]:
     """Files by which an artifact checks itself: verify.py, and, of what onnxruntime runs, the same in JavaScript."""
     found = {"verify.py": Path(runtime.__file__).read_bytes()}
-    names = () if provider in runtime.LITERT else VERIFIERS
+    names = () if provider in (*runtime.LITERT, runtime.OPENVINO) else VERIFIERS
     return found | {name: (JAVASCRIPT / name).read_bytes() for name in names}
 
 

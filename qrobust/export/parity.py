@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from .. import devices, quant
 from ..errors import ExportError, ParityError
 from ..quant import quantizers
-from ..runtime import LITERT, ArtifactError, Verdict
+from ..runtime import LITERT, OPENVINO, ArtifactError, OpenVinoSession, Verdict
 from .levels import (
     LOGITS,
     Executed,
@@ -31,7 +31,7 @@ from .levels import (
     results,
     shown_first,
 )
-from .sessions import OPENVINO, OpenVinoSession, open_session
+from .sessions import open_session
 from .target import Target
 
 Array = npt.NDArray[Any]
@@ -311,7 +311,7 @@ def _runner(data: bytes, runtime: str) -> Run:
             compiled = OpenVinoSession(data, threads=1)
         except ArtifactError as error:
             raise ExportError(str(error)) from error
-        return lambda feeds: [np.array(value) for value in compiled.run(None, feeds)]
+        return lambda feeds: compiled.run(None, feeds)
     known = ", ".join((*LEVELS, "reference", OPENVINO, *LITERT))
     raise ExportError(f"expected a runtime out of {known}, got {runtime!r}")
 

@@ -24,6 +24,7 @@ from ..runtime import (
     ENTRIES,
     LITERT,
     ON_GPU,
+    OPENVINO,
     Artifact,
     ArtifactError,
     LiteRtSession,
@@ -107,7 +108,6 @@ def _opens(provider: str) -> bool:
     return bool(open_session(model, "all", provider).get_providers()[0] == provider)
 
 
-OPENVINO = "openvino"  # a runtime of its own: the same file, read by the package openvino
 PROVIDERS = {
     "cpu": "CPUExecutionProvider",
     "cuda": "CUDAExecutionProvider",
@@ -190,8 +190,6 @@ def size_of(one: Timed) -> int:
 
 def artifact_session(artifact: Timed, provider: str, threads: int) -> Any:
     """A session of the artifact; `provider` is a full name. Raises ArtifactError, which says what is missing."""
-    if provider == OPENVINO:
-        return OpenVinoSession(file_of(artifact), threads)
     require(provider)
     return artifact.session(provider, threads)
 
@@ -238,43 +236,6 @@ def require(provider: str) -> None:
         missing = str(error).partition(":")[0]
         text = f"expected the libraries of {provider}, got none called {missing}; install it or put it on the path"
         raise ArtifactError(text) from error
-
-
-class OpenVinoSession:
-    """A file on OpenVINO's CPU plugin, with what a benchmark needs of an onnxruntime session."""
-
-    def __init__(self, model: Path | bytes, threads: int) -> None:
-        try:
-            import openvino
-        except ImportError as error:
-            raise ArtifactError("expected the package openvino, got none; pip install openvino") from error
-        options = {"PERFORMANCE_HINT": "LATENCY", "INFERENCE_NUM_THREADS": threads, "NUM_STREAMS": 1}
-        try:
-            core = openvino.Core()
-            source = core.read_model(model) if isinstance(model, bytes) else str(model)
-            self._compiled = core.compile_model(source, "CPU", options)
-        except RuntimeError as error:
-            reason = str(error).strip().splitlines()[-1]
-            name = "model" if isinstance(model, bytes) else model
-            text = f"expected a file that OpenVINO reads, got {name}: {reason}; export for the target openvino"
-            raise ArtifactError(text) from error
-        self._request = self._compiled.create_infer_request()
-
-    def get_inputs(self) -> list[SimpleNamespace]:
-        """The one input, by name."""
-        return [SimpleNamespace(name=self._compiled.inputs[0].any_name)]
-
-    def run(self, _names: None, feed: dict[str, Array]) -> list[Array]:
-        """The outputs; they are valid until the next call."""
-        results = self._request.infer(feed, share_inputs=True, share_outputs=True)
-        return [results[port] for port in self._compiled.outputs]
-
-    def ops(self) -> list[tuple[str, str]]:
-        """Kind and precision of every node that runs, such as ("Convolution", "u8")."""
-        keys = ("layerType", "runtimePrecision")
-        infos = [node.get_rt_info() for node in self._compiled.get_runtime_model().get_ops()]
-        found = [tuple(str(info[key].value) for key in keys) for info in infos]
-        return [(kind, precision) for kind, precision in found if kind not in ("Const", "Input", "Output")]
 
 
 class ConvertedSession:

@@ -74,7 +74,7 @@ class Target(Table):
     description: str
     """One line, for `qrobust targets`."""
     provider: str
-    """onnxruntime's execution provider, `"litert-xnnpack"` or `"litert-reference"`; another is never taken silently."""
+    """An execution provider of onnxruntime, `"openvino"`, `"litert-xnnpack"` or `"litert-reference"`; never another."""
     format: Literal["integer", "compact", "float", "float16", "symmetric", "qonnx"]
     """What the graph is made of, below."""
     opset: Annotated[int, Field(ge=20, le=25)]

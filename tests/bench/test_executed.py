@@ -7,8 +7,8 @@ import torch
 from torch import nn
 
 from qrobust.bench.executed import Node, compute_type, executed, multiply_adds, placement, refuse_fallback
-from qrobust.export.sessions import OPENVINO, PROVIDERS
-from qrobust.runtime import ArtifactError
+from qrobust.export.sessions import PROVIDERS
+from qrobust.runtime import OPENVINO, ArtifactError
 
 from ..conftest import evidence
 from ..export.helpers import network

@@ -2,16 +2,18 @@
 
 import platform
 import sys
+from importlib.metadata import version
 
 import numpy as np
+import onnx
 import onnxruntime
 import pytest
 import torch
 
+import qrobust
 from qrobust import runtime
 from qrobust.errors import RecipeError
 from qrobust.export.sessions import (  # fmt: skip
-    OPENVINO,
     PROVIDERS,
     Bound,
     NullSession,
@@ -21,10 +23,11 @@ from qrobust.export.sessions import (  # fmt: skip
     provider_of,
     require,
 )
-from qrobust.runtime import ArtifactError, sums_saturate
+from qrobust.runtime import OPENVINO, Artifact, ArtifactError, check, load_session, sums_saturate
 
 from ..conftest import evidence
 from ..onnx_module.helpers import has_vnni
+from .conftest import written
 
 CPU = PROVIDERS["cpu"]
 
@@ -94,31 +97,74 @@ def test_the_cpu_needs_nothing():
 
 def test_openvino_that_is_not_installed_is_named(artifacts, monkeypatch):
     monkeypatch.setitem(sys.modules, "openvino", None)
-    with pytest.raises(ArtifactError, match="expected the package openvino, got none; pip install openvino"):
+    with pytest.raises(ArtifactError, match=r"expected the package openvino, got .*; pip install openvino"):
         artifact_session(artifacts[4], OPENVINO, 1)
+
+
+def on_openvino():
+    evidence("openvino")
+    if not has_vnni():
+        pytest.skip("expected a processor with VNNI: without it OpenVINO's sums of 8-bit products saturate")
+
+
+def moved(report):
+    return next(one.measured for one in report.verdicts if one.name == "logit_change")
 
 
 @pytest.mark.parametrize("bits", [32, 8])
 def test_openvino_says_what_onnxruntime_says(bits, artifacts):
-    evidence("openvino")
-    if bits == 8 and not has_vnni():
-        pytest.skip("expected a processor with VNNI: without it OpenVINO's sums of 8-bit products saturate")
+    on_openvino()
     one, x = artifacts[bits], images_for(artifacts[bits], 5)
     session = artifact_session(one, OPENVINO, 1)
     feed = {session.get_inputs()[0].name: x}
     (ours,), (theirs,) = artifact_session(one, CPU, 1).run(None, feed), session.run(None, feed)
     assert theirs.shape == (5, 10)
-    assert np.abs(ours - theirs).max() < 0.05 * np.abs(ours).max()  # OpenVINO may compute floats in bfloat16
+    assert np.abs(ours - theirs).max() < (1e-5 if bits == 32 else 0.05) * np.abs(ours).max()
+    (once_more,) = session.run(["logits"], {**feed, session.get_inputs()[0].name: x[::-1].copy()})
+    np.testing.assert_array_equal(once_more, theirs[::-1])  # which the second call left alone
 
 
-def test_openvino_refuses_in_one_line(artifacts, tmp_path):
+def test_an_artifact_is_checked_and_attacked_on_openvino_and_a_fault_is_found(tmp_path):
+    on_openvino()
+    one = written(tmp_path / "one", 8, target="openvino")
+    assert {"verify.py"} == {path.name for path in one.path.iterdir() if path.name.startswith("verify")}
+    assert one.manifest["metrics"]["after_provider"] == CPU  # which stands in for it at export
+    report = check(one, queries=50)
+    assert not report.label_flips
+    assert moved(report) < 0.05  # of a network that nobody trained
+    assert report.versions[OPENVINO] == version("openvino")
+    attacked = qrobust.attack(one, attacks=("pgd-2",), n=12)
+    assert attacked["artifact"]["provider"] == OPENVINO
+
+    proto = onnx.load(one.path / "model.onnx")
+    scale = next(each for each in proto.graph.initializer if each.name.endswith("weight.scale"))
+    scale.CopyFrom(onnx.numpy_helper.from_array(onnx.numpy_helper.to_array(scale) * np.float32(3), scale.name))
+    broken = Artifact(one.path, one.manifest, one.suite, proto.SerializeToString())
+    assert moved(check(broken, queries=50)) > 0.5
+
+
+def test_openvino_refuses_in_one_line(artifacts):
     evidence("openvino")
-    from qrobust.export.sessions import OpenVinoSession
-
-    (tmp_path / "model.onnx").write_bytes(b"no graph")
     with pytest.raises(ArtifactError, match=r"expected a file that OpenVINO reads, got .*target openvino") as caught:
-        OpenVinoSession(tmp_path / "model.onnx", 1)
+        load_session(b"no graph", OPENVINO, 1)
     assert "\n" not in str(caught.value)
+    with pytest.raises(ArtifactError, match=r"expected 0 to .* as intra_op_num_threads, got -1"):
+        load_session(artifacts[8].model, OPENVINO, -1)
+
+
+@pytest.mark.parametrize("place", ["weights.bin", "{}/weights.bin", "../weights.bin"])
+def test_openvino_reads_no_data_beside_a_file(place, artifacts, tmp_path, monkeypatch):
+    """An artifact's hashes say nothing of those."""
+    evidence("openvino")
+    monkeypatch.chdir(tmp_path)
+    proto = onnx.load_from_string(artifacts[32].model)
+    weights = next(one for one in proto.graph.initializer if len(one.raw_data) > 100)
+    for folder in (tmp_path, tmp_path.parent):
+        (folder / "weights.bin").write_bytes(weights.raw_data)
+    onnx.external_data_helper.set_external_data(weights, place.format(tmp_path))
+    weights.ClearField("raw_data")
+    with pytest.raises(ArtifactError, match="expected a file that OpenVINO reads"):
+        load_session(proto.SerializeToString(), OPENVINO, 1)
 
 
 def test_a_session_beside_others_says_the_same(artifacts):

@@ -11,7 +11,7 @@ from qrobust import resources
 from qrobust.errors import RecipeError
 from qrobust.export.lowering import FORMS
 from qrobust.export.target import Target, load_target
-from qrobust.runtime import LITERT
+from qrobust.runtime import LITERT, OPENVINO
 
 ROOT = Path(__file__).resolve().parents[2]
 RECORDED = json.loads((ROOT / "tests" / "fixtures" / "targets.json").read_text())
@@ -39,7 +39,7 @@ def test_every_target_loads_by_name_and_by_path(name):
     assert target.name == name
     assert target == load_target(str(ROOT / "export" / f"{name}.toml"))
     assert target.description
-    assert target.executable == target.provider.endswith(("ExecutionProvider", *LITERT))
+    assert target.executable == target.provider.endswith(("ExecutionProvider", OPENVINO, *LITERT))
 
 
 def test_targets_are_what_they_were_when_each_stated_all():
