@@ -640,10 +640,7 @@ def load_session(
     """
     chosen = {**(session_options or {}), **({} if threads is None else {"intra_op_num_threads": threads})}
     if provider in LITERT or provider == OPENVINO:  # which have the number of threads alone
-        workers = chosen.get("intra_op_num_threads", 0)
-        valid = type(workers) is int and 0 <= workers <= MAX_THREADS
-        _expect(valid, f"0 to {MAX_THREADS} as intra_op_num_threads", repr(workers))
-        data = _bytes(model)
+        data, workers = _bytes(model), chosen.get("intra_op_num_threads", 0)
         return OpenVinoSession(data, workers) if provider == OPENVINO else LiteRtSession(data, provider, workers)
     with _expecting("onnxruntime", "pip install onnxruntime"):
         import onnxruntime as ort
@@ -663,8 +660,7 @@ def load_session(
             if key == "graph_optimization_level":
                 options.graph_optimization_level = getattr(ort.GraphOptimizationLevel, f"ORT_{LEVELS[value]}")
                 continue
-            # onnxruntime starts a million threads if it is told to
-            _expect(type(value) is int and 0 <= value <= MAX_THREADS, f"0 to {MAX_THREADS} as {key}", repr(value))
+            _expect_count(key, value)  # onnxruntime starts a million threads if it is told to
             if key in ENTRIES:
                 wanted = value > 0 and (key != "x64quantprecision" or sums_saturate())
                 options.add_session_config_entry(ENTRIES[key], str(int(wanted)))
@@ -676,6 +672,10 @@ def load_session(
     used = session.get_providers()[0]
     _expect(used == provider, f"the model on {provider}", used, "install what that provider needs")
     return session
+
+
+def _expect_count(key: str, value: Any) -> None:
+    _expect(type(value) is int and 0 <= value <= MAX_THREADS, f"0 to {MAX_THREADS} as {key}", repr(value))
 
 
 def litert_module(name: str) -> Any:
@@ -693,6 +693,7 @@ class LiteRtSession:
 
     def __init__(self, data: bytes, provider: str, threads: int = 0) -> None:
         interpreter, self._provider = litert_module("interpreter"), provider
+        _expect_count("intra_op_num_threads", threads)
         with _expecting(f"a model.tflite for {provider}", "export it again, or install another ai-edge-litert"):
             kind = getattr(interpreter.OpResolverType, LITERT[provider])
             self._running = interpreter.Interpreter(
@@ -765,6 +766,7 @@ class OpenVinoSession:
     def __init__(self, data: bytes, threads: int = 0) -> None:
         with _expecting("the package openvino", "pip install openvino"):
             openvino = importlib.import_module("openvino")
+        _expect_count("intra_op_num_threads", threads)
         hints = {"INFERENCE_PRECISION_HINT": "f32", "PERFORMANCE_HINT": "LATENCY", "INFERENCE_NUM_THREADS": threads}
         with (
             _expecting("a file that OpenVINO reads", "export for the target openvino"),
