@@ -118,7 +118,7 @@ PROVIDERS = {
 
 def provider_of(name: str) -> str:
     """The full name of `cpu`, `cuda`, `tensorrt` or `openvino`; a full name is its own. Raises RecipeError."""
-    if name == "OpenVINOExecutionProvider":  # what a target says; the package needs no build of onnxruntime
+    if name == "OpenVINOExecutionProvider":  # what older artifacts say; the package needs no build of onnxruntime
         return OPENVINO
     if name in PROVIDERS or name in LITERT or name.endswith("ExecutionProvider"):
         return PROVIDERS.get(name, name)
