@@ -22,8 +22,9 @@ ATTACK = StrongConfig(quick=True, budget=61)
 
 @dataclass(frozen=True)
 class Sensitivity:
-    """Of a layer at so many bits, all others as they are: what is lost of the mean margin, in logits, under attack and
-    on clean images, and of the clean accuracy. Negative where the network gained.
+    """Of a layer at so many bits, all others as they are: what an image loses of its margin, in logits, under attack
+    and clean, and of the clean accuracy. A mean over images; one whose margin grows loses 0 and makes good for no
+    other: rounding moves margins both ways, and of a mean of both only noise is left.
     """
 
     layer: str
@@ -72,15 +73,15 @@ class Sensitivities:
             for width in bits:
                 if (name, width) not in done and width < quantizer.bits:
                     with _narrowed(quantizer, layer, width):
-                        found = self._lost(name, width)
+                        found = self._of(name, width)
                     yield found  # outside, where the network is as it was
 
-    def _lost(self, name: str, bits: int) -> Sensitivity:
+    def _of(self, name: str, bits: int) -> Sensitivity:
         narrow = self._margins()
         whole = self._whole
         assert whole is not None
-        attacked, clean = (whole.attacked - narrow.attacked).mean(), (whole.clean - narrow.clean).mean()
-        return Sensitivity(name, bits, float(attacked), float(clean), float((narrow.clean <= 0).float().mean()))
+        attacked, clean = _lost(whole.attacked, narrow.attacked), _lost(whole.clean, narrow.clean)
+        return Sensitivity(name, bits, attacked, clean, float((narrow.clean <= 0).float().mean()))
 
     def _margins(self) -> _Margins:
         generator = devices.generator(self.seed, "sensitivity")
@@ -90,6 +91,10 @@ class Sensitivities:
     @torch.no_grad()
     def _logits(self, x: Tensor) -> Tensor:
         return torch.cat([self.model(part) for part in torch.split(x, self.config.batch_size)])
+
+
+def _lost(before: Tensor, after: Tensor) -> float:
+    return float((before - after).clamp(min=0).mean())
 
 
 def weight_quantizers(model: nn.Module) -> Iterator[tuple[str, Quantizer, nn.Module]]:

@@ -67,11 +67,12 @@ def allocate(recipe: Recipe, out: Path, asked: Request) -> dict[str, Any]:
     allocation.allocate(cheapest, most.most)  # refuses a budget before minutes of work
     asks = Sensitivities(model, x, images.y.to(x.device), threat=run.threat, seed=recipe.seed)
     weights = run.files.network(FULL).weights(run.networks.deployed(FULL))
-    of = digest([own.digest_of(weights), fingerprint(images), run.threat.norm, run.threat.eps, asdict(asks.config)])
+    asked_of = [own.digest_of(weights), fingerprint(images), run.threat.norm, run.threat.eps, asdict(asks.config)]
+    of = digest(["gains count for nothing", *asked_of])
     found = _measured(asks, asked, out / "sensitivities.jsonl", of)
     choices = {
         name: [Choice(FULL, _cost(layer, FULL, most), 0.0), *(
-            Choice(one.bits, _cost(layer, one.bits, most), max(0.0, one.margin))
+            Choice(one.bits, _cost(layer, one.bits, most), one.margin)
             for one in found if one.layer == name
         )]
         for name, layer in layers.items()

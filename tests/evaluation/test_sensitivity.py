@@ -36,8 +36,8 @@ def test_every_layer_at_every_width_and_the_network_as_it_was(network):
     assert [(one.layer, one.bits) for one in found] == [(name, bits) for name in ("0", "2", "5") for bits in (2, 4)]
     assert all(torch.equal(before[name], value) for name, value in network.state_dict().items())
     assert {quantizer.bits for _, quantizer, _ in weight_quantizers(network)} == {8}
-    by_width = {bits: sum(abs(one.margin) for one in found if one.bits == bits) for bits in (2, 4)}
-    assert by_width[2] > 2 * by_width[4]
+    lost = {(one.layer, one.bits): one.margin for one in found}
+    assert all(lost[name, 2] > 2 * lost[name, 4] > 0 for name in ("0", "2", "5"))  # in a mean of gains too it is noise
 
 
 def test_a_clean_margin_by_hand(network):
@@ -58,7 +58,7 @@ def test_a_clean_margin_by_hand(network):
         own = ordered.gather(1, y[:20, None])[:, 0]
         margins.append(own - ordered.scatter(1, y[:20, None], -torch.inf).amax(1))
     one = next(one for one in found if one.layer == "2")
-    assert one.clean_margin == pytest.approx(float((margins[0] - margins[1]).mean()), abs=0.01)
+    assert one.clean_margin == pytest.approx(float((margins[0] - margins[1]).clamp(min=0).mean()), abs=0.01)
 
 
 def test_what_is_done_is_not_measured_again(network):
