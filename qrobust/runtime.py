@@ -684,6 +684,12 @@ def litert_module(name: str) -> Any:
         return importlib.import_module(f"ai_edge_litert.{name}")
 
 
+def openvino_module() -> Any:
+    """The package openvino. Raises ArtifactError where it is missing."""
+    with _expecting("the package openvino", "pip install openvino"):
+        return importlib.import_module("openvino")
+
+
 class LiteRtSession:
     """A .tflite file on LiteRT's interpreter, called as a session of onnxruntime: images with channels first but bytes.
 
@@ -764,8 +770,7 @@ class OpenVinoSession:
     """
 
     def __init__(self, data: bytes, threads: int = 0) -> None:
-        with _expecting("the package openvino", "pip install openvino"):
-            openvino = importlib.import_module("openvino")
+        openvino = openvino_module()
         _expect_count("intra_op_num_threads", threads)
         hints = {"INFERENCE_PRECISION_HINT": "f32", "PERFORMANCE_HINT": "LATENCY", "INFERENCE_NUM_THREADS": threads}
         with (
@@ -1174,8 +1179,8 @@ def _runtime(artifact: Artifact) -> dict[str, str]:
         litert_module("interpreter")
         return {"ai-edge-litert": importlib.metadata.version("ai-edge-litert")}
     if artifact.manifest["target"]["provider"] == OPENVINO:
-        with _expecting("the package openvino", "pip install openvino"):
-            return {OPENVINO: importlib.metadata.version(OPENVINO)}
+        openvino_module()
+        return {OPENVINO: importlib.metadata.version(OPENVINO)}
     with _expecting("onnxruntime", "pip install onnxruntime"):
         import onnxruntime as ort
     return {"onnxruntime": ort.__version__}
