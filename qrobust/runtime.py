@@ -244,7 +244,7 @@ LITERT = {XNNPACK: "AUTO", "litert-reference": "BUILTIN_REF"}
 OPENVINO = "openvino"  # the package's CPU plugin; onnxruntime's provider of that name is a build of its own
 ON_GPU = ("CUDAExecutionProvider", "TensorrtExecutionProvider")
 OPTIONS = ("graph_optimization_level", "intra_op_num_threads", "inter_op_num_threads", *ENTRIES)
-HINT_EXPORT = "compare onnxruntime, provider and session options with the manifest, then export again"
+HINT_EXPORT = "compare the runtime, its provider and options with the manifest, then export again"
 # Whose labels a suite holds, by the manifest's parity: "none" for a file of which no torch network is known.
 ORIGINS = {"torch": "the network before export", "none": "its own session when it was exported"}
 NO_PARITY = "Parity: none. No torch network is known; labels and logits are compared with its own session then."

@@ -6,7 +6,7 @@ import { GENERATOR, TESTS, holm, imagesNeeded, pairedInterval, squareAttack, wil
 const MAX_PIXELS = 2 ** 24, MAX_THREADS = 1024, UPDATE = '--update-baseline --reason TEXT';
 const ORIGINS = { torch: 'the network before export', none: 'its own session when it was exported' };
 const HINTS = {
-    export: 'compare onnxruntime, provider and session options with the manifest, then export again',
+    export: 'compare the runtime, its provider and options with the manifest, then export again',
     lost: "compare model and recipe with the baseline's; a wanted loss is pinned by --update-baseline --reason TEXT",
     device: "export for a target that suits this device, or change the target's limit",
     masked: 'gradients misled the stored attacks: attack with other backward passes, losses and restarts',
