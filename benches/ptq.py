@@ -12,6 +12,8 @@ last. --only: units whose name has this text in it.
     RUN/trained N                  QM-N as the run trained it
     RUN/N/CALIBRATOR/REPAIR        N bits, 8-bit activations, from 512 images
     RUN/N/mse/both/IMAGES          from another number of them
+    RUN/N/mse/REPAIR-per-tensor    one scale a layer; of networks with depthwise layers, as REPAIR `equalized`: both,
+                                   behind cross-layer equalisation
     RUN/allocated B, uniform B     bits by layer within B of the bytes at 8 bits, by margin or evenly
 """
 
@@ -20,7 +22,7 @@ from __future__ import annotations
 import argparse
 import time
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -48,6 +50,7 @@ REPAIRS = {
     "adaround": quant.PtqConfig(bias_correction=False, adaround=100),
     "both": quant.PtqConfig(adaround=100),
 }
+EQUALIZED = quant.PtqConfig(adaround=100, equalize=True)
 CALIBRATED, OTHERS, BATCH = 512, (64, 2048), 64  # images, other numbers of them, and how many at once
 BUDGETS, WIDTHS, MARGINS = (0.4, 0.5, 0.6), (2, 3, 4, 6), 128  # of the bytes at 8 bits; bits of a layer; images
 Unit = dict[str, Any]
@@ -67,8 +70,8 @@ class Subject:
     against: str = "float"
 
 
-def subjects(bits: list[int], trained: tuple[int, ...]) -> Iterator[Subject]:
-    """All but those of allocated bits, the cheap ones first."""
+def subjects(bits: list[int], trained: tuple[int, ...], depthwise: bool) -> Iterator[Subject]:
+    """All but those of allocated bits, the cheap ones first. depthwise: whether the network has such layers."""
     yield Subject("float", (QUICK, STRONG))
     for width in trained:
         yield Subject(f"trained {width}", (QUICK, STRONG))
@@ -80,10 +83,21 @@ def subjects(bits: list[int], trained: tuple[int, ...]) -> Iterator[Subject]:
                 yield Subject(f"{width}/{calibrator}/{repair}", attacks, _config(width, calibrator), settings)
         for images in OTHERS:
             yield Subject(f"{width}/mse/both/{images}", (QUICK,), _config(width), images=images)
+        if depthwise:
+            yield Subject(f"{width}/mse/equalized", (QUICK,), _config(width), EQUALIZED)
+            one_scale, both = replace(_config(width), per_channel=False), (QUICK, STRONG)
+            without = f"{width}/mse/both-per-tensor"
+            yield Subject(without, both, one_scale)
+            yield Subject(f"{width}/mse/equalized-per-tensor", both, one_scale, EQUALIZED, against=without)
 
 
 def _config(bits: Any, calibrator: str = "mse") -> quant.QuantConfig:
     return quant.QuantConfig(bits, activation_bits=8, fat="none", calibrator=calibrator)
+
+
+def has_depthwise(model: nn.Module) -> bool:
+    """Whether a convolution reads one channel for each that it gives."""
+    return any(isinstance(one, nn.Conv2d) and one.groups == one.in_channels > 1 for one in model.modules())
 
 
 def evenly(sizes: Mapping[str, int], most: float) -> dict[str, int]:
@@ -115,7 +129,7 @@ class Bench:
 
     def measure(self) -> Iterator[None]:
         """What is missing, a unit at a time: all under the cheap attack, then bits by layer, then the other attack."""
-        plain = list(subjects(self.options.bits, self.run.recipe.bits[1:]))
+        plain = list(subjects(self.options.bits, self.run.recipe.bits[1:], has_depthwise(self.float_model)))
         yield from self._under(QUICK, plain)
         allocated = list(self._allocated())
         yield

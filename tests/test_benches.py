@@ -5,6 +5,7 @@ import json
 import shutil
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -14,6 +15,7 @@ import onnx
 import pytest
 import torch
 from onnx import TensorProto, helper, numpy_helper
+from torch import nn
 
 from qrobust.bench.measure import Scenario
 from qrobust.errors import QrobustError
@@ -148,6 +150,20 @@ def test_the_tables_of_what_is_not_measured_are_drawn():
     assert "| tiny | 4 | 3 | 1.00 |" in text
     assert "| tiny | 6 | 1 | none: clean accuracy is alike |  |" in text
     assert tables.NOT_YET in "\n".join(tables.BLOCKS["ptq"]({"units": {}, "sensitivities": {}}))
+
+
+def test_equalisation_is_measured_where_a_network_has_depthwise_layers():
+    """Beside the same network without it, with one scale a layer, which is what it is for."""
+    dense = nn.Sequential(nn.Conv2d(1, 4, 3), nn.Conv2d(4, 4, 3))
+    assert not ptq.has_depthwise(dense)
+    assert ptq.has_depthwise(nn.Sequential(*dense, nn.Conv2d(4, 4, 3, groups=4)))
+    found = {one.name: one for one in ptq.subjects([8], (), depthwise=True)}
+    equalized = found["8/mse/equalized-per-tensor"]
+    beside = found[equalized.against]
+    assert beside.config == equalized.config
+    assert not equalized.config.per_channel
+    assert equalized.settings == replace(beside.settings, equalize=True)
+    assert not any("per-tensor" in one.name for one in ptq.subjects([8], (), depthwise=False))
 
 
 def test_bits_that_are_spent_evenly_keep_the_budget():
