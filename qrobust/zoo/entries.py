@@ -70,13 +70,22 @@ def find(name: str) -> Entry:
     place = known[name]
     if place.is_dir():
         return _named(read(place), name)
-    where = hub.read_pointer(place)
-    folder = hub.fetch(where, (INDEX, *FILES))
-    found = described((folder / INDEX).read_bytes())["sha256"]
-    if found != where.sha256:
-        raise RunError(f"expected {INDEX} of sha256 {where.sha256[:12]} from {where.hub}, got {found[:12]}; "
-                       f"remove {folder}, and it is fetched anew")  # fmt: skip
-    return _named(read(folder), name)
+    return _on_hub(hub.read_pointer(place), name)
+
+
+def _on_hub(where: hub.Pointer, name: str) -> Entry:
+    """The network that a pointer names; what the cache holds damaged is fetched anew."""
+    for anew in (False, True):
+        folder = hub.fetch(where, (INDEX, *FILES), anew)
+        try:
+            found = described((folder / INDEX).read_bytes())["sha256"]
+            if found != where.sha256:
+                raise _broken(folder, f"{INDEX} of sha256 {found[:12]}, not {where.sha256[:12]}")
+            return _named(read(folder), name)
+        except RunError as error:
+            broken = error
+    raise RunError(f"expected {name} in {where.hub} at {where.revision[:12]}, got another network, or a damaged "
+                   "one, twice; install another version of qrobust, or take another network") from broken  # fmt: skip
 
 
 def listing() -> Iterator[tuple[str, str]]:

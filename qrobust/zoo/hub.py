@@ -36,8 +36,9 @@ def read_pointer(path: Path) -> Pointer:
     return Pointer(**found)
 
 
-def fetch(where: Pointer, names: Sequence[str]) -> Path:
-    """The folder that holds these files of a commit: the cache's, else downloaded into it.
+def fetch(where: Pointer, names: Sequence[str], anew: bool = False) -> Path:
+    """The folder that holds these files of a commit: the cache's, else downloaded into it. anew: downloaded although
+    the cache has them.
 
     Raises RunError without the package huggingface_hub, or where nothing can be fetched.
     """
@@ -46,19 +47,30 @@ def fetch(where: Pointer, names: Sequence[str]) -> Path:
     except ImportError as error:
         raise RunError("expected the package huggingface_hub, got none; pip install 'qrobust[hub]'") from error
     folder = None
-    for cached in (True, False):
+    for cached in (False,) if anew else (True, False):
         try:
             folder = Path(
                 snapshot_download(
-                    where.hub, revision=where.revision, allow_patterns=list(names), local_files_only=cached
+                    where.hub,
+                    revision=where.revision,
+                    allow_patterns=list(names),
+                    local_files_only=cached,
+                    force_download=anew,
                 )
             )
         except Exception as error:  # of the network, the hub, the cache: they share no base
             if not cached:
-                raise RunError(f"expected {where.hub} at {where.revision[:12]} from the hub, got "
-                               f"{type(error).__name__}: {error}; fetch it once while online") from error  # fmt: skip
+                raise RunError(f"expected {where.hub} at {where.revision[:12]} from the hub, got {_reason(error)}; "
+                               "fetch it once while online") from error  # fmt: skip
             continue
         if all((folder / name).is_file() for name in names):
             return folder
     raise RunError(f"expected {', '.join(names)} in {where.hub} at {where.revision[:12]}, got some of them alone; "
                    "point to another commit")  # fmt: skip
+
+
+def _reason(error: BaseException) -> str:
+    """What went wrong at first, in one line: what the package says of it later is long, or says nothing."""
+    while error.__cause__ is not None:
+        error = error.__cause__
+    return f"{type(error).__name__}: {str(error).partition(chr(10))[0]}"

@@ -146,8 +146,10 @@ def test_a_damaged_or_missing_file_is_refused(shelf, name):
 
 
 def test_a_network_on_a_hub_is_pinned_and_read_from_the_cache(shelf, monkeypatch):
-    cache = shelf.parent / "cache"
-    (shelf / NAME).rename(cache)
+    """What lies damaged in the cache is fetched anew: removing it would not do, where a cache holds links."""
+    cache, hubs = shelf.parent / "cache", shelf.parent / "hub"
+    (shelf / NAME).rename(hubs)
+    shutil.copytree(hubs, cache)
     sha256 = entries.described((cache / "zoo.json").read_bytes())["sha256"]
     pointer = {"hub": "some/one", "revision": "a" * 40, "sha256": sha256, "description": "d"}
     (shelf / f"{NAME}.json").write_text(json.dumps(pointer))
@@ -155,23 +157,35 @@ def test_a_network_on_a_hub_is_pinned_and_read_from_the_cache(shelf, monkeypatch
     monkeypatch.setitem(sys.modules, "huggingface_hub", None)
     with pytest.raises(RunError, match=r"pip install 'qrobust\[hub\]'"):
         zoo.find(NAME)
-    asked, cached = [], []
+    asked, online = [], [True]
 
-    def download(name, *, revision, allow_patterns, local_files_only):
+    def download(name, *, revision, allow_patterns, local_files_only, force_download):
         assert (name, revision, "model.onnx" in allow_patterns) == ("some/one", "a" * 40, True)
-        asked.append(local_files_only)
-        if local_files_only and not cached:
-            raise FileNotFoundError("not cached")
-        cached.append(name)
+        asked.append("cache" if local_files_only else "anew" if force_download else "hub")
+        if asked == ["cache"] or not (local_files_only or online):
+            cause = ConnectionError("refused\nfor more see elsewhere")
+            raise FileNotFoundError("a long story") from cause
+        if force_download:
+            shutil.copytree(hubs, cache, dirs_exist_ok=True)
         return str(cache)
 
     monkeypatch.setitem(sys.modules, "huggingface_hub", SimpleNamespace(snapshot_download=download))
     assert zoo.find(NAME).name == NAME
-    assert asked == [True, False]  # the cache first, and then the hub
+    assert asked == ["cache", "hub"]
     assert zoo.find(NAME).name == NAME
-    assert asked[2:] == [True]
+    assert asked[2:] == ["cache"]
+    for file in ("zoo.json", "model.onnx"):
+        (cache / file).write_bytes(b"damaged")
+        asked[:] = ["begun"]
+        assert zoo.find(NAME).name == NAME
+        assert asked[1:] == ["cache", "anew"]
+    online.clear()
+    (cache / "model.onnx").write_bytes(b"damaged")
+    with pytest.raises(RunError, match=r"got ConnectionError: refused; fetch it once while online"):
+        zoo.find(NAME)
+    online.append(True)
     (shelf / f"{NAME}.json").write_text(json.dumps(pointer | {"sha256": "0" * 64}))
-    with pytest.raises(RunError, match=r"expected zoo.json of sha256 000000000000 from some/one"):
+    with pytest.raises(RunError, match=r"expected digits.* in some/one at aaaaaaaaaaaa, got another network"):
         zoo.find(NAME)
     (shelf / f"{NAME}.json").write_text(json.dumps(pointer | {"revision": "main"}))
     with pytest.raises(RunError, match="a commit of 40"):
