@@ -153,7 +153,8 @@ class Bench:
         if subject.config is None:
             bits = int(subject.name.partition("trained ")[2] or 32)
             trained = read_json(self.run.files.network(bits).training)
-            return self.run.network(bits), {"minutes": trained["seconds"] / 60, "trained": True}
+            minutes = trained["seconds"] / 60 if trained["epochs"] else None  # None: weights that were given
+            return self.run.network(bits), {"minutes": minutes, "trained": True}
         images, _ = data.choose(self.run.dataset.train, subject.images, self.run.recipe.seed)
         batches = torch.split(data.to_unit(images.x, devices.device(), channels_last=True), BATCH)
         started = time.process_time()

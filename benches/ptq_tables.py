@@ -54,7 +54,7 @@ def _without_training(units: Result, key: str, name: str = "", *more: str) -> li
         first = _unpacked(base["right"][attack], n)
         lost, gained = int((first & ~masks[attack]).sum()), int((masks[attack] & ~first).sum())
         shown = f"{100 * (gained - lost) / n:+.1f}", probability(mcnemar(lost, gained))
-    minutes = f"{unit['minutes']:.2f}" + " of training" * bool(unit.get("trained"))
+    minutes = "" if unit["minutes"] is None else f"{unit['minutes']:.2f}" + " of training" * bool(unit.get("trained"))
     return [name or key, *more, *cells, *shown, str(unit["flips"]), minutes]
 
 
