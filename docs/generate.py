@@ -1,6 +1,6 @@
 """Write the generated documents: docs/cli.md from the command line; keys of recipes, targets and scenarios from their
 schema; docs/reference.md from docstrings; the tables of results in README.md, docs/audit.md, docs/checking.md,
-docs/demo.svg, recipes/README.md and benches/README.md from committed results.
+docs/zoo.md, docs/demo.svg, recipes/README.md and benches/README.md from committed results.
 
 Run from the repository root: python docs/generate.py (or `make docs`). The tests compare the files with this.
 """
@@ -14,6 +14,7 @@ import os
 import re
 import subprocess
 import sys
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -73,6 +74,7 @@ VERBS = (
     "report", "recipes", "targets", "zoo", "doctor",
 )  # fmt: skip
 ZOO = ("zoo list", "zoo get", "zoo push")
+ZOO_ATTACKS = ("clean", "strong", "autoattack")
 
 
 def cli_reference() -> str:
@@ -144,6 +146,42 @@ def own() -> str:
     lines += ["", f"{passed} of {len(result['rows'])} passed."]
     lines += ["", bench_tables.source("networks", result, folder="../benches/results")]
     return _between("docs/own.md", "networks", "\n".join(lines))
+
+
+def networks() -> str:
+    """docs/zoo.md with a table of the networks that lie in export/zoo between its markers."""
+    heads = ("network", "clean", "`strong`", "AutoAttack", "the file attacked", "kB", "speed at batch 1", "32")
+    lines = [f"| {' | '.join(heads)} |", "|---|" + "--:|" * (len(heads) - 1)]
+    for path in sorted((ROOT / "export" / "zoo").glob("*/result.json")):
+        found = json.loads(path.read_text())
+        network, of_float = found["network"], found["float_model"]
+        attacks = [_both(_share(one["before"], name) for one in (network, of_float)) for name in ZOO_ATTACKS]
+        on_file = _both(_share_of_file(one) for one in (network, of_float))
+        sizes = f"{network['size_bytes'] / 1000:.0f} ({of_float['size_bytes'] / 1000:.0f})"
+        speeds = [f"{network['latency'][batch]['speedup']:.2f}" if batch in network["latency"] else "–"
+                  for batch in ("1", "32")]  # fmt: skip
+        lines.append(f"| {' | '.join([f'`{path.parent.name}`', *attacks, on_file, sizes, *speeds])} |")
+    return _between("docs/zoo.md", "networks", "\n".join(lines))
+
+
+def _both(cells: Iterable[tuple[float, int] | None]) -> str:
+    """Of a network, with n, and of its float model."""
+    ours, of_float = cells
+    if ours is None:
+        return "–"
+    beside = f"{100 * of_float[0]:.1f}; " if of_float and of_float[1] == ours[1] else ""
+    return f"{100 * ours[0]:.1f} ({beside}n {ours[1]})"
+
+
+def _share(before: dict[str, Any], attack: str) -> tuple[float, int] | None:
+    """Accuracy in torch, clean or under an attack, and of how many images."""
+    cell = before["clean"] if attack == "clean" else before["attacks"].get(attack)
+    return cell and (cell["accuracy"], before["n"])
+
+
+def _share_of_file(width: dict[str, Any]) -> tuple[float, int] | None:
+    gap = width.get("gap")
+    return gap and gap["attacked"] and (gap["attacked"]["accuracy"], gap["n"])
 
 
 def _between(path: str, name: str, block: str) -> str:
@@ -229,6 +267,7 @@ DOCUMENTS = {
     ROOT / "docs" / "audit.md": audit,
     ROOT / "docs" / "checking.md": checking,
     ROOT / "docs" / "own.md": own,
+    ROOT / "docs" / "zoo.md": networks,
     ROOT / "docs" / "cli.md": cli_reference,
     ROOT / "docs" / "reference.md": functions.reference,
     ROOT / "docs" / "demo.svg": picture,
