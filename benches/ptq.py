@@ -14,7 +14,8 @@ last. --only: units whose name has this text in it.
     RUN/N/mse/both/IMAGES          from another number of them
     RUN/N/mse/REPAIR-per-tensor    one scale a layer; of networks with depthwise layers, as REPAIR `equalized`: both,
                                    behind cross-layer equalisation
-    RUN/allocated B, uniform B     bits by layer within B of the bytes at 8 bits, by margin or evenly
+    RUN/allocated B, uniform B     bits by layer within B of the bytes at 8 bits, by margin, or evenly but for the first
+                                   and last layers, which keep 8
 """
 
 from __future__ import annotations
@@ -101,20 +102,25 @@ def has_depthwise(model: nn.Module) -> bool:
 
 
 def evenly(sizes: Mapping[str, int], most: float) -> dict[str, int]:
-    """Widths by layer within so many bytes: all the same, and what is left spent on a bit more, first layers first.
+    """Widths by layer within so many bytes: all the same, and what is left spent on bits more, first layers first.
 
     sizes: weights by layer.
 
     >>> evenly({"a": 8, "b": 8, "c": 8}, 14)
     {'a': 5, 'b': 5, 'c': 4}
     """
-    width = max(bits for bits in range(1, 9) if sum(-(-count * bits // 8) for count in sizes.values()) <= most)
-    found = dict.fromkeys(sizes, width)
-    for name in sizes:
-        wider = found | {name: width + 1}
-        if width < 8 and sum(-(-count * wider[one] // 8) for one, count in sizes.items()) <= most:
-            found = wider
-    return found
+
+    def spent(widths: Mapping[str, int]) -> int:
+        return sum(-(-count * widths[one] // 8) for one, count in sizes.items())
+
+    found = dict.fromkeys(sizes, max(bits for bits in range(1, 9) if spent(dict.fromkeys(sizes, bits)) <= most))
+    while True:
+        before = found
+        for name in sizes:
+            wider = found | {name: min(found[name] + 1, 8)}
+            found = wider if spent(wider) <= most else found
+        if found == before:
+            return found
 
 
 class Bench:
@@ -200,14 +206,18 @@ class Bench:
             self.content["sensitivities"][self.name] = [
                 [one["layer"], one["bits"], one["margin"], one["clean_accuracy"]] for one in sensitivities
             ]
-            layers = quant.cost(self.float_model, self.x[:1]).layers
-            sizes = {name: layers[name].weights for name in found["bits"]}
-            even = evenly(sizes, found["budget"]["most"])
+            even = evenly(*self._inner(found["budget"]["most"]))
             both = (QUICK, STRONG)
             yield Subject(f"uniform {share}", both, _config({quant.EVERY: 8, **even}))
             yield Subject(
                 f"allocated {share}", both, _config({quant.EVERY: 8, **found["bits"]}), against=f"uniform {share}"
             )
+
+    def _inner(self, most: float) -> tuple[dict[str, int], float]:
+        """Weights by layer, without the first and last ones, which keep 8 bits, and the bytes that those leave."""
+        layers = quant.cost(quant.quantize(self.float_model, _config(4), calibration=self.x[:64]), self.x[:1]).layers
+        edges = sum(layer.weights for layer in layers.values() if layer.weight_bits == 8)
+        return {name: layer.weights for name, layer in layers.items() if layer.weight_bits == 4}, most - edges
 
 
 def _array(x: Tensor) -> np.ndarray[Any, Any]:
