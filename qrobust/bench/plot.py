@@ -63,7 +63,7 @@ def _front(result: dict[str, Any]) -> Figure:
     panel.plot(result["cost"] * scale, result["loss"], "o", color=COLOURS[0], markersize=8, label="within the budget")
     for one in result["uniform"]:
         panel.plot(one["cost"] * scale, one["loss"], "s", color=COLOURS[1], markersize=7)
-        panel.annotate(f"all {one['bits']}", (one["cost"] * scale, one["loss"]), (6, 6), textcoords="offset points")
+        panel.annotate(f"--bits {one['bits']}", (one["cost"] * scale, one["loss"]), (6, 6), textcoords="offset points")
     panel.axvline(result["budget"]["most"] * scale, color="#888888", linewidth=1, linestyle="--")
     panel.set(xlabel=label, ylabel="sum of lost margins under attack, logits", ylim=(0, None))
     panel.grid(visible=True, color="#e4e4e4", linewidth=0.8)

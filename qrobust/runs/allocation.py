@@ -9,7 +9,7 @@ OUT/layers.toml            [quant.layers], for `run` and `ptq`: -o OUT/layers.to
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -78,13 +78,15 @@ def allocate(recipe: Recipe, out: Path, asked: Request) -> dict[str, Any]:
         for name, layer in layers.items()
     }  # fmt: skip
     best, front = allocation.allocate(choices, most.most), allocation.pareto(choices)
+    narrow = cost(run.untrained(min(asked.widths)).to(x.device).eval(), x[:1]).layers
+    edges = {name for name in layers if narrow[name].weight_bits == FULL}
     result = {
         "budget": asdict(most),
         "images": len(asks.x),
         "bits": dict(best.bits),
         "cost": best.cost,
         "loss": best.loss,
-        "uniform": [_uniform(choices, bits) for bits in (*sorted(asked.widths), FULL)],
+        "uniform": [_uniform(choices, bits, edges) for bits in (*sorted(asked.widths), FULL)],
         "front": [[one.cost, one.loss] for one in front[:: max(1, len(front) // POINTS)]],
         "sensitivities": [asdict(one) for one in found],
         "versions": devices.versions(),
@@ -119,7 +121,10 @@ def _cost(layer: Any, bits: int, budget: Budget) -> float:
     return float(layer.macs * bits * layer.activation_bits)
 
 
-def _uniform(choices: dict[str, list[Choice]], bits: int) -> dict[str, float]:
-    """All layers at one width."""
-    alike = [next(one for one in options if one.bits == bits) for options in choices.values()]
+def _uniform(choices: dict[str, list[Choice]], bits: int, edges: Collection[str]) -> dict[str, float]:
+    """All layers at one width, but for the first and last ones, which keep 8 bits as in `ptq --bits`."""
+    alike = [
+        next(one for one in options if one.bits == (FULL if name in edges else bits))
+        for name, options in choices.items()
+    ]
     return {"bits": bits, "cost": sum(one.cost for one in alike), "loss": sum(one.loss for one in alike)}
