@@ -12,8 +12,8 @@ last. --only: units whose name has this text in it.
     RUN/trained N                  QM-N as the run trained it
     RUN/N/CALIBRATOR/REPAIR        N bits, 8-bit activations, from 512 images
     RUN/N/mse/both/IMAGES          from another number of them
-    RUN/N/mse/REPAIR-per-tensor    one scale a layer; of networks with depthwise layers, as REPAIR `equalized`: both,
-                                   behind cross-layer equalisation
+    RUN/N/mse/equalized            of networks with depthwise layers: both, behind cross-layer equalisation
+    RUN/N/mse/REPAIR-per-tensor    of these too: `both` and `equalized`, with one scale a layer
     RUN/allocated B, uniform B     bits by layer within B of the bytes at 8 bits, by margin, or evenly but for the first
                                    and last layers, which keep 8
 """
@@ -206,18 +206,14 @@ class Bench:
             self.content["sensitivities"][self.name] = [
                 [one["layer"], one["bits"], one["margin"], one["clean_accuracy"]] for one in sensitivities
             ]
-            even = evenly(*self._inner(found["budget"]["most"]))
+            sizes = {name: layer.weights for name, layer in quant.cost(self.float_model, self.x[:1]).layers.items()}
+            edges = {name: sizes.pop(name) for name in found["edges"]}  # which keep 8 bits, a byte a weight
+            even = evenly(sizes, found["budget"]["most"] - sum(edges.values()))
             both = (QUICK, STRONG)
             yield Subject(f"uniform {share}", both, _config({quant.EVERY: 8, **even}))
             yield Subject(
                 f"allocated {share}", both, _config({quant.EVERY: 8, **found["bits"]}), against=f"uniform {share}"
             )
-
-    def _inner(self, most: float) -> tuple[dict[str, int], float]:
-        """Weights by layer, without the first and last ones, which keep 8 bits, and the bytes that those leave."""
-        layers = quant.cost(quant.quantize(self.float_model, _config(4), calibration=self.x[:64]), self.x[:1]).layers
-        edges = sum(layer.weights for layer in layers.values() if layer.weight_bits == 8)
-        return {name: layer.weights for name, layer in layers.items() if layer.weight_bits == 4}, most - edges
 
 
 def _array(x: Tensor) -> np.ndarray[Any, Any]:

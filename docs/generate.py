@@ -158,8 +158,8 @@ def networks() -> str:
         attacks = [_both(_share(one["before"], name) for one in (network, of_float)) for name in ZOO_ATTACKS]
         on_file = _both(_share_of_file(one) for one in (network, of_float))
         sizes = f"{network['size_bytes'] / 1000:.0f} ({of_float['size_bytes'] / 1000:.0f})"
-        speeds = [f"{network['latency'][batch]['speedup']:.2f}" if batch in network["latency"] else "–"
-                  for batch in ("1", "32")]  # fmt: skip
+        timed = [network["latency"].get(batch, {}).get("speedup") for batch in ("1", "32")]
+        speeds = [f"{times:.2f}" if times else "–" for times in timed]
         lines.append(f"| {' | '.join([f'`{path.parent.name}`', *attacks, on_file, sizes, *speeds])} |")
     return _between("docs/zoo.md", "networks", "\n".join(lines))
 

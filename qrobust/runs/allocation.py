@@ -79,13 +79,14 @@ def allocate(recipe: Recipe, out: Path, asked: Request) -> dict[str, Any]:
     }  # fmt: skip
     best, front = allocation.allocate(choices, most.most), allocation.pareto(choices)
     narrow = cost(run.untrained(min(asked.widths)).to(x.device).eval(), x[:1]).layers
-    edges = {name for name in layers if narrow[name].weight_bits == FULL}
+    edges = [name for name in layers if narrow[name].weight_bits == FULL]  # as `ptq --bits` leaves them
     result = {
         "budget": asdict(most),
         "images": len(asks.x),
         "bits": dict(best.bits),
         "cost": best.cost,
         "loss": best.loss,
+        "edges": edges,
         "uniform": [_uniform(choices, bits, edges) for bits in (*sorted(asked.widths), FULL)],
         "front": [[one.cost, one.loss] for one in front[:: max(1, len(front) // POINTS)]],
         "sensitivities": [asdict(one) for one in found],

@@ -61,7 +61,7 @@ def fetch(where: Pointer, names: Sequence[str], anew: bool = False) -> Path:
         except Exception as error:  # of the network, the hub, the cache: they share no base
             if not cached:
                 raise RunError(f"expected {where.hub} at {where.revision[:12]} from the hub, got {_reason(error)}; "
-                               "fetch it once while online") from error  # fmt: skip
+                               "try again online, else install another version of qrobust") from error  # fmt: skip
             continue
         if all((folder / name).is_file() for name in names):
             return folder
@@ -73,4 +73,5 @@ def _reason(error: BaseException) -> str:
     """What went wrong at first, in one line: what the package says of it later is long, or says nothing."""
     while error.__cause__ is not None:
         error = error.__cause__
-    return f"{type(error).__name__}: {str(error).partition(chr(10))[0]}"
+    line = str(error).partition("\n")[0]
+    return f"{type(error).__name__}: {line}"

@@ -122,6 +122,7 @@ def test_bits_keep_a_budget_and_a_second_call_measures_nothing(small_run: Path, 
     lost = {(one["layer"], one["bits"]): one["margin"] for one in found["sensitivities"]}
     names = [name for name, bits in lost if bits == 4]
     # as `ptq --bits 4` has it: the first and the last layer keep 8 bits
+    assert found["edges"] == [names[0], names[-1]]
     assert uniform[4]["loss"] == pytest.approx(sum(lost[name, 4] for name in names[1:-1]))
     assert uniform[8]["cost"] / 2 < uniform[4]["cost"] < 0.55 * uniform[8]["cost"]
     lines = (tmp_path / "out" / "sensitivities.jsonl").read_text()

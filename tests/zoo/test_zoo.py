@@ -181,7 +181,7 @@ def test_a_network_on_a_hub_is_pinned_and_read_from_the_cache(shelf, monkeypatch
         assert asked[1:] == ["cache", "anew"]
     online.clear()
     (cache / "model.onnx").write_bytes(b"damaged")
-    with pytest.raises(RunError, match=r"got ConnectionError: refused; fetch it once while online"):
+    with pytest.raises(RunError, match=r"got ConnectionError: refused; try again online, else install another"):
         zoo.find(NAME)
     online.append(True)
     (shelf / f"{NAME}.json").write_text(json.dumps(pointer | {"sha256": "0" * 64}))
