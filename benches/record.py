@@ -8,6 +8,7 @@ Writes the report of a finished run, to be committed: run it at the commit that 
 from __future__ import annotations
 
 import argparse
+import json
 import subprocess
 import sys
 from collections.abc import Sequence
@@ -26,6 +27,9 @@ ROOT = Path(__file__).resolve().parent.parent
 # What a number may depend on; results and texts are written while others are measured.
 DECIDES = ("qrobust", "benches", "recipes", "export", "constraints.txt", ":!benches/results", ":!*.md")
 DIRTY = "-dirty"
+ORIGIN = {"commit", "versions", "hardware"}
+BY_SEED = {"seeds", "commits", "float"}  # of a study
+OF_ALL_SEEDS = {"gains"}  # made anew of them
 
 
 def origin() -> dict[str, Any]:
@@ -61,6 +65,31 @@ def paired(first: Path, second: Path) -> dict[str, Any]:
     """By set of images what `compare` says of two evaluations, with how many images were gained and lost."""
     sets = compare(first, second)["sets"]
     return {name: row | {"gained": len(row["gained"]), "lost": len(row["lost"])} for name, row in sets.items()}
+
+
+def with_seeds(result: dict[str, Any], path: Path | None) -> dict[str, Any]:
+    """A study's result beside the trainings of other seeds, or other rows of a seed, that `path` holds already.
+
+    Trainings take hours: so each may be made at its own commit, on its own machine. Raises ValueError where `path`
+    holds a study of other settings.
+    """
+    result = json.loads(json.dumps(result)) | {"commits": dict.fromkeys(result["seeds"], result["commit"])}
+    if path is None or not path.exists():
+        return result
+    earlier = read_json(path)
+    earlier.setdefault("commits", dict.fromkeys(earlier["seeds"], earlier.get("commit")))
+    keys = (earlier.keys() | result.keys()) - {*ORIGIN, *BY_SEED, *OF_ALL_SEEDS}
+    if differ := sorted(key for key in keys if earlier.get(key) != result.get(key)):
+        raise ValueError(f"expected a study of the same settings in {path}, got other {', '.join(differ)}; "
+                         "write to a new file")  # fmt: skip
+    for key in BY_SEED & result.keys():
+        before = earlier.get(key, {})
+        result[key] = before | {seed: _joined(before.get(seed), found) for seed, found in result[key].items()}
+    return result
+
+
+def _joined(before: Any, found: Any) -> Any:
+    return before | found if isinstance(before, dict) else found
 
 
 def over_trainings(first: Sequence[float], second: Sequence[float]) -> dict[str, Any]:

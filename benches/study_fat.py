@@ -43,7 +43,7 @@ class Size:
     precision: str  # of the quantised rows; the float ones are of `every`
 
 
-COMMON = "model.activation=relu", "train.validation.steps=10", "train.precision=bf16"
+COMMON = "model.activation=relu", "train.validation.steps=10", "train.precision=auto"
 SIZES = {
     "small": Size(
         (*COMMON, "data.train_size=10000", "train.batch_size=128"),
@@ -148,14 +148,15 @@ def main() -> None:
     )
     parser.add_argument("--json", type=Path)
     options = parser.parse_args()
-    origin, seeds = record.origin(), options.seeds.split(",")
-    starts = {seed: float_network(options, seed) for seed in seeds}
     rows = options.rows if options.rows != [""] else []
-    found = {seed: one_seed(options.out / f"seed-{seed}", int(seed), starts[seed], rows, options) for seed in seeds}
-    if options.json:
-        described = {seed: hashlib.sha256(start.read_bytes()).hexdigest() for seed, start in starts.items()}
-        settings = {"size": asdict(SIZES[options.size]), "best": BEST, "shortcuts": shortcuts(options)}
-        write_json(options.json, {**origin, **settings, "seeds": found, "float": described})
+    settings = {"size": asdict(SIZES[options.size]), "best": BEST, "shortcuts": shortcuts(options)}
+    about = record.origin() | settings
+    for seed in options.seeds.split(","):
+        start = float_network(options, seed)
+        found = {seed: one_seed(options.out / f"seed-{seed}", int(seed), start, rows, options)}
+        described = {seed: hashlib.sha256(start.read_bytes()).hexdigest()}
+        if options.json:
+            write_json(options.json, record.with_seeds(about | {"seeds": found, "float": described}, options.json))
 
 
 if __name__ == "__main__":

@@ -1,11 +1,11 @@
 """Does spectral alignment help beyond an average of weights, at a size that two CPU cores can train?
 
-    python benches/study_sar.py OUT --root FOLDER [--seeds 0,1,2] [--json benches/results/study-sar.json]
+    python benches/study_sar.py OUT --root FOLDER [--seeds 0,1,2] [-o KEY=VALUE] [--json F]
 
 For each seed one network is trained adversarially up to the first drop of the learning rate, with an exponential
-average beside it; from that checkpoint AT, AT with this average, AT + SAR and AT + SARWA go on, all in bf16. All are
+average beside it; from that checkpoint AT, AT with this average, AT + SAR and AT + SARWA go on. All are
 evaluated on the same test images and compared in pairs. What a method gains is tested over the trainings, one pair a
-seed, not over images. It continues where it was stopped.
+seed, not over images. It continues where it was stopped, and a seed's result is added to those in the file.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from qrobust.train.trainer import AVERAGE
 
 TRUNK, EPOCHS = 10, 14
 SETTINGS = (
-    "data.train_size=10000", "model.activation=relu", "train.batch_size=128", "train.precision=bf16",
+    "data.train_size=10000", "model.activation=relu", "train.batch_size=128", "train.precision=auto",
     f"train.milestones=[{TRUNK}, {TRUNK + 3}]", "train.factors=[0.1, 0.1]", "train.validation.steps=10",
 )  # fmt: skip
 EMA = "{kind = 'exponential', warmup = true, decay = 0.995, statistics = 'copied', start = 0, deploy = true}"
@@ -64,24 +64,24 @@ def branch(trunk: Path, run: Run) -> None:
     save_state(run.folder / STATE, state)
 
 
-def train(out: Path, root: Path, seed: int) -> dict[str, Run]:
+def train(options: argparse.Namespace, seed: int) -> dict[str, Run]:
     """The trunk of a seed, and its variants."""
-    trunk = opened(out / f"seed-{seed}" / "trunk", root, seed, TRUNK, VARIANTS["ema"])
+    folder = options.out / f"seed-{seed}"
+    trunk = opened(folder / "trunk", options.root, seed, TRUNK, (*VARIANTS["ema"], *options.o))
     trunk.train()
     runs = {}
     for name, more in VARIANTS.items():
-        runs[name] = opened(out / f"seed-{seed}" / name, root, seed, EPOCHS, more)
+        runs[name] = opened(folder / name, options.root, seed, EPOCHS, (*more, *options.o))
         if not (runs[name].folder / STATE).exists():
             branch(trunk.folder, runs[name])
         runs[name].train()
     return runs
 
 
-def evaluate(run: Run, attacks: tuple[str, ...], n: int, path: Path) -> dict[str, Any]:
+def evaluate(run: Run, n: int, path: Path) -> dict[str, Any]:
     """The result at `path`, made if it is not there."""
     if not path.exists():
-        chosen = [named(name, run.threat) for name in attacks]
-        run.attack(32, chosen, Request(n, path=path))
+        run.attack(32, [named(name, run.threat) for name in ATTACKS], Request(n, path=path))
     result: dict[str, Any] = read_json(path)
     return result
 
@@ -93,29 +93,25 @@ def main() -> None:
     parser.add_argument("--root", type=Path, required=True, help="folder of CIFAR-10")
     parser.add_argument("--seeds", default="0,1,2")
     parser.add_argument("--n", type=int, default=500)
-    parser.add_argument("--n-auto", type=int, default=0, help="images for AutoAttack on the first seed's networks")
+    parser.add_argument("-o", metavar="KEY=VALUE", action="append", default=[], help="as of qrobust run")
     parser.add_argument("--json", type=Path)
     options = parser.parse_args()
-    origin, seeds = record.origin(), [int(seed) for seed in options.seeds.split(",")]
-    runs = {seed: train(options.out, options.root, seed) for seed in seeds}
-    settings = recipe.dump(runs[seeds[0]]["at"].recipe).replace(f'root = "{options.root}"\n', "")
-    result: dict[str, Any] = {"recipe": settings, "trunk": TRUNK, "epochs": EPOCHS}
-    result["seeds"] = {str(seed): one_seed(runs[seed], options) for seed in seeds}
-    if len(seeds) > 1:
-        result["gains"] = gains(result["seeds"])
-    if options.n_auto:
-        result["autoattack"] = one_seed(runs[seeds[0]], options, ("autoattack",), options.n_auto)
-    if options.json:
-        write_json(options.json, origin | result)
+    about = record.origin() | {"trunk": TRUNK, "epochs": EPOCHS}
+    for seed in options.seeds.split(","):
+        runs = train(options, int(seed))
+        settings = recipe.dump(runs["at"].recipe).replace(f'root = "{options.root}"\n', "")
+        found = {"recipe": settings.replace(f"seed = {seed}\n", ""), "seeds": {seed: one_seed(runs, options)}}
+        result = record.with_seeds(about | found, options.json)
+        if len(result["seeds"]) > 1:
+            result["gains"] = gains(result["seeds"])
+        if options.json:
+            write_json(options.json, result)
 
 
-def one_seed(
-    runs: dict[str, Run], options: argparse.Namespace, attacks: tuple[str, ...] = ATTACKS, n: int | None = None
-) -> dict[str, Any]:
+def one_seed(runs: dict[str, Run], options: argparse.Namespace) -> dict[str, Any]:
     """Results of all variants, and the paired differences of the others to AT."""
-    stem = "-".join(attacks)
-    paths = {name: run.folder / f"{stem}.json" for name, run in runs.items()}
-    results = {name: evaluate(run, attacks, n or options.n, paths[name]) for name, run in runs.items()}
+    paths = {name: run.folder / f"{'-'.join(ATTACKS)}.json" for name, run in runs.items()}
+    results = {name: evaluate(run, options.n, paths[name]) for name, run in runs.items()}
     against = {name: record.paired(paths["at"], path) for name, path in paths.items() if name != "at"}
     outcomes = {name: record.outcomes(path) for name, path in paths.items()}
     return {"results": results, "outcomes": outcomes, "against_at": against}

@@ -5,7 +5,8 @@
 ResNet-20 on 10,000 images of CIFAR-10 by PGD-7, by two steps and by N-FGSM, each with as many epochs as make the same
 number of passes through the network, 48 an image; otherwise as recipes/cifar10-resnet20-hour.toml. Evaluated on the
 same test images; what one gains over PGD-7 is tested over the trainings, one pair a seed. It continues where it was
-stopped.
+stopped, and a
+seed's result is added to those in the file.
 """
 
 from __future__ import annotations
@@ -72,15 +73,9 @@ def main() -> None:
     parser.add_argument("--n", type=int, default=500)
     parser.add_argument("--json", type=Path)
     options = parser.parse_args()
-    result: dict[str, Any] = record.origin() | {
-        "recipe": RECIPE,
-        "settings": SETTINGS,
-        "rows": ROWS,
-        "passes": PASSES,
-        "seeds": {},
-    }
+    about = record.origin() | {"recipe": RECIPE, "settings": SETTINGS, "rows": ROWS, "passes": PASSES}
     for seed in options.seeds.split(","):
-        result["seeds"][seed] = one_seed(int(seed), options)
+        result = record.with_seeds(about | {"seeds": {seed: one_seed(int(seed), options)}}, options.json)
         if options.json:
             write_json(options.json, result)
 

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 TRIAL = 3.0  # seconds for all numbers of threads together
 CALLS = 5  # of the work with each number; their median leaves out the first, which warms up
 ENOUGH = 1.1  # times the shortest time
+BF16 = ("avx512_bf16", "amx_bf16", "bf16", "sve_bf16")  # of processors, as torch names them
 PACKAGES = ("qrobust", "torch", "brevitas", "onnx", "onnxruntime-gpu", "onnxruntime", "numpy")
 
 
@@ -87,13 +88,31 @@ def seed(*parts: object) -> int:
 
 @contextmanager
 def precision(name: str) -> Iterator[None]:
-    """Inside, matrix products and convolutions in "float32", "tf32" (GPU only) or "bf16" (autocast)."""
+    """Inside, matrix products and convolutions in "float32", "tf32" (GPU only), "bf16" (autocast) or "auto"."""
     import torch
 
+    name = precision_here(name)
     # No cache: it would hold the cast of a weight until the end of the context, over all optimiser steps.
     whole = torch.autocast(device().type, torch.bfloat16, enabled=name == "bf16", cache_enabled=False)
     with exact_products(name == "float32"), whole:
         yield
+
+
+def precision_here(name: str) -> str:
+    """What "auto" is on this machine: "bf16" where `has_bf16`, else "float32"; any other name is itself."""
+    if name != "auto":
+        return name
+    return "bf16" if has_bf16() else "float32"
+
+
+def has_bf16() -> bool:
+    """Whether the device computes bf16 by instructions of its own; without them it takes many times float32's time."""
+    import torch
+
+    if device().type == "cuda":
+        return bool(torch.cuda.is_bf16_supported(including_emulation=False))
+    able = torch.cpu.get_capabilities() if hasattr(torch.cpu, "get_capabilities") else {}
+    return any(able.get(name, False) for name in BF16)
 
 
 @contextmanager

@@ -351,6 +351,22 @@ def test_one_training_shows_no_gain(first, second):
         record.over_trainings(first, second)
 
 
+def _study(seed: str, rows: dict[str, Any], commit: str = "a", **more: Any) -> dict[str, Any]:
+    return {"commit": commit, "epochs": 4, "seeds": {seed: rows}, "float": {seed: f"sha of {seed}"}, **more}
+
+
+def test_trainings_of_other_seeds_and_rows_stay_in_a_study_each_with_its_commit(tmp_path):
+    path = tmp_path / "study.json"
+    for result in (_study("0", {"at": 1}), _study("1", {"at": 2}, "b", gains=3), _study("0", {"sar": 4}, "c")):
+        path.write_text(json.dumps(record.with_seeds(result, path)))
+    kept = json.loads(path.read_text())
+    assert kept["seeds"] == {"0": {"at": 1, "sar": 4}, "1": {"at": 2}}
+    assert kept["commits"] == {"0": "c", "1": "b"}
+    assert kept["float"] == {"0": "sha of 0", "1": "sha of 1"}
+    with pytest.raises(ValueError, match=r"the same settings in .*study.json, got other epochs, wide; write"):
+        record.with_seeds(_study("2", {"at": 1}, epochs=5, wide=True), path)
+
+
 def test_the_study_writes_the_same_test():
     seeds = tables.read("study-sar")["seeds"]
     found = study_sar.gains(seeds)["sarwa"]["worst_case"]

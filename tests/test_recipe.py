@@ -408,7 +408,7 @@ REFUSALS = {
     "train.awp.gamma=-1": "train.awp.gamma: expected greater than or equal to 0, got -1",
     "train.average={start = 0, decay = 1}": "train.average.decay: expected less than 1, got 1",
     "train.gradient_clip=0": "train.gradient_clip: expected greater than 0, got 0",
-    "train.precision=half": "train.precision: expected 'float32', 'tf32' or 'bf16', got 'half'",
+    "train.precision=half": "train.precision: expected 'float32', 'tf32', 'bf16' or 'auto', got 'half'",
     "train.sar.start=last": "train.sar.start: expected an epoch, counted from 0, or 'first-drop', got 'last'",
     "train.sar.start=-1": "train.sar.start: expected an epoch, counted from 0, or 'first-drop', got -1",
     "data.validation=0.9": "data.validation: expected less than or equal to 0.5, got 0.9",

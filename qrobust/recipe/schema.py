@@ -244,8 +244,9 @@ class Training(Schedule):
     """Form of the frequency-aware transformation (FAT) of inner convolutions' weights; it is folded into them when
     training ends.
     """
-    precision: Literal["float32", "tf32", "bf16"] = "float32"
-    """Precision of the forward and backward passes."""
+    precision: Literal["float32", "tf32", "bf16", "auto"] = "float32"
+    """Precision of the forward and backward passes; `"auto"`: bf16 where the processor or GPU has instructions for it,
+    else float32."""
     attack: TrainingAttack = TrainingAttack()
     mix: Mix | None = None
     extra: Extra | None = None

@@ -219,6 +219,7 @@ class TrainStage:
             "best": state.best,
             **({"layers": [asdict(one) for one in errors]} if (errors := networks.errors.get(self.bits)) else {}),
             "seconds": round(time.perf_counter() - started, 1),
+            "precision": devices.precision_here(job.precision),
             "data_fingerprint": networks.dataset.fingerprint,
             "versions": devices.versions(),
             "hardware": devices.hardware(),

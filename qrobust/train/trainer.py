@@ -67,6 +67,9 @@ def fit(
     weights that are not finite, naming epoch, batch and rate, and where a batch holds a single image and batch-norm
     needs more.
     """
+    if job.precision == "bf16" and not devices.has_bf16():
+        note(f"{job.label}: this processor has no instructions for bf16, which may take many times as long as "
+             'float32; precision = "auto" takes what suits it')  # fmt: skip
     with _interruptible(job), devices.own_randomness(), devices.precision(job.precision):
         work = _Work(model, dataset, job, teacher, extra)
         with (

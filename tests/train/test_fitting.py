@@ -156,6 +156,7 @@ REFUSED = {
     ),
     "FAT on a quantised network": (lambda: fit(deeper("paper"), fat="paper"), "expected no fat = 'paper' for a qu"),
     "bf16 on a quantised network": (lambda: fit(deeper("paper"), precision="bf16"), "expected no precision = 'bf16'"),
+    "perhaps bf16 on one": (lambda: fit(deeper("paper"), precision="auto"), "expected no precision = 'auto'"),
     "one image a channel": (lambda: fit(network(), (IMAGES.x[:, :1], IMAGES.y)), r"takes images \(2, 1, 6, 6\)"),
     "other labels": (lambda: fit(network(), Images(IMAGES.x, IMAGES.y + 1)), r"labels in \[0, 2\], got 3"),
     "other validation images": (
