@@ -40,12 +40,14 @@ def source(name: str, result: Result, *, folder: str = "results") -> str:
     count = None if machine.get("gpu") else machine.get("threads")
     threads = f", {count} thread{'s' * (count > 1)} in torch" if count else ""
     packages = ", ".join(f"{package} {versions[package]}" for package in PACKAGES if package in versions)
-    commit = f"commit {result['commit'][:12]}{_dirt(result['commit'])}" if result.get("commit") else OLD
-    return f"[{name}.json]({folder}/{name}.json), {commit}: {processor}{threads}; {packages}."
+    return f"[{name}.json]({folder}/{name}.json), {_commits(result)}: {processor}{threads}; {packages}."
 
 
-def _dirt(commit: str) -> str:
-    return " with changes" if commit.endswith(record.DIRTY) else ""
+def _commits(result: Result) -> str:
+    """Of the result, or of each seed's trainings where they were made at different ones."""
+    found = dict.fromkeys(commit for commit in result.get("commits", {"": result.get("commit")}).values() if commit)
+    named = [commit[:12] + (" with changes" if commit.endswith(record.DIRTY) else "") for commit in found]
+    return f"commit{'s' * (len(named) > 1)} {', '.join(named)}" if named else OLD
 
 
 def deployed(result: Result) -> Iterator[str]:
@@ -290,7 +292,8 @@ def busy(result: Result) -> Iterator[str]:
 BLOCKS: dict[str, Callable[[Result], Iterator[str]]] = {
     "deploy": deployed, "deploy_transformers": transformers, "targets": target_tables.targets, "attacks": attacks,
     "strong": strong, "train_step": train_steps, "qat_step": qat_steps, "cifar10-resnet20-cuda": cuda,
-    "gpu-steps": gpu_steps, "study-sar": study_tables.sar, "study-training": study_tables.training,
+    "gpu-steps": gpu_steps, "study-training": study_tables.training,
+    "study-sar": study_tables.sar, "study-sar-reduced": study_tables.sar,
     "study-fat": study_tables.fat, "study-fat-small": study_tables.fat, "study-fat-reduced": study_tables.fat,
     "ptq": ptq_tables.without_training, "heatmap": heat_map, "digits-8-bit-activations": places, "demo-busy": busy,
 }  # fmt: skip

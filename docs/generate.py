@@ -155,7 +155,7 @@ def networks() -> str:
     for path in sorted((ROOT / "export" / "zoo").glob("*/result.json")):
         found = json.loads(path.read_text())
         network, of_float = found["network"], found["float_model"]
-        attacks = [_both(_share(one["before"], name) for one in (network, of_float)) for name in ZOO_ATTACKS]
+        attacks = [_both(_share(one, name) for one in (network, of_float)) for name in ZOO_ATTACKS]
         on_file = _both(_share_of_file(one) for one in (network, of_float))
         sizes = f"{network['size_bytes'] / 1000:.0f} ({of_float['size_bytes'] / 1000:.0f})"
         timed = [network["latency"].get(batch, {}).get("speedup") for batch in ("1", "32")]
@@ -173,10 +173,12 @@ def _both(cells: Iterable[tuple[float, int] | None]) -> str:
     return f"{100 * ours[0]:.1f} ({beside}n {ours[1]})"
 
 
-def _share(before: dict[str, Any], attack: str) -> tuple[float, int] | None:
-    """Accuracy in torch, clean or under an attack, and of how many images."""
-    cell = before["clean"] if attack == "clean" else before["attacks"].get(attack)
-    return cell and (cell["accuracy"], before["n"])
+def _share(width: dict[str, Any], attack: str) -> tuple[float, int] | None:
+    """Accuracy in torch, clean or under an attack, and of how many images; of several evaluations the first's."""
+    for one in (width["before"], *width.get("further", ())):
+        if cell := one["clean"] if attack == "clean" else one["attacks"].get(attack):
+            return cell["accuracy"], one["n"]
+    return None
 
 
 def _share_of_file(width: dict[str, Any]) -> tuple[float, int] | None:

@@ -13,6 +13,8 @@ zoo = typer.Typer(
     name="zoo", help="Robust quantised networks to download.", no_args_is_help=True, rich_markup_mode=None
 )
 
+MORE_HELP = "Of `qrobust eval RUN --json FILE` by more attacks; may be repeated."
+
 
 @zoo.command("list")
 def list_networks() -> int:
@@ -48,13 +50,14 @@ def push(
     out: Annotated[Path, typer.Option("--out", metavar="DIR", help="New folder.")],
     license: Annotated[str, typer.Option("--license", metavar="L", help="SPDX.")] = "apache-2.0",
     description: Annotated[str, typer.Option("--description", metavar="TEXT", help="One line.")] = "",
+    evaluation: Annotated[Optional[list[Path]], typer.Option("--evaluation", metavar="FILE", help=MORE_HELP)] = None,  # noqa: UP045
 ) -> int:
     """Write a network as a folder that a model hub takes, or export/zoo/NAME; nothing is sent."""
     from .runs.publish import Listing, push
     from .storage import described
     from .zoo.entries import INDEX
 
-    made = push(source, out, Listing(name, license, description))
+    made = push(source, out, Listing(name, license, description, tuple(evaluation or ())))
     digest = described((made.folder / INDEX).read_bytes())["sha256"]
     say(console(), f"entry: {out}: move it to export/zoo/{name}, or upload it and pin the sha256 of {INDEX}, {digest}")
     return 0

@@ -156,12 +156,16 @@ def _rank(one: Number) -> tuple[float, int, int]:
 
 
 def numbers(width: Result) -> list[Number]:
-    """Worst cases at every attacked place: of the test images, of the suite, of the file's."""
+    """Worst cases at every attacked place: of the test images, of the suite, of the file's.
+
+    "further" of a width: more evaluations in torch, of other attacks or images.
+    """
     before, after, gap = (width.get(key) for key in ("before", "after", "gap"))
     found = []
-    if before and (attack := strongest(before["attacks"])):
-        images = before.get("images") or f"{before['n']} of the test"
-        found.append(_number(IN_TORCH, before["worst_case"], before["n"], images, attack))
+    for one in (before, *width.get("further", ())):
+        if one and (attack := strongest(one["attacks"])):
+            images = one.get("images") or f"{one['n']} of the test"
+            found.append(_number(IN_TORCH, one["worst_case"], one["n"], images, attack))
     left = {name: {"accuracy": share} for name, share in after["accuracy"].items() if name != CLEAN} if after else {}
     if after and (attack := strongest(left)):
         n = after["n"]

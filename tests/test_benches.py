@@ -422,6 +422,12 @@ def test_a_table_says_where_it_comes_from(commit, said):
     assert "a CPU, 2 cores, 1 thread in torch; torch 2.13" in text
 
 
+def test_a_study_names_the_commits_of_all_its_trainings():
+    about = {"commit": "cd" * 20, "hardware": {"gpu": "a GPU"}, "versions": {}}
+    text = tables.source("x", about | {"commits": {"0": "ab" * 20, "1": "cd" * 20, "2": "ab" * 20}})
+    assert "commits abababababab, cdcdcdcdcdcd: a GPU" in text
+
+
 def test_a_missed_goal_says_missed():
     result = {"seconds": {"quiet": 10.0, "busy": 25.0}, "ratio": 2.5, "at_most": 2.0, "held": False}
     assert "| 10 | 25 | 2.50 | 2.0 | **missed** |" in next(tables.busy(result))

@@ -165,7 +165,7 @@ def test_bf16_sees_every_change_of_a_weight():
      ({"neon": True, "bf16": True}, "bf16"), ({}, "float32")],
 )  # fmt: skip
 def test_auto_is_bf16_where_a_processor_has_instructions_for_it(monkeypatch, able, chosen):
-    """On one without, bf16 took sixty times as long as float32 for a step of ResNet-20."""
+    """On one without, bf16 took fifteen times as long as float32 for ResNet-20."""
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: able)
     assert devices.precision_here("auto") == chosen

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import tempfile
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,8 +12,10 @@ import torch
 from torch import nn
 
 from .. import __version__, data, models, recipe, runtime
-from ..errors import QrobustError, RunError
-from ..storage import described, write_json
+from ..errors import QrobustError, RunError, one_line
+from ..evaluation import evaluate
+from ..headline import headlines
+from ..storage import described, read_json, write_json
 from ..zoo import entries, generated, packing
 from ..zoo.artifact import generated_logits
 from ..zoo.card import card
@@ -22,18 +25,23 @@ from .run import Run
 from .saved import load, save
 
 TRIED = 8  # images that a saved network must give the same logits for
+FURTHER = ("n", "seed", "images", "clean", "attacks", "worst_case", "versions", "hardware")  # kept of an evaluation
+ROUNDING = 0.005  # by how much clean accuracy may differ where another processor measured it
 PRIVATE = ("root", "cache", "download")  # keys of a recipe's [data] that hold for one machine
 
 
 @dataclass(frozen=True)
 class Listing:
-    """How the zoo names a network. license: SPDX, in small letters as hubs have it. description: "" for the recipe's
-    words.
+    """How the zoo names a network, and what it says of it beside the run's own results.
+
+    license: SPDX, in small letters as hubs have it. description: "" for the recipe's words. evaluations: JSON of
+    `qrobust eval RUN` by further attacks, of this network and its float model.
     """
 
     name: str
     license: str = "apache-2.0"
     description: str = ""
+    evaluations: tuple[Path, ...] = ()
 
 
 def push(source: Path, out: Path, listed: Listing) -> entries.Entry:
@@ -86,7 +94,7 @@ def _fill(folder: Path, run: Run, bits: int, listed: Listing) -> None:
     shape = run.dataset.shape
     for width, name in ((bits, entries.TORCH), (FLOAT, entries.FLOAT)):
         _save(run.network(width), folder / name, shape)
-    manifest, result = artifact.manifest | {"name": listed.name}, _result(run, bits)
+    manifest, result = artifact.manifest | {"name": listed.name}, _result(run, bits, listed.evaluations)
     manifest["recipe"] = manifest["recipe"] | {"data": _public(manifest["recipe"]["data"])}
     write_json(folder / entries.MANIFEST, manifest)
     write_json(folder / entries.RESULT, result)
@@ -112,7 +120,7 @@ def _artifact(run: Run, bits: int) -> runtime.Artifact:
     return runtime.Artifact.load(run.files.network(bits).artifact)
 
 
-def _result(run: Run, bits: int) -> dict[str, Any]:
+def _result(run: Run, bits: int, evaluations: Sequence[Path]) -> dict[str, Any]:
     """Numbers of the network and of its float model, with what they were measured on."""
     if not all(run.files.network(width).check.exists() for width in (bits, FLOAT)):
         raise RunError(f"expected a finished run, got {run.folder} without a check of qm-{bits} or of qm-{FLOAT}; "
@@ -120,7 +128,31 @@ def _result(run: Run, bits: int) -> dict[str, Any]:
     found = results(run.recipe, run.files)
     by_width = {width["bits"]: width for width in found["widths"]}
     more = {key: found[key] for key in ("recipe", "threat", "activation_bits", "versions", "hardware")}
-    return {**more, "network": by_width[bits], "float_model": by_width[FLOAT]}
+    both = [by_width[FLOAT], by_width[bits]]
+    for path in evaluations:
+        for width in both:
+            width.setdefault("further", []).append(_evaluation(run, width["bits"], path))
+    for width, said in zip(both, headlines(both), strict=True):
+        width["headline"] = said.to_dict()
+    return {**more, "network": both[1], "float_model": both[0]}
+
+
+def _evaluation(run: Run, bits: int, path: Path) -> dict[str, Any]:
+    """What `qrobust eval RUN --json` wrote of a width. Raises RunError for anything else, and for another network's."""
+    name, told = f"qm-{bits}", f"write it by qrobust eval {run.folder} --attacks LIST --json {path}"
+    try:
+        found = read_json(path)[name]
+        kept, threat = {key: found[key] for key in FURTHER}, found["threat"]
+        clean = kept["clean"]["accuracy"]
+    except (LookupError, TypeError) as error:
+        raise RunError(f"expected a result with {name} in {path}, got one without {one_line(error)}; {told}") from error
+    again = evaluate(run.network(bits), run.dataset.test, attacks=["gn"], threat=run.threat, n=kept["n"],
+                     seed=kept["seed"]).to_dict()  # fmt: skip
+    same = (again["threat"], again["images"]) == (threat, kept["images"])
+    if not same or abs(again["clean"]["accuracy"] - clean) > ROUNDING:
+        raise RunError(f"expected an evaluation of {name} of {run.folder} in {path}, got one of another network, "
+                       f"threat or images; {told}")  # fmt: skip
+    return kept
 
 
 def _public(table: dict[str, Any]) -> dict[str, Any]:

@@ -9,7 +9,7 @@ from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
 import qrobust
-from qrobust import Threat
+from qrobust import Threat, devices
 from qrobust.data import Images
 from qrobust.errors import QrobustError
 from qrobust.quant import FAT, first_unrounded, quantize, quantizers
@@ -63,6 +63,15 @@ def test_it_is_the_training_of_runs(tmp_path):
     assert [r["loss"] for r in fitted.history] == [r["loss"] for r in state.history]
     best = state.best["model"]
     assert (fitted.clean, fitted.robust) == (best["validation_clean"], best["validation_robust"])
+
+
+@pytest.mark.parametrize("able", [True, False])
+def test_a_precision_without_instructions_for_it_is_not_silently_slow(monkeypatch, capsys, able):
+    monkeypatch.setattr(devices, "has_bf16", lambda: able)
+    fit(network(), precision="bf16", epochs=1)
+    assert ("no instructions for bf16" in capsys.readouterr().err) == (not able)
+    fit(network(), precision="auto", epochs=1)
+    assert "bf16" not in capsys.readouterr().err
 
 
 def test_images_to_validate_on():

@@ -216,3 +216,29 @@ def test_a_run_is_pushed_and_got_again(small_run, shelf, tmp_path, command_line)
     assert command_line("zoo", "get", "digits-small")[0] == 0
     found, before = Artifact.load(tmp_path / "digits-small"), Artifact.load(place)
     assert all((found.suite[name] == array).all() for name, array in before.suite.items())
+
+
+@pytest.mark.slow
+def test_further_evaluations_are_pushed_and_those_of_other_networks_refused(small_run, tmp_path, command_line):
+    """An attack that took too long for the run's own evaluation still stands on the card, with its n."""
+    asked = ("eval", str(small_run), "--attacks", "apgd-ce", "-n", "40", "--json", "more.json")
+    assert command_line(*asked)[0] == 0
+    push = ("zoo", "push", str(small_run / "qm-4"), "--name", "x", "--evaluation", "more.json", "--out")
+    assert command_line(*push, "entry")[0] == 0
+    more = json.loads((tmp_path / "more.json").read_text())
+    result = json.loads((tmp_path / "entry" / "result.json").read_text())
+    for part, width in (("network", "qm-4"), ("float_model", "qm-32")):
+        (further,) = result[part]["further"]
+        assert further["attacks"]["apgd-ce"] == more[width]["attacks"]["apgd-ce"]
+        assert further["n"] == 40
+    share = more["qm-4"]["worst_case"]["accuracy"]
+    assert f"| apgd-ce, in torch | 40 | {100 * share:.1f} % (" in (tmp_path / "entry" / "README.md").read_text()
+    whole = dict(more)
+    for damage, words in (
+        ({"qm-4": more["qm-4"] | {"images": "ab"}}, "got one of another network, threat or images"),
+        ({"qm-4": more["qm-4"] | {"clean": {"accuracy": 0.1}}}, "got one of another network, threat or images"),
+        ({"qm-32": {}}, "expected a result with qm-32 in more.json, got one without 'n'"),
+    ):
+        (tmp_path / "more.json").write_text(json.dumps(whole | damage))
+        code, _, errors = command_line(*push, "other")
+        assert (code, words in errors, (tmp_path / "other").exists()) == (2, True, False), errors
