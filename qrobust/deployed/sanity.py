@@ -68,11 +68,14 @@ def _session_values(deployed: Deployed, proto: onnx.ModelProto, names: Sequence[
     return [np.asarray(value, np.float32) for value in found]
 
 
+# What quantisers are trained with. "identity" also passes what a relu stops that is a saturating QuantizeLinear: on a
+# ResNet-20 with 8-bit activations that points nowhere, cosine 0.06 with the float model's gradient, not 0.95.
+TRAINED_FORM = "clipped"
 Labels = Mapping[str, Tensor]  # by set of images: int64 (n,)
 
 
 class CheckedFile(CheckedModel):
-    """A file whose attacks are checked; gradients are the module's at the session's logits.
+    """A file whose attacks are checked; gradients are the module's at the session's logits, as in training.
 
     sets: images by name, "clean" and what the file's suite stores. stored: what torch said of each before export.
     """
@@ -89,7 +92,7 @@ class CheckedFile(CheckedModel):
         source: Deployed | None = None,
         batch_size: int,
     ) -> None:
-        through = deployed.through(served, deployed.forms[0])
+        through = deployed.through(served, TRAINED_FORM if TRAINED_FORM in deployed.forms else deployed.forms[0])
         float_model = source.gradient() if source else None
         n = outcomes.n
         super().__init__(

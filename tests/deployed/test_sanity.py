@@ -5,7 +5,10 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 
+import qrobust
+from qrobust import zoo
 from qrobust.attacks import PartResult, named
 from qrobust.deployed.model import find_images, open_deployed
 from qrobust.deployed.sanity import SANITY_CHECKS, CheckedFile, apart, first_apart
@@ -106,6 +109,15 @@ def test_square_within_the_cascade_must_not_break_more_than_its_gradients(sound,
     parts = {"margin-30": 5, "square-240, last": by_square - 1, "ce-50, random": 2, "square-300, best": 1}
     found.outcomes.parts["strong"] = [PartResult(part, N, broken, 0, 0, 0.0) for part, broken in parts.items()]
     assert raised(found) == flags
+
+
+def test_gradients_are_those_that_quantisers_are_trained_with(tmp_path):
+    """Where QuantizeLinear's saturation is a relu, a gradient that passes it points elsewhere than the network's."""
+    name = "digits-resnet8-w4a8"
+    zoo.get(name, tmp_path / name)
+    found = checked(open_deployed(tmp_path / name))
+    own = found.gradient_of(qrobust.load(f"zoo:{name}").model)
+    assert F.cosine_similarity(found.gradient.flatten(1), own.flatten(1), dim=1).median() > 0.99
 
 
 def test_labels_apart():
