@@ -19,6 +19,7 @@ from qrobust.quant.exported import as_exported
 from qrobust.quant.layers import quantized_activation, quantized_conv, quantized_linear
 from qrobust.quant.quantizer import calibrating
 
+from ...onnx_module.helpers import has_vnni
 from ...quant.helpers import images
 from ..quant_op import evaluate
 
@@ -151,7 +152,8 @@ def test_a_file_computes_what_torch_does(kind, bits, target):
     if target == "qonnx":
         got = [evaluate(onnx.load_from_string(data), X.numpy())]
     else:
-        got = [logits_of(data, X, exact) for exact in ((0,) if target == "tensorrt" else (0, 1))]
+        # without VNNI sums saturate in a session that is not told otherwise
+        got = [logits_of(data, X, exact) for exact in ((0,) if target == "tensorrt" else (0, 1)) if exact or has_vnni()]
     for found in got:
         limit = 0.1 if target == "ort-cuda" else 0.02  # a tie may fall to its other side
         assert np.abs(found - expected).max() < limit * np.abs(expected).max()
