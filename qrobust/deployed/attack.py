@@ -35,10 +35,10 @@ from ..export.artifact import NO_PARITY, in_bytes
 from ..runtime import Artifact, served
 from ..threat import Threat
 from .model import GIVEN, SUITE, Deployed, Served, expect_classes, find_images, find_sources, of_artifact, open_deployed
-from .sanity import CheckedFile, Labels, check_file_sanity
+from .sanity import TRAINED_FORM, CheckedFile, Labels, check_file_sanity
 
 SESSION = "session"
-TURNS = ("clipped", "soft", "identity")  # of backward forms: "clipped" is what quantisers are trained with
+TURNS = (TRAINED_FORM, "soft", "identity")  # of backward forms
 
 
 @dataclass(frozen=True)

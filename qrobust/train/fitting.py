@@ -8,7 +8,7 @@ import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any
 
 import torch
 from safetensors.torch import save
@@ -21,7 +21,7 @@ from ..data.images import fingerprint
 from ..data.loading import split
 from ..errors import DataError, ModelError, RecipeError, did_you_mean, shown
 from ..models.inference import estimate_statistics, in_eval_mode
-from ..recipe import Data, Quantisation, Training, checked
+from ..recipe import Data, Training, checked
 from ..storage import digest
 from ..threat import Threat
 from .job import AUGMENTATION, Job
@@ -155,7 +155,7 @@ def _settings(model: nn.Module, method: str, settings: Mapping[str, Any]) -> tup
     training = checked(Training, {**own, "method": usual}, source="fit").model_copy(update={"method": method})
     if METHODS[method].teacher and training.mix is not None:
         raise RecipeError(f"fit: expected method 'at' or 'natural' for mixed images, got {method!r}; remove mix")
-    coarse = training.precision not in get_args(Quantisation.model_fields["precision"].annotation)
+    coarse = training.precision in ("bf16", "auto")
     if _is_quantised(model) and (coarse or training.fat != "none"):
         key = "precision" if coarse else "fat"
         raise RecipeError(

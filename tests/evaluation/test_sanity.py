@@ -179,7 +179,7 @@ def test_losses_disagree_where_one_is_saturated(natural: nn.Module, images: tupl
 def test_an_unsure_network_is_no_liar(robust: nn.Module, images: tuple[Images, Images]) -> None:
     """Sharper logits turn the cross-entropy into the margin, which breaks more of a network that is not sure."""
     unsure = CheckedModel(Wrapped(robust, back=Do(lambda z: z * 0.03)), images[1], THREAT, n=300)
-    assert unsure.share(unsure.ce) - unsure.share(unsure.margin) > 0.015
+    assert unsure.share(unsure.ce) - unsure.share(unsure.margin) > 0.019  # six of 300 images
     assert _raised(unsure, {"temperature", "loss-disagreement"}) == set()
 
 
