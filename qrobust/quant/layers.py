@@ -1,4 +1,4 @@
-"""Brevitas layers around our quantisers, and biases on the grid of their accumulators.
+"""Brevitas layers around our quantisers, biases on the grid of their accumulators, and scales that avoid ties.
 
 An integer convolution adds its bias to sums of s_x·s_w, so the bias is a whole number of those steps. At 8
 bits the rounding is far below one step of the output; at 2 bits it is a tenth of one. Doing it in torch,
@@ -27,7 +27,7 @@ from ._brevitas import (
     WeightQuantProxyFromInjector,
 )
 from .quantizer import WEIGHT, Quantizer, QuantizerConfig, quantizers
-from .reading import is_of_tokens, keeps_grid
+from .reading import DIFFERENCES, POOL_FUNCTIONS, PRODUCTS, SUMS, divides, is_of_tokens, keeps_grid
 
 
 class QuantizedConv2d(QuantConv2d):  # type: ignore[misc]  # Brevitas is not typed
@@ -156,14 +156,15 @@ def _keep(*_: Any, **__: Any) -> None:
 
 def source_quantizer(node: fx.Node, modules: dict[str, nn.Module]) -> Quantizer | None:
     """The quantiser that made a node's input, found upwards through all that leaves values on their grid."""
-    while node.all_input_nodes:
-        node = node.all_input_nodes[0]
-        module = modules.get(str(node.target))
-        if isinstance(module, QuantIdentity):
-            return next(quantizers(module))
-        if not keeps_grid(node, module):
-            return None
-    return None
+    return _quantizer_of(node.all_input_nodes[0], modules) if node.all_input_nodes else None
+
+
+def _quantizer_of(node: fx.Node, modules: dict[str, nn.Module]) -> Quantizer | None:
+    """The quantiser on whose grid a node's values lie."""
+    module = modules.get(str(node.target))
+    if isinstance(module, QuantIdentity):
+        return next(quantizers(module))
+    return source_quantizer(node, modules) if keeps_grid(node, module) else None
 
 
 NEAR = 0.05  # of a step: what float32 leaves of a rounded bias
@@ -174,8 +175,10 @@ def round_biases(model: fx.GraphModule) -> float:
     """Round, in place, every integer layer's bias, batch-norm folded in thought, to the accumulator's grid.
 
     With step = s_x·s_w·|γ|/σ per channel: β ← γμ/σ + step·round((β - γμ/σ) / step); without batch-norm the
-    bias itself is rounded. Returns the largest change in units of one step (at most 0.5).
+    bias itself is rounded. Before, scales that put frequent integers on a tie are moved: `avoid_ties`.
+    Returns the largest change in units of one step (at most 0.5).
     """
+    avoid_ties(model)
     largest = 0.0
     for _, bias, offset, step in _biases(model):
         units = (bias.double() - offset) / step.clamp_min(1e-300)
@@ -223,3 +226,90 @@ def _grid(layer: Any, norm: nn.BatchNorm2d | None, x_scale: Tensor) -> tuple[Ten
 def _weight_scale(layer: Any) -> Tensor:
     quantizer: Quantizer = layer.weight_quant.tensor_quant
     return quantizer.scale()
+
+
+# Of what float32 leaves of a sum: how far, as a share of its operands, two ways to compute it may differ.
+ROUNDING = 2.0**-22
+TIED = 1e-5  # share of values that may lie so near a tie: as of a layer with a multiplier for each channel
+NUDGE, NUDGES = 1e-4, 200  # shares of a scale that it is changed by, and how many are tried
+
+
+@torch.no_grad()
+def avoid_ties(model: fx.GraphModule) -> dict[str, float]:
+    """Change, in place, the scale of a quantiser behind a sum, difference, product or mean of integers where frequent
+    ones lie so near the middle of two steps that float32's roundings decide: by the smallest of ±0.01 %, ±0.02 % … ±1 %
+    that leaves fewer than one in 10^5 there. One pair of integers is thousands of values, and each runtime computes
+    a sum in its own order.
+
+    A small integer is taken to be as frequent as 1 / (1 + |integer|). Returns the factors by path of the quantiser.
+    """
+    modules, changed = dict(model.named_modules()), dict[str, float]()
+    for node in model.graph.nodes:
+        module = modules.get(str(node.target)) if node.op == "call_module" else None
+        found = _computed(node.all_input_nodes[0], modules) if isinstance(module, QuantIdentity) else None
+        quantizer = next(quantizers(module)) if isinstance(module, QuantIdentity) else None
+        if found is None or quantizer is None or quantizer.fixed:
+            continue
+        clip = quantizer.clip.clone()
+        tried = (1 + NUDGE * sign * step for step in range(NUDGES // 2 + 1) for sign in (1, -1)[: step + 1])
+        shares = {}
+        for factor in tried:
+            quantizer.clip.copy_(clip * factor)
+            shares[factor] = _tied(quantizer, *found)
+            if shares[factor] <= TIED:
+                break
+        best = min(shares, key=lambda factor: shares[factor])
+        quantizer.clip.copy_(clip * best)
+        if best != 1:
+            changed[str(node.target)] = best
+    return changed
+
+
+def _tied(quantizer: Quantizer, value: Tensor, operands: Tensor, weight: Tensor) -> float:
+    """Share, by weight, of the values whose rounding float32 decides."""
+    scale = float(quantizer.scale())
+    steps = value / scale
+    distance = (steps - steps.floor() - 0.5).abs()
+    tied = (distance <= operands / scale * ROUNDING) & (steps > quantizer.low - 1) & (steps < quantizer.high + 1)
+    return float((weight * tied).sum() / weight.sum())
+
+
+def _computed(node: fx.Node, modules: dict[str, nn.Module]) -> tuple[Tensor, Tensor, Tensor] | None:
+    """All values that arithmetic on one or two grids can give, the sizes of what they are computed from, and how
+    frequent they are; None for other nodes.
+    """
+    grids = [_quantizer_of(source, modules) for source in node.all_input_nodes]
+    levels = [_integers(grid.low, grid.high) for grid in grids if grid is not None]
+    scales = [grid.scale().double().cpu() for grid in grids if grid is not None]
+    if len(levels) < len(grids) or any(scale.dim() for scale in scales):
+        return None
+    if len(levels) == 1 and (count := _averaged(node, modules)):
+        mean = _integers(count * int(levels[0][0]), count * int(levels[0][-1])) / count
+        return mean * scales[0], mean.abs() * scales[0], 1 / (1 + mean.abs())
+    if len(levels) != 2 or len(node.args) != 2 or node.op != "call_function" or node.kwargs:
+        return None
+    one, two = levels[0][:, None] * scales[0], levels[1] * scales[1]
+    weight = 1 / ((1 + levels[0].abs())[:, None] * (1 + levels[1].abs()))
+    if node.target in PRODUCTS:
+        return one * two, (one * two).abs(), weight
+    if node.target in (*SUMS, *DIFFERENCES):
+        return one + (two if node.target in SUMS else -two), one.abs() + two.abs(), weight
+    return None
+
+
+def _integers(low: int, high: int) -> Tensor:
+    return torch.arange(low, high + 1, dtype=torch.float64)
+
+
+def _averaged(node: fx.Node, modules: dict[str, nn.Module]) -> int:
+    """How many numbers a pool takes the mean of; 0 where it is no such pool, or of several sizes."""
+    module = modules.get(str(node.target))
+    if isinstance(module, nn.AvgPool2d):
+        kernel = module.kernel_size
+        return kernel * kernel if isinstance(kernel, int) else math.prod(kernel)
+    if not isinstance(module, nn.AdaptiveAvgPool2d) and node.target not in POOL_FUNCTIONS:
+        return 0
+    before, after = (one.meta.get("shape") for one in (node.all_input_nodes[0], node))
+    if before is None or len(before) != 4 or after is None or not divides(node):
+        return 0
+    return int(math.prod(before[2:]) / math.prod(after[2:]))

@@ -8,9 +8,9 @@ import torch
 from torch import nn
 
 from qrobust.quant import QuantConfig, calibrate, quantize, quantizers, round_biases
-from qrobust.quant.layers import first_unrounded
+from qrobust.quant.layers import TIED, avoid_ties, first_unrounded
 
-from .helpers import Plain, images, resnet
+from .helpers import Does, Plain, images, resnet
 
 # Path of every layer → its batch-norm and where its input was quantised, read off the network by hand.
 RESNET = {
@@ -69,6 +69,7 @@ def networks(bits):
 @pytest.mark.parametrize("bits", [2, 4, 8])
 def test_every_bias_is_a_whole_number_of_steps(bits):
     for model, layers in networks(bits):
+        avoid_ties(model)  # which moves the grids themselves
         before = {layer: units(model, layer, *rest) for layer, rest in layers.items()}
         largest = round_biases(model)
         assert 0 < largest <= 0.5
@@ -136,3 +137,95 @@ def test_a_batch_norm_without_weights_gets_a_place_for_its_rounded_bias():
     assert not any(parameter.requires_grad for parameter in norm.parameters())
     assert model[1].bias is None
     torch.testing.assert_close(made(images()), model(images()), atol=0.02, rtol=0)
+
+
+class Two(nn.Module):
+    """A function of what relu leaves of two convolutions, and a classifier."""
+
+    def __init__(self, function):
+        super().__init__()
+        self.one, self.two = nn.Conv2d(1, 4, 3), nn.Conv2d(1, 4, 3)
+        self.relu, self.other = nn.ReLU(), nn.ReLU()
+        self.both = Does(lambda both: function(*both))
+        self.last = nn.Conv2d(4, 2, 3)
+
+    def forward(self, x):
+        return self.last(self.both((self.relu(self.one(x)), self.other(self.two(x))))).mean((2, 3))
+
+
+# Of integers a and b with scales p and q, over the scale s behind: in the order that torch computes it, and another.
+ARITHMETIC = {
+    "sum": (lambda a, b: a + b, lambda a, b, p, q, s: a * (p / s) + b * (q / s)),
+    "difference": (lambda a, b: a - b, lambda a, b, p, q, s: a * (p / s) - b * (q / s)),
+    "product": (lambda a, b: a * b, lambda a, b, p, q, s: a * b * (p * q / s)),
+}
+
+
+def set_scale(model, path, scale):
+    (quantizer,) = quantizers(model.get_submodule(path))
+    with torch.no_grad():
+        quantizer.clip.fill_(scale * quantizer.high)
+
+
+def scale32(model, path):
+    return np.float32(next(quantizers(model.get_submodule(path))).scale().item())
+
+
+def rounded_otherwise(function, other, p, q, s):
+    """Share of pairs of integers, small ones taken as more frequent, that the two orders round to other integers."""
+    a, b = np.arange(256, dtype=np.float32)[:, None], np.arange(256, dtype=np.float32)
+    one, two = (np.clip(np.rint(u), -128, 255) for u in (function(a * p, b * q) / s, other(a, b, p, q, s)))
+    weight = 1 / ((1.0 + a) * (1.0 + b))
+    return float((weight * (one != two)).sum() / weight.sum())
+
+
+def behind(model, name):
+    """Path of the quantiser that alone reads a function."""
+    (node,) = (node for node in model.graph.nodes if node.name == name)
+    (user,) = node.users
+    return user.target
+
+
+@pytest.mark.parametrize("kind", ARITHMETIC)
+def test_a_scale_that_puts_a_frequent_pair_on_a_tie_is_moved_and_no_other(kind):
+    function, other = ARITHMETIC[kind]
+    torch.manual_seed(0)
+    model = quantize(Two(function).eval(), QuantConfig(8, fat="none"), calibration=[images()])
+    name = {"sum": "add", "difference": "sub", "product": "mul"}[kind]
+    path = behind(model, name)
+    found = []
+    for p, q in ((0.0361949, 0.0570475), (0.0371, 0.0123), (0.0413, 0.0517)):
+        set_scale(model, "relu", p), set_scale(model, "other", q), set_scale(model, path, function(15 * p, 3 * q) / 7.5)
+        before = scale32(model, path)
+        scales = [scale32(model, each) for each in ("relu", "other")]
+        found.append(rounded_otherwise(function, other, *scales, before))
+        assert set(avoid_ties(model)) == {path}
+        after = scale32(model, path)
+        assert [scale32(model, each) for each in ("relu", "other")] == scales
+        assert rounded_otherwise(function, other, *scales, after) <= TIED
+        assert 0.99 < after / before < 1.01
+        assert avoid_ties(model) == {}
+    assert max(found) > 10 * TIED
+
+
+def test_a_pool_that_means_put_on_ties_gets_another_scale():
+    """Means of four integers at their own scale: every fourth lies in the middle of two."""
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Conv2d(1, 4, 3), nn.ReLU(), nn.AvgPool2d(2), nn.Conv2d(4, 2, 3)).eval()
+    model = quantize(net, QuantConfig(8, fat="none"), calibration=[images()])
+    path = behind(model, "_2")
+    set_scale(model, path, float(scale32(model, "1")))
+    assert avoid_ties(model).keys() == {path}
+    means, scales = np.arange(4 * 256) / 4, (scale32(model, "1"), scale32(model, path))
+    steps = means * float(scales[0]) / float(scales[1])
+    assert np.abs(steps - np.floor(steps) - 0.5)[means > 0].min() > 1e-5
+
+
+def test_rounding_biases_avoids_ties_first():
+    torch.manual_seed(0)
+    model = quantize(Two(lambda a, b: a + b).eval(), QuantConfig(8, fat="none"), calibration=[images()])
+    path = behind(model, "add")
+    set_scale(model, path, float(15 * scale32(model, "relu") + 3 * scale32(model, "other")) / 7.5)
+    round_biases(model)
+    assert avoid_ties(model) == {}
+    assert first_unrounded(model) is None
