@@ -101,12 +101,11 @@ REDUCED_TEXT = """\
 ## Reduced: what the papers ask, at a size that two cores train
 
 Not the papers' numbers, and in no table with them as measured: ResNet-20 on 10,000 images of CIFAR-10, fourteen epochs
-of N-FGSM in place of PGD, since
-[in as many passes it keeps more](../benches/README.md#ways-of-adversarial-training). So all accuracies are lower, and
-only what a method gains can be laid beside what is *printed*, in points. Accuracies are means over trainings from
-different seeds; what is gained is tested over these trainings, by a paired t-test of the worst case of all attacks of a
-row. `benches/study_sar.py` and `benches/study_fat.py` train and go on
-where they stopped; [benches/README.md](../benches/README.md#spectral-alignment) has every training."""
+of two steps of 5/255 in place of PGD. So all accuracies are lower, and only what a method gains can be laid beside what
+is *printed*, in points. Accuracies are means over trainings from different seeds; what is gained is tested over these
+trainings, by a paired t-test of the worst case of all attacks of a row. `benches/study_sar.py` and
+`benches/study_fat.py` train and go on where they stopped;
+[benches/README.md](../benches/README.md#spectral-alignment) has every training."""
 REDUCED_SAR = {
     "at": "spectral/cifar10-resnet18-at", "sar": "spectral/cifar10-resnet18-at-sar",
     "sarwa": "spectral/cifar10-resnet18-at-sarwa",
