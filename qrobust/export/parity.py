@@ -173,7 +173,7 @@ class _Pair:
         """
         names = {name for node in self.proto.graph.node for name in node.output}
         named = [path for path in paths if path in names]
-        run = _runner(exposing(self.proto, named), "disable")
+        run = _runner(exposing(self.proto, named), "extended")
         with results(self.model, named) as seen:
             _, _, feeds = self.torch(x)
         outputs = run(feeds)[1:]

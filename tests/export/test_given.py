@@ -17,10 +17,9 @@ from qrobust.data import Dataset, Images
 from qrobust.errors import QrobustError
 from qrobust.export.given import export_artifact
 from qrobust.quant import first_unrounded, quantize, round_biases
-from qrobust.runtime import Artifact, ArtifactError
+from qrobust.runtime import Artifact, ArtifactError, sums_saturate
 
 from ..conftest import once
-from ..onnx_module.helpers import has_vnni
 from ..quant.helpers import Plain, images
 
 THREAT = Threat("linf", 20 / 255)
@@ -104,7 +103,7 @@ def test_the_file_is_attacked_on_the_suite_or_on_images_that_are_given(folder):
     given = qrobust.attack(str(folder / "qm-4"), loader, attacks=["pgd-2"])
     assert given["n"] == 30
     assert given["gap"]["replayed"] == {}  # other images than the suite's
-    if not has_vnni():
+    if sums_saturate():
         pytest.skip("without VNNI, onnxruntime's defaults, by which a bare file is opened, let sums saturate")
     bare = qrobust.attack(folder / "qm-4" / "model.onnx", (X[:30], y[:30]), attacks=["pgd-2"], eps=THREAT.eps)
     assert bare["clean"] == given["clean"]

@@ -6,13 +6,11 @@ import torch
 from qrobust.errors import ExportError, ParityError
 from qrobust.export.parity import check_parity, parity
 from qrobust.export.target import load_target
+from qrobust.runtime import sums_saturate
 
-from ..onnx_module.helpers import has_vnni
 from ..quant.helpers import images
 from .tokens import FORMS, TOKENS, Named, file, network
 
-# Sessions are opened here by onnxruntime's defaults, which no artifact is: without VNNI they let sums saturate.
-pytestmark = pytest.mark.skipif(not has_vnni(), reason="without VNNI, onnxruntime's defaults let sums saturate")
 X = images(40, side=TOKENS, seed=5)
 TARGETS = {"integer": "ort-cpu", "gemm": "compact", "float": "ort-cpu-float"}
 QUANTISERS = ["q0", *(f"blocks.{block}.q{place}" for block in (0, 1) for place in (1, 2, 3, 4)), "q5"]
@@ -21,6 +19,8 @@ QUANTISERS = ["q0", *(f"blocks.{block}.q{place}" for block in (0, 1) for place i
 @pytest.mark.parametrize("runtime", ["all", "disable", "reference"])
 @pytest.mark.parametrize("form", FORMS)
 def test_a_right_file_agrees_within_a_step(form, runtime):
+    if form == "integer" and runtime == "disable" and sums_saturate():
+        pytest.skip("without optimisation, onnxruntime lets sums of 8-bit products saturate on this processor")
     some = X if runtime != "reference" else X[:4]
     found = parity(network(), file(form).data(), some, activations=file(form).activations, runtime=runtime, forced=True)
     assert [layer.module for layer in found.layers] == QUANTISERS

@@ -157,7 +157,9 @@ class File:
     def weight(self, integers, scale):
         """onnxruntime rounds activations by itself in front of weights that it dequantises."""
         if self.form == "gemm":
-            return self.op("DequantizeLinear", integers, scale, axis=1)
+            # One zero a channel: onnxruntime gives one number to a weight without any, and refuses that.
+            zeros = self.constant(f"{scale}.zeros", np.zeros(len(self.constants[scale]), np.int8))
+            return self.op("DequantizeLinear", integers, scale, zeros, axis=1)
         return self.op("Mul", self.op("Cast", integers, to=TensorProto.FLOAT), scale)
 
     def dequantised(self, x):

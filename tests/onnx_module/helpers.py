@@ -15,14 +15,8 @@ from qrobust.models import build
 from qrobust.models.inference import estimate_statistics
 from qrobust.onnx_module.building import execute
 from qrobust.quant import quantize
-from qrobust.runtime import sums_saturate
 
 from ..quant.helpers import images, shake_norms
-
-
-def has_vnni():
-    """Whether sums of 8-bit products are exact in every session, not only in those that are told to be."""
-    return not sums_saturate()
 
 
 def text_model(body, constants=(), *, opset=21, shape="N, 3, 8, 8", flat=True):

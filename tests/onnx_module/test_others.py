@@ -12,10 +12,11 @@ from onnxruntime.quantization.shape_inference import quant_pre_process
 
 from qrobust.models.inference import estimate_statistics
 from qrobust.onnx_module import load_onnx
+from qrobust.runtime import sums_saturate
 from qrobust.torchvision_cpu import import_torchvision
 
 from ..quant.helpers import images, shake_norms, short
-from .helpers import has_vnni, rounding_steps, runtime, steps_apart
+from .helpers import rounding_steps, runtime, steps_apart
 
 SIDE = 48
 SLOW = pytest.mark.slow
@@ -106,7 +107,7 @@ def quantised(path, form, **settings):
     prepared, written = path.with_name("prepared.onnx"), path.with_name(f"{form.name}.onnx")
     quant_pre_process(str(path), str(prepared), skip_symbolic_shape=True)
     # 7 bits a weight where sums of 8-bit products saturate: the module's do not.
-    settings |= {"quant_format": form, "reduce_range": not has_vnni()}
+    settings |= {"quant_format": form, "reduce_range": sums_saturate()}
     ort.quantize_static(str(prepared), str(written), Images(), **settings)
     return written.read_bytes()
 
@@ -162,8 +163,8 @@ def test_static_quantisation_as_operators(exported, name, signed):
 def test_dynamic_quantisation(exported, name):
     """One range an image, in the module as in a session that is given one."""
     written = exported(name).with_name("dynamic.onnx")
-    step = 1e-2 if has_vnni() else 5e-2  # of weights with 7 bits
-    settings = {"op_types_to_quantize": ["MatMul", "Gemm"], "reduce_range": not has_vnni()}
+    step = 5e-2 if sums_saturate() else 1e-2  # of weights with 7 bits
+    settings = {"op_types_to_quantize": ["MatMul", "Gemm"], "reduce_range": sums_saturate()}
     ort.quantize_dynamic(str(exported(name)), str(written), **settings)
     data, x = written.read_bytes(), images(4, SIDE, 3, seed=7)
     with torch.no_grad():

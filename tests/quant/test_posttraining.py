@@ -257,8 +257,9 @@ def test_what_is_held_is_bounded_and_the_result_stays(bound, most, monkeypatch):
     )
     again, found = ptq(trained(), W4, calibration=x.split(16), settings=config)
     assert [one.left for one in found] == pytest.approx([one.left for one in errors], rel=1e-4)
-    pairs = [*zip(model.parameters(), again.parameters(), strict=True)]  # sums of other parts may turn a weight
-    assert max(float(((a - b).norm() / (a.norm() + 1e-3)).detach()) for a, b in pairs) < 0.02
+    for (name, a), b in zip(model.named_parameters(), again.parameters(), strict=True):
+        step = 2e-4 if name == "11.bias" else 1e-5  # of its accumulator: sums in other parts may round to the next
+        assert torch.allclose(a, b, atol=step), name
     for one in walks:
         kept = sum(value.nbytes for part in one.held for value in part.values())
         assert 0 < kept <= most if bound == "MOST_HELD" else all(len(part) == 1 for part in one.parts)
