@@ -163,7 +163,7 @@ def _quantizer_of(node: fx.Node, modules: dict[str, nn.Module]) -> Quantizer | N
     """The quantiser on whose grid a node's values lie."""
     module = modules.get(str(node.target))
     if isinstance(module, QuantIdentity):
-        return next(quantizers(module))
+        return next(quantizers(module), None)  # Brevitas' own are not ours
     return source_quantizer(node, modules) if keeps_grid(node, module) else None
 
 
@@ -231,7 +231,7 @@ def _weight_scale(layer: Any) -> Tensor:
 # Of what float32 leaves of a sum: how far, as a share of its operands, two ways to compute it may differ.
 ROUNDING = 2.0**-22
 TIED = 1e-5  # share of values that may lie so near a tie: as of a layer with a multiplier for each channel
-NUDGE, NUDGES = 1e-4, 200  # shares of a scale that it is changed by, and how many are tried
+NUDGE, NUDGES = 1e-4, 100  # share of a scale that it is changed by, and at most how many times that
 
 
 @torch.no_grad()
@@ -246,14 +246,13 @@ def avoid_ties(model: fx.GraphModule) -> dict[str, float]:
     modules, changed = dict(model.named_modules()), dict[str, float]()
     for node in model.graph.nodes:
         module = modules.get(str(node.target)) if node.op == "call_module" else None
-        found = _computed(node.all_input_nodes[0], modules) if isinstance(module, QuantIdentity) else None
-        quantizer = next(quantizers(module)) if isinstance(module, QuantIdentity) else None
-        if found is None or quantizer is None or quantizer.fixed:
+        quantizer = next(quantizers(module), None) if isinstance(module, QuantIdentity) else None
+        found = None if quantizer is None or quantizer.fixed else _computed(node.all_input_nodes[0], modules)
+        if quantizer is None or found is None:
             continue
         clip = quantizer.clip.clone()
-        tried = (1 + NUDGE * sign * step for step in range(NUDGES // 2 + 1) for sign in (1, -1)[: step + 1])
-        shares = {}
-        for factor in tried:
+        shares = dict[float, float]()
+        for factor in (1.0, *(1 + NUDGE * sign * step for step in range(1, NUDGES + 1) for sign in (1, -1))):
             quantizer.clip.copy_(clip * factor)
             shares[factor] = _tied(quantizer, *found)
             if shares[factor] <= TIED:

@@ -5,9 +5,10 @@ import copy
 import numpy as np
 import pytest
 import torch
-from torch import nn
+from torch import fx, nn
 
 from qrobust.quant import QuantConfig, calibrate, quantize, quantizers, round_biases
+from qrobust.quant._brevitas import QuantConv2d, QuantIdentity
 from qrobust.quant.layers import TIED, avoid_ties, first_unrounded
 
 from .helpers import Does, Plain, images, resnet
@@ -229,3 +230,24 @@ def test_rounding_biases_avoids_ties_first():
     round_biases(model)
     assert avoid_ties(model) == {}
     assert first_unrounded(model) is None
+
+
+def test_graphs_with_brevitas_own_quantisers_are_left_alone():
+    class Own(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.one, self.two = (QuantIdentity(return_quant_tensor=False) for _ in range(2))
+            self.layer = QuantConv2d(1, 2, 3, bias=True)
+
+        def forward(self, x):
+            return self.layer(self.two(self.one(x) + self.one(x)))
+
+    class Whole(fx.Tracer):
+        def is_leaf_module(self, module, path):
+            return path != ""
+
+    model = Own().eval()
+    graph = fx.GraphModule(model, Whole().trace(model))
+    before = copy.deepcopy(graph.state_dict())
+    assert round_biases(graph) == 0
+    assert all(torch.equal(value, before[key]) for key, value in graph.state_dict().items())
