@@ -101,11 +101,10 @@ REDUCED_TEXT = """\
 ## Reduced: what the papers ask, at a size that two cores train
 
 Not the papers' numbers, and in no table with them as measured: ResNet-20 on 10,000 images of CIFAR-10, fourteen epochs
-of two steps of 5/255 in place of PGD. So all accuracies are lower, and only what a method gains can be laid beside what
-is *printed*, in points. Accuracies are means over trainings from different seeds; what is gained is tested over these
-trainings, by a paired t-test of the worst case of all attacks of a row. `benches/study_sar.py` and
-`benches/study_fat.py` train and go on where they stopped;
-[benches/README.md](../benches/README.md#spectral-alignment) has every training."""
+of PGD-7, so all accuracies are lower, and only what a method gains can be laid beside what is *printed*, in points.
+Accuracies are means over trainings from different seeds; what is gained is tested over these trainings, by a paired
+t-test of the worst case of all attacks of a row. `benches/study_sar.py` and `benches/study_fat.py` train and go on
+where they stopped; [benches/README.md](../benches/README.md#spectral-alignment) has every training."""
 REDUCED_SAR = {
     "at": "spectral/cifar10-resnet18-at", "sar": "spectral/cifar10-resnet18-at-sar",
     "sarwa": "spectral/cifar10-resnet18-at-sarwa",
@@ -148,7 +147,7 @@ def _reduced() -> Iterator[str]:
     claims = dict(_claims())
     yield from (REDUCED_TEXT, "", "Spectral alignment; printed: ResNet-18, 50,000 images.", "")
     aligned = {name: claims[one] for name, one in REDUCED_SAR.items()}
-    yield _studied("study-sar-reduced", study_tables.reduced_sar, aligned)
+    yield _studied("study-sar", study_tables.reduced_sar, aligned)
     yield from ("", "Masks of FAT at 4 and 2 bits of weights and activations, float shortcuts; printed: ResNet-20.", "")
     masked = {row: claims[one][label] for row, (one, label) in REDUCED_FAT.items()}
     yield _studied("study-fat-reduced", study_tables.reduced_fat, masked)

@@ -308,7 +308,7 @@ def _averaged(node: fx.Node, modules: dict[str, nn.Module]) -> int:
         return kernel * kernel if isinstance(kernel, int) else math.prod(kernel)
     if not isinstance(module, nn.AdaptiveAvgPool2d) and node.target not in POOL_FUNCTIONS:
         return 0
-    before, after = (one.meta.get("shape") for one in (node.all_input_nodes[0], node))
-    if before is None or len(before) != 4 or after is None or not divides(node):
+    before, after = ((one.meta.get("shape") or (None, None))[1:] for one in (node.all_input_nodes[0], node))
+    if not all(size and size > 0 for size in (*before, *after)) or not divides(node):
         return 0
-    return int(math.prod(before[2:]) / math.prod(after[2:]))
+    return int(math.prod(before) / math.prod(after))

@@ -9,7 +9,7 @@ from torch import fx, nn
 
 from qrobust.quant import QuantConfig, calibrate, quantize, quantizers, round_biases
 from qrobust.quant._brevitas import QuantConv2d, QuantIdentity
-from qrobust.quant.layers import TIED, avoid_ties, first_unrounded
+from qrobust.quant.layers import TIED, _averaged, avoid_ties, first_unrounded
 
 from .helpers import Does, Plain, images, resnet
 
@@ -220,6 +220,27 @@ def test_a_pool_that_means_put_on_ties_gets_another_scale():
     means, scales = np.arange(4 * 256) / 4, (scale32(model, "1"), scale32(model, path))
     steps = means * float(scales[0]) / float(scales[1])
     assert np.abs(steps - np.floor(steps) - 0.5)[means > 0].min() > 1e-5
+
+
+@pytest.mark.parametrize(
+    ("pool", "count"),
+    [
+        (nn.AvgPool2d(2), 4),
+        (nn.AvgPool2d((2, 3)), 6),
+        (nn.AdaptiveAvgPool2d(2), 9),
+        (Does(lambda x: x.mean((2, 3), keepdim=True)), 36),
+        (Does(lambda x: x.mean(1, keepdim=True)), 4),
+        (nn.AdaptiveAvgPool2d(4), 0),  # of windows that differ
+        (nn.MaxPool2d(2), 0),
+    ],
+)
+def test_how_many_numbers_a_pool_takes_the_mean_of(pool, count):
+    net = nn.Sequential(nn.Conv2d(1, 4, 3), nn.ReLU(), pool, nn.LazyConv2d(2, 1)).eval()
+    net(images())
+    model = quantize(net, QuantConfig(8, fat="none"), calibration=[images()])
+    modules = dict(model.named_modules())
+    pools = (node for node in model.graph.nodes if node.name in ("_2", "mean"))
+    assert [_averaged(node, modules) for node in pools] == [count]
 
 
 def test_rounding_biases_avoids_ties_first():
