@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 import qrobust.report
+from qrobust import recipe
 from qrobust.errors import RunError
 from qrobust.headline import headlines
 from qrobust.report import CARD, PAGE, pictures, write
@@ -62,6 +63,16 @@ def test_what_papers_report_is_marked(lean):
 def test_one_epoch_is_no_epochs(run):
     change(run / "qm-4" / "train.json", lambda found: found.update(epochs=1))
     assert "QM-4: 1 epoch in 60 s" in page(run).text
+
+
+@pytest.mark.parametrize(
+    ("setting", "start"),
+    [("quant.start_from=previous", "the one before it"), ("quant.start_from=float", "the float network"),
+     ("quant.start_from=initial", "the initial weights")],
+)  # fmt: skip
+def test_what_a_width_started_from_is_the_recipe_s(run, setting, start):
+    (run / "recipe.toml").write_text(recipe.dump(recipe.load("digits", ["bits=[32,4]", setting])))
+    assert f"A quantised network starts from {start}." in page(run).text
 
 
 def test_an_attack_on_the_artifact_has_its_row(lean):
