@@ -66,12 +66,13 @@ def test_one_epoch_is_no_epochs(run):
 
 
 @pytest.mark.parametrize(
-    ("setting", "start"),
-    [("quant.start_from=previous", "the one before it"), ("quant.start_from=float", "the float network"),
-     ("quant.start_from=initial", "the initial weights")],
+    ("settings", "start"),
+    [(["quant.start_from=previous"], "the one before it"), (["quant.start_from=float"], "the float network"),
+     (["quant.start_from=initial"], "the initial weights"),
+     (["quant.epochs=0", "quant.fat=none", "quant.ptq.adaround=0"], "the float network")],
 )  # fmt: skip
-def test_what_a_width_started_from_is_the_recipe_s(run, setting, start):
-    (run / "recipe.toml").write_text(recipe.dump(recipe.load("digits", ["bits=[32,4]", setting])))
+def test_what_a_width_started_from_is_the_recipe_s(run, settings, start):
+    (run / "recipe.toml").write_text(recipe.dump(recipe.load("digits", ["bits=[32,4]", *settings])))
     assert f"A quantised network starts from {start}." in page(run).text
 
 
