@@ -14,15 +14,17 @@ from ..recipe import Recipe, made
 from .folder import FLOAT, RunFolder
 from .networks import recipe_of, taken_from
 
-KEPT = {"data", "model", "threat", "seed", "threads"}  # of a run's recipe
+COUNTS: dict[str, Any] = {"evaluate": {"n"}, "export": {"suite_n"}, "attack": {"n"}}  # images, of a run's recipe
+KEPT = dict.fromkeys(("model", "threat", "seed", "threads"), True)
 CHECKED = 100  # images that the file is attacked on
 
 
 @dataclass(frozen=True)
 class Request:
-    """model: as a recipe's `model.name`, or a run, whose float network and images are taken. weights: a file of the
-    network's; "" for a factory that loads its own, or a run. data: a data set, an .npz file, or a folder of images by
-    class; "" for the run's. root: where a data set lies. bits: widths. target: a deployment target.
+    """model: as a recipe's `model.name`, or a run, whose float network and images are taken, as many as it evaluates
+    and attacks. weights: a file of the network's; "" for a factory that loads its own, or a run. data: a data set, an
+    .npz file, or a folder of images by class; "" for the run's. root: where a data set lies. bits: widths. target: a
+    deployment target.
     """
 
     model: str
@@ -54,7 +56,7 @@ def recipe_for(asked: Request, overrides: Iterable[str] = (), *, name: str, quan
         raise RecipeError(
             "expected --data, images to calibrate and to test on, got none; name a data set, an .npz file or a folder"
         )
-    table: dict[str, Any] = _of_run(source) if is_run else _of_model(asked)
+    table: dict[str, Any] = _of_run(source, bool(asked.data)) if is_run else _of_model(asked)
     if asked.data:
         table["data"] = _images(asked.data, asked.root)
     table |= {
@@ -62,8 +64,8 @@ def recipe_for(asked: Request, overrides: Iterable[str] = (), *, name: str, quan
         "bits": [FLOAT, *sorted(set(asked.bits) - {FLOAT}, reverse=True)],
         "train": {"epochs": 0},
         "quant": {"epochs": 0, "fat": "none", **quant},
-        "export": {"target": asked.target},
-        "attack": {"n": CHECKED},
+        "export": {**table.get("export", {}), "target": asked.target},
+        "attack": {"n": CHECKED, **table.get("attack", {})},
     }
     return made(table, overrides, source="ptq")
 
@@ -73,9 +75,11 @@ def _of_model(asked: Request) -> dict[str, Any]:
     return {"model": {"name": asked.model, **weights}, "threat": {"eps": "8/255"}}
 
 
-def _of_run(folder: Path) -> dict[str, Any]:
+def _of_run(folder: Path, other_images: bool) -> dict[str, Any]:
+    """What is taken of a run; with other images than its own, nothing that is said of those."""
     found = taken_from(recipe_of(RunFolder.expect(folder)), folder)
-    return found.model_dump(mode="json", exclude_none=True, include=KEPT)
+    include = KEPT if other_images else KEPT | COUNTS | {"data": True}
+    return found.model_dump(mode="json", exclude_none=True, include=include)
 
 
 def _images(data: str, root: str | None) -> dict[str, Any]:

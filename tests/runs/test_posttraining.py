@@ -39,6 +39,16 @@ def test_of_a_run_the_float_network_and_the_images_are_taken(small_run: Path) ->
     assert found.evaluate.attacks[-1] == "strong"
 
 
+def test_of_a_run_as_many_images_are_taken(small_run: Path, tmp_path: Path) -> None:
+    """Else its numbers would not stand beside the run's; a full test set takes hours where the run took minutes."""
+    source, found = load(str(small_run / "recipe.toml")), recipe(small_run)
+    assert None not in (source.evaluate.n, source.export.suite_n, source.attack.n)
+    assert (found.evaluate.n, found.export.suite_n) == (source.evaluate.n, source.export.suite_n)
+    assert (found.attack.n, found.export.target) == (source.attack.n, "ort-cpu")
+    other = recipe_for(Request(str(small_run), data="digits"), name="x", quant={"ptq": {}})
+    assert (other.evaluate.n, other.export.suite_n, other.attack.n) == (None, None, 100)
+
+
 def test_images_by_a_word(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A data set, a file, a folder; weights from where one stands."""
     (tmp_path / "photos").mkdir()
