@@ -15,7 +15,7 @@ from .folder import FLOAT, RunFolder
 from .networks import recipe_of, taken_from
 
 COUNTS: dict[str, Any] = {"evaluate": {"n"}, "export": {"suite_n"}, "attack": {"n"}}  # images, of a run's recipe
-KEPT = dict.fromkeys(("model", "threat", "seed", "threads"), True)
+KEPT = dict.fromkeys(("model", "threat", "seed", "threads"), True)  # of it, whatever the images are
 CHECKED = 100  # images that the file is attacked on
 
 

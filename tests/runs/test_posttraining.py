@@ -39,7 +39,7 @@ def test_of_a_run_the_float_network_and_the_images_are_taken(small_run: Path) ->
     assert found.evaluate.attacks[-1] == "strong"
 
 
-def test_of_a_run_as_many_images_are_taken(small_run: Path, tmp_path: Path) -> None:
+def test_of_a_run_as_many_images_are_taken(small_run: Path) -> None:
     """Else its numbers would not stand beside the run's; a full test set takes hours where the run took minutes."""
     source, found = load(str(small_run / "recipe.toml")), recipe(small_run)
     assert None not in (source.evaluate.n, source.export.suite_n, source.attack.n)
