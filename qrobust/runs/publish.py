@@ -99,6 +99,8 @@ def _fill(folder: Path, run: Run, bits: int, listed: Listing) -> None:
     write_json(folder / entries.MANIFEST, manifest)
     write_json(folder / entries.RESULT, result)
     own = run.recipe.model_copy(update={"data": settings.model_copy(update=dict.fromkeys(PRIVATE[:2]))})
+    if own.model.weights is not None:  # a path of one machine; these are they
+        own = own.model_copy(update={"model": own.model.model_copy(update={"weights": entries.FLOAT})})
     (folder / entries.RECIPE).write_text(recipe.dump(own), encoding="utf-8")
     said = generated.table(generated_logits(artifact.model, manifest, generated.COUNT))
     index: dict[str, Any] = {

@@ -1,6 +1,7 @@
 """Every network that the zoo holds against its card: whole, and the one whose numbers stand there; no data needed."""
 
 import re
+import tomllib
 
 import pytest
 import torch
@@ -45,6 +46,8 @@ def test_a_network_is_the_one_of_its_card(name):
     manifest = entry.json(entries.MANIFEST)
     assert manifest["files"]["model.onnx"] == entry.index["files"]["model.onnx"]
     assert manifest["metrics"]["before"]["worst_case"] == network["before"]["worst_case"]
+    weights = tomllib.loads(entry.files[entries.RECIPE].decode())["model"].get("weights")
+    assert weights in (None, entries.FLOAT)  # where they lay when it was trained is nobody's concern
 
 
 @pytest.mark.parametrize("name", NAMES)
