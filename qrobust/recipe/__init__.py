@@ -1,7 +1,7 @@
 """Recipes: how a network is trained, quantised, evaluated and exported; checked before anything runs."""
 
 from .parts import Average, Awp, Data, Export, Extra, Mix, Model, Sar, ThreatModel, TrainingAttack
-from .reading import checked, difference, dump, load, located, made, parse, read
+from .reading import checked, difference, dump, load, located, made, parse, portable, read
 from .schema import Quantisation, Recipe, Schedule, Training
 from .values import CallSize, Count, Int, Name, Positive, Seconds, Table, Threads
 
@@ -35,5 +35,6 @@ __all__ = [
     "located",
     "made",
     "parse",
+    "portable",
     "read",
 ]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import tomllib
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, TypeVar, get_args
 
@@ -126,24 +126,32 @@ def _override(text: str) -> dict[str, Any]:
 
 def located(table: Mapping[str, Any], folder: Path) -> dict[str, Any]:
     """The table with whole paths for the files that it names, which are relative to the file that names them."""
+
+    def whole(path: str) -> str:
+        return os.path.abspath(folder / Path(path).expanduser())  # noqa: PTH100, links stay
+
+    return _with_places(table, lambda code: resources.located(code, folder), whole)
+
+
+def portable(table: Mapping[str, Any]) -> dict[str, Any]:
+    """The table for others to read: code and weights by the names of their files, not by their place on a machine."""
+    return _with_places(table, resources.unplaced, lambda path: Path(path).name)
+
+
+def _with_places(table: Mapping[str, Any], code: Callable[[str], str], weights: Callable[[str], str]) -> dict[str, Any]:
     found = dict(table)
     for key in NAMING:
         if isinstance(inner := table.get(key), Mapping):
-            found[key] = _with_places(inner, folder)
+            found[key] = dict(inner)
+            if isinstance(name := inner.get("name"), str):
+                found[key]["name"] = code(name)
+            if isinstance(path := inner.get("weights"), str) and path:
+                found[key]["weights"] = weights(path)
     for key in TRAINING:
         if isinstance(inner := table.get(key), Mapping):
-            found[key] = located(inner, folder)
+            found[key] = _with_places(inner, code, weights)
     if isinstance(name := table.get("on_event"), str):
-        found["on_event"] = resources.located(name, folder)
-    return found
-
-
-def _with_places(table: Mapping[str, Any], folder: Path) -> dict[str, Any]:
-    found = dict(table)
-    if isinstance(name := table.get("name"), str):
-        found["name"] = resources.located(name, folder)
-    if isinstance(path := table.get("weights"), str) and path:
-        found["weights"] = os.path.abspath(folder / Path(path).expanduser())  # noqa: PTH100, links stay
+        found["on_event"] = code(name)
     return found
 
 

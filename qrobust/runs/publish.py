@@ -95,13 +95,10 @@ def _fill(folder: Path, run: Run, bits: int, listed: Listing) -> None:
     for width, name in ((bits, entries.TORCH), (FLOAT, entries.FLOAT)):
         _save(run.network(width), folder / name, shape)
     manifest, result = artifact.manifest | {"name": listed.name}, _result(run, bits, listed.evaluations)
-    manifest["recipe"] = manifest["recipe"] | {"data": _public(manifest["recipe"]["data"])}
+    manifest["recipe"] = _public(manifest["recipe"])
     write_json(folder / entries.MANIFEST, manifest)
     write_json(folder / entries.RESULT, result)
-    own = run.recipe.model_copy(update={"data": settings.model_copy(update=dict.fromkeys(PRIVATE[:2]))})
-    if own.model.weights is not None:  # a path of one machine; these are they
-        own = own.model_copy(update={"model": own.model.model_copy(update={"weights": entries.FLOAT})})
-    (folder / entries.RECIPE).write_text(recipe.dump(own), encoding="utf-8")
+    (folder / entries.RECIPE).write_text(recipe.dump(_own(run.recipe)), encoding="utf-8")
     said = generated.table(generated_logits(artifact.model, manifest, generated.COUNT))
     index: dict[str, Any] = {
         "schema_version": entries.SCHEMA_VERSION,
@@ -157,7 +154,23 @@ def _evaluation(run: Run, bits: int, path: Path) -> dict[str, Any]:
     return kept
 
 
+def _own(settings: recipe.Recipe) -> recipe.Recipe:
+    """The recipe beside an entry: it starts from the entry's float network, if it starts from weights."""
+    table = _public(recipe.portable(settings.model_dump(mode="json", exclude_none=True)))
+    if settings.model.weights is not None:
+        table["model"]["weights"] = entries.FLOAT
+    return recipe.parse(table, source=entries.RECIPE)
+
+
 def _public(table: dict[str, Any]) -> dict[str, Any]:
+    """A recipe's table without what holds for one machine: where images lie, of [data] and of [train.extra]."""
+    found = table | {"data": _placeless(table["data"])}
+    if extra := table["train"].get("extra"):
+        found["train"] = table["train"] | {"extra": _placeless(extra)}
+    return found
+
+
+def _placeless(table: dict[str, Any]) -> dict[str, Any]:
     return {key: value for key, value in table.items() if key not in PRIVATE}
 
 

@@ -41,6 +41,7 @@ from .stages import Stage, announce, without_key
 from .training import TrainStage
 
 Record = dict[str, Any]
+AFTER_EXPORT = {"bench", "attack", "analyze", "tensorboard", "on_event"}  # of a recipe: no artifact depends on them
 
 
 class Run:
@@ -181,7 +182,7 @@ class Run:
         stage = Stage(
             place.with_name(f"{place.name}.json") if folder else files.export,
             [
-                self._portable(exclude={"bench", "attack", "analyze", "tensorboard", "on_event"}),
+                recipe.portable(self.recipe.model_dump(mode="json", exclude=AFTER_EXPORT)),
                 chosen.model_dump(mode="json"),
                 images_as,
             ],
@@ -201,7 +202,7 @@ class Run:
             bits=bits,
             seed=self.recipe.seed,
             threat=self.threat,
-            recipe=self._portable(exclude_none=True, exclude={"on_event"}),
+            recipe=recipe.portable(self.recipe.model_dump(mode="json", exclude_none=True, exclude={"on_event"})),
             suite=self._suite(bits),
             before=before,
             input=images_as,
@@ -212,12 +213,6 @@ class Run:
         detail(f"{place}: runs as {', '.join(f'{count} {op}' for op, count in ops.items())}")
         self._finish(stage, {"target": chosen.name, "optimised_ops": dict(ops)})
         return place
-
-    def _portable(self, **what: Any) -> Record:
-        """The recipe for others to read: files by name, not by their place on this machine."""
-        found: Record = self.recipe.model_dump(mode="json", **what)
-        places = {key: Path(found["model"][key]).name for key in ("name", "weights") if found["model"].get(key)}
-        return found | {"model": found["model"] | places}
 
     def _suite(self, bits: int) -> Any:
         images, _ = data.choose(

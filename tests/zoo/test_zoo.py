@@ -11,10 +11,11 @@ import pytest
 import torch
 
 import qrobust
-from qrobust import resources, zoo
+from qrobust import recipe, resources, zoo
 from qrobust.data import DataSettings, Images, load
 from qrobust.errors import DataError, ModelError, RunError
 from qrobust.report import write
+from qrobust.runs import publish
 from qrobust.runtime import Artifact
 from qrobust.zoo import entries, generated, hub, packing
 
@@ -202,6 +203,22 @@ def test_generated_images_are_the_same_everywhere():
 
 
 HASH = "3481c6017f38052b34a45c37398972d36812e9f887b4b3b0eeb7b14aedf90363"
+
+
+def test_the_recipe_of_an_entry_names_no_place_of_the_machine_it_was_made_on():
+    """Neither of weights and teachers, nor of images; what it starts from lies beside it."""
+    extra = "{name = 'npz', root = '/home/me/x.npz', share = 0.5}"
+    teacher = "{name = 'resnet20', weights = '/home/me/t.pth'}"
+    given = {"model.weights": "/home/me/w.pth", "data.root": "/home/me/data", "train.extra": extra,
+             "train.teacher": teacher, "train.method": "ard"}  # fmt: skip
+    placed = recipe.load("digits", [f"{key}={value}" for key, value in given.items()])
+    own = publish._own(placed)
+    assert "/home/me" in recipe.dump(placed)
+    assert "/home" not in recipe.dump(own)
+    assert (own.model.weights, own.train.teacher.weights) == (entries.FLOAT, "t.pth")
+    assert publish._own(recipe.load("digits")).model.weights is None
+    manifest = publish._public(recipe.portable(placed.model_dump(mode="json", exclude_none=True)))
+    assert "/home" not in json.dumps(manifest)
 
 
 @pytest.mark.slow
